@@ -1,0 +1,51 @@
+"""Fusion Is All You Need: face identity for Stable Diffusion, reproduced.
+
+The names below are loaded when they are first used, so that ``import fusionlib`` and the command
+line's help stay quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusionlib.adapter import FusionAdapter
+    from fusionlib.attention import FusedAttnProcessor, fused_attention
+    from fusionlib.errors import FusionError
+    from fusionlib.masking import identity_attention_mask, scale_identity_masks
+    from fusionlib.pipeline import FusionPipeline
+    from fusionlib.reference import ReferenceCache, encode_references
+
+__version__ = "0.1.0"
+__all__ = [
+    "FusedAttnProcessor",
+    "FusionAdapter",
+    "FusionError",
+    "FusionPipeline",
+    "ReferenceCache",
+    "encode_references",
+    "fused_attention",
+    "identity_attention_mask",
+    "scale_identity_masks",
+]
+
+_HOME = {
+    "FusedAttnProcessor": "attention",
+    "FusionAdapter": "adapter",
+    "FusionError": "errors",
+    "FusionPipeline": "pipeline",
+    "ReferenceCache": "reference",
+    "encode_references": "reference",
+    "fused_attention": "attention",
+    "identity_attention_mask": "masking",
+    "scale_identity_masks": "masking",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
