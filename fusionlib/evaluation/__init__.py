@@ -1,0 +1,1 @@
+"""Measurements: who is in a picture, and how sure a difference between methods is."""

@@ -1,0 +1,90 @@
+"""How sure a measured difference is: bootstrap intervals over people, and verdicts from them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import scipy.stats
+from numpy.typing import NDArray
+
+from fusionlib.errors import FusionError
+
+Verdict = Literal["supported", "not supported", "undecided", "not testable here"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the interval that holds the true value in 95% of studies like this one."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def excludes(self, value: float) -> bool:
+        """Whether the interval lies wholly on one side of `value`."""
+        return value < self.low or value > self.high
+
+
+def bootstrap(
+    *samples: NDArray[np.float64],
+    statistic: Callable[..., Any] = np.mean,
+    resamples: int = 9_999,
+    seed: int = 0,
+) -> Interval:
+    """95% interval of a statistic, by the bias-corrected, accelerated bootstrap (BCa).
+
+    Several samples are drawn together (paired): entry i of each belongs to the same person. Pass
+    one value for each person, not for each image: images of one person are not independent.
+
+    Args:
+        samples: one or more (people,) arrays without NaN.
+        statistic: called as ``statistic(*samples, axis=...)``; must work along any axis.
+        resamples: number of resampled studies.
+        seed: of the resampling, so that a table is the same whenever it is made again.
+
+    Raises:
+        FusionError: fewer than two people, differing lengths, or a value that is not finite.
+    """
+    arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
+    if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1 or len(arrays[0]) < 2:
+        shapes = ", ".join(str(array.shape) for array in arrays) or "nothing"
+        raise FusionError(
+            "A bootstrap interval needs samples of one common length, one value for each of two "
+            f"people or more: got {shapes}."
+        )
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise FusionError(
+            "A bootstrap interval was asked for values that are not finite: leave out, and count, "
+            "pictures without a face first."
+        )
+    estimate = float(statistic(*arrays, axis=-1))
+    if all(np.ptp(array) == 0 for array in arrays):
+        return Interval(estimate, estimate, estimate)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+        found = scipy.stats.bootstrap(
+            arrays,
+            statistic,
+            n_resamples=resamples,
+            paired=True,
+            vectorized=True,
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    return Interval(estimate, float(found.low), float(found.high))
+
+
+def verdict(improvement: Interval) -> Verdict:
+    """Judge a claim "this is better" by the interval of the improvement (positive: better)."""
+    if improvement.low > 0:
+        return "supported"
+    if improvement.high < 0:
+        return "not supported"
+    return "undecided"
