@@ -66,7 +66,7 @@ lab: $(STAMP)  ## open JupyterLab on the notebooks
 # Run it after upgrading packages in $(VENV), and only when `make test` passed there.
 lock: $(STAMP)  ## pin what is installed: requirements.lock and environment.yml
 	@{ grep '^#' requirements.lock; \
-	   $(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu$$//' | sort -f; \
+	   $(BIN)/python -m pip freeze --all --exclude-editable | grep -v -i -E '^(pip|fusionlib)==' | sed 's/+cpu$$//' | sort -f; \
 	 } > requirements.lock.new && mv requirements.lock.new requirements.lock
 	@{ sed '/^      - /d' environment.yml; grep '==' requirements.lock | sed 's/^/      - /'; \
 	 } > environment.yml.new && mv environment.yml.new environment.yml

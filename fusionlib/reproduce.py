@@ -24,7 +24,7 @@ import yaml
 
 from fusionlib.errors import FusionError
 from fusionlib.manifest import manifest, sha256_file, sha256_folder, sha256_json
-from fusionlib.profiles import ROOT, load_profile
+from fusionlib.profiles import ROOT, Profile, load_profile
 
 LAST_LINES = 6
 """How much of a failing cell's or build's output an error message repeats."""
@@ -58,9 +58,9 @@ def reproduce(
 
     Args:
         profile: name of a profile in ``fusionlib/profiles``, or the path of a profile's YAML file.
-        out: folder for everything that is built. Executed notebooks go to ``executed/``, what the
-            notebooks write to ``results/``, the pages to ``book/``, and ``manifest.json`` says what
-            they were made from.
+        out: folder for everything that is built. What the notebooks generate goes to ``study/``,
+            the executed notebooks to ``executed/``, the pages to ``book/``, and ``manifest.json``
+            says what they were made from.
         force: run and build everything, whether or not anything changed.
         root: the repository to reproduce.
 
@@ -68,18 +68,22 @@ def reproduce(
         The book's first page.
 
     Raises:
-        FusionError: if `root` holds no notebooks, a notebook fails or the book does not build.
+        FusionError: if there are no notebooks, a notebook fails or the book does not build.
     """
     out = Path(out).resolve()
     root = Path(root).resolve()
+    settings = load_profile(profile)
+    if Path(profile).is_file():  # the notebooks run in another folder
+        profile = str(Path(profile).resolve())
     notebooks = find_notebooks(root)
-    inputs = _shared_inputs(root, profile)
+    inputs = _shared_inputs(root, settings)
     started = time.perf_counter()
     stages = []
     with _environment(_offline(inputs)):
         for number, notebook in enumerate(notebooks, start=1):
             label = f"[{number}/{len(notebooks) + 1}] {notebook.relative_to(root)}"
-            stages.append(run_notebook(notebook, profile, out, inputs, force=force, label=label))
+            parameters = {"profile": profile, **settings.notebooks.get(notebook.stem, {})}
+            stages.append(run_notebook(notebook, parameters, out, inputs, force=force, label=label))
     label = f"[{len(notebooks) + 1}/{len(notebooks) + 1}] book"
     stages.append(build_book(out, root=root, force=force, label=label))
 
@@ -132,54 +136,53 @@ def toc_pages(root: Path) -> list[str]:
 
 def run_notebook(
     notebook: Path,
-    profile: str,
+    parameters: dict[str, Any],
     out: Path,
     inputs: dict[str, str],
     *,
     force: bool = False,
     label: str = "",
 ) -> Stage:
-    """Run one notebook into ``out/executed``, unless the same inputs were run before.
+    """Run one notebook into ``out/executed``, unless it was run before with the same inputs.
 
-    The notebook is handed the parameters `profile`, `out` and `quick` (False: the profile's full
-    study), as far as its cell tagged ``parameters`` declares them, and runs in its own folder, as
-    JupyterLab would run it. The executed copy appears under its name only when every cell
-    succeeded.
+    The notebook runs in its own folder, as JupyterLab would run it, and is handed the parameter
+    `out` besides the given ones: the folder ``out/study``, where it keeps what it generates. The
+    executed copy appears under its name only when every cell succeeded.
 
     Args:
         notebook: the notebook to run; it is not changed.
-        profile: passed on to the notebook.
+        parameters: values for its cell tagged ``parameters``.
         out: folder of everything that is built.
         inputs: content hashes of what the notebook depends on besides itself.
         force: run it even if nothing changed.
         label: what to call it in progress messages.
 
     Raises:
-        FusionError: if a cell fails: names the cell and repeats the error's last lines.
+        FusionError: if the notebook does not declare a parameter, or if a cell fails: names the
+            cell and repeats the error's last lines.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
     label = label or notebook.name
     executed = out / "executed" / notebook.name
-    results = out / "results" / notebook.stem
+    parameters = parameters | {"out": os.path.relpath(out / "study", notebook.parent)}
     digest = sha256_json(
-        {"notebook": sha256_file(notebook), "inputs": inputs, "profile": profile, "out": str(out)}
+        {"notebook": sha256_file(notebook), "inputs": inputs, "parameters": parameters}
     )
     known = _read_stamp(out, notebook.stem)
     if not force and executed.exists() and known and known.digest == digest:
         print(f"{label}: unchanged (ran {known.seconds:.0f} s)", flush=True)
         return known
 
-    offered = {
-        "profile": profile,
-        "out": os.path.relpath(results, notebook.parent),
-        "quick": False,
-    }
-    declared = papermill.inspect_notebook(str(notebook))
-    parameters = {name: value for name, value in offered.items() if name in declared}
+    unknown = parameters.keys() - papermill.inspect_notebook(str(notebook)).keys()
+    if unknown:
+        raise FusionError(
+            f"{notebook.name} takes no parameter '{min(unknown)}': declare it in the cell tagged "
+            "`parameters`, or take it out of the profile."
+        )
     executed.parent.mkdir(parents=True, exist_ok=True)
-    results.mkdir(parents=True, exist_ok=True)
+    (out / "study").mkdir(exist_ok=True)
     partial = executed.with_name(f".{notebook.name}.{os.getpid()}.partial")
     print(f"{label}: running", flush=True)
     started = time.perf_counter()
@@ -296,26 +299,19 @@ def assemble_book(out: Path, root: Path = ROOT) -> Path:
     return source
 
 
-def _shared_inputs(root: Path, profile: str) -> dict[str, str]:
-    """Content hashes of everything besides itself that a notebook's output can depend on."""
+def _shared_inputs(root: Path, profile: Profile) -> dict[str, str]:
+    """Content hashes of everything besides itself that a notebook's output can depend on.
+
+    The sources, the data, the lock file and the profile; of the profile's models, the hash of a
+    folder that lies outside ``data/``, and the name of a model that comes from a hub.
+    """
     files = [root / "requirements.lock"]
-    files += sorted(file for file in (root / "fusionlib").rglob("*") if file.suffix in _SOURCES)
-    files += sorted(file for file in (root / "data").rglob("*") if file.is_file())
-    hashes = {
-        file.relative_to(root).as_posix(): sha256_file(file) for file in files if file.exists()
-    }
-    return hashes | _profile_inputs(root, profile)
-
-
-_SOURCES = {".py", ".yaml"}
-
-
-def _profile_inputs(root: Path, profile: str) -> dict[str, str]:
-    """The models a profile names: the hash of a folder outside ``data/``, the name of a hub's."""
-    settings = load_profile(profile)
-    inputs = {"profile": sha256_json(settings.model_dump(mode="json"))}
+    files += [f for f in (root / "fusionlib").rglob("*") if f.suffix in (".py", ".yaml")]
+    files += [f for f in (root / "data").rglob("*") if f.is_file()]
+    inputs = {f.relative_to(root).as_posix(): sha256_file(f) for f in sorted(files) if f.exists()}
+    inputs["profile"] = sha256_json(profile.model_dump(mode="json"))
     for field in ("base_model", "adapter", "clip_model"):
-        name = str(getattr(settings, field))
+        name = getattr(profile, field)
         if not Path(name).is_dir():
             inputs[f"hub:{field}"] = name
         elif root / "data" not in Path(name).resolve().parents:
