@@ -33,7 +33,7 @@ class Interval:
 
 
 def bootstrap(
-    *samples: NDArray[np.float64],
+    *samples: NDArray[np.floating[Any]],
     statistic: Callable[..., Any] = np.mean,
     resamples: int = 9_999,
     seed: int = 0,
