@@ -183,7 +183,7 @@ def run_notebook(
         )
     executed.parent.mkdir(parents=True, exist_ok=True)
     (out / "study").mkdir(exist_ok=True)
-    partial = executed.with_name(f".{notebook.name}.{os.getpid()}.partial")
+    partial = executed.with_name(f".{notebook.stem}.{os.getpid()}.partial.ipynb")
     print(f"{label}: running", flush=True)
     started = time.perf_counter()
     try:
@@ -194,7 +194,9 @@ def run_notebook(
             kernel_name="python3",
             cwd=str(notebook.parent),
             progress_bar=sys.stderr.isatty(),
+            extra_arguments=["--log-level=ERROR"],  # of the kernel: it warns of plain TCP each time
         )
+        os.replace(partial, executed)
     except PapermillExecutionError as error:
         failed = executed.with_suffix(".failed.ipynb")
         os.replace(partial, failed)
@@ -206,7 +208,6 @@ def run_notebook(
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-    os.replace(partial, executed)
     seconds = time.perf_counter() - started
     print(f"{label}: done in {seconds:.0f} s", flush=True)
     return _write_stamp(out, Stage(notebook.stem, digest, round(seconds, 1), reused=False))
@@ -247,11 +248,13 @@ def build_book(
     started = time.perf_counter()
     work = out / "book-build"
     shutil.rmtree(work, ignore_errors=True)
-    command = [sys.executable, "-m", "jupyter_book", "build", str(source)]
+    run_builder = "from jupyter_book.cli.main import main; main()"  # it has no `python -m`
+    command = [sys.executable, "-c", run_builder, "build", str(source)]
     command += ["--path-output", str(work), "--warningiserror", "--keep-going"]
+    plain = os.environ | {"NO_COLOR": "1"}
     log = out / "book.log"
     with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, cwd=out)
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, cwd=out, env=plain)
     built = work / "_build" / "html"
     if done.returncode != 0 or not (built / "index.html").exists():
         raise FusionError(f"The book did not build: {_complaints(log)} (whole log: {_short(log)})")
@@ -292,9 +295,10 @@ def assemble_book(out: Path, root: Path = ROOT) -> Path:
                 f"notebooks/{name} was not executed yet: run `make reproduce`, which does."
             )
         notebook = nbformat.read(out / "executed" / name, as_version=4)
-        for cell in notebook.cells:
-            if "injected-parameters" in cell.metadata.get("tags", []):
-                cell.metadata.tags.append("hide-input")  # shown on a click, as any parameter is
+        for cell in notebook.cells:  # the run's own parameters are shown, the defaults on a click
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.metadata.tags.append("hide-input")
+                cell.metadata["mystnb"] = {"code_prompt_show": "Show the default parameters"}
         nbformat.write(notebook, source / "notebooks" / name)
     return source
 
