@@ -55,14 +55,18 @@ def load_pipeline(
     Args:
         profile: says which models; see `fusionlib.profiles`.
         base_model: a Stable Diffusion checkpoint to use instead, a folder or a hub id.
-        adapter: an adapter to use instead, a folder or a hub id.
+        adapter: an adapter to use instead, a folder or a hub id; by default the folder ``adapter``
+            of the checkpoint, or the profile's if it has none.
         device: a torch device; by default a GPU if there is one.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
 
     Raises:
         FusionError: a model is missing or does not fit, or there is no such device or type.
     """
-    base_model, adapter = base_model or profile.base_model, adapter or profile.adapter
+    if adapter is None:
+        own = Path(base_model or profile.base_model).expanduser() / "adapter"
+        adapter = str(own) if (own / "config.json").is_file() else profile.adapter
+    base_model = base_model or profile.base_model
     check_model(base_model, file="model_index.json", what="base model")
     check_model(adapter, file="config.json", what="adapter")
 
