@@ -202,7 +202,7 @@ def run_notebook(
         os.replace(partial, failed)
         message = "\n".join(f"{error.ename}: {error.evalue}".strip().splitlines()[-LAST_LINES:])
         raise FusionError(
-            f"{notebook.name} failed in cell {error.cell_index + 1}, which begins with "
+            f"{notebook.name} failed at In [{error.exec_count}], which begins with "
             f"`{error.source.strip().splitlines()[0]}`: {message} "
             f"(the notebook as far as it ran, with the traceback: {_short(failed)})"
         ) from error

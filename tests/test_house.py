@@ -1,0 +1,203 @@
+"""The house around the library: one set of versions, a book whose parts exist, its builder."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from fusionlib.errors import FusionError
+from fusionlib.profiles import ROOT
+from fusionlib.reproduce import build_book, find_notebooks, reproduce, toc_pages
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def locked() -> dict[str, str]:
+    """Versions of the lock file by normalised name."""
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    for line in pins:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._]+", line), f"not pinned: {line}"
+    return {normal(name): version for name, version in (line.split("==") for line in pins)}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_line_of_the_lock_is_one_pinned_version() -> None:
+    assert locked()["torch"] == "2.13.0"
+
+
+def test_conda_users_get_the_locked_set() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert "python=3.11" in environment["dependencies"]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    pairs = [line.split("==") for line in pip]
+    assert {normal(name): version for name, version in pairs} == locked()
+
+
+def test_the_lock_holds_every_declared_dependency_and_satisfies_it() -> None:
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    pins = locked()
+    for requirement in map(Requirement, declared):
+        assert requirement.specifier.contains(pins[normal(requirement.name)], prereleases=True), (
+            f"{requirement} is not met by the lock file"
+        )
+
+
+def test_readme_opens_with_the_two_commands() -> None:
+    commands = re.search(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert commands is not None
+    words = [line.split("#")[0].strip() for line in commands[1].splitlines()]
+    assert words == ["make reproduce", "make test"]
+
+
+def test_readme_and_pages_say_that_the_embedded_model_knows_synthetic_people_only() -> None:
+    for page in ("README.md", "book/intro.md"):
+        assert "knows synthetic people only" in (ROOT / page).read_text()
+
+
+def test_citation_names_the_paper_and_the_software() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and citation["license"] == "Apache-2.0"
+    names = [a["family-names"] for a in citation["preferred-citation"]["authors"]]
+    assert names == ["Mohamed", "Han", "Li"]
+
+
+def test_ci_runs_what_a_reader_runs() -> None:
+    script = ROOT / ".ci" / "run"
+    assert "make test" in script.read_text()
+    assert script.stat().st_mode & 0o111, ".ci/run is not executable"
+
+
+def test_every_page_of_the_book_exists() -> None:
+    for page in toc_pages(ROOT):
+        assert any((ROOT / f"{page}.{kind}").exists() for kind in ("md", "ipynb")), page
+
+
+def test_local_links_of_the_readme_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text()
+    paths = re.findall(r"\]\((?!https?:)([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    paths += re.findall(r"\b((?:data|docs|book)/[\w./-]+\w)", text)
+    assert paths
+    for path in paths:
+        assert (ROOT / path).exists(), f"README.md points to {path}, which does not exist"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_have_parameters_and_no_stored_output(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata["kernelspec"]["name"] == "python3"
+    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert "profile" in tagged[0].source and "out" in tagged[0].source
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None, "clear the outputs"
+
+
+def make_repository(root: Path, source: str) -> Path:
+    """The smallest repository that `reproduce` accepts: one page, one notebook."""
+    for folder in ("notebooks", "book", "fusionlib", "data"):
+        (root / folder).mkdir(parents=True)
+    (root / "requirements.lock").write_text("pip==1\n")
+    (root / "_config.yml").write_text(
+        'title: Tiny\nonly_build_toc_files: true\nexecute: {execute_notebooks: "off"}\n'
+    )
+    (root / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/intro\nchapters:\n  - file: notebooks/tiny\n"
+    )
+    (root / "book" / "intro.md").write_text("# Tiny\n\n{doc}`../notebooks/tiny`\n")
+    parameters = nbformat.v4.new_code_cell('profile = "none"\nout = "."')
+    parameters.metadata["tags"] = ["parameters"]
+    cells = [
+        nbformat.v4.new_markdown_cell("# A number"),
+        parameters,
+        nbformat.v4.new_code_cell(source),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "language": "python",
+        "display_name": "Python 3",
+    }
+    nbformat.write(notebook, root / "notebooks" / "tiny.ipynb")
+    return root
+
+
+COUNT_RUNS = """
+from pathlib import Path
+runs = Path(out) / "runs.txt"
+runs.write_text((runs.read_text() if runs.exists() else "") + profile + "\\n")
+print("the number is", 6 * 7)
+"""
+
+
+def test_reproduce_runs_what_changed_and_builds_the_book_from_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = make_repository(tmp_path / "repository", COUNT_RUNS), tmp_path / "build"
+    runs = out / "study" / "runs.txt"
+
+    page = reproduce("embedded", out=out, root=root)
+    assert page.as_uri() in capsys.readouterr().out
+    assert page.exists() and runs.read_text() == "embedded\n"
+    assert "the number is 42" in (out / "book" / "notebooks" / "tiny.html").read_text()
+    record = json.loads((out / "manifest.json").read_text())
+    assert record["profile"] == "embedded"
+    assert [stage["reused"] for stage in record["stages"]] == [False, False]
+
+    built = page.stat().st_mtime_ns
+    reproduce("embedded", out=out, root=root)
+    assert runs.read_text() == "embedded\n" and page.stat().st_mtime_ns == built
+    assert capsys.readouterr().out.count("unchanged") == 2
+
+    (root / "data" / "faces.csv").write_text("a new face\n")
+    (root / "book" / "intro.md").write_text("# Tiny\n\n{doc}`no-such-page`\n")
+    with pytest.raises(FusionError, match="no-such-page"):
+        reproduce("embedded", out=out, root=root)
+    assert runs.read_text() == "embedded\n" * 2
+    assert page.stat().st_mtime_ns == built, "the last good book stays"
+
+    (root / "book" / "intro.md").write_text("# Tiny\n\nAnother word.\n")
+    reproduce("embedded", out=out, root=root)
+    assert runs.read_text() == "embedded\n" * 2, "a page's text is no reason to run a notebook"
+    assert "Another word." in (out / "book" / "book" / "intro.html").read_text()
+
+
+def test_a_failing_notebook_is_named_with_its_cell_and_leaves_no_result(tmp_path: Path) -> None:
+    root = make_repository(tmp_path / "repository", "x = 1\nraise ValueError('a bad day')")
+    out = tmp_path / "build"
+    with pytest.raises(FusionError) as caught:
+        reproduce("embedded", out=out, root=root)
+    message = str(caught.value)
+    assert "tiny.ipynb failed at In [3]" in message and "`x = 1`" in message
+    assert "ValueError: a bad day" in message
+    executed = out / "executed"
+    assert [path.name for path in executed.iterdir()] == ["tiny.failed.ipynb"]
+    assert not (out / "book").exists() and not (out / "manifest.json").exists()
+    with pytest.raises(FusionError, match="was not executed yet"):
+        build_book(out, root=root)
+
+
+def test_a_parameter_that_the_notebook_does_not_declare_is_an_error(tmp_path: Path) -> None:
+    root = make_repository(tmp_path / "repository", "pass")
+    profile = yaml.safe_load((ROOT / "fusionlib/profiles/embedded.yaml").read_text())
+    profile["notebooks"] = {"tiny": {"num_poeple": 3}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile))
+    with pytest.raises(FusionError, match="num_poeple"):
+        reproduce(str(tmp_path / "mine.yaml"), out=tmp_path / "build", root=root)
+
+
+def test_a_folder_without_notebooks_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FusionError, match="no notebooks"):
+        find_notebooks(tmp_path)
