@@ -114,7 +114,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             )
         self._check_fit(unet)
         for name, layer in cross_attention_layers(unet).items():
-            if self._processors.get(name) not in _chain(layer.processor):
+            if not any(mine is self._processors.get(name) for mine in _chain(layer.processor)):
                 self._processors[name] = FusedAttnProcessor(layer.processor)
                 layer.set_processor(self._processors[name])
         self._unet = weakref.ref(unet)
@@ -207,7 +207,9 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         masks = None
         if identity_masks is not None:
             masks = mask_pyramid(identity_masks)
-            identities = range(len(references)) if reference_identity is None else reference_identity
+            identities = (
+                range(len(references)) if reference_identity is None else reference_identity
+            )
             check_reference_identity(identities, len(references), len(identity_masks))
         elif reference_identity is not None:
             raise FusionError("reference_identity needs identity_masks: give both or neither.")
@@ -216,13 +218,17 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         former = {name: processor.conditioning for name, processor in layers.items()}
         try:
             for name, processor in layers.items():
-                processor.conditioning = None if not kept else LayerConditioning(
-                    keys=tuple(references[i][name][0] for i in kept),
-                    values=tuple(references[i][name][1] for i in kept),
-                    strengths=tuple(lambdas[i] for i in kept),
-                    masks=masks,
-                    reference_identity=tuple(identities[i] for i in kept) if identities else (),
-                    batch_size=batch_size,
+                processor.conditioning = (
+                    None
+                    if not kept
+                    else LayerConditioning(
+                        keys=tuple(references[i][name][0] for i in kept),
+                        values=tuple(references[i][name][1] for i in kept),
+                        strengths=tuple(lambdas[i] for i in kept),
+                        masks=masks,
+                        reference_identity=tuple(identities[i] for i in kept) if identities else (),
+                        batch_size=batch_size,
+                    )
                 )
             yield
         finally:
@@ -234,7 +240,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         if self.unet is None:
             raise FusionError("The adapter is not attached: call adapter.attach(unet) first.")
         for name, layer in cross_attention_layers(self.unet).items():
-            if self._processors[name] not in _chain(layer.processor):
+            if not any(mine is self._processors[name] for mine in _chain(layer.processor)):
                 raise FusionError(
                     "The unet's attention processors were replaced after the adapter was attached: "
                     "call adapter.attach(unet) again."
@@ -247,9 +253,9 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         if mine != theirs:
             name = next(n for n in (mine | theirs) if mine.get(n) != theirs.get(n))
             raise FusionError(
-                f"The adapter does not fit this unet: {name} has (query_dim, inner_dim) = "
-                f"{mine.get(name, 'no layer')} in the adapter and {theirs.get(name, 'no layer')} in "
-                "the unet. Use the base model that the adapter was trained with."
+                f"The adapter does not fit this unet: (query_dim, inner_dim) of {name} is "
+                f"{mine.get(name, 'missing')} in the adapter and {theirs.get(name, 'missing')} in "
+                "the unet; use the base model that the adapter was trained with."
             )
 
 

@@ -36,9 +36,9 @@ def fused_attention(
 
     With K' = [K_c; K_f1; ...; K_fn] and V' alike (Eq. 6), the result is
     softmax(M + scale * Q K'^T) V' (Eq. 4 and 5), where M holds log(lambda_i) for the keys of
-    reference i, and minus infinity where the mask closes a key. So lambda_i multiplies the attention
-    weight of reference i before normalisation; lambda_i = 1 is the paper's equation, 0 leaves the
-    reference out.
+    reference i, and minus infinity where the mask closes a key. So lambda_i multiplies the
+    attention weight of reference i before normalisation; lambda_i = 1 is the paper's equation, 0
+    leaves the reference out.
 
     Args:
         query: Q, ``(batch, heads, N_q, head_dim)``.
@@ -48,8 +48,8 @@ def fused_attention(
         face_values: V_f of each reference, shaped like its key.
         strengths: lambda_i >= 0 of each reference, a number or a tensor ``(batch,)``; None means 1.
             A reference whose strength is the number 0 is left out before anything is computed.
-        mask: Boolean, broadcastable to ``(batch, heads, N_q, N_text + sum N_f)``, True where a query
-            may look (Eq. 7: see ``fusionlib.masking.identity_attention_mask``).
+        mask: Boolean, broadcastable to ``(batch, heads, N_q, N_text + sum N_f)``, True where a
+            query may look (Eq. 7: see ``fusionlib.masking.identity_attention_mask``).
         scale: alpha; None means 1 / sqrt(head_dim).
 
     Returns:
@@ -95,17 +95,15 @@ def _strength_channel(
 ) -> Tensor:
     """The keys' extra channel log(lambda) / scale, ``(batch, 1, sum(tokens), 1)``; 0 for the text.
 
-    A quarter of the dtype's lowest number stands for log(0): after the softmax it is 0 all the same,
-    and unlike minus infinity it leaves no NaN in the backward pass.
+    A quarter of the dtype's lowest number stands for log(0): after the softmax it is 0 all the
+    same, and unlike minus infinity it leaves no NaN in the backward pass.
     """
     lowest = torch.finfo(like.dtype).min / 4
     batch = like.shape[0]
-    columns = [torch.zeros(batch, tokens[0], dtype=torch.float32, device=like.device)]
+    exact = torch.promote_types(like.dtype, torch.float32)
+    columns = [torch.zeros(batch, tokens[0], dtype=exact, device=like.device)]
     for strength, count in zip(strengths, tokens[1:], strict=True):
-        if isinstance(strength, Tensor):
-            column = strength.to(like.device, torch.float32).log() / scale
-        else:
-            column = torch.full((1,), math.log(strength) / scale, device=like.device)
+        column = torch.as_tensor(strength, dtype=exact, device=like.device).log() / scale
         columns.append(column.clamp(min=lowest).reshape(-1, 1).expand(batch, count))
     return torch.cat(columns, dim=1).to(like.dtype)[:, None, :, None]
 
@@ -184,9 +182,7 @@ def _check_shapes(
 
 def _check_mask(mask: Tensor, query: Tensor, keys: int) -> None:
     if mask.dtype != torch.bool:
-        raise FusionError(
-            f"mask must be boolean, True where a query may look, not {mask.dtype}."
-        )
+        raise FusionError(f"mask must be boolean, True where a query may look, not {mask.dtype}.")
     full = (*query.shape[:3], keys)
     shape = (1,) * (4 - mask.ndim) + tuple(mask.shape)
     if mask.ndim > 4 or any(have not in (1, want) for have, want in zip(shape, full, strict=True)):

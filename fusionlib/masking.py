@@ -1,9 +1,9 @@
 """Identity masks, equation 7 of the paper: which query may see which face key.
 
-A face key of identity i is closed to a query if and only if some *other* identity's mask holds the
-query. So inside one mask only that identity is seen, in the background all of them, and where two
-masks overlap neither of the two. Text keys are never closed. The paper's "1 otherwise" adds the same
-constant to every open logit, which the softmax cancels, so it is a boolean mask here.
+A face key of identity i is closed to a query if and only if some *other* identity's mask holds
+the query. So inside one mask only that identity is seen, in the background all of them, and where
+two masks overlap neither of the two. Text keys are never closed. The paper's "1 otherwise" adds the
+same constant to every open logit, which the softmax cancels, so it is a boolean mask here.
 """
 
 from collections.abc import Sequence
@@ -60,8 +60,8 @@ def _home_cells(
 ) -> dict[int, int]:
     """One cell for every mask that is not empty, no two disjoint masks the same one.
 
-    The smallest mask chooses first: the cell that it covers most, or, where all those are taken, the
-    free one nearest to its centre.
+    The smallest mask chooses first: the cell that it covers most, or, where all those are taken,
+    the free one nearest to its centre.
     """
     height, width = size
     rows = (torch.arange(height, device=masks.device) + 0.5) * masks.shape[1] / height
@@ -153,8 +153,8 @@ def check_reference_identity(
     for index, identity in enumerate(reference_identity):
         if not (isinstance(identity, int) and 0 <= identity < identities):
             raise FusionError(
-                f"reference_identity[{index}] must be the index of one of the {identities} identity "
-                f"masks, 0 to {identities - 1}, not {identity!r}."
+                f"reference_identity[{index}] must be the index of an identity mask, "
+                f"0 to {identities - 1}, not {identity!r}."
             )
 
 

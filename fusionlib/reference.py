@@ -1,8 +1,9 @@
 """The reference stream: what the frozen UNet itself sees in a reference image.
 
 h_f of equation 2 is what enters the cross-attention of a layer while the reference image goes
-through the same frozen UNet with the empty prompt. No trainable weight takes part, so it is computed
-without gradient, and K_f and V_f made from it serve every step, prompt and image: ``ReferenceCache``.
+through the same frozen UNet with the empty prompt. No trainable weight takes part, so it is
+computed without gradient, and K_f and V_f made from it serve every step, prompt and image:
+``ReferenceCache``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,8 +55,8 @@ def encode_references(
     batch = latents.shape[0]
     if latents.ndim != 4 or encoder_hidden_states.shape[0] not in (1, batch):
         raise FusionError(
-            "latents must be (batch, channels, h, w) and encoder_hidden_states (batch or 1, tokens, "
-            f"width), not {tuple(latents.shape)} and {tuple(encoder_hidden_states.shape)}."
+            "latents must be (batch, channels, h, w) and encoder_hidden_states (batch or 1, "
+            f"N_text, width), not {tuple(latents.shape)} and {tuple(encoder_hidden_states.shape)}."
         )
     if timestep_mode == "clean":
         if timestep is not None or noise is not None:

@@ -1,7 +1,7 @@
-"""A checkpoint in the Stable Diffusion folder layout, small enough to be written and run in a second.
+"""A checkpoint in the Stable Diffusion folder layout, written and run in a second.
 
 The weights are random: images made with it are noise, but every code path of a real checkpoint is
-taken. ``write_tiny_checkpoint`` is a plain function, so that tests, scripts and benchmarks share it.
+taken. ``write_tiny_checkpoint`` is a plain function that tests, scripts and benchmarks share.
 """
 
 import json
@@ -60,7 +60,7 @@ def tiny_unet(**changes: object) -> UNet2DConditionModel:
 
 
 def write_tiny_checkpoint(folder: Path | str, seed: int = 0) -> Path:
-    """Write the checkpoint: SD components, ``clip/`` (CLIPModel) and ``adapter/`` (FusionAdapter)."""
+    """Write the checkpoint: SD's components, a CLIPModel in ``clip/``, and ``adapter/``."""
     from fusionlib.adapter import FusionAdapter
 
     folder = Path(folder)
@@ -83,9 +83,7 @@ def write_tiny_checkpoint(folder: Path | str, seed: int = 0) -> Path:
         }
         vision = {"image_size": RESOLUTION, "patch_size": 8}
         clip = CLIPModel(
-            CLIPConfig(
-                text_config=tower | text, vision_config=tower | vision, projection_dim=WIDTH
-            )
+            CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=WIDTH)
         ).eval()
         text_encoder = CLIPTextModel(clip.config.text_config).eval()
         text_encoder.load_state_dict(clip.text_model.state_dict())

@@ -1,0 +1,351 @@
+"""The adapter: in and out of a UNet without a trace, and the only thing that trains."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import AttnProcessor2_0
+from tiny import tiny_unet
+from torch import Tensor
+
+from fusionlib import FusedAttnProcessor, FusionAdapter, FusionError, encode_references
+from fusionlib.attention import cross_attention_layers
+
+FIRST = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
+
+
+def noise(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+SAMPLE, PROMPT = noise(2, 4, 8, 8, seed=1), noise(2, 16, 16, seed=2)
+FACES, EMPTY_PROMPT = noise(2, 4, 8, 8, seed=3), noise(1, 16, 16, seed=4)
+
+
+@pytest.fixture
+def unet() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return tiny_unet().requires_grad_(False)
+
+
+@pytest.fixture
+def adapter(unet: UNet2DConditionModel) -> FusionAdapter:
+    adapter = FusionAdapter.from_unet(unet)
+    adapter.attach(unet)
+    return adapter
+
+
+def run(unet: UNet2DConditionModel, sample: Tensor = SAMPLE, prompt: Tensor = PROMPT) -> Tensor:
+    return unet(sample, 10, encoder_hidden_states=prompt).sample
+
+
+def reference(adapter: FusionAdapter, index: int | slice = slice(0, 1)) -> dict:
+    return adapter.project(encode_references(adapter.unet, FACES[index], EMPTY_PROMPT))
+
+
+def processors(unet: UNet2DConditionModel) -> dict[str, object]:
+    return dict(unet.attn_processors)
+
+
+def test_names_map_one_to_one_to_the_unet(unet: UNet2DConditionModel) -> None:
+    adapter = FusionAdapter.from_unet(unet)
+    layers = cross_attention_layers(unet)
+    wanted = {f"{name}.{weight}.weight" for name in layers for weight in ("to_k_f", "to_v_f")}
+    assert set(adapter.state_dict()) == wanted
+    for name, layer in layers.items():
+        assert adapter.get_submodule(name).to_k_f.weight.shape == (layer.inner_dim, layer.query_dim)
+
+
+def test_initial_values(unet: UNet2DConditionModel) -> None:
+    self_attention = unet.get_submodule(FIRST.replace("attn2", "attn1"))
+    copied = FusionAdapter.from_unet(unet, init="self_attention").get_submodule(FIRST)
+    assert torch.equal(copied.to_k_f.weight, self_attention.to_k.weight)
+    assert torch.equal(copied.to_v_f.weight, self_attention.to_v.weight)
+    zero = FusionAdapter.from_unet(unet, init="zero_value").get_submodule(FIRST)
+    assert torch.equal(zero.to_k_f.weight, self_attention.to_k.weight)
+    assert not zero.to_v_f.weight.any()
+    random = FusionAdapter.from_unet(unet, init="random").get_submodule(FIRST)
+    assert not torch.equal(random.to_k_f.weight, self_attention.to_k.weight)
+    copied.to_k_f.weight.data.zero_()
+    assert self_attention.to_k.weight.any(), "the adapter shares memory with the UNet"
+
+
+def test_zero_values_are_not_neutral(unet: UNet2DConditionModel) -> None:
+    adapter = FusionAdapter.from_unet(unet, init="zero_value")
+    adapter.attach(unet)
+    with adapter.conditioned([reference(adapter)]):
+        assert not torch.allclose(run(unet), run_base(unet), atol=1e-4)
+
+
+def run_base(unet: UNet2DConditionModel) -> Tensor:
+    """The base model, through a copy that never saw an adapter."""
+    plain = UNet2DConditionModel.from_config(unet.config).eval()
+    plain.load_state_dict(unet.state_dict())
+    return run(plain)
+
+
+def test_attach_and_detach_leave_the_unet_as_it_was(unet: UNet2DConditionModel) -> None:
+    expected, former = run(unet), processors(unet)
+    weights = copy.deepcopy(unet.state_dict())
+    adapter = FusionAdapter.from_unet(unet)
+    adapter.attach(unet)
+    changed = {n for n, processor in processors(unet).items() if processor is not former[n]}
+    assert changed == {f"{name}.processor" for name in cross_attention_layers(unet)}
+    assert torch.equal(run(unet), expected)
+    with adapter.conditioned([reference(adapter)]):
+        assert not torch.allclose(run(unet), expected, atol=1e-3)
+    assert torch.equal(run(unet), expected)
+    adapter.detach(unet)
+    assert processors(unet) == former and adapter.unet is None
+    assert torch.equal(run(unet), expected)
+    assert all(torch.equal(value, weights[name]) for name, value in unet.state_dict().items())
+    adapter.attach(unet)  # and again
+
+
+def test_strength_zero_or_no_reference_is_the_base_model(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    expected = run_base(unet)
+    face = reference(adapter)
+    with adapter.conditioned([face, face], strengths=[0, 0.0]):
+        assert torch.equal(run(unet), expected)
+    with adapter.conditioned([]):
+        assert torch.equal(run(unet), expected)
+    with pytest.raises(KeyError), adapter.conditioned([face]):
+        raise KeyError("an error in the block")
+    assert torch.equal(run(unet), expected)
+
+
+def test_one_layer_is_equations_1_to_6(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
+    """A layer's output from its inputs and weights, without the processor or SDPA."""
+    layer = unet.get_submodule(FIRST)
+    hidden, text = noise(2, 64, 16, seed=5), noise(2, 16, 16, seed=6)
+    h_f = encode_references(unet, FACES, EMPTY_PROMPT)
+    with adapter.conditioned([adapter.project(h_f)]):
+        actual = layer(hidden, encoder_hidden_states=text)
+    weights = adapter.get_submodule(FIRST)
+    keys = torch.cat([text @ layer.to_k.weight.T, h_f[FIRST] @ weights.to_k_f.weight.T], 1)
+    values = torch.cat([text @ layer.to_v.weight.T, h_f[FIRST] @ weights.to_v_f.weight.T], 1)
+    queries, keys, values = (
+        x.reshape(2, -1, 2, 8) for x in (hidden @ layer.to_q.weight.T, keys, values)
+    )
+    scores = torch.einsum("bqhd,bkhd->bhqk", queries, keys) * 8**-0.5
+    fused = torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), values).reshape(2, -1, 16)
+    torch.testing.assert_close(actual, layer.to_out[0](fused), rtol=1e-5, atol=1e-6)
+
+
+def test_order_and_duplicates(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
+    one, two = reference(adapter, slice(0, 1)), reference(adapter, slice(1, 2))
+    outputs = []
+    for references, strengths in (
+        ([one, two], None),
+        ([two, one], None),
+        ([one, two, one], [0.5, 1.0, 0.5]),
+    ):
+        with adapter.conditioned(references, strengths=strengths):
+            outputs.append(run(unet))
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs[2], outputs[0], rtol=1e-4, atol=1e-5)
+
+
+def test_each_sample_has_its_own_reference_and_strength(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    strengths = [torch.tensor([1.0, 0.0])]
+    with adapter.conditioned([reference(adapter, slice(0, 2))], strengths=strengths):
+        batch = run(unet)
+    with adapter.conditioned([reference(adapter, slice(0, 1))]):
+        alone = run(unet, SAMPLE[:1], PROMPT[:1])
+    torch.testing.assert_close(batch[:1], alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(batch[1:], run(unet)[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_the_unconditional_branch_sees_no_face(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    face = reference(adapter)
+    with adapter.conditioned([face], batch_size=1):
+        branches = run(unet)
+        later = run(unet, SAMPLE[1:], PROMPT[1:])  # guidance may end before sampling does
+    with adapter.conditioned([face]):
+        conditional = run(unet)
+    torch.testing.assert_close(branches[:1], run_base(unet)[:1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(branches[1:], conditional[1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(later, conditional[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_identity_masks(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
+    one, two = reference(adapter, slice(0, 1)), reference(adapter, slice(1, 2))
+    everywhere = torch.ones(1, 32, 32, dtype=torch.bool)
+    with adapter.conditioned([one]):
+        expected = run(unet)
+    with adapter.conditioned([one], identity_masks=everywhere):
+        torch.testing.assert_close(run(unet), expected, rtol=1e-4, atol=1e-5)
+    hidden, text = noise(1, 64, 16, seed=5), noise(1, 16, 16, seed=6)
+    layer = unet.get_submodule(FIRST)
+    left = torch.zeros(2, 8, 8, dtype=torch.bool)
+    left[0, :, :4], left[1, :, 4:] = True, True
+    with adapter.conditioned([two, one], identity_masks=left, reference_identity=[1, 0]):
+        apart = layer(hidden, encoder_hidden_states=text).unflatten(1, (8, 8))
+    for half, face in ((slice(0, 4), one), (slice(4, 8), two)):
+        with adapter.conditioned([face]):
+            alone = layer(hidden, encoder_hidden_states=text).unflatten(1, (8, 8))
+        torch.testing.assert_close(apart[:, :, half], alone[:, :, half], rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_adapter_gets_gradients(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    face = adapter.project(encode_references(unet, FACES, EMPTY_PROMPT))
+    with adapter.conditioned([face], strengths=[torch.tensor([1.0, 0.0])]):
+        run(unet).square().mean().backward()
+    for name, parameter in adapter.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+    assert all(parameter.grad is None for parameter in unet.parameters())
+
+
+def test_a_dropped_reference_gives_no_gradient(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    face = adapter.project(encode_references(unet, FACES, EMPTY_PROMPT))
+    with adapter.conditioned([face], strengths=[torch.zeros(2)]):
+        run(unet).square().mean().backward()
+    assert not any(parameter.grad.any() for parameter in adapter.parameters())
+
+
+def test_autocast_to_bfloat16(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
+    with adapter.conditioned([reference(adapter)], strengths=[0.7]):
+        expected = run(unet)
+    with torch.autocast("cpu", torch.bfloat16):
+        face = reference(adapter)
+        with adapter.conditioned([face], strengths=[0.7]):
+            actual = run(unet)
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.float(), expected, rtol=0.1, atol=0.05)
+
+
+def test_a_compiled_unet_is_not_compiled_again_for_new_references(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    """One graph serves each training step's fresh keys, values and strengths (backend: eager)."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(unet, backend=backend)
+    for step in range(3):
+        face = adapter.project(encode_references(compiled, FACES + step, EMPTY_PROMPT))
+        strengths = [torch.tensor([1.0, step / 2])]
+        with adapter.conditioned([face], strengths=strengths):
+            actual = run(compiled)
+            torch.testing.assert_close(actual, run(unet), rtol=1e-4, atol=1e-5)
+        actual.sum().backward()
+    assert len(graphs) == 1
+    adapter.detach(compiled)
+
+
+def test_save_and_load(tmp_path: Path, unet: UNet2DConditionModel) -> None:
+    adapter = FusionAdapter.from_unet(unet, init="random")
+    adapter.save_pretrained(tmp_path)
+    assert {f.name for f in tmp_path.iterdir()} == {
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    }
+    assert json.loads((tmp_path / "config.json").read_text())["layers"][FIRST] == [16, 16]
+    loaded = FusionAdapter.from_pretrained(tmp_path)
+    assert loaded.state_dict().keys() == adapter.state_dict().keys()
+    for name, value in adapter.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    loaded.attach(unet)
+
+
+def test_two_adapters_on_one_unet(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
+    former = {name: p.former for name, p in adapter._processors.items()}
+    with adapter.conditioned([reference(adapter)]):
+        expected = run(unet)
+    other = FusionAdapter.from_unet(unet, init="random")
+    other.attach(unet)
+    with adapter.conditioned([reference(adapter)]):
+        assert torch.equal(run(unet), expected)
+    with other.conditioned([reference(other)]):
+        different = run(unet)
+        assert not torch.allclose(different, expected, atol=1e-4)
+    adapter.detach(unet)  # the one that was attached first
+    with other.conditioned([reference(other)]):
+        assert torch.equal(run(unet), different)
+    other.detach(unet)
+    assert {n: m.processor for n, m in cross_attention_layers(unet).items()} == former
+
+
+def test_processors_replaced_by_somebody_else(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    face = reference(adapter)
+    with adapter.conditioned([face]):
+        expected = run(unet)
+    unet.set_attn_processor(AttnProcessor2_0())
+    with pytest.raises(FusionError, match="attach"), adapter.conditioned([face]):
+        pass
+    adapter.attach(unet)
+    adapter.attach(unet)
+    assert not isinstance(unet.get_submodule(FIRST).processor.former, FusedAttnProcessor)
+    with adapter.conditioned([face]):
+        assert torch.equal(run(unet), expected)
+
+
+def test_misfits(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
+    wider = tiny_unet(block_out_channels=(16, 64))
+    deeper = tiny_unet(layers_per_block=2)
+    loose = FusionAdapter.from_unet(unet)
+    with pytest.raises(FusionError, match=r"does not fit .*\(32, 32\).*\(64, 64\)"):
+        loose.attach(wider)
+    with pytest.raises(FusionError, match="does not fit .*missing"):
+        loose.attach(deeper)
+    with pytest.raises(FusionError, match="no cross-attention"):
+        FusionAdapter.from_unet(
+            UNet2DModel(
+                sample_size=8,
+                block_out_channels=(16,),
+                norm_num_groups=4,
+                down_block_types=("DownBlock2D",),
+                up_block_types=("UpBlock2D",),
+            )
+        )
+    with pytest.raises(FusionError, match="attached to another unet"):
+        adapter.attach(wider)
+    with pytest.raises(FusionError, match="not attached"):
+        adapter.detach(wider)
+    with pytest.raises(FusionError, match="not attached"), loose.conditioned([]):
+        pass
+    with pytest.raises(FusionError, match="init"):
+        FusionAdapter.from_unet(unet, init="ones")
+
+
+def test_errors_name_the_argument(adapter: FusionAdapter) -> None:
+    face = reference(adapter)
+    short = {name: face[name] for name in list(face)[1:]}
+    masks = torch.ones(1, 32, 32, dtype=torch.bool)
+    for arguments, named in (
+        ({"references": [face, short]}, r"references\[1\]"),
+        ({"references": [face], "strengths": [1, 1]}, "strengths"),
+        ({"references": [face], "strengths": [-1]}, r"strengths\[0\]"),
+        ({"references": [face], "reference_identity": [0]}, "identity_masks"),
+        ({"references": [face] * 2, "identity_masks": masks}, r"reference_identity\[1\]"),
+        ({"references": [face], "identity_masks": masks.float()}, "masks must be boolean"),
+    ):
+        with pytest.raises(FusionError, match=named), adapter.conditioned(**arguments):
+            pass
+    with pytest.raises(FusionError, match="hidden_states"):
+        adapter.project({FIRST: torch.zeros(1, 64, 16)})
+    odd = torch.ones(1, 31, 31, dtype=torch.bool)
+    with (
+        pytest.raises(FusionError, match="identity_masks do not fit"),
+        adapter.conditioned([face], identity_masks=odd[:, :20]),
+    ):
+        run(adapter.unet)

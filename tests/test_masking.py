@@ -1,0 +1,119 @@
+"""Eq. 7 against its own words, and the two invariants of scaled masks."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fusionlib import FusionError, identity_attention_mask, scale_identity_masks
+from fusionlib.masking import mask_pyramid
+
+quick = settings(max_examples=100, deadline=None, derandomize=True)
+
+
+@st.composite
+def location_masks(draw: st.DrawFn) -> Tensor:
+    """Random rectangles, some overlapping, some a single pixel; later ones may be made disjoint."""
+    height, width = draw(st.integers(4, 40)), draw(st.integers(4, 40))
+    masks = torch.zeros(draw(st.integers(1, 5)), height, width, dtype=torch.bool)
+    for mask in masks:
+        top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+        bottom, right = top + draw(st.integers(1, height)), left + draw(st.integers(1, width))
+        mask[top:bottom, left:right] = True
+    if draw(st.booleans()):
+        masks = masks & ~(masks.cumsum(0) > 1)
+    return masks
+
+
+@quick
+@given(location_masks(), st.integers(3, 48), st.integers(3, 48))
+def test_scaled_masks_keep_both_invariants(masks: Tensor, height: int, width: int) -> None:
+    scaled = scale_identity_masks(masks, (height, width))
+    assert scaled.shape == (len(masks), height, width) and scaled.dtype == torch.bool
+    for before, after in zip(masks, scaled, strict=True):
+        assert before.any() == after.any(), "a mask vanished, or came from nothing"
+    for one, other in combinations(range(len(masks)), 2):
+        if not (masks[one] & masks[other]).any():
+            assert not (scaled[one] & scaled[other]).any(), "disjoint masks meet"
+
+
+def test_scaling_by_whole_factors_of_aligned_masks_is_exact() -> None:
+    coarse = torch.rand(3, 4, 6, generator=torch.Generator().manual_seed(1)) < 0.4
+    fine = coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    assert torch.equal(scale_identity_masks(fine, (4, 6)), coarse)
+    assert torch.equal(scale_identity_masks(coarse, (32, 48)), fine)
+    assert torch.equal(scale_identity_masks(coarse, (4, 6)), coarse)
+
+
+def test_small_neighbours_each_keep_a_cell() -> None:
+    masks = torch.zeros(4, 64, 64, dtype=torch.bool)
+    for identity in range(4):  # four single pixels in a row, all inside of one cell
+        masks[identity, 10, 10 + identity] = True
+    scaled = scale_identity_masks(masks, (2, 2))
+    assert scaled.flatten(1).sum(1).tolist() == [1, 1, 1, 1]
+    assert scaled.any(0).all()
+    with pytest.raises(FusionError, match="masks holds 4 identities, too many"):
+        scale_identity_masks(masks, (1, 3))
+
+
+@quick
+@given(location_masks(), st.data())
+def test_equation_7_word_by_word(masks: Tensor, data: st.DataObject) -> None:
+    """-inf if isFaceKey(k), identity(k) = i, and a mask M_j with j != i holds q."""
+    identities, height, width = masks.shape
+    shown = data.draw(st.lists(st.integers(0, identities - 1), max_size=4))
+    tokens = data.draw(st.lists(st.integers(1, 3), min_size=len(shown), max_size=len(shown)))
+    text = data.draw(st.integers(1, 4))
+    mask = identity_attention_mask(masks, shown, (height, width), text, tokens)
+    identity_of = [None] * text
+    for identity, count in zip(shown, tokens, strict=True):
+        identity_of += [identity] * count
+    assert mask.shape == (height * width, len(identity_of)) and mask.dtype == torch.bool
+    for k, i in enumerate(identity_of):
+        for q in data.draw(st.sets(st.integers(0, height * width - 1), min_size=1, max_size=30)):
+            holders = {j for j in range(identities) if masks[j].flatten()[q]}
+            closed = i is not None and bool(holders - {i})
+            assert mask[q, k] == (not closed)
+
+
+def test_inside_background_and_overlap() -> None:
+    masks = torch.zeros(2, 1, 4, dtype=torch.bool)
+    masks[0, 0, :2] = True
+    masks[1, 0, 1:3] = True  # only 0, both, only 1, background
+    mask = identity_attention_mask(masks, [0, 1, 0], (1, 4), 2, [1, 1, 2])
+    expected = [[1, 1, 1, 0, 1, 1], [1, 1, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1]]
+    assert mask.int().tolist() == expected
+
+
+def test_pyramid_knows_the_sizes_of_a_unet() -> None:
+    """The latents of 96 x 72 pixels are 12 x 9; a stride of two then rounds up."""
+    pyramid = mask_pyramid(torch.ones(1, 96, 72, dtype=torch.bool))
+    for size in [(12, 9), (6, 5), (3, 3), (2, 2)]:
+        assert tuple(pyramid[size[0] * size[1]].shape) == (1, *size)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"masks": torch.ones(4, 4, dtype=torch.bool)}, "masks must be a tensor"),
+        ({"masks": torch.ones(2, 4, 4)}, "masks must be boolean"),
+        ({"reference_identity": [0, 2]}, r"reference_identity\[1\]"),
+        ({"reference_identity": [0]}, "reference_identity must hold"),
+        ({"size": (0, 4)}, "size"),
+        ({"text_tokens": 0}, "text_tokens"),
+        ({"face_tokens": [1, 0]}, "face_tokens"),
+    ],
+)
+def test_errors_name_the_argument(change: dict[str, object], named: str) -> None:
+    arguments: dict[str, object] = {
+        "masks": torch.ones(2, 4, 4, dtype=torch.bool),
+        "reference_identity": [0, 1],
+        "size": (2, 2),
+        "text_tokens": 3,
+        "face_tokens": [1, 1],
+    }
+    with pytest.raises(FusionError, match=named):
+        identity_attention_mask(**(arguments | change))

@@ -1,0 +1,314 @@
+"""The pipeline a user calls, on a tiny checkpoint in the Stable Diffusion layout."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionPipeline,
+)
+from diffusers.callbacks import SDCFGCutoffCallback
+from PIL import Image
+
+from fusionlib import FusionAdapter, FusionError, FusionPipeline
+from fusionlib.pipeline import prepare_reference
+
+
+def face(seed: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
+    """A smooth random picture of ``(width, height)``."""
+    values = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)
+
+
+def generate(pipeline: StableDiffusionPipeline, prompt: str | list[str], **arguments) -> np.ndarray:
+    """Images ``(n, height, width, 3)`` in [0, 1]; image i starts from seed i whatever the batch."""
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    count = len(prompts) * arguments.get("num_images_per_prompt", 1)
+    defaults = {
+        "generator": [torch.Generator().manual_seed(i) for i in range(count)],
+        "num_inference_steps": 3,
+        "output_type": "np",
+    }
+    return pipeline(prompt, **(defaults | arguments)).images
+
+
+def same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Equal up to rounding, far below one step of 8 bits."""
+    return one.shape == other.shape and float(np.abs(one - other).max()) < 2e-4
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_checkpoint: Path) -> FusionPipeline:
+    pipeline = FusionPipeline.from_pretrained(tiny_checkpoint)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def base(tiny_checkpoint: Path) -> StableDiffusionPipeline:
+    base = StableDiffusionPipeline.from_pretrained(tiny_checkpoint)
+    base.set_progress_bar_config(disable=True)
+    return base
+
+
+def test_without_faces_it_is_stable_diffusion_bit_by_bit(
+    pipeline: FusionPipeline, base: StableDiffusionPipeline
+) -> None:
+    expected = generate(base, "a face")
+    assert np.array_equal(generate(pipeline, "a face"), expected)
+    assert np.array_equal(generate(pipeline, "a face", references=[]), expected)
+    faces = [face(1), face(2)]
+    assert np.array_equal(generate(pipeline, "a face", references=faces, strengths=0), expected)
+    assert not same(generate(pipeline, "a face", references=faces, strengths=0.2), expected)
+    assert np.array_equal(generate(pipeline, "a face"), expected), "faces outlived their call"
+
+
+def test_seeds_and_prompts_and_faces_matter(pipeline: FusionPipeline) -> None:
+    first = generate(pipeline, "a face", references=[face(1)])
+    assert np.array_equal(generate(pipeline, "a face", references=[face(1)]), first)
+    other_seed = [torch.Generator().manual_seed(9)]
+    assert not same(generate(pipeline, "a face", references=[face(1)], generator=other_seed), first)
+    assert not same(generate(pipeline, "a face", references=[face(2)]), first)
+    assert not same(generate(pipeline, "of a", references=[face(1)]), first)
+
+
+def test_cached_references_give_the_same_image(pipeline: FusionPipeline) -> None:
+    faces = [face(1), face(2)]
+    cache = pipeline.encode_references(faces)
+    assert len(cache) == 2
+    expected = generate(pipeline, "a face", references=faces)
+    for _ in range(2):
+        assert np.array_equal(generate(pipeline, "a face", references=cache), expected)
+
+
+def test_order_of_references_does_not_matter(pipeline: FusionPipeline) -> None:
+    one_two = generate(pipeline, "a face", references=[face(1), face(2)], strengths=[0.4, 1.5])
+    two_one = generate(pipeline, "a face", references=[face(2), face(1)], strengths=[1.5, 0.4])
+    assert same(one_two, two_one)
+
+
+@pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
+def test_a_batch_is_each_image_alone(pipeline: FusionPipeline, guidance_scale: float) -> None:
+    prompts, faces = ["a face", "of a"], [face(1), face(2)]
+    options = {"guidance_scale": guidance_scale}
+    shared = generate(
+        pipeline, prompts, references=faces, strengths=[1, 0.5], num_images_per_prompt=2, **options
+    )
+    own = generate(
+        pipeline, prompts, references=[[face(1)], [face(2)]], num_images_per_prompt=2, **options
+    )
+    assert shared.shape == own.shape == (4, 32, 32, 3)
+    for i in range(4):
+        for batch, alone in (
+            (shared, {"references": faces, "strengths": [1, 0.5]}),
+            (own, {"references": faces[i // 2]}),
+        ):
+            seed = torch.Generator().manual_seed(i)
+            image = generate(pipeline, prompts[i // 2], generator=seed, **alone, **options)
+            assert same(batch[i : i + 1], image)
+
+
+def test_a_strength_for_each_image(pipeline: FusionPipeline) -> None:
+    ramp = torch.tensor([0.0, 0.5, 1.0])
+    images = generate(
+        pipeline, "a face", references=[face(1)], strengths=[ramp], num_images_per_prompt=3
+    )
+    for i, strength in enumerate(ramp.tolist()):
+        generator = torch.Generator().manual_seed(i)
+        alone = generate(
+            pipeline, "a face", references=[face(1)], strengths=strength, generator=generator
+        )
+        assert same(images[i : i + 1], alone)
+
+
+def test_prompt_embeds(pipeline: FusionPipeline) -> None:
+    expected = generate(pipeline, "a face", references=[face(1)])
+    positive, negative = pipeline.encode_prompt("a face", "cpu", 1, True)
+    images = pipeline(
+        references=[face(1)],
+        prompt_embeds=positive,
+        negative_prompt_embeds=negative,
+        generator=[torch.Generator().manual_seed(0)],
+        num_inference_steps=3,
+        output_type="np",
+    ).images
+    assert np.array_equal(images, expected)
+
+
+def test_identity_masks(pipeline: FusionPipeline) -> None:
+    faces = [face(1), face(2)]
+    left = np.zeros((2, 32, 32), dtype=bool)
+    left[0, :, :16], left[1, :, 16:] = True, True
+    apart = generate(pipeline, "a face", references=faces, identity_masks=left)
+    assert not same(apart, generate(pipeline, "a face", references=faces))
+    swapped = generate(
+        pipeline, "a face", references=faces[::-1], identity_masks=left, reference_identity=[1, 0]
+    )
+    assert same(apart, swapped)
+    drawn = [Image.fromarray(mask.astype(np.uint8) * 255) for mask in left]
+    assert np.array_equal(
+        apart, generate(pipeline, "a face", references=faces, identity_masks=drawn)
+    )
+    everywhere = torch.ones(1, 32, 32, dtype=torch.bool)
+    morphed = generate(
+        pipeline,
+        "a face",
+        references=faces,
+        identity_masks=everywhere,
+        reference_identity=[0, 0],
+    )
+    assert same(morphed, generate(pipeline, "a face", references=faces))
+
+
+def test_other_sizes(pipeline: FusionPipeline) -> None:
+    masks = torch.zeros(2, 48, 40, dtype=torch.bool)
+    masks[0, :20], masks[1, 20:] = True, True
+    images = generate(
+        pipeline,
+        "a face",
+        references=[face(1), face(2)],
+        identity_masks=masks,
+        height=48,
+        width=40,
+    )
+    assert images.shape == (1, 48, 40, 3)
+
+
+@pytest.mark.parametrize(
+    "scheduler", [DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler]
+)
+def test_any_scheduler(tiny_checkpoint: Path, scheduler: type) -> None:
+    pipeline = FusionPipeline.from_pretrained(tiny_checkpoint)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    with_face = generate(pipeline, "a face", references=[face(1)])
+    assert np.isfinite(with_face).all()
+    assert not same(with_face, generate(pipeline, "a face"))
+
+
+def test_callbacks(pipeline: FusionPipeline) -> None:
+    steps = []
+
+    def callback(_pipeline, step: int, _timestep, tensors: dict) -> dict:
+        steps.append((step, tuple(tensors["latents"].shape)))
+        return tensors
+
+    arguments = {"references": [face(1)], "num_images_per_prompt": 2}
+    expected = generate(pipeline, "a face", **arguments)
+    assert np.array_equal(
+        generate(pipeline, "a face", callback_on_step_end=callback, **arguments), expected
+    )
+    assert steps == [(i, (2, 4, 8, 8)) for i in range(3)]
+
+
+def test_guidance_may_end_before_sampling_does(pipeline: FusionPipeline) -> None:
+    cutoff = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
+    arguments = {"callback_on_step_end": cutoff, "num_inference_steps": 4}
+    with_face = generate(pipeline, "a face", references=[face(1)], **arguments)
+    assert not same(with_face, generate(pipeline, "a face", **arguments))
+
+
+def test_save_and_load(pipeline: FusionPipeline, tmp_path: Path) -> None:
+    expected = generate(pipeline, "a face", references=[face(1)])
+    pipeline.save_pretrained(tmp_path)
+    for loaded in (
+        FusionPipeline.from_pretrained(tmp_path),
+        FusionPipeline.from_pipe(FusionPipeline.from_pretrained(tmp_path)),
+    ):
+        loaded.set_progress_bar_config(disable=True)
+        assert np.array_equal(generate(loaded, "a face", references=[face(1)]), expected)
+    plain = StableDiffusionPipeline.from_pretrained(tmp_path)
+    plain.set_progress_bar_config(disable=True)
+    assert np.array_equal(generate(plain, "a face"), generate(pipeline, "a face"))
+
+
+def test_adapter_from_elsewhere(
+    base: StableDiffusionPipeline, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    base.save_pretrained(tmp_path / "base")  # as people have it: no adapter in it
+    loaded = FusionPipeline.from_pretrained(tmp_path / "base")
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.adapter is None
+    assert np.array_equal(generate(loaded, "a face"), generate(base, "a face"))
+    with pytest.raises(FusionError, match="references need a fusion adapter"):
+        generate(loaded, "a face", references=[face(1)])
+    loaded.load_adapter_weights(tiny_checkpoint / "adapter")
+    first = generate(loaded, "a face", references=[face(1)])
+    torch.manual_seed(1)
+    loaded.load_adapter_weights(FusionAdapter.from_unet(loaded.unet, init="random"))
+    assert not same(generate(loaded, "a face", references=[face(1)]), first)
+    by_path = FusionPipeline.from_pretrained(
+        tmp_path / "base", adapter=str(tiny_checkpoint / "adapter")
+    )
+    by_path.set_progress_bar_config(disable=True)
+    assert np.array_equal(generate(by_path, "a face", references=[face(1)]), first)
+
+
+def test_bfloat16(tiny_checkpoint: Path, pipeline: FusionPipeline) -> None:
+    half = FusionPipeline.from_pretrained(tiny_checkpoint, dtype=torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    assert half.adapter.dtype == half.unet.dtype == torch.bfloat16
+    cache = half.encode_references([face(1)])
+    assert all(key.dtype == torch.bfloat16 for key, _ in cache[0].values())
+    images = generate(half, "a face", references=cache, strengths=[0.5], guidance_scale=1.0)
+    exact = generate(pipeline, "a face", references=[face(1)], strengths=[0.5], guidance_scale=1.0)
+    assert np.abs(images - exact).mean() < 0.05
+
+
+def test_loading_says_nothing_of_a_safety_checker(
+    tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pipeline = FusionPipeline.from_pretrained(tiny_checkpoint)
+    pipeline.register_to_config(requires_safety_checker=True)  # as hub checkpoints have it
+    pipeline.save_pretrained(tmp_path)
+    capfd.readouterr()
+    FusionPipeline.from_pretrained(tmp_path)
+    assert "safety checker" not in capfd.readouterr().err
+
+
+def test_prepare_reference() -> None:
+    tall = Image.new("RGB", (10, 30), "red")
+    tall.paste("blue", (0, 10, 10, 20))
+    middle = np.asarray(prepare_reference(tall, 8, 8))
+    assert (middle[..., 2] > 240).all() and (middle[..., 0] < 15).all()
+    turned = tall.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # "rotate by 90 degrees clockwise to view"
+    assert prepare_reference(turned, 30, 10).tobytes() == tall.tobytes()
+    clear = Image.new("RGBA", (9, 9), (0, 0, 0, 0))
+    assert prepare_reference(clear, 4, 4).getcolors() == [(16, (255, 255, 255))]
+    for mode in ("L", "P", "CMYK", "1"):
+        assert prepare_reference(tall.convert(mode), 4, 4).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"references": ["face.png"]}, r"references\[0\] must be a PIL image"),
+        ({"references": [[face(1)], [face(1), face(2)]]}, "references must hold equally many"),
+        ({"references": [[face(1)], [face(2)]]}, "references holds faces for 2 prompts"),
+        ({"strengths": [1.0]}, "strengths needs references"),
+        ({"references": [face(1)], "strengths": [1.0, 2.0]}, "strengths"),
+        ({"references": [face(1)], "strengths": -1}, r"strengths\[0\]"),
+        ({"references": [face(1)], "identity_masks": np.ones((1, 8, 8), bool)}, "identity_masks"),
+        ({"references": [face(1)], "identity_masks": np.ones((1, 32, 32))}, "identity_masks"),
+        ({"references": [face(1)], "identity_masks": np.zeros((1, 32, 32), bool)}, "is empty"),
+        ({"references": [face(1)], "reference_identity": [0]}, "identity_masks"),
+    ],
+)
+def test_errors_name_the_argument(
+    pipeline: FusionPipeline, arguments: dict[str, object], named: str
+) -> None:
+    with pytest.raises(FusionError, match=named):
+        generate(pipeline, "a face", **arguments)
+
+
+def test_models_that_cannot_be_loaded(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "nowhere"):
+        with pytest.raises(FusionError, match=f"The model '{folder}' cannot be loaded"):
+            FusionPipeline.from_pretrained(folder)
+        with pytest.raises(FusionError, match=f"The adapter '{folder}' cannot be loaded"):
+            FusionPipeline.from_pretrained(tiny_checkpoint, adapter=folder)
