@@ -47,7 +47,7 @@ caches:
 	@mkdir -p $(MPLCONFIGDIR) $(DEEPFACE_HOME) $(ANNY_CACHE_DIR) $(WARP_CACHE_PATH) $(IPYTHONDIR)
 
 reproduce: $(STAMP)  ## run every notebook, build the book, say where to open it
-	@$(BIN)/fusionlib reproduce --profile $(PROFILE) $(ARGS)
+	@$(BIN)/fusionlib reproduce --profile $(PROFILE) --out $(OUT) $(ARGS)
 
 book: $(STAMP)  ## build the book again from the notebooks as they were last executed
 	@$(BIN)/python -c 'from pathlib import Path; from fusionlib.reproduce import build_book; build_book(Path("$(OUT)"))'

@@ -1,8 +1,11 @@
 """The house around the library: one set of versions, a book whose parts exist, its builder."""
 
+import ast
 import json
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import nbformat
@@ -51,6 +54,23 @@ def test_the_lock_holds_every_declared_dependency_and_satisfies_it() -> None:
         assert requirement.specifier.contains(pins[normal(requirement.name)], prereleases=True), (
             f"{requirement} is not met by the lock file"
         )
+
+
+def test_every_package_that_fusionlib_imports_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    names = {normal(re.split(r"[<>=!~;\[ ]", line)[0]) for line in declared}
+    distributions = packages_distributions()
+    for path in (ROOT / "fusionlib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module or ""]
+            for module in {module.split(".")[0] for module in modules}:
+                if module in sys.stdlib_module_names or module == "fusionlib":
+                    continue
+                providers = {normal(name) for name in distributions[module]}
+                assert providers & names, f"{path.name} imports {module}: not in pyproject.toml"
 
 
 def test_readme_opens_with_the_two_commands() -> None:
