@@ -62,7 +62,7 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/mypy fusionlib
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir notebooks
+	$(BIN)/jupyter lab --notebook-dir notebooks $(ARGS)
 
 # Run it after upgrading packages in $(VENV), and only when `make test` passed there.
 lock: $(STAMP)  ## pin what is installed: requirements.lock and environment.yml
