@@ -259,13 +259,23 @@ def read_study(folder: str | Path) -> tuple[pd.DataFrame, list[Person]]:
         ) from error
 
 
-def load_people(folder: str | Path, count: int | None = None) -> list[Person]:
+def load_people(
+    folder: str | Path,
+    count: int | None = None,
+    *,
+    references: int = 1,
+    only: Mapping[str, str] | None = None,
+) -> list[Person]:
     """Read people from a folder of pictures with an ``index.csv``.
 
     Args:
         folder: holds ``index.csv`` with the columns person, view and file (a path in the folder).
-            View 0 is the reference; the other views are further pictures of the same person.
-        count: read the first so many people only.
+            A person's views are sorted by number; view 0 is the best reference.
+        count: read so many people only, the first ones.
+        references: so many of a person's views are references, the rest are further pictures of
+            the same person. Who has no view left for those is passed over.
+        only: keep only views with these values in these columns, ``{"style": "photo"}`` for
+            example, so that further pictures are of the kind that the prompts ask for.
 
     Raises:
         FusionError: there is no such index, it lacks a column, or it has too few people.
@@ -273,19 +283,27 @@ def load_people(folder: str | Path, count: int | None = None) -> list[Person]:
     folder = Path(folder)
     try:
         with open(folder / "index.csv", newline="", encoding="utf-8") as file:
-            rows = [(row["person"], int(row["view"]), row["file"]) for row in csv.DictReader(file)]
+            rows = [
+                (row["person"], int(row["view"]), row["file"])
+                for row in csv.DictReader(file)
+                if all(row[column] == value for column, value in (only or {}).items())
+            ]
     except (OSError, KeyError, ValueError) as error:
+        wanted = ", ".join(["person", "view", "file", *(only or {})])
         raise FusionError(
-            f"{folder} needs a file index.csv with the columns person, view and file: {error}."
+            f"{folder} needs a file index.csv with the columns {wanted}: {error}."
         ) from error
     people = []
-    for name, views in groupby(
-        sorted(rows, key=lambda row: (_natural(row[0]), row[1])), lambda r: r[0]
-    ):
-        first, *others = (folder / file for _, _, file in views)
-        people.append(Person(name=name, references=(first,), others=tuple(others)))
+    rows.sort(key=lambda row: (_natural(row[0]), row[1]))
+    for name, views in groupby(rows, key=lambda row: row[0]):
+        paths = tuple(folder / file for _, _, file in views)
+        if len(paths) > references:
+            people.append(Person(name, paths[:references], paths[references:]))
     if count is not None and count > len(people):
-        raise FusionError(f"{folder} holds {len(people)} people, fewer than the {count} asked for.")
+        raise FusionError(
+            f"{folder} holds {len(people)} people with more than {references} fitting pictures, "
+            f"fewer than the {count} asked for."
+        )
     return people[:count]
 
 

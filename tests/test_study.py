@@ -165,15 +165,23 @@ def test_mistakes_end_in_one_sentence(study: Study, people: list[Person], tmp_pa
 
 def test_people_are_read_in_order_from_an_index(tmp_path: Path) -> None:
     (tmp_path / "index.csv").write_text(
-        "person,view,file\n10,1,d.png\n2,1,b.png\n2,0,a.png\n10,0,c.png\n"
+        "person,view,file,style\n10,1,d.png,photo\n2,1,b.png,noir\n2,0,a.png,photo\n"
+        "10,0,c.png,photo\n2,2,e.png,photo\n3,0,f.png,photo\n"
     )
     people = load_people(tmp_path)
     assert [person.name for person in people] == ["2", "10"]
     assert people[0].references == (tmp_path / "a.png",)
-    assert people[1].others == (tmp_path / "d.png",)
+    assert people[0].others == (tmp_path / "b.png", tmp_path / "e.png")
+    assert people[1].others == (tmp_path / "d.png",)  # person 3 has nothing to measure against
     assert load_people(tmp_path, 1) == people[:1]
-    with pytest.raises(FusionError, match="2 people, fewer than the 3"):
+    (photos, _) = load_people(tmp_path, only={"style": "photo"})
+    assert photos.others == (tmp_path / "e.png",)
+    (both,) = load_people(tmp_path, references=2)
+    assert both.references == (tmp_path / "a.png", tmp_path / "b.png")
+    with pytest.raises(FusionError, match="2 people .* fewer than the 3"):
         load_people(tmp_path, 3)
+    with pytest.raises(FusionError, match="columns person, view, file, mood"):
+        load_people(tmp_path, only={"mood": "good"})
     with pytest.raises(FusionError, match="index.csv"):
         load_people(tmp_path / "nowhere")
 

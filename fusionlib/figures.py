@@ -1,0 +1,284 @@
+"""Figures and tables of the book: pictures shown sharp, quoted and measured numbers kept apart."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from fusionlib.errors import FusionError
+from fusionlib.evaluation.comparison import IdentityScores, identity_table
+from fusionlib.images import load_image
+from fusionlib.study import Person
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+INK, QUIET = "#22272e", "#6b7280"
+QUOTED, MEASURED = "#7a5195", "#00796b"
+"""Colours of the two kinds of numbers: purple is quoted from the paper, teal was measured here. The
+book's style sheet has the same, and lighter ones for dark pages."""
+
+
+def picture_grid(
+    rows: Sequence[Sequence[Image.Image | None]],
+    *,
+    columns: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    references: int = 0,
+    upscale: int = 2,
+) -> Image.Image:
+    """Lay pictures out with labels, enlarged by a whole factor so that they stay sharp.
+
+    Args:
+        rows: rows of pictures of one size; ``None`` leaves a place empty.
+        columns: a label above each column.
+        labels: a label left of each row.
+        references: so many columns on the left are inputs: they are framed and set apart.
+        upscale: enlargement of each picture (Lanczos).
+
+    Returns:
+        One picture, which a notebook shows by itself.
+    """
+    widths = {len(row) for row in rows}
+    sizes = {image.size for row in rows for image in row if image is not None}
+    if len(widths) != 1 or len(sizes) != 1:
+        raise FusionError("A picture grid needs rows of one length and pictures of one size.")
+    (count,), ((width, height),) = widths, sizes
+    width, height = width * upscale, height * upscale
+    gap, apart = max(width // 32, 2), max(width // 10, 4) if references else 0
+    size = max(count * width // 50, 14)  # legible however wide the whole is on a page
+    font = _font(size)
+    left = round(size * 8.5) if labels else 0
+    header = [_wrapped(text, font, width) for text in columns]
+    top = max((text.count("\n") + 1 for text in header), default=0) * round(size * 1.3)
+    top += gap * 2 if header else 0
+
+    def corner(row: int, column: int) -> tuple[int, int]:
+        shift = apart if column >= references else 0
+        return left + column * (width + gap) + shift, top + row * (height + gap)
+
+    total = corner(len(rows), count)
+    canvas = Image.new("RGB", (total[0] - gap, total[1] - gap), "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, text in enumerate(header):
+        at = (corner(0, column)[0] + width // 2, top - gap * 2)
+        colour = QUIET if column < references else INK
+        draw.multiline_text(at, text, fill=colour, font=font, anchor="md", align="center")
+    for row, pictures in enumerate(rows):
+        if labels:
+            text = _wrapped(labels[row], font, left - gap * 2)
+            at = (left - gap * 2, corner(row, 0)[1] + height // 2)
+            draw.multiline_text(at, text, fill=INK, font=font, anchor="rm", align="right")
+        for column, picture in enumerate(pictures):
+            if picture is None:
+                continue
+            x, y = corner(row, column)
+            large = picture.resize((width, height), Image.Resampling.LANCZOS)
+            canvas.paste(large, (x, y))
+            if column < references:
+                line = max(gap // 3, 1)
+                draw.rectangle((x, y, x + width - 1, y + height - 1), outline=QUIET, width=line)
+    return canvas
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    letters = max(int(width / (font.getlength("n" * 20) / 20)), 1)
+    return "\n".join(textwrap.wrap(text, letters))
+
+
+def study_grid(
+    index: pd.DataFrame,
+    people: Sequence[Person],
+    *,
+    prompts: Sequence[str],
+    references: int = 1,
+    seed: int = 0,
+    labels: Sequence[str] = (),
+) -> Image.Image:
+    """Show a study: a row for each person, the references first, then every prompt and method.
+
+    Args:
+        index: of the study, as `fusionlib.study.run_study` returns it.
+        people: whom to show.
+        prompts: which prompts to show, side by side.
+        references: how many of a person's references to show.
+        seed: which seed to show.
+        labels: a label left of each row.
+    """
+    of_seed = index[index["seed"] == seed]
+    images = of_seed.set_index(["method", "person", "prompt"])["image"]
+    methods = list(of_seed["method"].unique())
+    cells = [(method, prompt) for prompt in prompts for method in methods]
+    heads = [f"reference {n}" if references > 1 else "reference" for n in range(1, references + 1)]
+    heads += [f"{method}: {prompt}" if len(prompts) > 1 else method for method, prompt in cells]
+    rows = []
+    for person in people:
+        made = [load_image(images[method, person.name, prompt]) for method, prompt in cells]
+        seen = [load_image(path) for path in person.references[:references]]
+        fitted = [ImageOps.fit(image, made[0].size, Image.Resampling.LANCZOS) for image in seen]
+        rows.append([*fitted, *made])
+    return picture_grid(rows, columns=heads, labels=labels, references=references)
+
+
+def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = None) -> Figure:
+    """Draw each person's distance to the reference, method by method, with means and intervals.
+
+    The two ends of the scale stand above and below: pictures of other people, and other pictures of
+    the same person. The dashed line is the distance below which DeepFace takes two pictures for one
+    person.
+
+    Args:
+        scores: of the study.
+        names: how to call the methods, if not by their own names.
+    """
+    from deepface.modules.verification import find_threshold
+
+    table = identity_table(scores)
+    figure = Figure(figsize=(8, 0.75 * len(table) + 1), layout="constrained", dpi=150)
+    axes = figure.subplots()
+    spread = np.random.default_rng(0)
+    for position, (name, row) in enumerate(table[::-1].iterrows()):
+        if row["images"] is None or np.isnan(row["images"]):
+            column = "impostor" if row["recovery"].estimate == 0 else "genuine"
+            values, colour = scores.scale[column].dropna(), QUIET
+        else:
+            values, colour = scores.of(str(name)), MEASURED
+        height = position + spread.uniform(-0.22, 0.22, len(values))
+        axes.scatter(values, height, s=14, color=colour, alpha=0.35, linewidths=0)
+        interval = row["distance"]
+        axes.plot([interval.low, interval.high], [position] * 2, color=colour, linewidth=3)
+        axes.plot(interval.estimate, position, "o", color=colour, markersize=9)
+        axes.annotate(
+            f"{interval.estimate:.3f}",
+            (interval.estimate, position + 0.28),
+            ha="center",
+            va="bottom",
+            fontsize=10,
+            color=colour,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
+    threshold = find_threshold(scores.recogniser, "cosine")
+    axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, zorder=0)
+    axes.annotate(
+        " DeepFace: same person",
+        (threshold, len(table) - 0.45),
+        color=INK,
+        fontsize=9,
+        va="center",
+    )
+    axes.set_yticks(
+        range(len(table)), [(names or {}).get(str(n), str(n)) for n in table.index[::-1]]
+    )
+    axes.set_ylim(-0.5, len(table) - 0.25)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"cosine distance to the reference ({scores.recogniser})")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0, labelsize=11)
+    return figure
+
+
+def quoted_table(path: str | Path) -> Styler:
+    """Lay out one of the paper's tables (``data/paper/*.csv``), marked as quoted."""
+    numbers = pd.read_csv(path)
+    table = numbers.pivot(index="row", columns="column", values="value")
+    table = table.loc[numbers["row"].unique(), numbers["column"].unique()]
+    table.index.name = table.columns.name = None
+    first = numbers.iloc[0]
+    arrow = {
+        column: f"{column} {'↓' if better == 'lower' else '↑'}"
+        for column, better in zip(numbers["column"], numbers["better"], strict=True)
+    }
+    return _mark(
+        table.rename(columns=arrow).style.format("{:.2f}", na_rep="–"),
+        "quoted",
+        f"Quoted from the paper: Table {first['table']} (Section {first['section']}). "
+        f"{first['caption']}",
+    )
+
+
+def measured_table(
+    scores: IdentityScores, run: str, *, names: Mapping[str, str] | None = None
+) -> Styler:
+    """Lay out the identity table of a study, marked as measured here.
+
+    Args:
+        scores: of the study.
+        run: under which profile, from which weights, on what: see `run_label`.
+        names: how to call the methods, if not by their own names.
+    """
+    table = identity_table(scores)
+    scale = table["images"].isna()
+    shown = pd.DataFrame(
+        {
+            "cosine distance ↓": table["distance"].map(str),
+            "identity recovery R ↑": [
+                f"{interval.estimate:.0f} (by definition)" if end else str(interval)
+                for interval, end in zip(table["recovery"], scale, strict=True)
+            ],
+            "faces found": [
+                "" if end else f"{row.found:.0f} of {row.images:.0f}"
+                for row, end in zip(table.itertuples(), scale, strict=True)
+            ],
+        },
+        index=[(names or {}).get(str(name), str(name)) for name in table.index],
+    )
+    text = (
+        f"Measured here: DeepFace {scores.recogniser}, {scores.detector} detector, with 95% "
+        f"intervals over people. {run}"
+    )
+    return _mark(shown.style, "measured", text)
+
+
+def facts_table(rows: Mapping[str, object], run: str) -> Styler:
+    """Lay out named results, one to a line, marked as measured here."""
+    shown = pd.DataFrame({"": [str(value) for value in rows.values()]}, index=list(rows))
+    left = {"selector": "td", "props": "text-align: left;"}
+    styler = _mark(shown.style.hide(axis="columns"), "measured", f"Measured here. {run}")
+    return styler.set_table_styles([left], overwrite=False)
+
+
+def _mark(styler: Styler, kind: Literal["quoted", "measured"], caption: str) -> Styler:
+    """Give a table the frame and the caption that say where its numbers come from."""
+    colour = f"var(--{kind}, {QUOTED if kind == 'quoted' else MEASURED})"
+    # Only lines and text are coloured: the page's background may be light or dark.
+    return styler.set_caption(caption).set_table_styles(
+        [
+            {
+                "selector": "",
+                "props": f"border-left: 5px {'double' if kind == 'quoted' else 'solid'} {colour};"
+                "border-collapse: collapse; margin: 1em 0;",
+            },
+            {
+                "selector": "caption",
+                "props": f"caption-side: top; text-align: left; color: {colour};"
+                "padding: 0 0 .4em .6em;",
+            },
+            {"selector": "th, td", "props": "text-align: right; padding: .3em .9em;"},
+            {"selector": "th.row_heading", "props": "text-align: left; font-weight: normal;"},
+        ]
+    )
+
+
+def run_label(profile: str, weights: Mapping[str, str], **counts: object) -> str:
+    """One sentence that names a run: profile, counts, and the first digits of the weights' hashes.
+
+    Args:
+        profile: its name.
+        weights: hashes by model, as in a method's settings.
+        counts: for example ``people=40, prompts=2``.
+    """
+    sizes = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items())
+    hashes = ", ".join(f"{name.replace('_', ' ')} {h[:8]}" for name, h in weights.items())
+    return f"Profile {profile}: {sizes}; weights: {hashes}."
