@@ -13,7 +13,7 @@ BIN   := $(VENV)/bin
 KEY   := $(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
 STAMP := $(VENV)/.installed-$(KEY)
 
-# Caches stay inside the repository, so that an empty, read-only or shared home directory is no obstacle.
+# Caches stay inside the repository: an empty or shared home directory is no obstacle.
 export MPLCONFIGDIR    ?= $(CURDIR)/.cache/matplotlib
 export DEEPFACE_HOME   ?= $(CURDIR)/.cache/deepface
 export ANNY_CACHE_DIR  ?= $(CURDIR)/.cache/anny
