@@ -244,9 +244,10 @@ def measured_table(
 def facts_table(rows: Mapping[str, object], run: str) -> Styler:
     """Lay out named results, one to a line, marked as measured here."""
     shown = pd.DataFrame({"": [str(value) for value in rows.values()]}, index=list(rows))
-    left = {"selector": "td", "props": "text-align: left;"}
     styler = _mark(shown.style.hide(axis="columns"), "measured", f"Measured here. {run}")
-    return styler.set_table_styles([left], overwrite=False)
+    return styler.set_table_styles(
+        [{"selector": "td", "props": "text-align: left;"}], overwrite=False
+    )
 
 
 def _mark(styler: Styler, kind: Literal["quoted", "measured"], caption: str) -> Styler:

@@ -193,6 +193,27 @@ class FakeFaces:
         return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
 
+def test_against_the_others_a_picture_is_not_measured_with_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    angles = {"a/r": 9.0, "a/1": 0.0, "a/2": 0.2, "b/r": 9.0, "b/1": 1.0, "b/2": 1.4, "made": 0.1}
+    monkeypatch.setattr(comparison, "load_image", lambda path: path)
+    monkeypatch.setattr(comparison, "embed_faces", FakeFaces(angles))
+    people = [
+        Person(name, (Path(name, "r"),), (Path(name, "1"), Path(name, "2"))) for name in ("a", "b")
+    ]
+    index = pd.DataFrame(
+        [("m", "a", "a face", 0, "made")], columns=["method", "person", "prompt", "seed", "image"]
+    )
+    scores = measure_identity(index, people, against="others")
+    assert scores.images["distance"].tolist() == pytest.approx([1 - np.cos(0.1)])
+    assert scores.scale["genuine"].tolist() == pytest.approx([1 - np.cos(0.2), 1 - np.cos(0.4)])
+    across = np.mean([1 - np.cos(x) for x in (1.0, 1.4, 0.8, 1.2)])
+    assert scores.scale["impostor"].tolist() == pytest.approx([across, across])
+    with pytest.raises(FusionError, match="2 other picture"):
+        measure_identity(index, [people[0], Person("c", (Path("r"),))], against="others")
+
+
 @pytest.fixture
 def scores(monkeypatch: pytest.MonkeyPatch) -> comparison.IdentityScores:
     """Six people at right angles or more; "near" is at 0.1 + of the reference, "far" at 1."""

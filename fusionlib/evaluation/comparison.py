@@ -78,42 +78,56 @@ def measure_identity(
     *,
     recogniser: str = "Dlib",
     detector: str = "dlib",
+    against: Literal["reference", "others"] = "reference",
 ) -> IdentityScores:
     """Measure how far every picture of a study is from the person it should show.
 
     Args:
         index: of the study, as `fusionlib.study.run_study` returns it.
-        people: of the study; each needs one other picture or more, for the scale.
+        people: of the study.
         recogniser: of DeepFace; distances are cosine distances of its embeddings.
         detector: of DeepFace.
+        against: ``"reference"`` measures the distance to a person's first reference, as the paper
+            does. ``"others"`` measures the mean distance to the person's other pictures, which no
+            method saw: the fair target where methods see different references.
 
     Raises:
-        FusionError: fewer than two people, or a person without other pictures.
+        FusionError: fewer than two people, or a person with too few other pictures for the scale.
     """
+    needed = 1 if against == "reference" else 2
     if len(people) < 2:
         raise FusionError("Identity is measured against strangers: the study needs two people.")
     for person in people:
-        if not person.references or not person.others:
+        if not person.references or len(person.others) < needed:
             raise FusionError(
-                f"The person {person.name!r} needs a reference and another picture to measure by."
+                f"The person {person.name!r} needs a reference and {needed} other picture(s) to "
+                "measure by."
             )
 
     def embed(paths: Sequence[object]) -> NDArray[np.float64]:
         return embed_faces((load_image(str(path)) for path in paths), recogniser, detector)
 
-    references = embed([person.references[0] for person in people])
     others = [embed(person.others) for person in people]
+    targets = others
+    if against == "reference":
+        targets = list(embed([person.references[0] for person in people])[:, None])
     genuine, impostor = [], []
-    for number, reference in enumerate(references):
+    for number, target in enumerate(targets):
+        same = cosine_distance(target[:, None], others[number])
+        if target is others[number]:
+            np.fill_diagonal(same, np.nan)  # a picture's distance to itself says nothing
         strangers = np.concatenate(others[:number] + others[number + 1 :])
-        genuine.append(_mean(cosine_distance(reference, others[number])))
-        impostor.append(_mean(cosine_distance(reference, strangers)))
+        genuine.append(_mean(same))
+        impostor.append(_mean(cosine_distance(target[:, None], strangers)))
     names = [person.name for person in people]
     scale = pd.DataFrame({"genuine": genuine, "impostor": impostor}, index=names)
 
-    of_person = dict(zip(names, references, strict=True))
-    targets = np.stack([of_person[name] for name in index["person"]])
-    distances = cosine_distance(targets, embed(list(index["image"])))
+    target_of = dict(zip(names, targets, strict=True))
+    made = embed(list(index["image"]))
+    distances = [
+        _mean(cosine_distance(target_of[name], embedding))
+        for name, embedding in zip(index["person"], made, strict=True)
+    ]
     return IdentityScores(recogniser, detector, index.assign(distance=distances), scale)
 
 
