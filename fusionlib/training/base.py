@@ -1,0 +1,98 @@
+"""The base model: a text-to-image UNet over the frozen autoencoder and text encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from fusionlib.profiles import Profile
+from fusionlib.training.data import load_pictures
+from fusionlib.training.export import save_model
+from fusionlib.training.latents import cached_latents, embed_captions, load_frozen
+from fusionlib.training.loop import Run, fit
+from fusionlib.training.objective import diffusion_target
+
+TEXT_DROPOUT = 0.1
+"""Share of samples with the empty prompt, for classifier-free guidance (Ho and Salimans 2022)."""
+
+
+def train(
+    profile: Profile,
+    out: Path | None = None,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    resume: bool = True,
+) -> Run:
+    """Train the profile's UNet; write ``unet/``, ``scheduler/`` and ``model_index.json``.
+
+    The folder then has the layout of a Stable Diffusion checkpoint.
+
+    Args:
+        profile: architecture, recipe and shards.
+        out: the checkpoint's folder, with ``vae/``, ``text_encoder/`` and ``tokenizer/`` trained
+            before; default ``profile.base_model``.
+        minutes: stop after this time with a checkpoint.
+        steps: overrides the recipe's length.
+        resume: go on from the checkpoint if there is one.
+    """
+    recipe = profile.recipe("base")
+    target = Path(out or profile.base_model)
+    folder = Path(profile.training.runs) / profile.name / "base"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pictures = load_pictures(profile.training.shards, profile.resolution)
+    captions = embed_captions(target, pictures, device)
+    latents = cached_latents(
+        target, pictures, folder.parent / "latents.safetensors", device, flips=True
+    )
+    torch.manual_seed(profile.seed)
+    unet = UNet2DConditionModel(**profile.architecture["unet"])
+    scheduler = DDIMScheduler(**profile.architecture["scheduler"])
+    if device.type == "cpu":
+        unet.to(memory_format=torch.channels_last)
+
+    def loss(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+        size = recipe.batch_size
+        index = torch.randint(len(latents), (size,), generator=generator)
+        clean = latents[index]
+        noise = torch.randn(clean.shape, generator=generator)
+        timesteps = torch.randint(
+            scheduler.config["num_train_timesteps"], (size,), generator=generator
+        )
+        dropped = torch.rand(size, generator=generator) < TEXT_DROPOUT
+        text = captions.draw(index % len(pictures), dropped, generator)
+        noisy = scheduler.add_noise(clean, noise, timesteps).to(device)
+        goal = diffusion_target(scheduler, clean, noise, timesteps).to(device)
+        prediction = network(noisy, timesteps.to(device), text.to(device), return_dict=False)[0]
+        return {"loss": F.mse_loss(prediction.float(), goal)}
+
+    run = fit(
+        unet,
+        loss,
+        recipe,
+        folder,
+        seed=profile.seed,
+        steps=steps,
+        minutes=minutes,
+        resume=resume,
+        name="base",
+    )
+    save_model(unet, target / "unet", folder)
+    scheduler.save_pretrained(target / "scheduler")
+    pipeline = StableDiffusionPipeline(
+        vae=load_frozen(AutoencoderKL, target / "vae"),
+        text_encoder=load_frozen(CLIPTextModel, target / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(target / "tokenizer"),
+        unet=load_frozen(UNet2DConditionModel, target / "unet"),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_config(target)  # model_index.json; the components are there already
+    return run

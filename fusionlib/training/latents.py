@@ -1,0 +1,121 @@
+"""What the frozen models make of the training set, computed once and kept: latents and text."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from fusionlib.errors import FusionError
+from fusionlib.manifest import sha256_file
+from fusionlib.training.clip import tokenize
+from fusionlib.training.data import Pictures
+from fusionlib.training.vae import encode_pictures
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Text embeddings of every wording.
+
+    Attributes:
+        embeddings: ``(wordings, tokens, width)``; row 0 is the empty prompt.
+        rows: for each picture, the rows of its wordings.
+    """
+
+    embeddings: Tensor
+    rows: list[list[int]]
+
+    def draw(self, index: Tensor, dropped: Tensor, generator: torch.Generator) -> Tensor:
+        """One wording for each picture, the empty prompt where ``dropped``.
+
+        Returns:
+            ``(len(index), tokens, width)``.
+        """
+        draws = torch.rand(len(index), generator=generator).tolist()
+        rows = [
+            0 if drop else self.rows[i][int(u * len(self.rows[i]))]
+            for i, u, drop in zip(index.tolist(), draws, dropped.tolist(), strict=True)
+        ]
+        return self.embeddings[rows]
+
+
+def load_frozen(model: type[Any], folder: Path, **arguments: Any) -> Any:
+    """A trained model in float32, in evaluation mode, without gradients.
+
+    Raises:
+        FusionError: when it has not been trained yet.
+    """
+    if not (folder / "config.json").is_file():
+        raise FusionError(
+            f"there is no model in {folder}: run `fusionlib train` for vae, clip and base first, "
+            "in this order"
+        )
+    loaded = model.from_pretrained(folder, torch_dtype=torch.float32, **arguments)
+    return loaded.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def embed_captions(folder: Path, pictures: Pictures, device: torch.device) -> Captions:
+    """Run the text encoder over every distinct wording once.
+
+    Args:
+        folder: a checkpoint with ``tokenizer/`` and ``text_encoder/``.
+        pictures: their captions.
+        device: where to compute.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    encoder = load_frozen(CLIPTextModel, folder / "text_encoder").to(device)
+    numbers: dict[str, int] = {"": 0}
+    rows = [
+        [numbers.setdefault(text, len(numbers)) for text in wordings]
+        for wordings in pictures.captions
+    ]
+    ids = tokenize(tokenizer, list(numbers))
+    parts = [encoder(chunk.to(device)).last_hidden_state.cpu() for chunk in ids.split(512)]
+    return Captions(torch.cat(parts), rows)
+
+
+def cached_latents(
+    folder: Path, pictures: Pictures, cache: Path, device: torch.device, *, flips: bool
+) -> Tensor:
+    """Scaled latents of every picture, then (with ``flips``) of every mirrored picture.
+
+    Args:
+        folder: a checkpoint with ``vae/``.
+        pictures: the training set.
+        cache: safetensors file, reused while autoencoder and pictures are the same.
+        device: where to compute.
+        flips: whether to append the mirrored pictures.
+
+    Returns:
+        ``(n or 2n, channels, h, w)`` float32.
+    """
+    key = f"{_vae_hash(folder)}-{len(pictures)}-{int(pictures.pixels.sum(dtype='int64'))}-{flips}"
+    if cache.is_file():
+        with safe_open(cache, "pt") as file:
+            if file.metadata().get("key") == key:
+                return file.get_tensor("latents").float()
+    vae = load_frozen(AutoencoderKL, folder / "vae").to(device)
+    everything = torch.arange(len(pictures))
+    parts = [
+        encode_pictures(vae, pictures, everything, flip=flip)
+        for flip in ((False, True) if flips else (False,))
+    ]
+    latents = torch.cat(parts).contiguous() * vae.config["scaling_factor"]
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    partial = cache.with_suffix(".partial")
+    save_file({"latents": latents.half().contiguous()}, partial, {"key": key})
+    os.replace(partial, cache)
+    return latents
+
+
+def _vae_hash(folder: Path) -> str:
+    return sha256_file(folder / "vae" / "diffusion_pytorch_model.safetensors")[:16]

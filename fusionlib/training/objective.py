@@ -1,0 +1,72 @@
+"""Losses: what each model of the embedded suite minimises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the UNet predicts, by the scheduler's ``prediction_type`` (Ho 2020; Salimans 2022).
+
+    Args:
+        scheduler: a diffusers scheduler.
+        latents: clean latents ``(batch, channels, h, w)``.
+        noise: standard normal, the same shape.
+        timesteps: ``(batch,)`` integers below ``num_train_timesteps``.
+
+    Returns:
+        The target, shaped like ``latents``.
+
+    Raises:
+        ValueError: for a prediction type other than ``epsilon``, ``v_prediction`` and ``sample``.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)
+    if kind == "sample":
+        return latents
+    raise ValueError(f"unknown prediction_type '{kind}' in the scheduler's configuration")
+
+
+def reconstruction_loss(prediction: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
+    """Weighted L1 of the pixels and of their differences to the right and lower neighbour.
+
+    The second term keeps the edges of eyes and lips, which few pixels hold.
+
+    Args:
+        prediction: ``(batch, 3, h, w)`` in [-1, 1].
+        pixels: the same shape.
+        weight: ``(batch, 1, h, w)``, non-negative.
+    """
+    error = prediction.float() - pixels
+    across = (error[..., :, 1:] - error[..., :, :-1]).abs() * weight[..., :, 1:]
+    down = (error[..., 1:, :] - error[..., :-1, :]).abs() * weight[..., 1:, :]
+    return (error.abs() * weight).mean() + across.mean() + down.mean()
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL divergence from N(mean, variance) to N(0, 1): sum over a sample, mean over the batch."""
+    mean, log_variance = mean.float(), log_variance.float()
+    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    return kl.flatten(1).sum(1).mean()
+
+
+def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy (Radford 2021, figure 3).
+
+    Args:
+        image_embeds: ``(batch, width)``, of any length; normalised here.
+        text_embeds: ``(batch, width)``; row i belongs to image i.
+        logit_scale: logarithm of the inverse temperature.
+    """
+    image = F.normalize(image_embeds.float(), dim=-1)
+    text = F.normalize(text_embeds.float(), dim=-1)
+    logits = logit_scale.float().exp().clamp(max=100) * image @ text.T
+    labels = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2

@@ -1,0 +1,309 @@
+"""Training: the shared loop, its resumption, the losses, and each of the four models."""
+
+import io
+import json
+import math
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image, ImageDraw
+from torch import nn
+
+from fusionlib import FusionAdapter
+from fusionlib.errors import FusionError
+from fusionlib.profiles import Profile, Recipe, load_profile
+from fusionlib.training import adapter, base, clip, vae
+from fusionlib.training.data import load_pictures, reference_pairs
+from fusionlib.training.loop import fit, learning_rate, step_generator
+from fusionlib.training.objective import (
+    contrastive_loss,
+    diffusion_target,
+    gaussian_kl,
+    reconstruction_loss,
+)
+
+SIDE = 32
+
+
+def write_shards(folder: Path, people: int = 6, views: int = 3) -> Path:
+    """A few drawn discs in img2dataset's layout: one colour a person, one place a view."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    with tarfile.open(folder / "00000.tar", "w") as archive:
+        for person in range(people):
+            colour = tuple(int(c) for c in rng.integers(40, 255, 3))
+            for view in range(views):
+                image = Image.new("RGB", (SIDE, SIDE), (20, 30, 40 + 60 * view))
+                mask = Image.new("L", (SIDE, SIDE), 0)
+                box = (6 + 2 * view, 5, 24 + 2 * view, 27)
+                ImageDraw.Draw(image).ellipse(box, fill=colour)
+                ImageDraw.Draw(mask).ellipse(box, fill=255)
+                style = "photo" if view else "line art"
+                caption = f"a {style} of a face, view {view}"
+                facts = {"person": person, "style": style, "captions": [caption, f"{style} face"]}
+                key = f"{person * views + view:09d}"
+                for extension, content in (
+                    ("jpg", _encode(image, "JPEG")),
+                    ("mask.png", _encode(mask, "PNG")),
+                    ("txt", caption.encode()),
+                    ("json", json.dumps(facts).encode()),
+                ):
+                    info = tarfile.TarInfo(f"{key}.{extension}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+    return folder
+
+
+def _encode(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """The embedded profile, shrunk: every step of every recipe in seconds."""
+    root = tmp_path_factory.mktemp("training")
+    profile = load_profile("embedded")
+    recipe = Recipe(steps=4, batch_size=4, learning_rate=1e-3, warmup_steps=1)
+    profile.training.shards = str(write_shards(root / "shards"))
+    profile.training.runs = str(root / "runs")
+    for name in ("vae", "clip", "base", "adapter"):
+        setattr(profile.training, name, recipe)
+    profile.base_model = str(root / "model")
+    profile.adapter = str(root / "model" / "adapter")
+    profile.resolution = SIDE
+    sizes = profile.architecture
+    sizes["vae"] |= {
+        "block_out_channels": [8, 8, 16],
+        "down_block_types": ["DownEncoderBlock2D"] * 3,
+        "up_block_types": ["UpDecoderBlock2D"] * 3,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "sample_size": SIDE,
+    }
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    sizes["text"] |= tower
+    sizes["vision"] |= tower | {"image_size": SIDE, "patch_size": 8}
+    sizes["clip"] |= {"projection_dim": 16, "vocab_size": 530}
+    sizes["unet"] |= {
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": [16, 32],
+        "cross_attention_dim": 16,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    return profile
+
+
+def test_the_four_models_make_a_stable_diffusion_checkpoint(profile: Profile) -> None:
+    for module in (vae, clip, base, adapter):
+        run = module.train(profile)
+        assert run.finished and run.samples == 16 and math.isfinite(run.final_loss)
+
+    folder = Path(profile.base_model)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)  # unchanged diffusers
+    images = pipeline(
+        "a photo of a face", num_inference_steps=2, generator=torch.Generator().manual_seed(0)
+    ).images
+    assert images[0].size == (SIDE, SIDE)
+    trained = FusionAdapter.from_pretrained(profile.adapter)
+    untrained = FusionAdapter.from_unet(pipeline.unet)
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(trained.parameters(), untrained.parameters(), strict=True)
+    ]
+    assert all(moved)
+    for record in ("vae", "clip", "base"):
+        assert json.loads((folder / "training" / f"{record}.json").read_text())["steps"] == 4
+        assert (folder / "training" / f"{record}.csv").read_text().startswith("step,samples")
+
+
+def test_the_base_stays_frozen_while_the_adapter_trains(profile: Profile) -> None:
+    unet = UNet2DConditionModel.from_pretrained(Path(profile.base_model) / "unet")
+    before = {key: value.clone() for key, value in unet.state_dict().items()}
+    adapter.train(profile, steps=6)
+    after = UNet2DConditionModel.from_pretrained(Path(profile.base_model) / "unet").state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_centring_leaves_reconstructions_and_whitens_latents() -> None:
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).eval()  # fmt: skip
+    pixels = torch.rand(8, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        before = model.encode(pixels).latent_dist.mean
+        decoded = model.decode(before).sample
+        vae.centre_latents(model, before)
+        after = model.encode(pixels).latent_dist.mean
+        torch.testing.assert_close(model.decode(after).sample, decoded, atol=1e-4, rtol=1e-4)
+    scaled = after * model.config["scaling_factor"]
+    torch.testing.assert_close(scaled.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    assert abs(scaled.std().item() - 1) < 1e-3
+
+
+RECIPE = Recipe(
+    steps=12, batch_size=4, learning_rate=0.05, warmup_steps=2, mixed_precision="no",
+    checkpoint_minutes=1e-6,
+)  # fmt: skip
+
+
+def _regression(network: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    inputs = torch.randn(4, 3, generator=generator)
+    return {"loss": (network(inputs) - inputs.sum(1, keepdim=True)).square().mean()}
+
+
+def _linear() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Linear(3, 1)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    unbroken = _linear()
+    fit(unbroken, _regression, RECIPE, tmp_path / "unbroken")
+
+    calls = 0
+
+    def killed(network: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return _regression(network, generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(_linear(), killed, RECIPE, tmp_path / "broken")
+    resumed = _linear()
+    run = fit(resumed, _regression, RECIPE, tmp_path / "broken")
+    assert run.steps == 12
+    for one, other in zip(unbroken.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    steps = [
+        [line.split(",")[0] for line in (tmp_path / name / "loss.csv").read_text().splitlines()]
+        for name in ("unbroken", "broken")
+    ]
+    assert steps[0] == steps[1]
+
+
+def test_training_fits_a_line(tmp_path: Path) -> None:
+    network = _linear()
+    recipe = RECIPE.model_copy(update={"steps": 400, "ema_decay": 0.9})
+    run = fit(network, _regression, recipe, tmp_path)
+    assert run.final_loss < 1.0
+    assert isinstance(network, nn.Linear)
+    torch.testing.assert_close(network.weight.detach(), torch.ones(1, 3), atol=0.02, rtol=0)
+
+
+def test_time_limit_stops_early_with_a_checkpoint(tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"steps": 10**6})
+    run = fit(_linear(), _regression, recipe, tmp_path, minutes=1e-4)
+    assert not run.finished and (tmp_path / "checkpoint.pt").is_file()
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    fit(_linear(), _regression, RECIPE, tmp_path)
+    with pytest.raises(FusionError, match="another network"):
+        fit(nn.Sequential(_linear()), _regression, RECIPE, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_is_reported(tmp_path: Path) -> None:
+    def broken(network: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"loss": network(torch.full((1, 3), float("nan"))).mean()}
+
+    with pytest.raises(FusionError, match="loss is .*nan"):
+        fit(_linear(), broken, RECIPE, tmp_path)
+
+
+def test_learning_rate_rises_stays_and_falls() -> None:
+    recipe = Recipe(steps=100, batch_size=1, learning_rate=2.0, warmup_steps=10, cooldown=0.2)
+    rates = [learning_rate(step, recipe, 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == 2.0 and rates[80] == 2.0
+    assert rates[90] == pytest.approx(1.0) and rates[100] == 0.0
+
+
+def test_steps_and_processes_draw_differently() -> None:
+    draws = {torch.rand(1, generator=step_generator(0, s, p)).item()
+             for s in range(20) for p in range(4)}  # fmt: skip
+    assert len(draws) == 80
+
+
+def test_broken_samples_are_counted_and_shards_named(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "good")
+    with tarfile.open(folder / "00001.tar", "w") as archive:
+        for name in ("000000900.jpg", "000000900.txt", "000000900.json"):
+            info = tarfile.TarInfo(name)
+            info.size = 5
+            archive.addfile(info, io.BytesIO(b"{bad}"))
+    pictures = load_pictures(folder, SIDE)
+    assert len(pictures) == 18 and pictures.skipped == 1
+    (folder / "00002.tar").write_bytes(b"not a tar")
+    with pytest.raises(FusionError, match=r"00002\.tar"):
+        load_pictures(folder, SIDE)
+    with pytest.raises(FusionError, match="no shard"):
+        load_pictures(tmp_path / "nowhere", SIDE)
+
+
+def test_references_are_other_photographs_of_the_same_person(tmp_path: Path) -> None:
+    pictures = load_pictures(write_shards(tmp_path), SIDE)
+    for index, partners in enumerate(reference_pairs(pictures)):
+        assert index not in partners
+        for partner in partners:
+            assert pictures.person[partner] == pictures.person[index]
+            assert pictures.style[partner] == "photo"
+        assert len(partners) == (1 if pictures.style[index] == "photo" else 2)
+
+
+def test_dropout_cases_exclude_each_other_and_have_their_shares() -> None:
+    draw = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
+    no_text, no_reference = adapter.dropout_masks(draw, 0.05, 0.10, 0.20)
+    both = (no_text & no_reference).float().mean().item()
+    assert both == pytest.approx(0.20, abs=0.01)
+    assert no_text.float().mean().item() - both == pytest.approx(0.05, abs=0.01)
+    assert no_reference.float().mean().item() - both == pytest.approx(0.10, abs=0.01)
+
+
+def test_velocity_target_recovers_the_latents() -> None:
+    """x_0 = sqrt(a) x_t - sqrt(1 - a) v, from the definition of v (Salimans and Ho 2022)."""
+    scheduler = DDIMScheduler(prediction_type="v_prediction")
+    latents, noise = torch.randn(2, 5, 4, 8, 8).unbind()
+    timesteps = torch.tensor([0, 10, 400, 800, 999])
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    velocity = diffusion_target(scheduler, latents, noise, timesteps)
+    alpha = scheduler.alphas_cumprod[timesteps][:, None, None, None]
+    torch.testing.assert_close(
+        alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity, latents, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_losses_against_direct_computation() -> None:
+    mean, log_variance = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    normal = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0, 1))
+    torch.testing.assert_close(gaussian_kl(mean, log_variance), expected.sum((1, 2, 3)).mean())
+
+    pixels = torch.randn(2, 3, 4, 4)
+    shifted = reconstruction_loss(pixels + 0.5, pixels, torch.ones(2, 1, 4, 4))
+    torch.testing.assert_close(shifted, torch.tensor(0.5))  # a constant has no edges
+
+    aligned = torch.eye(4)
+    perfect = contrastive_loss(aligned, aligned * 3, torch.tensor(math.log(100.0)))
+    assert perfect.item() < 1e-6
+    none = contrastive_loss(torch.ones(4, 2), torch.ones(4, 2), torch.tensor(1.0))
+    assert none.item() == pytest.approx(math.log(4))
+
+
+def test_tokenizer_encodes_any_text(tmp_path: Path) -> None:
+    tokenizer = clip.train_tokenizer(["a photo of a laughing woman"] * 20, 560, tmp_path)
+    ids = tokenizer("a laughing woman").input_ids
+    assert len(ids) == 5  # start, three learned words, end
+    assert (
+        "<|endoftext|>" not in tokenizer.convert_ids_to_tokens(tokenizer("ñandú 😀").input_ids)[:-1]
+    )
