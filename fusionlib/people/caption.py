@@ -54,13 +54,13 @@ def _listed(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-def describe(person: Person, view: View) -> str:
-    """A caption of the picture; its wording is chosen by the view's `caption_seed`.
+def describe(person: Person, view: View, wording: int = 0) -> str:
+    """A caption of the picture; its words are chosen by the view's `caption_seed` and `wording`.
 
-    It says style, expression, gender and background, usually age, hair, beard and glasses. Some
-    captions leave attributes out, as prompts do.
+    It says style, expression and background, usually gender, age, hair, beard and glasses. Some
+    captions leave attributes out, or say "person", as prompts do.
     """
-    rng = stream("caption", view.caption_seed)
+    rng = stream("caption", view.caption_seed, *([wording] if wording else []))
     style_words = STYLE_PHRASES[view.style]
     style = style_words[int(rng.integers(len(style_words)))]
     place_words = BACKGROUND_PHRASES[view.background]
@@ -85,12 +85,13 @@ def describe(person: Person, view: View) -> str:
     if expression_first and view.expression != "neutral":
         words.insert(0, expression)
         expression = ""
-    subject = _article(" ".join([*words, person.gender]))
+    # Line art has no scenery to speak of.
+    say_place = view.style != "line art" and rng.random() < 0.85
+    noun = person.gender if rng.random() < 0.7 else "person"
+    subject = _article(" ".join([*words, noun]))
     text = f"{style} {subject}"
     if traits:
         text += f" with {_listed(traits)}"
-    # Line art has no scenery to speak of.
-    say_place = view.style != "line art" and rng.random() < 0.85
     if say_place:
         text += f" {place}"
     if expression:

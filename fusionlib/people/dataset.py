@@ -29,6 +29,7 @@ from fusionlib.people.caption import attributes, describe
 from fusionlib.people.identity import sample_person, sample_view
 
 SAMPLES_PER_SHARD = 400
+WORDINGS = 4  # captions of each picture; the first is also in the .txt file
 FORMAT = 1  # raised when the same seed would give other pictures
 
 
@@ -77,7 +78,8 @@ def make_samples(
     plan = [sample_view(seed, person_index, v) for v in range(views)]
     for view, picture in zip(plan, render_views(person, plan, size), strict=True):
         key = f"{person_index * 100 + view.index:09d}"
-        caption = describe(person, view)
+        captions = [describe(person, view, wording) for wording in range(WORDINGS)]
+        caption = captions[0]
         record = {
             "key": key,
             "person": person_index,
@@ -87,6 +89,7 @@ def make_samples(
             "width": size,
             "height": size,
             "caption": caption,
+            "captions": captions,
             **attributes(person, view),
         }
         yield Sample(

@@ -175,7 +175,7 @@ def hair_mesh(person: Person, vertices: Array) -> Mesh | None:
         tone = 1 + 0.22 * _bumps(points, 0.018, rng)
 
     if covers_ears:
-        shell, keep, tone = _fall(person, shell, keep, tone, scalp.longitude[0], vertices)
+        shell, keep, tone = _fall(person, shell, keep, tone, scalp.longitude[0])
     rows = len(shell)
     colors = np.clip(np.asarray(person.hair) * tone[..., None], 0, 1).reshape(-1, 3)
     mesh = Mesh(shell.reshape(-1, 3), _grid_faces(rows, COLUMNS, keep), colors)
@@ -184,8 +184,14 @@ def hair_mesh(person: Person, vertices: Array) -> Mesh | None:
     return mesh
 
 
-def _fall(person, shell, keep, tone, longitude, vertices):
-    """Let the shell's last row fall down as a curtain that leaves the face free."""
+def _fall(
+    person: Person, shell: Array, keep: Array, tone: Array, longitude: Array
+) -> tuple[Array, Array, Array]:
+    """Let the shell's last row fall down as a curtain that leaves the face free.
+
+    Takes and gives back the grid's (R, C, 3) points, (R, C) kept points and (R, C) tones;
+    `longitude`: (C,) degrees of the columns.
+    """
     marks = load_head_model().landmarks
     edge = shell[-1]
     drop_to = {"long": -0.20, "bob": -0.085 - 0.045 * person.hair_length}[person.hair_style]

@@ -155,7 +155,7 @@ class HeadModel:
         return scale, rotation, cb - scale * rotation @ ca
 
 
-def _require_anny():
+def _require_anny() -> Any:
     try:
         import anny
     except ImportError as error:
@@ -182,7 +182,7 @@ def load_head_model() -> HeadModel:
     try:
         import warp
 
-        warp.config.quiet = True
+        warp.config.quiet = True  # type: ignore[attr-defined]
     except ImportError:
         pass
     model = anny.Anny(

@@ -266,9 +266,17 @@ def _sample_shape(rng: np.random.Generator, gender: str) -> dict[str, float]:
 
 def _sample_hair(
     rng: np.random.Generator, gender: str, age: int, ancestry: np.ndarray, tone: float
-):
+) -> tuple[str, str, Color]:
+    """Style, colour name and colour of the hair; a man's may be missing, old hair is gray."""
     if gender == "woman":
-        styles = {"cropped": 3, "short": 13, "bob": 22, "long": 34, "curly": 13, "bun": 15}
+        styles: dict[str, float] = {
+            "cropped": 3,
+            "short": 13,
+            "bob": 22,
+            "long": 34,
+            "curly": 13,
+            "bun": 15,
+        }
     else:
         bald = float(np.interp(age, [25, 45, 70], [5, 16, 30]))
         styles = {
@@ -283,7 +291,7 @@ def _sample_hair(
     if ancestry[0] > 0.6:  # African hair: tightly curled more often
         styles["curly"] *= 2.5
         styles["cropped"] *= 1.5
-    style = _choose(rng, {k: float(v) for k, v in styles.items()})
+    style = _choose(rng, styles)
     light = max(0.0, 1.0 - 2.2 * tone)
     colors = {"black": 0.25 + 1.2 * tone, "brown": 0.55, "blond": 0.55 * light, "red": 0.32 * light}
     total = sum(colors.values())

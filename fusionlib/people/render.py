@@ -58,7 +58,7 @@ HAIR = {"ambient": 0.28, "diffuse": 0.85, "specular": 0.16, "specular_power": 10
 WET = {"ambient": 0.30, "diffuse": 0.75, "specular": 0.55, "specular_power": 45.0}
 
 
-def _require_pyvista():
+def _require_pyvista() -> Any:
     try:
         import pyvista
     except ImportError as error:
@@ -70,8 +70,12 @@ def _require_pyvista():
 
 
 @functools.lru_cache(maxsize=2)
-def _plotter(pixels: int):
+def _plotter(pixels: int) -> Any:
     pyvista = _require_pyvista()
+    from vtkmodules.vtkCommonCore import vtkLogger
+
+    # Without a display VTK warns, then draws off-screen as it should.
+    vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_ERROR)
     plotter = pyvista.Plotter(off_screen=True, window_size=(pixels, pixels), lighting="none")
     plotter.set_background("black")
     plotter.ren_win.SetMultiSamples(0)  # drawn at twice the size, so reduced with four samples
@@ -256,7 +260,7 @@ def _lip_weight() -> Array:
     return m.lips[row, column]
 
 
-def _poly(points: Array, faces: Array):
+def _poly(points: Array, faces: Array) -> Any:
     pyvista = _require_pyvista()
     cells = np.empty((len(faces), 4), np.int64)
     cells[:, 0], cells[:, 1:] = 3, faces

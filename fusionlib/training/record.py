@@ -1,0 +1,93 @@
+"""How the committed models were trained: what ``fusionlib train`` wrote beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from safetensors import safe_open
+
+from fusionlib.errors import FusionError
+
+FOLDERS = {"vae": "vae", "clip": "clip", "base": "unet", "adapter": "adapter"}
+"""The folder of each model in a checkpoint, in the order of training."""
+
+_QUANTITIES = {
+    "vae": "weighted L1 with edges, and KL",
+    "clip": "contrastive loss",
+    "base": "squared error of v",
+    "adapter": "squared error of v, with the face",
+}
+
+
+def training_table(checkpoint: str | Path) -> pd.DataFrame:
+    """One row a model: size, length and machine of its training, as recorded by the run itself.
+
+    Args:
+        checkpoint: a folder with ``training/*.json`` and the models' folders.
+
+    Returns:
+        Indexed by model; columns ``parameters`` (millions), ``file`` (megabytes), ``samples``,
+        ``steps``, ``minutes``, ``loss`` (mean of the last 100 logged values) and ``machine``.
+
+    Raises:
+        FusionError: when a record is missing.
+    """
+    rows = {}
+    for model, folder in FOLDERS.items():
+        run = json.loads(_record(checkpoint, model, "json").read_text())
+        files = sorted((Path(checkpoint) / folder).glob("*.safetensors"))
+        rows[model] = {
+            "parameters": round(sum(_parameters(file) for file in files) / 1e6, 2),
+            "file": round(sum(file.stat().st_size for file in files) / 1e6, 1),
+            "samples": run["samples"],
+            "steps": run["steps"],
+            "minutes": round(run["seconds"] / 60, 1),
+            "loss": round(run["final_loss"], 4),
+            "machine": run["machine"],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def loss_curves(checkpoint: str | Path) -> Figure:
+    """The four loss curves: each logged value pale, a running mean on top.
+
+    Args:
+        checkpoint: a folder with ``training/*.csv``.
+
+    Raises:
+        FusionError: when a record is missing.
+    """
+    figure = Figure(figsize=(10, 5.6), layout="constrained", dpi=150)
+    for axes, model in zip(figure.subplots(2, 2).flat, FOLDERS, strict=True):
+        log = pd.read_csv(_record(checkpoint, model, "csv"))
+        smooth = log["loss"].rolling(25, min_periods=1, center=True).mean()
+        axes.plot(log["samples"], log["loss"], color="#00796b", alpha=0.25, linewidth=0.8)
+        axes.plot(log["samples"], smooth, color="#00796b", linewidth=1.8)
+        low, high = np.quantile(log["loss"], [0.0, 0.98])
+        axes.set(title=model, xlabel="samples seen", ylabel=_QUANTITIES[model])
+        axes.set_ylim(low - 0.05 * (high - low), high)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return figure
+
+
+def _record(checkpoint: str | Path, model: str, kind: str) -> Path:
+    path = Path(checkpoint) / "training" / f"{model}.{kind}"
+    if not path.is_file():
+        raise FusionError(
+            f"{path} is missing: `fusionlib train {model}` writes it when it ends; "
+            "a published checkpoint has none"
+        )
+    return path
+
+
+def _parameters(file: Path) -> int:
+    with safe_open(file, "pt") as tensors:
+        return sum(
+            int(np.prod(tensors.get_slice(name).get_shape()))
+            for name in tensors.keys()  # noqa: SIM118 (safe_open is no mapping)
+        )
