@@ -171,6 +171,10 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             projected[name] = (layer.to_k_f(hidden), layer.to_v_f(hidden))
         return projected
 
+    def forward(self, hidden_states: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """The same as ``project``, for wrappers such as DistributedDataParallel."""
+        return self.project(hidden_states)
+
     @contextmanager
     def conditioned(
         self,
@@ -224,7 +228,9 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                     else LayerConditioning(
                         keys=tuple(references[i][name][0] for i in kept),
                         values=tuple(references[i][name][1] for i in kept),
-                        strengths=tuple(lambdas[i] for i in kept),
+                        strengths=tuple(
+                            _as_tensor(lambdas[i], like=references[i][name][0]) for i in kept
+                        ),
                         masks=masks,
                         reference_identity=tuple(identities[i] for i in kept) if identities else (),
                         batch_size=batch_size,
@@ -274,6 +280,13 @@ def _submodule(root: nn.Module, name: str) -> Any:
             root.add_module(part, nn.Module())
         root = root._modules[part]  # type: ignore[assignment]
     return root
+
+
+def _as_tensor(strength: Strength, like: Tensor) -> Strength:
+    """A number other than 1 as a tensor, so that a compiled UNet serves every strength."""
+    if isinstance(strength, Tensor) or strength == 1:
+        return strength
+    return torch.full((1,), strength, device=like.device)
 
 
 def _chain(processor: Any) -> Iterator[FusedAttnProcessor]:

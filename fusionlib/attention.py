@@ -274,7 +274,7 @@ class FusedAttnProcessor:
             if queries not in faces.masks:
                 raise FusionError(
                     f"identity_masks do not fit a layer of {queries} positions: give masks of the "
-                    "image's height and width."
+                    "image's height and width, and fewer disjoint ones than that."
                 )
             masks = faces.masks[queries]
             mask = identity_attention_mask(

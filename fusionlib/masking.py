@@ -135,9 +135,10 @@ def mask_pyramid(masks: Tensor) -> dict[int, Tensor]:
     pyramid = {height * width: masks}
     while height * width > 1:
         height, width = -(-height // 2), -(-width // 2)
-        if height * width < len(masks):
-            break  # no room to keep the identities apart; FusedAttnProcessor says so if it is used
-        pyramid[height * width] = scale_identity_masks(masks, (height, width))
+        try:
+            pyramid[height * width] = scale_identity_masks(masks, (height, width))
+        except FusionError:
+            break  # too few positions to keep the identities apart: not every UNet is that deep
     return pyramid
 
 

@@ -105,7 +105,7 @@ def encode_references(
     return hidden_states
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReferenceCache(Sequence[LayerKeysValues]):
     """K_f and V_f of several references: all that generation needs of them, computed once.
 
