@@ -175,7 +175,6 @@ def generate(
     from fusionlib.manifest import git_commit, sha256_file
     from fusionlib.methods.fusion import fused
 
-    _quiet()
     pipeline = load_pipeline(
         settings, base_model=base_model, adapter=adapter, device=device, dtype=dtype
     )
@@ -391,21 +390,6 @@ def render(
         workers=workers,
         split=split,
     )
-
-
-def _quiet() -> None:
-    """Keep the libraries' own chatter off the terminal; errors and warnings of ours remain."""
-    import logging
-    import warnings
-
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    warnings.simplefilter("ignore", FutureWarning)
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

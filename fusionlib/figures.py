@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.comparison import IdentityScores, identity_table
+from fusionlib.evaluation.comparison import IdentityScores, PairedDifference, identity_table
 from fusionlib.images import load_image
-from fusionlib.study import Person
+from fusionlib.study import Person, Study
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -95,7 +96,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     letters = max(int(width / (font.getlength("n" * 20) / 20)), 1)
-    return "\n".join(textwrap.wrap(text, letters))
+    return "\n".join(textwrap.wrap(text, letters, break_long_words=False))
 
 
 def study_grid(
@@ -132,7 +133,16 @@ def study_grid(
     return picture_grid(rows, columns=heads, labels=labels, references=references)
 
 
-def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = None) -> Figure:
+def prompt_grid(index: pd.DataFrame, *, columns: int = 8) -> Image.Image:
+    """Show a study of one method: a row for each prompt, its first pictures side by side."""
+    rows = [
+        [load_image(path) for path in index.loc[index["prompt"] == prompt, "image"][:columns]]
+        for prompt in index["prompt"].unique()
+    ]
+    return picture_grid(rows, labels=list(index["prompt"].unique()))
+
+
+def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = None) -> Image.Image:
     """Draw each person's distance to the reference, method by method, with means and intervals.
 
     The two ends of the scale stand above and below: pictures of other people, and other pictures of
@@ -155,6 +165,8 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
             values, colour = scores.scale[column].dropna(), QUIET
         else:
             values, colour = scores.of(str(name)), MEASURED
+        if values.empty:
+            continue
         height = position + spread.uniform(-0.22, 0.22, len(values))
         axes.scatter(values, height, s=14, color=colour, alpha=0.35, linewidths=0)
         interval = row["distance"]
@@ -183,10 +195,13 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
     )
     axes.set_ylim(-0.5, len(table) - 0.25)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"cosine distance to the reference ({scores.recogniser})")
+    target = "reference" if scores.against == "reference" else "person's other pictures"
+    axes.set_xlabel(f"cosine distance to the {target} ({scores.recogniser})")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0, labelsize=11)
-    return figure
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def quoted_table(path: str | Path) -> Styler:
@@ -241,6 +256,36 @@ def measured_table(
     return _mark(shown.style, "measured", text)
 
 
+def claim_table(
+    claim: str,
+    section: str,
+    decided_by: str,
+    difference: PairedDifference,
+    run: str,
+    **more: object,
+) -> Styler:
+    """Lay out a claim of the paper, the comparison that decides it, and the verdict.
+
+    Args:
+        claim: in a few words.
+        section: of the paper, where it is made.
+        decided_by: what the difference is of.
+        difference: what was measured.
+        run: see `run_label`.
+        more: further lines, above the verdict.
+    """
+    found = difference
+    rows = {
+        f"claim (Section {section})": claim,
+        "decided by": decided_by,
+        "difference": f"{found.interval} (95% interval over {found.people} people)",
+        "pairs with a face": f"{found.pairs} of {found.cells}",
+        **{name.replace("_", " "): value for name, value in more.items()},
+        "verdict": found.verdict,
+    }
+    return facts_table(rows, run)
+
+
 def facts_table(rows: Mapping[str, object], run: str) -> Styler:
     """Lay out named results, one to a line, marked as measured here."""
     shown = pd.DataFrame({"": [str(value) for value in rows.values()]}, index=list(rows))
@@ -272,14 +317,18 @@ def _mark(styler: Styler, kind: Literal["quoted", "measured"], caption: str) -> 
     )
 
 
-def run_label(profile: str, weights: Mapping[str, str], **counts: object) -> str:
-    """One sentence that names a run: profile, counts, and the first digits of the weights' hashes.
-
-    Args:
-        profile: its name.
-        weights: hashes by model, as in a method's settings.
-        counts: for example ``people=40, prompts=2``.
-    """
-    sizes = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items())
+def run_label(profile: str, study: Study) -> str:
+    """One sentence that names a run: the profile, the study's size, its weights' first digits."""
+    sizes = [
+        f"{len(items)} {noun if len(items) == 1 else plural}"
+        for items, noun, plural in (
+            (study.people, "person", "people"),
+            (study.prompts, "prompt", "prompts"),
+            (study.seeds, "seed", "seeds"),
+        )
+    ]
+    weights: dict[str, str] = {}
+    for method in study.methods:
+        weights |= method.settings["weights"]
     hashes = ", ".join(f"{name.replace('_', ' ')} {h[:8]}" for name, h in weights.items())
-    return f"Profile {profile}: {sizes}; weights: {hashes}."
+    return f"Profile {profile}: {', '.join(sizes)}; weights: {hashes}."

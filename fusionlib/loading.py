@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusionlib.errors import FusionError
 
@@ -70,6 +73,11 @@ def load_pipeline(
     check_model(base_model, file="model_index.json", what="base model")
     check_model(adapter, file="config.json", what="adapter")
 
+    with _quietly():
+        return _load(base_model, adapter, device, dtype)
+
+
+def _load(base_model: str, adapter: str, device: str | None, dtype: str) -> FusionPipeline:
     import torch
 
     from fusionlib.adapter import FusionAdapter
@@ -86,8 +94,10 @@ def load_pipeline(
             f"The device {device!r} is not there: leave it out, or use cpu."
         ) from error
     try:
-        fusion = FusionAdapter.from_pretrained(adapter)
-        pipeline = FusionPipeline.from_pretrained(base_model, adapter=fusion)
+        fusion = FusionAdapter.from_pretrained(adapter, torch_dtype=torch_dtype)
+        pipeline = FusionPipeline.from_pretrained(
+            base_model, adapter=fusion, torch_dtype=torch_dtype
+        )
     except FusionError:
         raise
     except Exception as error:  # diffusers, safetensors and the hub each raise errors of their own
@@ -96,4 +106,25 @@ def load_pipeline(
             f"The model could not be loaded from {base_model} and {adapter}: {reason}"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(target, torch_dtype)
+    return pipeline.to(target)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the libraries' chatter about loading out of terminals and notebooks, then restore it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        libraries: list[Any] = [diffusers_logging, transformers_logging]
+        levels = [library.get_verbosity() for library in libraries]
+        try:
+            for library in libraries:
+                library.set_verbosity_error()
+                library.disable_progress_bar()
+            yield
+        finally:
+            for library, level in zip(libraries, levels, strict=True):
+                library.set_verbosity(level)
+                library.enable_progress_bar()

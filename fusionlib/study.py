@@ -264,6 +264,7 @@ def load_people(
     count: int | None = None,
     *,
     references: int = 1,
+    others: int = 1,
     only: Mapping[str, str] | None = None,
 ) -> list[Person]:
     """Read people from a folder of pictures with an ``index.csv``.
@@ -273,7 +274,8 @@ def load_people(
             A person's views are sorted by number; view 0 is the best reference.
         count: read so many people only, the first ones.
         references: so many of a person's views are references, the rest are further pictures of
-            the same person. Who has no view left for those is passed over.
+            the same person.
+        others: who has fewer further pictures than this is passed over.
         only: keep only views with these values in these columns, ``{"style": "photo"}`` for
             example, so that further pictures are of the kind that the prompts ask for.
 
@@ -297,12 +299,12 @@ def load_people(
     rows.sort(key=lambda row: (_natural(row[0]), row[1]))
     for name, views in groupby(rows, key=lambda row: row[0]):
         paths = tuple(folder / file for _, _, file in views)
-        if len(paths) > references:
+        if len(paths) >= references + others:
             people.append(Person(name, paths[:references], paths[references:]))
     if count is not None and count > len(people):
         raise FusionError(
-            f"{folder} holds {len(people)} people with more than {references} fitting pictures, "
-            f"fewer than the {count} asked for."
+            f"{folder} holds {len(people)} people with {references + others} fitting pictures or "
+            f"more, fewer than the {count} asked for."
         )
     return people[:count]
 

@@ -81,7 +81,7 @@ def test_the_largest_of_several_faces_counts(portraits: list[Image.Image]) -> No
     scene.paste(portraits[2], (0, 0))
     scene.paste(portraits[0].resize((256, 256)), (140, 0))
     crowd, alone, small = embed_faces([scene, portraits[0].resize((256, 256)), portraits[2]])
-    assert cosine_distance(crowd, alone) < 0.01 < cosine_distance(crowd, small)
+    assert cosine_distance(crowd, alone) < cosine_distance(crowd, small) / 2
 
 
 def test_an_aligned_face_is_upright_rgb_between_0_and_1(portraits: list[Image.Image]) -> None:
@@ -170,7 +170,8 @@ def test_intervals_are_seeded_and_refuse_what_they_cannot_use() -> None:
     assert bootstrap(values) == bootstrap(values)
     assert bootstrap(values, seed=1) != bootstrap(values)
     assert bootstrap(np.full(5, 2.0)) == Interval(2, 2, 2)
-    for wrong in ([values[:1]], [values, values[:5]], [np.array([1.0, np.nan])], []):
+    assert str(bootstrap(values[:1])) == "–"
+    for wrong in ([values, values[:5]], [np.array([1.0, np.nan])], []):
         with pytest.raises(FusionError):
             bootstrap(*wrong)
 
@@ -262,6 +263,15 @@ def test_methods_are_compared_in_pairs(scores: comparison.IdentityScores) -> Non
     assert paired_difference(scores, "far", "near").verdict == "not supported"
     with pytest.raises(FusionError, match="no method 'other'"):
         paired_difference(scores, "near", "other")
+
+
+def test_a_method_without_any_face_is_shown_as_such(scores: comparison.IdentityScores) -> None:
+    scores.images.loc[scores.images["method"] == "far", "distance"] = np.nan
+    table = identity_table(scores)
+    assert (str(table.loc["far", "distance"]), str(table.loc["far", "recovery"])) == ("–", "–")
+    assert (table.loc["far", "found"], table.loc["far", "images"]) == (0, 12)
+    difference = paired_difference(scores, "near", "far")
+    assert (difference.pairs, difference.people, difference.verdict) == (0, 0, "undecided")
 
 
 def test_many_missing_faces_leave_a_claim_undecided(scores: comparison.IdentityScores) -> None:

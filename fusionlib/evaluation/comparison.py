@@ -25,13 +25,17 @@ MIN_PAIRED = 0.9
 with fewer, those left out could turn it."""
 
 
+Target = Literal["reference", "others"]
+
+
 @dataclass(frozen=True)
 class IdentityScores:
-    """Distances of a study's pictures to the references, under one recogniser.
+    """Distances of a study's pictures to the people they should show, under one recogniser.
 
     Attributes:
         recogniser: of DeepFace.
         detector: of DeepFace.
+        against: what the distances lead to: the reference, or the person's other pictures.
         images: the study's index with a column ``distance``, NaN where no face was found in the
             picture (or in the reference).
         scale: one row for each person: ``genuine``, the mean distance of the reference to the
@@ -40,6 +44,7 @@ class IdentityScores:
 
     recogniser: str
     detector: str
+    against: Target
     images: pd.DataFrame
     scale: pd.DataFrame
 
@@ -78,7 +83,7 @@ def measure_identity(
     *,
     recogniser: str = "Dlib",
     detector: str = "dlib",
-    against: Literal["reference", "others"] = "reference",
+    against: Target = "reference",
 ) -> IdentityScores:
     """Measure how far every picture of a study is from the person it should show.
 
@@ -128,7 +133,7 @@ def measure_identity(
         _mean(cosine_distance(target_of[name], embedding))
         for name, embedding in zip(index["person"], made, strict=True)
     ]
-    return IdentityScores(recogniser, detector, index.assign(distance=distances), scale)
+    return IdentityScores(recogniser, detector, against, index.assign(distance=distances), scale)
 
 
 def paired_difference(scores: IdentityScores, method: str, other: str) -> PairedDifference:
@@ -138,7 +143,7 @@ def paired_difference(scores: IdentityScores, method: str, other: str) -> Paired
     the verdict is "undecided" whatever the interval.
 
     Raises:
-        FusionError: the study lacks a method, or fewer than two people have a pair.
+        FusionError: the study lacks a method.
     """
     scores.of(method), scores.of(other)
     cells = scores.images.pivot(
@@ -146,11 +151,6 @@ def paired_difference(scores: IdentityScores, method: str, other: str) -> Paired
     )
     gain = (cells[other] - cells[method]).dropna()
     by_person = gain.groupby("person").mean()
-    if len(by_person) < 2:
-        raise FusionError(
-            f"Fewer than two people have a face in the pictures of both {method!r} and {other!r}: "
-            "the two cannot be compared."
-        )
     interval = bootstrap(by_person.to_numpy())
     return PairedDifference(
         interval=interval,

@@ -18,13 +18,18 @@ Verdict = Literal["supported", "not supported", "undecided", "not testable here"
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the interval that holds the true value in 95% of studies like this one."""
+    """An estimate with the interval that holds the true value in 95% of studies like this one.
+
+    All three are NaN where there was nothing to estimate from.
+    """
 
     estimate: float
     low: float
     high: float
 
     def __str__(self) -> str:
+        if np.isnan(self.estimate):
+            return "–"
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def excludes(self, value: float) -> bool:
@@ -41,7 +46,8 @@ def bootstrap(
     """95% interval of a statistic, by the bias-corrected, accelerated bootstrap (BCa).
 
     Several samples are drawn together (paired): entry i of each belongs to the same person. Pass
-    one value for each person, not for each image: images of one person are not independent.
+    one value for each person, not for each image: images of one person are not independent. With
+    fewer than two people there is no interval: all of it is NaN.
 
     Args:
         samples: one or more (people,) arrays without NaN.
@@ -50,15 +56,17 @@ def bootstrap(
         seed: of the resampling, so that a table is the same whenever it is made again.
 
     Raises:
-        FusionError: fewer than two people, differing lengths, or a value that is not finite.
+        FusionError: samples of different lengths, or a value that is not finite.
     """
     arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
-    if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1 or len(arrays[0]) < 2:
+    if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1:
         shapes = ", ".join(str(array.shape) for array in arrays) or "nothing"
         raise FusionError(
-            "A bootstrap interval needs samples of one common length, one value for each of two "
-            f"people or more: got {shapes}."
+            "A bootstrap interval needs samples of one common length, one value for each person: "
+            f"got {shapes}."
         )
+    if len(arrays[0]) < 2:
+        return Interval(np.nan, np.nan, np.nan)
     if not all(np.isfinite(array).all() for array in arrays):
         raise FusionError(
             "A bootstrap interval was asked for values that are not finite: leave out, and count, "
