@@ -35,7 +35,7 @@ def text_only(pipeline: FusionPipeline, **settings: Any) -> Method:
         pipeline: holds the base model; its adapter, if any, is not used.
         settings: arguments of the pipeline's call, such as ``num_inference_steps``.
     """
-    return _method("text-only", pipeline, [], settings)
+    return _method("text-only", pipeline, (), settings)
 
 
 def fused(
@@ -53,7 +53,7 @@ def fused(
         strengths: lambda of each reference that the method sees, so its length is their number.
         settings: arguments of the pipeline's call, such as ``num_inference_steps``.
     """
-    return _method(name, pipeline, strengths, settings)
+    return _method(name, pipeline, [float(strength) for strength in strengths], settings)
 
 
 def _method(
