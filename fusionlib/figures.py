@@ -34,6 +34,7 @@ def picture_grid(
     columns: Sequence[str] = (),
     labels: Sequence[str] = (),
     references: int = 0,
+    groups: Sequence[tuple[str, int]] = (),
     upscale: int = 2,
 ) -> Image.Image:
     """Lay pictures out with labels, enlarged by a whole factor so that they stay sharp.
@@ -43,6 +44,7 @@ def picture_grid(
         columns: a label above each column.
         labels: a label left of each row.
         references: so many columns on the left are inputs: they are framed and set apart.
+        groups: labels above runs of the other columns, each with the number of its columns.
         upscale: enlargement of each picture (Lanczos).
 
     Returns:
@@ -54,39 +56,52 @@ def picture_grid(
         raise FusionError("A picture grid needs rows of one length and pictures of one size.")
     (count,), ((width, height),) = widths, sizes
     width, height = width * upscale, height * upscale
-    gap, apart = max(width // 32, 2), max(width // 10, 4) if references else 0
+    gap, apart = max(width // 32, 2), max(width // 10, 4)
     size = max(count * width // 50, 14)  # legible however wide the whole is on a page
-    font = _font(size)
-    left = round(size * 8.5) if labels else 0
-    header = [_wrapped(text, font, width) for text in columns]
-    top = max((text.count("\n") + 1 for text in header), default=0) * round(size * 1.3)
-    top += gap * 2 if header else 0
+    font, line = _font(size), round(size * 1.3)
 
-    def corner(row: int, column: int) -> tuple[int, int]:
-        shift = apart if column >= references else 0
-        return left + column * (width + gap) + shift, top + row * (height + gap)
+    spans = [(text, span * (width + gap) - gap) for text, span in groups]
+    titles = [_wrapped(text, font, span) for text, span in spans]
+    heads = [_wrapped(text, font, width) for text in columns]
+    bottoms = []  # of the two lines of headings
+    top = 0
+    for texts in (titles, heads):
+        top += max((text.count("\n") + 1 for text in texts), default=0) * line
+        top += gap if texts else 0
+        bottoms.append(top)
 
-    total = corner(len(rows), count)
-    canvas = Image.new("RGB", (total[0] - gap, total[1] - gap), "white")
+    starts = {references} if references else set()
+    starts |= {references + sum(span for _, span in groups[:n]) for n in range(1, len(groups))}
+    lefts = [round(size * 8.5) if labels else 0]
+    for column in range(1, count + 1):
+        lefts.append(lefts[-1] + width + gap + (apart if column in starts else 0))
+    canvas = Image.new("RGB", (lefts[count] - gap, top + len(rows) * (height + gap) - gap), "white")
     draw = ImageDraw.Draw(canvas)
-    for column, text in enumerate(header):
-        at = (corner(0, column)[0] + width // 2, top - gap * 2)
+
+    at = references
+    for text, (_, span) in zip(titles, groups, strict=True):
+        middle = (lefts[at] + lefts[at + span - 1] + width) // 2
+        above = (middle, bottoms[0] - gap)
+        draw.multiline_text(above, text, fill=INK, font=font, anchor="md", align="center")
+        at += span
+    for column, text in enumerate(heads):
+        above = (lefts[column] + width // 2, bottoms[1] - gap)
         colour = QUIET if column < references else INK
-        draw.multiline_text(at, text, fill=colour, font=font, anchor="md", align="center")
+        draw.multiline_text(above, text, fill=colour, font=font, anchor="md", align="center")
     for row, pictures in enumerate(rows):
+        y = top + row * (height + gap)
         if labels:
-            text = _wrapped(labels[row], font, left - gap * 2)
-            at = (left - gap * 2, corner(row, 0)[1] + height // 2)
-            draw.multiline_text(at, text, fill=INK, font=font, anchor="rm", align="right")
+            text = _wrapped(labels[row], font, lefts[0] - gap * 2)
+            beside = (lefts[0] - gap * 2, y + height // 2)
+            draw.multiline_text(beside, text, fill=INK, font=font, anchor="rm", align="right")
         for column, picture in enumerate(pictures):
             if picture is None:
                 continue
-            x, y = corner(row, column)
-            large = picture.resize((width, height), Image.Resampling.LANCZOS)
-            canvas.paste(large, (x, y))
+            x = lefts[column]
+            canvas.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (x, y))
             if column < references:
-                line = max(gap // 3, 1)
-                draw.rectangle((x, y, x + width - 1, y + height - 1), outline=QUIET, width=line)
+                frame = (x, y, x + width - 1, y + height - 1)
+                draw.rectangle(frame, outline=QUIET, width=max(gap // 3, 1))
     return canvas
 
 
@@ -123,14 +138,15 @@ def study_grid(
     methods = list(of_seed["method"].unique())
     cells = [(method, prompt) for prompt in prompts for method in methods]
     heads = [f"reference {n}" if references > 1 else "reference" for n in range(1, references + 1)]
-    heads += [f"{method}: {prompt}" if len(prompts) > 1 else method for method, prompt in cells]
+    heads += [method for method, _ in cells]
+    groups = [(f"“{prompt}”", len(methods)) for prompt in prompts]
     rows = []
     for person in people:
         made = [load_image(images[method, person.name, prompt]) for method, prompt in cells]
         seen = [load_image(path) for path in person.references[:references]]
         fitted = [ImageOps.fit(image, made[0].size, Image.Resampling.LANCZOS) for image in seen]
         rows.append([*fitted, *made])
-    return picture_grid(rows, columns=heads, labels=labels, references=references)
+    return picture_grid(rows, columns=heads, labels=labels, references=references, groups=groups)
 
 
 def prompt_grid(index: pd.DataFrame, *, columns: int = 8) -> Image.Image:
@@ -139,7 +155,7 @@ def prompt_grid(index: pd.DataFrame, *, columns: int = 8) -> Image.Image:
         [load_image(path) for path in index.loc[index["prompt"] == prompt, "image"][:columns]]
         for prompt in index["prompt"].unique()
     ]
-    return picture_grid(rows, labels=list(index["prompt"].unique()))
+    return picture_grid(rows, labels=[f"“{prompt}”" for prompt in index["prompt"].unique()])
 
 
 def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = None) -> Image.Image:

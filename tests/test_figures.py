@@ -1,0 +1,142 @@
+"""Figures are sharp, tables say where their numbers come from."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fusionlib.errors import FusionError
+from fusionlib.evaluation.comparison import IdentityScores, PairedDifference
+from fusionlib.evaluation.statistics import Interval
+from fusionlib.figures import (
+    claim_table,
+    distance_plot,
+    measured_table,
+    picture_grid,
+    prompt_grid,
+    quoted_table,
+    run_label,
+    study_grid,
+)
+from fusionlib.methods import Method
+from fusionlib.study import Person, Study, run_study
+
+PAPER = Path(__file__).resolve().parent.parent / "data" / "paper"
+RED, GREEN, BLUE, GREY = "#ff0000", "#00ff00", "#0000ff", "#808080"
+
+
+def plain(colour: str) -> Image.Image:
+    return Image.new("RGB", (64, 48), colour)
+
+
+def where(sheet: Image.Image, colour: str) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the patch of a colour."""
+    mask = (np.asarray(sheet) == np.asarray(plain(colour))[0, 0]).all(-1)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return columns[0], rows[0], len(columns), len(rows)
+
+
+def test_pictures_keep_their_pixels_times_a_whole_factor() -> None:
+    grid = picture_grid([[plain(RED), plain(GREEN)], [None, plain(BLUE)]], upscale=3)
+    for colour in (RED, GREEN, BLUE):
+        assert where(grid, colour)[2:] == (192, 144)
+    red, green, blue = (where(grid, colour) for colour in (RED, GREEN, BLUE))
+    assert red[1] == green[1] < blue[1] and red[0] < green[0] == blue[0]
+
+
+def test_references_and_groups_stand_apart() -> None:
+    row = [plain(RED), plain(GREEN), plain(BLUE), plain(GREY)]
+    gaps = []
+    for arguments in ({}, {"references": 1}, {"references": 1, "groups": [("a", 2), ("b", 1)]}):
+        grid = picture_grid([row], **arguments)
+        lefts = [where(grid, colour)[0] for colour in (RED, GREEN, BLUE, GREY)]
+        gaps.append(np.diff(lefts))
+    close = gaps[0][0]
+    assert gaps[0].tolist() == [close] * 3
+    assert gaps[1][0] > close and gaps[1][1:].tolist() == [close] * 2
+    assert gaps[2][1] == close and gaps[2][2] > close
+
+
+def test_a_grid_of_uneven_rows_is_refused() -> None:
+    with pytest.raises(FusionError, match="rows of one length"):
+        picture_grid([[plain(RED)], [plain(RED), plain(GREEN)]])
+    with pytest.raises(FusionError, match="pictures of one size"):
+        picture_grid([[plain(RED), Image.new("RGB", (8, 8))]])
+
+
+def test_quoted_numbers_are_the_papers_and_marked() -> None:
+    html = quoted_table(PAPER / "table1.csv").to_html()
+    assert "Quoted from the paper: Table 1 (Section 4.4)" in html
+    assert "Measured" not in html
+    table = quoted_table(PAPER / "table1.csv").data
+    assert table.loc["Ours v2", "ArcFace ↓"] == 0.28
+    assert table.loc["IPA-FaceID", "VGG-faces ↓"] == 0.60
+    assert table.shape == (5, 3) and quoted_table(PAPER / "table2.csv").data.shape == (5, 3)
+    assert np.isnan(quoted_table(PAPER / "table2.csv").data.loc["InstantID", "CLIP Score ↑"])
+
+
+@pytest.fixture
+def scores() -> IdentityScores:
+    rng = np.random.default_rng(0)
+    names = [f"p{number}" for number in range(12)]
+    rows = [
+        (method, name, "a face", 0, mean + rng.normal(0, 0.01))
+        for method, mean in (("text-only", 0.10), ("fused", 0.06))
+        for name in names
+    ]
+    rows[0] = (*rows[0][:4], np.nan)
+    return IdentityScores(
+        recogniser="Dlib",
+        detector="dlib",
+        against="reference",
+        images=pd.DataFrame(rows, columns=["method", "person", "prompt", "seed", "distance"]),
+        scale=pd.DataFrame({"genuine": 0.03, "impostor": rng.normal(0.11, 0.01, 12)}, names),
+    )
+
+
+def test_measured_numbers_are_marked_and_faces_counted(scores: IdentityScores) -> None:
+    styler = measured_table(scores, "Profile tiny.", names={"fused": "with the reference"})
+    html = styler.to_html()
+    assert "Measured here" in html and "Profile tiny." in html and "Quoted" not in html
+    assert styler.data.loc["text-only", "faces found"] == "11 of 12"
+    assert styler.data.loc["with the reference", "faces found"] == "12 of 12"
+    assert styler.data.iloc[0, 1] == "0 (by definition)"
+
+
+def test_a_claim_is_shown_with_what_decides_it() -> None:
+    difference = PairedDifference(Interval(0.04, 0.03, 0.05), 9, 10, 8, "supported")
+    html = claim_table("it helps", "3.2", "far minus near", difference, "run", R_of_it=1).to_html()
+    for part in ("it helps", "Section 3.2", "0.040 [0.030, 0.050]", "9 of 10", "R of it"):
+        assert part in html
+    assert html.index("R of it") < html.index("supported")
+
+
+def test_the_plot_shows_every_method(scores: IdentityScores) -> None:
+    picture = distance_plot(scores)
+    assert picture.width >= 1000
+    fewer = IdentityScores(
+        **{**vars(scores), "images": scores.images[scores.images["method"] == "fused"]}
+    )
+    assert distance_plot(fewer).height < picture.height
+
+
+def test_a_study_is_shown_person_by_person(tmp_path: Path) -> None:
+    for name, colour in (("ada", RED), ("ben", GREEN)):
+        plain(colour).save(tmp_path / f"{name}.png")
+    people = [Person(name, (tmp_path / f"{name}.png",)) for name in ("ada", "ben")]
+
+    def paint(references, prompts, seeds):  # type: ignore[no-untyped-def]
+        return [plain(BLUE if prompt == "sad" else GREY) for prompt in prompts]
+
+    settings = {"weights": {"base_model": "0123456789"}}
+    study = Study("s", [Method("m", paint, settings)], people, ["sad", "glad"])
+    index = run_study(study, tmp_path / "store", progress=False)
+    grid = study_grid(index, people, prompts=["sad", "glad"])
+    red, blue, grey = (where(grid, colour) for colour in (RED, BLUE, GREY))
+    assert red[0] < blue[0] < grey[0]
+    assert where(grid, GREEN)[1] > red[1]
+    assert where(prompt_grid(index), GREY)[1] > where(prompt_grid(index), BLUE)[1]
+    label = run_label("tiny", study)
+    assert label == "Profile tiny: 2 people, 2 prompts, 1 seed; weights: base model 01234567."
