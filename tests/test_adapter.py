@@ -228,26 +228,39 @@ def test_autocast_to_bfloat16(unet: UNet2DConditionModel, adapter: FusionAdapter
     torch.testing.assert_close(actual.float(), expected, rtol=0.1, atol=0.05)
 
 
-def test_a_compiled_unet_is_not_compiled_again_for_new_references(
-    unet: UNet2DConditionModel, adapter: FusionAdapter
-) -> None:
+def test_a_compiled_unet_is_not_compiled_again_for_new_references() -> None:
     """One graph serves each training step's fresh keys, values and strengths (backend: eager)."""
+    unet = tiny_unet(
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        block_out_channels=(16,),
+    )
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(unet, backend=backend)
-    for step in range(3):
-        face = adapter.project(encode_references(compiled, FACES + step, EMPTY_PROMPT))
-        strengths = [torch.tensor([1.0, step / 2])]
-        with adapter.conditioned([face], strengths=strengths):
-            actual = run(compiled)
-            torch.testing.assert_close(actual, run(unet), rtol=1e-4, atol=1e-5)
-        actual.sum().backward()
-    assert len(graphs) == 1
-    adapter.detach(compiled)
+    in_place = copy.deepcopy(unet)
+    in_place.compile(backend=backend)
+    masks = torch.ones(1, 8, 8, dtype=torch.bool)
+    for compiled, options in (
+        (torch.compile(unet, backend=backend), {}),
+        (in_place, {"identity_masks": masks, "reference_identity": [0, 0]}),
+    ):
+        adapter = FusionAdapter.from_unet(compiled)
+        adapter.attach(compiled)
+        graphs.clear()
+        for step in range(3):
+            face = adapter.project(encode_references(compiled, FACES + step, EMPTY_PROMPT))
+            strengths = [torch.tensor([1.0, step / 2]), 0.5 + step]
+            with adapter.conditioned([face, face], strengths=strengths, **options):
+                actual = run(compiled)
+                with torch.compiler.set_stance("force_eager"):
+                    torch.testing.assert_close(actual, run(compiled), rtol=1e-4, atol=1e-5)
+            actual.sum().backward()
+        assert len(graphs) == 1
+        adapter.detach(compiled)
 
 
 def test_save_and_load(tmp_path: Path, unet: UNet2DConditionModel) -> None:

@@ -57,7 +57,7 @@ def attention_inputs(draw: st.DrawFn) -> dict[str, object]:
     batch, heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     head_dim = draw(st.sampled_from([1, 2, 5, 8, 40]))
     queries, text = draw(st.integers(1, 5)), draw(st.integers(1, 6))
-    faces = draw(st.lists(st.integers(1, 5), max_size=3))
+    faces = [draw(st.integers(1, 5)) for _ in range(draw(st.integers(0, 3)))]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
 
     def tensor(*shape: int) -> Tensor:
@@ -65,7 +65,7 @@ def attention_inputs(draw: st.DrawFn) -> dict[str, object]:
 
     def strength() -> float | Tensor:
         number = st.sampled_from([0.0, 0.25, 1.0, 1.7, 30.0])
-        if draw(st.booleans()):
+        if draw(st.integers(0, 3)):
             return draw(number)
         return torch.tensor([draw(number) for _ in range(batch)])
 
@@ -85,7 +85,7 @@ def attention_inputs(draw: st.DrawFn) -> dict[str, object]:
         "text_value": tensor(batch, heads, text, head_dim),
         "face_keys": [tensor(*shape) for shape in shapes],
         "face_values": [tensor(*shape) for shape in shapes],
-        "strengths": draw(st.sampled_from([None, 1])) and [strength() for _ in faces],
+        "strengths": [strength() for _ in faces] if draw(st.integers(0, 3)) else None,
         "mask": mask,
         "scale": draw(st.sampled_from([None, 0.3])),
     }
@@ -186,6 +186,17 @@ def test_strength_zero_is_text_only_bit_by_bit() -> None:
     assert torch.equal(fused_attention(**inputs, strengths=[0.0, 0, 0.0]), expected)
     closed = fused_attention(**inputs, strengths=[0, 0, 0], mask=mask)
     torch.testing.assert_close(closed, expected)
+
+
+def test_a_reference_left_out_takes_its_mask_along() -> None:
+    inputs = example(faces=2)
+    mask = torch.rand(16, 7 + 9 + 10, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask[:, 0] = True
+    second = inputs | {name: inputs[name][1:] for name in ("face_keys", "face_values")}
+    torch.testing.assert_close(
+        fused_attention(**inputs, strengths=[0, 0.5], mask=mask),
+        fused_attention(**second, strengths=[0.5], mask=torch.cat([mask[:, :7], mask[:, 16:]], 1)),
+    )
 
 
 def test_strength_zero_for_some_samples_only() -> None:

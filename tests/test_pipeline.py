@@ -1,5 +1,7 @@
 """The pipeline a user calls, on a tiny checkpoint in the Stable Diffusion layout."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from diffusers import (
 from diffusers.callbacks import SDCFGCutoffCallback
 from PIL import Image
 
+import fusionlib
 from fusionlib import FusionAdapter, FusionError, FusionPipeline
 from fusionlib.pipeline import prepare_reference
 
@@ -312,3 +315,15 @@ def test_models_that_cannot_be_loaded(tiny_checkpoint: Path, tmp_path: Path) -> 
             FusionPipeline.from_pretrained(folder)
         with pytest.raises(FusionError, match=f"The adapter '{folder}' cannot be loaded"):
             FusionPipeline.from_pretrained(tiny_checkpoint, adapter=folder)
+
+
+def test_importing_the_package_is_light() -> None:
+    """The command line answers at once; what is heavy is imported where it is used."""
+    code = "import sys, fusionlib; fusionlib.FusionError; print(*sys.modules)"
+    root = Path(fusionlib.__file__).parents[1]
+    loaded = subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True).split()
+    assert not {"torch", "diffusers", "transformers", "numpy"} & set(loaded)
+    for name in fusionlib.__all__:
+        assert getattr(fusionlib, name).__name__ == name
+    with pytest.raises(AttributeError, match="no_such_name"):
+        fusionlib.no_such_name  # noqa: B018
