@@ -72,7 +72,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     recipe = Recipe(steps=4, batch_size=4, learning_rate=1e-3, warmup_steps=1)
     profile.training.shards = str(write_shards(root / "shards"))
     profile.training.runs = str(root / "runs")
-    for name in ("vae", "clip", "base", "adapter"):
+    for name in ("vae_quarter", "vae_half", "vae", "clip", "base", "adapter"):
         setattr(profile.training, name, recipe)
     profile.base_model = str(root / "model")
     profile.adapter = str(root / "model" / "adapter")
@@ -119,7 +119,7 @@ def test_the_four_models_make_a_stable_diffusion_checkpoint(profile: Profile) ->
         for a, b in zip(trained.parameters(), untrained.parameters(), strict=True)
     ]
     assert all(moved)
-    for record in ("vae", "clip", "base"):
+    for record in ("vae_quarter", "vae_half", "vae", "clip", "base"):
         assert json.loads((folder / "training" / f"{record}.json").read_text())["steps"] == 4
         assert (folder / "training" / f"{record}.csv").read_text().startswith("step,samples")
 
@@ -130,6 +130,26 @@ def test_the_base_stays_frozen_while_the_adapter_trains(profile: Profile) -> Non
     adapter.train(profile, steps=6)
     after = UNet2DConditionModel.from_pretrained(Path(profile.base_model) / "unet").state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_encoder_is_final_before_the_last_doubling(profile: Profile) -> None:
+    """What the encoder makes of a picture is what it made of the picture at half the side."""
+    torch.manual_seed(0)
+    model = AutoencoderKL(**profile.architecture["vae"])
+    growing = vae.GrowingAutoencoder(model)
+    pixels = torch.rand(2, 3, SIDE, SIDE) * 2 - 1
+    with torch.no_grad():
+        whole = model.encode(pixels).latent_dist.mean
+        growing.leave_out(1)
+        half = model.encode(nn.functional.avg_pool2d(pixels, 2)).latent_dist.mean
+        assert model.decode(half).sample.shape[-1] == SIDE // 2
+        growing.leave_out(0)
+        assert model.decode(half).sample.shape[-1] == SIDE
+    torch.testing.assert_close(whole, half, atol=1e-4, rtol=1e-4)
+    growing.freeze_encoder()
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert not any(name.startswith(("encoder", "quant")) for name in learning)
+    assert any(name.startswith("decoder") for name in learning)
 
 
 def test_centring_leaves_reconstructions_and_whitens_latents() -> None:

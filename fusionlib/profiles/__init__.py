@@ -60,6 +60,8 @@ class Training(_Strict):
     text_dropout: float = 0.05
     reference_dropout: float = 0.05
     both_dropout: float = 0.05
+    vae_quarter: Recipe | None = None
+    vae_half: Recipe | None = None
     vae: Recipe | None = None
     clip: Recipe | None = None
     base: Recipe | None = None
@@ -101,7 +103,7 @@ class Profile(_Strict):
     architecture: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def recipe(self, model: str) -> Recipe:
-        """The recipe of ``vae``, ``clip``, ``base`` or ``adapter``.
+        """The recipe of one training run: ``vae``, ``clip``, ``base``, ``adapter``, ...
 
         Raises:
             FusionError: when the profile does not train that model.

@@ -73,14 +73,12 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pictures = load_pictures(settings.shards, profile.resolution)
     captions = embed_captions(base, pictures, device)
-    latents = cached_latents(
-        base, pictures, folder.parent / "latents.safetensors", device, flips=True
-    )
+    latents = cached_latents(base, pictures, folder.parent / "latents.safetensors", device)
     unet = load_frozen(UNet2DConditionModel, base / "unet").to(device)
     scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
     partners = reference_pairs(pictures)
     usable = torch.tensor([i for i, others in enumerate(partners) if len(others)])
-    hidden = _reference_states(unet, latents[: len(pictures)], captions.embeddings[:1])
+    hidden = _reference_states(unet, latents, captions.embeddings[:1])
     adapter = FusionAdapter.from_unet(unet, init="self_attention")
 
     def loss(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:

@@ -47,9 +47,7 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pictures = load_pictures(profile.training.shards, profile.resolution)
     captions = embed_captions(target, pictures, device)
-    latents = cached_latents(
-        target, pictures, folder.parent / "latents.safetensors", device, flips=True
-    )
+    latents = cached_latents(target, pictures, folder.parent / "latents.safetensors", device)
     torch.manual_seed(profile.seed)
     unet = UNet2DConditionModel(**profile.architecture["unet"])
     scheduler = DDIMScheduler(**profile.architecture["scheduler"])
@@ -65,7 +63,7 @@ def train(
             scheduler.config["num_train_timesteps"], (size,), generator=generator
         )
         dropped = torch.rand(size, generator=generator) < TEXT_DROPOUT
-        text = captions.draw(index % len(pictures), dropped, generator)
+        text = captions.draw(index, dropped, generator)
         noisy = scheduler.add_noise(clean, noise, timesteps).to(device)
         goal = diffusion_target(scheduler, clean, noise, timesteps).to(device)
         prediction = network(noisy, timesteps.to(device), text.to(device), return_dict=False)[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fusionlib.errors import FusionError
-from fusionlib.manifest import sha256_file
+from fusionlib.manifest import sha256_modules
 from fusionlib.training.clip import tokenize
 from fusionlib.training.data import Pictures
 from fusionlib.training.vae import encode_pictures
@@ -83,39 +83,29 @@ def embed_captions(folder: Path, pictures: Pictures, device: torch.device) -> Ca
     return Captions(torch.cat(parts), rows)
 
 
-def cached_latents(
-    folder: Path, pictures: Pictures, cache: Path, device: torch.device, *, flips: bool
-) -> Tensor:
-    """Scaled latents of every picture, then (with ``flips``) of every mirrored picture.
+def cached_latents(folder: Path, pictures: Pictures, cache: Path, device: torch.device) -> Tensor:
+    """Scaled latents of every picture, computed once.
 
     Args:
         folder: a checkpoint with ``vae/``.
         pictures: the training set.
-        cache: safetensors file, reused while autoencoder and pictures are the same.
+        cache: safetensors file, reused while encoder and pictures are the same.
         device: where to compute.
-        flips: whether to append the mirrored pictures.
 
     Returns:
-        ``(n or 2n, channels, h, w)`` float32.
+        ``(n, channels, h, w)`` float32.
     """
-    key = f"{_vae_hash(folder)}-{len(pictures)}-{int(pictures.pixels.sum(dtype='int64'))}-{flips}"
+    vae = load_frozen(AutoencoderKL, folder / "vae").to(device)
+    encoder = sha256_modules([vae.encoder, vae.quant_conv])[:16]
+    key = f"{encoder}-{len(pictures)}-{int(pictures.pixels.sum(dtype='int64'))}"
     if cache.is_file():
         with safe_open(cache, "pt") as file:
             if file.metadata().get("key") == key:
                 return file.get_tensor("latents").float()
-    vae = load_frozen(AutoencoderKL, folder / "vae").to(device)
-    everything = torch.arange(len(pictures))
-    parts = [
-        encode_pictures(vae, pictures, everything, flip=flip)
-        for flip in ((False, True) if flips else (False,))
-    ]
-    latents = torch.cat(parts).contiguous() * vae.config["scaling_factor"]
+    latents = encode_pictures(vae, pictures, torch.arange(len(pictures)))
+    latents = (latents * vae.config["scaling_factor"]).half().contiguous()
     cache.parent.mkdir(parents=True, exist_ok=True)
     partial = cache.with_suffix(".partial")
-    save_file({"latents": latents.half().contiguous()}, partial, {"key": key})
+    save_file({"latents": latents}, partial, {"key": key})
     os.replace(partial, cache)
-    return latents
-
-
-def _vae_hash(folder: Path) -> str:
-    return sha256_file(folder / "vae" / "diffusion_pytorch_model.safetensors")[:16]
+    return latents.float()  # rounded as in the file, so that a resumed run sees the same

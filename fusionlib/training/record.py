@@ -12,7 +12,14 @@ from safetensors import safe_open
 
 from fusionlib.errors import FusionError
 
-FOLDERS = {"vae": "vae", "clip": "clip", "base": "unet", "adapter": "adapter"}
+FOLDERS = {
+    "vae_quarter": "vae",
+    "vae_half": "vae",
+    "vae": "vae",
+    "clip": "clip",
+    "base": "unet",
+    "adapter": "adapter",
+}
 """The folder of each model in a checkpoint, in the order of training."""
 
 _QUANTITIES = {
