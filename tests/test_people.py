@@ -197,6 +197,7 @@ def painter(monkeypatch: pytest.MonkeyPatch) -> _Painter:
     monkeypatch.setattr(dataset, "make_samples", painter)
     monkeypatch.setattr(dataset, "SAMPLES_PER_SHARD", 4)
     monkeypatch.setattr(dataset, "_require_renderer", lambda: None)
+    monkeypatch.setattr(dataset, "_load", lambda: None)
     # A patched function does not reach a new process: work in threads of this one.
     from concurrent.futures import ThreadPoolExecutor
 

@@ -116,6 +116,12 @@ def _start_worker() -> None:
         pass
 
 
+def _load() -> None:
+    from fusionlib.people.head import load_head_model
+
+    load_head_model()
+
+
 def _write_shard(job: _Job) -> int:
     """Render one shard under a temporary name, then give it its own."""
     temporary = job.path.with_name(f".{job.path.name}.{os.getpid()}.tmp")
@@ -267,6 +273,8 @@ def render_dataset(
             with ProcessPoolExecutor(
                 min(workers, len(todo)), mp_context=context, initializer=_start_worker
             ) as pool:
+                # On a new machine the first load fills the package's cache: one process at a time.
+                pool.submit(_load).result()
                 for finished in as_completed([pool.submit(_write_shard, job) for job in todo]):
                     bar.update(finished.result())
     record = {
