@@ -146,7 +146,7 @@ def generate(
     versions) in a text chunk named `fusionlib`. The same command writes the same bytes again.
     To try it with one of the synthetic people that the model never saw:
 
-        fusionlib generate --reference data/heldout/2000_0.jpg \
+        fusionlib generate --reference data/heldout/0000_0.jpg \
             --prompt "a photo of a laughing person" --out image.png
     """
     if not prompt.strip():
@@ -365,31 +365,34 @@ def train(
 @_one_sentence
 def render(
     out: Annotated[Path, typer.Argument(help="Folder to write, made as needed.")],
-    people: Annotated[int, typer.Option(min=1, help="How many people.")] = 2000,
-    views: Annotated[int, typer.Option(min=1, help="Pictures of each person.")] = 4,
+    people: Annotated[int, typer.Option(help="How many people.")] = 2000,
+    views: Annotated[int, typer.Option(help="Pictures of each person.")] = 4,
     seed: Annotated[int, typer.Option(help="Names the whole data set.")] = 0,
-    size: Annotated[int, typer.Option(min=32, help="Side of the pictures, pixels.")] = 128,
-    first_person: Annotated[int, typer.Option(min=0, help="Number of the first person.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    size: Annotated[int, typer.Option(help="Side of the pictures, pixels.")] = 128,
+    first_person: Annotated[
+        int,
+        typer.Option(help="Number of the first person; sets that share nobody do not overlap."),
+    ] = 0,
+    workers: Annotated[int, typer.Option(help="Processes, when writing shards.")] = 2,
     split: Annotated[str, typer.Option(help="A name that goes into the records.")] = "train",
+    files: Annotated[
+        bool,
+        typer.Option("--files", help="Write plain files and an index.csv, for small sets."),
+    ] = False,
 ) -> None:
     """Render people who do not exist, from many sides, with captions and face masks.
 
-    The pictures depend on the seed alone, not on the number of workers. A run that was stopped goes
-    on. Needs the extra packages of `pip install "fusionlib[people]"`.
+    Writes webdataset shards (`00000.tar`, ...) that `fusionlib train` reads. The pictures depend on
+    the seed alone, not on the number of workers. A run that was stopped goes on. Needs the extra
+    packages of `pip install "fusionlib[people]"`.
     """
-    from fusionlib.people.dataset import render_dataset
+    from fusionlib.people.dataset import export_files, render_dataset
 
-    render_dataset(
-        out,
-        people=people,
-        views=views,
-        seed=seed,
-        size=size,
-        first_person=first_person,
-        workers=workers,
-        split=split,
-    )
+    numbers = {"people": people, "views": views, "seed": seed, "size": size}
+    if files:
+        export_files(out, **numbers, first_person=first_person, split=split)
+    else:
+        render_dataset(out, **numbers, first_person=first_person, workers=workers, split=split)
 
 
 if __name__ == "__main__":

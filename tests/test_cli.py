@@ -201,7 +201,8 @@ def test_help_says_what_the_embedded_model_does_not_know() -> None:
         (["train", "vae", "--minutes", "0"], "more than 0 minutes"),
         (["train", "vae", "--minutes", "nan"], "more than 0 minutes"),
         (["train", "base", "--steps", "0"], "1 or more"),
-        (["train", "vae", "--profile", "paper"], "no recipe"),
+        (["people", "render", "f", "--people", "0"], "people"),
+        (["people", "render", "f", "--views", "0"], "views"),
         (["evaluate", "nowhere"], "no finished study"),
     ],
 )
