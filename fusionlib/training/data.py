@@ -75,7 +75,7 @@ def load_pictures(folder: str | Path, size: int) -> Pictures:
     if not shards:
         raise FusionError(
             f"there is no shard (*.tar) in {folder}: make the training set with "
-            f"`fusionlib people render --out {folder}`"
+            f"`fusionlib people render {folder}`"
         )
     pixels, masks, captions, person, style = [], [], [], [], []
     skipped = 0

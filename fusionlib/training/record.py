@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from safetensors import safe_open
 
 from fusionlib.errors import FusionError
@@ -23,7 +25,9 @@ FOLDERS = {
 """The folder of each model in a checkpoint, in the order of training."""
 
 _QUANTITIES = {
-    "vae": "weighted L1 with edges, and KL",
+    "vae_quarter": "weighted L1 with edges, and KL",
+    "vae_half": "weighted L1 with edges, and KL",
+    "vae": "weighted L1 with edges",
     "clip": "contrastive loss",
     "base": "squared error of v",
     "adapter": "squared error of v, with the face",
@@ -59,8 +63,8 @@ def training_table(checkpoint: str | Path) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 
-def loss_curves(checkpoint: str | Path) -> Figure:
-    """The four loss curves: each logged value pale, a running mean on top.
+def loss_curves(checkpoint: str | Path) -> Image.Image:
+    """The loss curves: each logged value pale, a running mean on top.
 
     Args:
         checkpoint: a folder with ``training/*.csv``.
@@ -68,8 +72,8 @@ def loss_curves(checkpoint: str | Path) -> Figure:
     Raises:
         FusionError: when a record is missing.
     """
-    figure = Figure(figsize=(10, 5.6), layout="constrained", dpi=150)
-    for axes, model in zip(figure.subplots(2, 2).flat, FOLDERS, strict=True):
+    figure = Figure(figsize=(12, 6.4), layout="constrained", dpi=150)
+    for axes, model in zip(figure.subplots(2, 3).flat, FOLDERS, strict=True):
         log = pd.read_csv(_record(checkpoint, model, "csv"))
         smooth = log["loss"].rolling(25, min_periods=1, center=True).mean()
         axes.plot(log["samples"], log["loss"], color="#00796b", alpha=0.25, linewidth=0.8)
@@ -79,7 +83,9 @@ def loss_curves(checkpoint: str | Path) -> Figure:
         axes.set_ylim(low - 0.05 * (high - low), high)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    return figure
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _record(checkpoint: str | Path, model: str, kind: str) -> Path:

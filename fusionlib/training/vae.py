@@ -168,6 +168,7 @@ def train(
         steps: overrides the length of each recipe.
         resume: go on from the checkpoints if there are any.
     """
+    recipes = {name: profile.recipe(name) for name in SIDES}
     pictures = load_pictures(profile.training.shards, profile.resolution)
     torch.manual_seed(profile.seed)
     vae = AutoencoderKL(**profile.architecture["vae"])
@@ -178,7 +179,7 @@ def train(
     grid = profile.resolution // 2 ** (len(vae.config["block_out_channels"]) - 1)
     run = None
     for name, divisor in SIDES.items():
-        recipe = profile.recipe(name)
+        recipe = recipes[name]
         network.leave_out(divisor.bit_length() - 1)
         if divisor == 1:
             network.freeze_encoder()
