@@ -267,11 +267,11 @@ def evaluate(
     scores = measure_identity(index, people, recogniser=recogniser, detector=detector)
     table = Table(title=f"{study.name}: {len(people)} people, {recogniser} ({detector} detector)")
     for column in ("", "cosine distance", "recovery R", "faces found"):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
     for name, row in identity_table(scores).iterrows():
         scale = row["images"] is None or row["images"] != row["images"]
         table.add_row(
-            str(name),
+            str(name).replace("another picture of the ", ""),
             str(row["distance"]),
             f"{row['recovery'].estimate:.0f}" if scale else str(row["recovery"]),
             "" if scale else f"{row['found']:.0f} of {row['images']:.0f}",

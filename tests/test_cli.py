@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,11 @@ from typer.testing import CliRunner
 from fusionlib.cli import app
 from fusionlib.images import load_image, read_metadata
 from fusionlib.manifest import sha256_file
+from fusionlib.methods import Method
 from fusionlib.profiles import load_profile
+from fusionlib.study import Study, load_people, run_study
+
+HELDOUT = Path(__file__).resolve().parent.parent / "data" / "heldout"
 
 runner = CliRunner()
 
@@ -210,3 +215,36 @@ def test_other_commands_complain_likewise(arguments: list[str], says: str) -> No
     done = runner.invoke(app, arguments)
     assert done.exit_code == 1
     assert says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_evaluate_prints_the_table_of_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method that paints the person against one that paints a stranger, judged by dlib."""
+    monkeypatch.setenv("DEEPFACE_HOME", str(tmp_path))
+    people = load_people(HELDOUT, 4, others=2, only={"style": "photo"})
+    people = [replace(person, others=person.others[:2]) for person in people]
+    strangers = {
+        load_image(person.references[0]).tobytes(): people[number - 1].others[0]
+        for number, person in enumerate(people)
+    }
+
+    def copy(references, prompts, seeds):  # type: ignore[no-untyped-def]
+        return [own[0] for own in references]
+
+    def stranger(references, prompts, seeds):  # type: ignore[no-untyped-def]
+        return [load_image(strangers[own[0].tobytes()]) for own in references]
+
+    methods = [Method("stranger", stranger, {"v": 1}), Method("copy", copy, {"v": 2})]
+    run_study(Study("mirror", methods, people, ["a face"]), tmp_path / "store", progress=False)
+    done = runner.invoke(app, ["evaluate", str(tmp_path / "store" / "studies" / "mirror")])
+    assert done.exit_code == 0, done.output
+    (row,) = [line for line in done.output.splitlines() if line.startswith("│ copy ")]
+    assert "0.000 [0.000, 0.000]" in row and "4 of 4" in row
+    text = " ".join(done.output.split())
+    assert "copy is nearer than stranger by 0." in text
+    assert "(4 of 4 pairs of pictures, 4 people): supported" in text
+    done = runner.invoke(
+        app, ["evaluate", str(tmp_path / "store" / "studies" / "mirror"), "--baseline", "nobody"]
+    )
+    assert done.exit_code == 1 and "no method 'nobody'" in done.stderr

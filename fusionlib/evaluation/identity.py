@@ -150,7 +150,8 @@ def embed_faces(
 def cosine_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cosine distance along the last axis, 1 - cos(a, b), from 0 to 2; NaN where either is NaN."""
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return 1 - np.sum(a * b, axis=-1) / norms
+    # Rounding alone could make the distance of a picture to itself negative.
+    return np.clip(1 - np.sum(a * b, axis=-1) / norms, 0, 2)
 
 
 def faces_found(embeddings: NDArray[np.float64]) -> tuple[int, int]:
