@@ -13,10 +13,11 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from diffusers.callbacks import SDCFGCutoffCallback
+from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
 
 import fusionlib
-from fusionlib import FusionAdapter, FusionError, FusionPipeline
+from fusionlib import FusionAdapter, FusionError, FusionPipeline, encode_references
 from fusionlib.pipeline import prepare_reference
 
 
@@ -85,6 +86,26 @@ def test_cached_references_give_the_same_image(pipeline: FusionPipeline) -> None
     expected = generate(pipeline, "a face", references=faces)
     for _ in range(2):
         assert np.array_equal(generate(pipeline, "a face", references=cache), expected)
+
+
+def test_references_are_encoded_from_the_mean_of_the_scaled_latents(
+    pipeline: FusionPipeline,
+) -> None:
+    image = face(1, size=(32, 32))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+    empty = pipeline.tokenizer(
+        "",
+        padding="max_length",
+        max_length=pipeline.tokenizer.model_max_length,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        latents = 0.18215 * pipeline.vae.encode(pixels).latent_dist.mean
+        empty_prompt = pipeline.text_encoder(empty.input_ids)[0]
+        expected = pipeline.adapter.project(encode_references(pipeline.unet, latents, empty_prompt))
+    (cached,) = pipeline.encode_references(image)
+    for name, (key, value) in expected.items():
+        torch.testing.assert_close(cached[name], (key, value), rtol=1e-4, atol=1e-5)
 
 
 def test_order_of_references_does_not_matter(pipeline: FusionPipeline) -> None:
@@ -248,6 +269,14 @@ def test_adapter_from_elsewhere(
     )
     by_path.set_progress_bar_config(disable=True)
     assert np.array_equal(generate(by_path, "a face", references=[face(1)]), first)
+
+
+def test_attention_processors_may_be_changed(tiny_checkpoint: Path) -> None:
+    pipeline = FusionPipeline.from_pretrained(tiny_checkpoint)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = generate(pipeline, "a face", references=[face(1)])
+    pipeline.unet.set_attn_processor(AttnProcessor2_0())
+    assert same(generate(pipeline, "a face", references=[face(1)]), expected)
 
 
 def test_bfloat16(tiny_checkpoint: Path, pipeline: FusionPipeline) -> None:
