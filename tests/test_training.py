@@ -18,6 +18,7 @@ from fusionlib.errors import FusionError
 from fusionlib.profiles import Profile, Recipe, load_profile
 from fusionlib.training import adapter, base, clip, vae
 from fusionlib.training.data import load_pictures, reference_pairs
+from fusionlib.training.latents import checkpoint_folder
 from fusionlib.training.loop import fit, learning_rate, step_generator
 from fusionlib.training.objective import (
     contrastive_loss,
@@ -130,6 +131,21 @@ def test_the_base_stays_frozen_while_the_adapter_trains(profile: Profile) -> Non
     adapter.train(profile, steps=6)
     after = UNet2DConditionModel.from_pretrained(Path(profile.base_model) / "unet").state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_references_encoded_in_every_step_train_the_same(profile: Profile, tmp_path: Path) -> None:
+    losses = []
+    for cache in (True, False):
+        changed = profile.model_copy(deep=True)
+        changed.training.cache_references = cache
+        changed.training.runs = str(tmp_path / str(cache))
+        losses.append(adapter.train(changed, tmp_path / f"adapter-{cache}").final_loss)
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)  # bfloat16 in the cache
+
+
+def test_a_checkpoint_that_nobody_has_is_named() -> None:
+    with pytest.raises(FusionError, match="no/such-model"):
+        checkpoint_folder("no/such-model")
 
 
 def test_the_encoder_is_final_before_the_last_doubling(profile: Profile) -> None:

@@ -57,6 +57,7 @@ class Training(_Strict):
 
     shards: str
     runs: str = "runs"
+    cache_references: bool = True
     text_dropout: float = 0.05
     reference_dropout: float = 0.05
     both_dropout: float = 0.05

@@ -1,7 +1,8 @@
 """The fusion adapter: Linear_kf and Linear_vf trained over the frozen base (Section 3.2).
 
 With the reference shown clean at timestep 0, its hidden states h_f depend on nothing that is
-trained or drawn, so they are computed once for each reference picture and kept in memory.
+trained or drawn. Where they fit in memory they are computed once for each reference picture
+(``cache_references``), otherwise in every step.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from fusionlib.profiles import Profile
 from fusionlib.reference import encode_references
 from fusionlib.training.data import load_pictures, reference_pairs
 from fusionlib.training.export import save_model
-from fusionlib.training.latents import cached_latents, embed_captions, load_frozen
+from fusionlib.training.latents import (
+    cached_latents,
+    checkpoint_folder,
+    embed_captions,
+    load_frozen,
+)
 from fusionlib.training.loop import Run, fit
 from fusionlib.training.objective import diffusion_target
 
@@ -67,7 +73,7 @@ def train(
     """
     recipe = profile.recipe("adapter")
     settings = profile.training
-    base = Path(profile.base_model)
+    base = checkpoint_folder(profile.base_model)
     target = Path(out or profile.adapter)
     folder = Path(settings.runs) / profile.name / "adapter"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -78,7 +84,8 @@ def train(
     scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
     partners = reference_pairs(pictures)
     usable = torch.tensor([i for i, others in enumerate(partners) if len(others)])
-    hidden = _reference_states(unet, latents, captions.embeddings[:1])
+    empty_prompt = captions.embeddings[:1]
+    hidden = _reference_states(unet, latents, empty_prompt) if settings.cache_references else None
     adapter = FusionAdapter.from_unet(unet, init="self_attention")
 
     def loss(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
@@ -101,7 +108,10 @@ def train(
         text = captions.draw(index, no_text, generator)
         noisy = scheduler.add_noise(clean, noise, timesteps).to(device)
         goal = diffusion_target(scheduler, clean, noise, timesteps).to(device)
-        states = {name: values[reference].to(device).float() for name, values in hidden.items()}
+        if hidden is None:
+            states = encode_references(unet, latents[reference].to(device), empty_prompt.to(device))
+        else:
+            states = {name: values[reference].to(device) for name, values in hidden.items()}
         prediction = network(
             noisy, timesteps.to(device), text.to(device), states, (~no_reference).float().to(device)
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -45,6 +45,23 @@ class Captions:
             for i, u, drop in zip(index.tolist(), draws, dropped.tolist(), strict=True)
         ]
         return self.embeddings[rows]
+
+
+def checkpoint_folder(name: str) -> Path:
+    """A Stable Diffusion checkpoint as a folder; a hub id is downloaded, or found in the cache.
+
+    Raises:
+        FusionError: when there is no such folder and the hub cannot give it.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(DiffusionPipeline.download(name))
+    except (OSError, ValueError) as error:
+        raise FusionError(
+            f"there is no checkpoint '{name}': give a folder, or a hub id and a network"
+        ) from error
 
 
 def load_frozen(model: type[Any], folder: Path, **arguments: Any) -> Any:
