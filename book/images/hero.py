@@ -18,7 +18,7 @@ pipeline = load_pipeline(settings)
 pipeline.set_progress_bar_config(disable=True)
 rows = []
 for person in load_people(settings.heldout, 4, only={"style": "photo"}):
-    reference = load_image(person.reference)
+    reference = load_image(person.references[0])
     row = [reference]
     for prompt in PROMPTS:
         for seed in SEEDS:
