@@ -94,10 +94,8 @@ def _load(base_model: str, adapter: str, device: str | None, dtype: str) -> Fusi
             f"The device {device!r} is not there: leave it out, or use cpu."
         ) from error
     try:
-        fusion = FusionAdapter.from_pretrained(adapter, torch_dtype=torch_dtype)
-        pipeline = FusionPipeline.from_pretrained(
-            base_model, adapter=fusion, torch_dtype=torch_dtype
-        )
+        fusion = FusionAdapter.from_pretrained(adapter, dtype=torch_dtype)
+        pipeline = FusionPipeline.from_pretrained(base_model, adapter=fusion, dtype=torch_dtype)
     except FusionError:
         raise
     except Exception as error:  # diffusers, safetensors and the hub each raise errors of their own

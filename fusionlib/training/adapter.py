@@ -27,7 +27,7 @@ from fusionlib.training.latents import (
     load_frozen,
 )
 from fusionlib.training.loop import Run, fit
-from fusionlib.training.objective import diffusion_target
+from fusionlib.training.objective import noised
 
 
 class _Conditioned(nn.Module):
@@ -100,22 +100,20 @@ def train(
         no_text, no_reference = dropout_masks(
             drop, settings.text_dropout, settings.reference_dropout, settings.both_dropout
         )
-        clean = latents[index]
-        noise = torch.randn(clean.shape, generator=generator)
-        timesteps = torch.randint(
-            scheduler.config["num_train_timesteps"], (size,), generator=generator
-        )
+        noisy, timesteps, goal = noised(scheduler, latents[index], generator)
         text = captions.draw(index, no_text, generator)
-        noisy = scheduler.add_noise(clean, noise, timesteps).to(device)
-        goal = diffusion_target(scheduler, clean, noise, timesteps).to(device)
         if hidden is None:
             states = encode_references(unet, latents[reference].to(device), empty_prompt.to(device))
         else:
             states = {name: values[reference].to(device) for name, values in hidden.items()}
         prediction = network(
-            noisy, timesteps.to(device), text.to(device), states, (~no_reference).float().to(device)
+            noisy.to(device),
+            timesteps.to(device),
+            text.to(device),
+            states,
+            (~no_reference).float().to(device),
         )
-        return {"loss": F.mse_loss(prediction.float(), goal)}
+        return {"loss": F.mse_loss(prediction.float(), goal.to(device))}
 
     run = fit(
         _Conditioned(unet, adapter),

@@ -15,7 +15,7 @@ from fusionlib.training.data import load_pictures
 from fusionlib.training.export import save_model
 from fusionlib.training.latents import cached_latents, embed_captions, load_frozen
 from fusionlib.training.loop import Run, fit
-from fusionlib.training.objective import diffusion_target
+from fusionlib.training.objective import noised
 
 TEXT_DROPOUT = 0.1
 """Share of samples with the empty prompt, for classifier-free guidance (Ho and Salimans 2022)."""
@@ -57,17 +57,13 @@ def train(
     def loss(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         size = recipe.batch_size
         index = torch.randint(len(latents), (size,), generator=generator)
-        clean = latents[index]
-        noise = torch.randn(clean.shape, generator=generator)
-        timesteps = torch.randint(
-            scheduler.config["num_train_timesteps"], (size,), generator=generator
-        )
+        noisy, timesteps, goal = noised(scheduler, latents[index], generator)
         dropped = torch.rand(size, generator=generator) < TEXT_DROPOUT
         text = captions.draw(index, dropped, generator)
-        noisy = scheduler.add_noise(clean, noise, timesteps).to(device)
-        goal = diffusion_target(scheduler, clean, noise, timesteps).to(device)
-        prediction = network(noisy, timesteps.to(device), text.to(device), return_dict=False)[0]
-        return {"loss": F.mse_loss(prediction.float(), goal)}
+        prediction = network(
+            noisy.to(device), timesteps.to(device), text.to(device), return_dict=False
+        )[0]
+        return {"loss": F.mse_loss(prediction.float(), goal.to(device))}
 
     run = fit(
         unet,

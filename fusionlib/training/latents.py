@@ -75,7 +75,7 @@ def load_frozen(model: type[Any], folder: Path, **arguments: Any) -> Any:
             f"there is no model in {folder}: run `fusionlib train` for vae, clip and base first, "
             "in this order"
         )
-    loaded = model.from_pretrained(folder, torch_dtype=torch.float32, **arguments)
+    loaded = model.from_pretrained(folder, dtype=torch.float32, **arguments)
     return loaded.requires_grad_(False).eval()
 
 

@@ -34,6 +34,26 @@ def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: 
     raise ValueError(f"unknown prediction_type '{kind}' in the scheduler's configuration")
 
 
+def noised(
+    scheduler: Any, latents: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw noise and timesteps, uniformly over the schedule, and apply them.
+
+    Args:
+        scheduler: a diffusers scheduler.
+        latents: clean latents ``(batch, channels, h, w)``, on the CPU.
+        generator: draws the noise, then the timesteps.
+
+    Returns:
+        The noisy latents, the timesteps ``(batch,)`` and the UNet's target (`diffusion_target`).
+    """
+    noise = torch.randn(latents.shape, generator=generator)
+    steps = scheduler.config.num_train_timesteps
+    timesteps = torch.randint(steps, (len(latents),), generator=generator)
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    return noisy, timesteps, diffusion_target(scheduler, latents, noise, timesteps)
+
+
 def reconstruction_loss(prediction: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
     """Weighted L1 of the pixels and of their differences to the right and lower neighbour.
 

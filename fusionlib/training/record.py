@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 from PIL import Image
 from safetensors import safe_open
 
@@ -34,33 +35,38 @@ _QUANTITIES = {
 }
 
 
-def training_table(checkpoint: str | Path) -> pd.DataFrame:
+def training_table(checkpoint: str | Path) -> Styler:
     """One row a model: size, length and machine of its training, as recorded by the run itself.
 
     Args:
         checkpoint: a folder with ``training/*.json`` and the models' folders.
 
     Returns:
-        Indexed by model; columns ``parameters`` (millions), ``file`` (megabytes), ``samples``,
-        ``steps``, ``minutes``, ``loss`` (mean of the last 100 logged values) and ``machine``.
+        Indexed by run: parameters in millions, file in megabytes (the three runs of the autoencoder
+        end in one file), samples, steps, minutes, and the loss as the mean over the last tenth of
+        the run. The caption names the machine.
 
     Raises:
         FusionError: when a record is missing.
     """
-    rows = {}
+    rows, machines = {}, set()
     for model, folder in FOLDERS.items():
         run = json.loads(_record(checkpoint, model, "json").read_text())
+        log = pd.read_csv(_record(checkpoint, model, "csv"))
         files = sorted((Path(checkpoint) / folder).glob("*.safetensors"))
         rows[model] = {
-            "parameters": round(sum(_parameters(file) for file in files) / 1e6, 2),
-            "file": round(sum(file.stat().st_size for file in files) / 1e6, 1),
+            "parameters, M": sum(_parameters(file) for file in files) / 1e6,
+            "file, MB": sum(file.stat().st_size for file in files) / 1e6,
             "samples": run["samples"],
             "steps": run["steps"],
-            "minutes": round(run["seconds"] / 60, 1),
-            "loss": round(run["final_loss"], 4),
-            "machine": run["machine"],
+            "minutes": run["seconds"] / 60,
+            "loss": log["loss"].tail(max(len(log) // 10, 1)).mean(),
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+        machines.add(run["machine"])
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    digits = {"parameters, M": 2, "file, MB": 1, "minutes": 1, "loss": 3}
+    styler = table.style.format({column: f"{{:.{n}f}}" for column, n in digits.items()})
+    return styler.set_caption(f"Recorded by the runs, on {'; '.join(sorted(machines))}.")
 
 
 def loss_curves(checkpoint: str | Path) -> Image.Image:

@@ -159,12 +159,12 @@ def train(
     """Train the profile's autoencoder and write ``vae/`` in the layout of Stable Diffusion.
 
     The three recipes of ``SIDES`` run one after the other; finished ones are taken from their
-    checkpoints. After the second the encoder is final, and ``vae/`` is written for the first time.
+    checkpoints. ``vae/`` is written after each; after the second its encoder is final.
 
     Args:
         profile: architecture, recipes and shards.
         out: the checkpoint's folder; default ``profile.base_model``.
-        minutes: stop each recipe after this time, with a checkpoint.
+        minutes: stop after this time in a recipe, with a checkpoint; the rest waits for a resume.
         steps: overrides the length of each recipe.
         resume: go on from the checkpoints if there are any.
     """
@@ -216,6 +216,8 @@ def train(
             seed=profile.seed, steps=steps, minutes=minutes, resume=resume, name=name,
         )  # fmt: skip
         network.leave_out(0)
+        if not run.finished and divisor > 1:
+            return run  # the next recipe starts from what this one ends with
         if divisor == 2:
             centre_latents(vae, encode_pictures(vae, pictures, torch.arange(0, len(pictures), 7)))
         save_model(vae, Path(out or profile.base_model) / "vae", folder)

@@ -1,0 +1,14 @@
+"""Make `people.jpg`, the first picture of the README and the book."""
+
+from pathlib import Path
+
+from fusionlib.figures import picture_grid
+from fusionlib.images import load_image
+from fusionlib.profiles import load_profile
+
+PEOPLE, VIEWS = (3, 14, 24, 33), 6
+
+folder = Path(load_profile("embedded").heldout or "")
+rows = [[load_image(folder / f"{p:04d}_{v}.jpg") for v in range(VIEWS)] for p in PEOPLE]
+grid = picture_grid(rows, references=1)
+grid.save(Path(__file__).with_name("people.jpg"), quality=90)
