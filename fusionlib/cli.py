@@ -342,6 +342,14 @@ def train(
         bool,
         typer.Option("--resume/--fresh", help="Go on from the last checkpoint if there is one."),
     ] = True,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Begin with trained weights: the folder of a checkpoint or, for `adapter`, of an "
+            "adapter. With `vae`, only the decoder is trained on.",
+            show_default="random weights",
+        ),
+    ] = None,
 ) -> None:
     """Train one of the models of a profile. A run that was stopped or killed goes on.
 
@@ -358,7 +366,7 @@ def train(
 
     settings = load_profile(profile)
     module: Any = import_module(f"fusionlib.training.{model.value}")
-    module.train(settings, out, minutes=minutes, steps=steps, resume=resume)
+    module.train(settings, out, minutes=minutes, steps=steps, resume=resume, start_from=start_from)
 
 
 @people_app.command()

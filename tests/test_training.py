@@ -17,8 +17,8 @@ from fusionlib import FusionAdapter
 from fusionlib.errors import FusionError
 from fusionlib.profiles import Profile, Recipe, load_profile
 from fusionlib.training import adapter, base, clip, vae
+from fusionlib.training.checkpoints import checkpoint_folder
 from fusionlib.training.data import load_pictures, reference_pairs
-from fusionlib.training.latents import checkpoint_folder
 from fusionlib.training.loop import fit, learning_rate, step_generator
 from fusionlib.training.objective import (
     contrastive_loss,
@@ -141,6 +141,41 @@ def test_references_encoded_in_every_step_train_the_same(profile: Profile, tmp_p
         changed.training.runs = str(tmp_path / str(cache))
         losses.append(adapter.train(changed, tmp_path / f"adapter-{cache}").final_loss)
     assert losses[0] == pytest.approx(losses[1], rel=0.02)  # bfloat16 in the cache
+
+
+def test_a_run_can_start_from_trained_weights(profile: Profile, tmp_path: Path) -> None:
+    """Steps of rate 0 change nothing: what is written is what it started from."""
+    start = Path(profile.base_model)
+    still = profile.model_copy(deep=True)
+    still.training.runs = str(tmp_path / "runs")
+    recipe = Recipe(steps=2, batch_size=4, learning_rate=1e-30, warmup_steps=1, weight_decay=0)
+    for name in ("vae", "clip", "base", "adapter"):
+        setattr(still.training, name, recipe)
+    copy = tmp_path / "copy"
+    for module in (vae, clip, base):
+        run = module.train(still, copy, start_from=start)
+        assert run.started_from is not None and run.started_from.startswith(f"{start.name}/")
+    adapter.train(still, copy / "adapter", start_from=Path(profile.adapter))
+    for part in ("vae", "clip", "text_encoder", "unet", "adapter"):
+        (before,) = (start / part).glob("*.safetensors")
+        (after,) = (copy / part).glob("*.safetensors")
+        assert after.read_bytes() == before.read_bytes(), part
+    for part in ("vae/config.json", "tokenizer/vocab.json"):
+        assert (copy / part).read_text() == (start / part).read_text()
+    with pytest.raises(FusionError, match="another architecture"):
+        other = still.model_copy(deep=True)
+        other.architecture["unet"]["block_out_channels"] = [16, 16]
+        base.train(other, copy, start_from=start)
+
+
+def test_mirror_images_follow_the_pictures(profile: Profile) -> None:
+    pictures = load_pictures(profile.training.shards, SIDE)
+    both = pictures.mirrored()
+    assert len(both) == 2 * len(pictures)
+    mirror = both.batch(torch.arange(len(pictures), 2 * len(pictures)))
+    assert torch.equal(mirror.flip(-1), pictures.batch(torch.arange(len(pictures))))
+    assert both.captions[len(pictures)] == pictures.captions[0]
+    assert both.person[len(pictures) + 3] == pictures.person[3]
 
 
 def test_a_checkpoint_that_nobody_has_is_named() -> None:

@@ -18,14 +18,10 @@ from tqdm.auto import tqdm
 from fusionlib.adapter import FusionAdapter
 from fusionlib.profiles import Profile
 from fusionlib.reference import encode_references
+from fusionlib.training.checkpoints import checkpoint_folder, load_frozen, start_weights
 from fusionlib.training.data import load_pictures, reference_pairs
 from fusionlib.training.export import save_model
-from fusionlib.training.latents import (
-    cached_latents,
-    checkpoint_folder,
-    embed_captions,
-    load_frozen,
-)
+from fusionlib.training.latents import cached_latents, embed_captions
 from fusionlib.training.loop import Run, fit
 from fusionlib.training.objective import noised
 
@@ -58,6 +54,7 @@ def train(
     minutes: float | None = None,
     steps: int | None = None,
     resume: bool = True,
+    start_from: Path | None = None,
 ) -> Run:
     """Train the adapter on pairs of pictures of one person and write its folder.
 
@@ -70,6 +67,7 @@ def train(
         minutes: stop after this time with a checkpoint.
         steps: overrides the recipe's length.
         resume: go on from the checkpoint if there is one.
+        start_from: the folder of an adapter to begin with, rather than with the self-attention.
     """
     recipe = profile.recipe("adapter")
     settings = profile.training
@@ -79,7 +77,9 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pictures = load_pictures(settings.shards, profile.resolution)
     captions = embed_captions(base, pictures, device)
-    latents = cached_latents(base, pictures, folder.parent / "latents.safetensors", device)
+    latents = cached_latents(
+        base, pictures.mirrored(), folder.parent / "latents.safetensors", device
+    )
     unet = load_frozen(UNet2DConditionModel, base / "unet").to(device)
     scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
     partners = reference_pairs(pictures)
@@ -87,6 +87,7 @@ def train(
     empty_prompt = captions.embeddings[:1]
     hidden = _reference_states(unet, latents, empty_prompt) if settings.cache_references else None
     adapter = FusionAdapter.from_unet(unet, init="self_attention")
+    started_from = start_weights(adapter, start_from)
 
     def loss(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         size = recipe.batch_size
@@ -96,16 +97,19 @@ def train(
             int(partners[i][int(u * len(partners[i]))])
             for i, u in zip(index.tolist(), draws, strict=True)
         ]
+        # Either picture may be mirrored: the second half of the latents.
+        mirrored = len(pictures) * torch.randint(2, (2, size), generator=generator)
+        chosen, shown = index + mirrored[0], torch.tensor(reference) + mirrored[1]
         drop = torch.rand(size, generator=generator)
         no_text, no_reference = dropout_masks(
             drop, settings.text_dropout, settings.reference_dropout, settings.both_dropout
         )
-        noisy, timesteps, goal = noised(scheduler, latents[index], generator)
+        noisy, timesteps, goal = noised(scheduler, latents[chosen], generator)
         text = captions.draw(index, no_text, generator)
         if hidden is None:
-            states = encode_references(unet, latents[reference].to(device), empty_prompt.to(device))
+            states = encode_references(unet, latents[shown].to(device), empty_prompt.to(device))
         else:
-            states = {name: values[reference].to(device) for name, values in hidden.items()}
+            states = {name: values[shown].to(device) for name, values in hidden.items()}
         prediction = network(
             noisy.to(device),
             timesteps.to(device),
@@ -125,6 +129,7 @@ def train(
         minutes=minutes,
         resume=resume,
         name="adapter",
+        started_from=started_from,
     )
     adapter.detach(unet)
     save_model(adapter, target, folder)

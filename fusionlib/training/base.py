@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fusionlib.profiles import Profile
+from fusionlib.training.checkpoints import load_frozen, start_weights
 from fusionlib.training.data import load_pictures
 from fusionlib.training.export import save_model
-from fusionlib.training.latents import cached_latents, embed_captions, load_frozen
+from fusionlib.training.latents import cached_latents, embed_captions
 from fusionlib.training.loop import Run, fit
 from fusionlib.training.objective import noised
 
@@ -28,6 +29,7 @@ def train(
     minutes: float | None = None,
     steps: int | None = None,
     resume: bool = True,
+    start_from: Path | None = None,
 ) -> Run:
     """Train the profile's UNet; write ``unet/``, ``scheduler/`` and ``model_index.json``.
 
@@ -40,16 +42,18 @@ def train(
         minutes: stop after this time with a checkpoint.
         steps: overrides the recipe's length.
         resume: go on from the checkpoint if there is one.
+        start_from: a checkpoint folder whose ``unet/`` to begin with, rather than random weights.
     """
     recipe = profile.recipe("base")
     target = Path(out or profile.base_model)
     folder = Path(profile.training.runs) / profile.name / "base"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pictures = load_pictures(profile.training.shards, profile.resolution)
+    pictures = load_pictures(profile.training.shards, profile.resolution).mirrored()
     captions = embed_captions(target, pictures, device)
     latents = cached_latents(target, pictures, folder.parent / "latents.safetensors", device)
     torch.manual_seed(profile.seed)
     unet = UNet2DConditionModel(**profile.architecture["unet"])
+    started_from = start_weights(unet, start_from and start_from / "unet")
     scheduler = DDIMScheduler(**profile.architecture["scheduler"])
     if device.type == "cpu":
         unet.to(memory_format=torch.channels_last)
@@ -75,6 +79,7 @@ def train(
         minutes=minutes,
         resume=resume,
         name="base",
+        started_from=started_from,
     )
     save_model(unet, target / "unet", folder)
     scheduler.save_pretrained(target / "scheduler")

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from fusionlib.profiles import Profile
+from fusionlib.training.checkpoints import start_weights
 from fusionlib.training.data import load_pictures
 from fusionlib.training.export import save_model
 from fusionlib.training.loop import Run, fit
@@ -101,6 +102,7 @@ def train(
     minutes: float | None = None,
     steps: int | None = None,
     resume: bool = True,
+    start_from: Path | None = None,
 ) -> Run:
     """Train tokenizer and CLIPModel; write ``tokenizer/``, ``text_encoder/`` and ``clip/``.
 
@@ -110,15 +112,22 @@ def train(
         minutes: stop after this time with a checkpoint.
         steps: overrides the recipe's length.
         resume: go on from the checkpoint if there is one.
+        start_from: a checkpoint folder whose ``clip/`` and ``tokenizer/`` to begin with, rather
+            than random weights.
     """
     recipe = profile.recipe("clip")
     target = Path(out or profile.base_model)
     pictures = load_pictures(profile.training.shards, profile.resolution)
-    tokenizer = train_tokenizer(
-        (text for wordings in pictures.captions for text in wordings),
-        profile.architecture["clip"]["vocab_size"],
-        target / "tokenizer",
-    )
+    if start_from:
+        tokenizer = CLIPTokenizer.from_pretrained(start_from / "tokenizer")
+        (target / "tokenizer").mkdir(parents=True, exist_ok=True)
+        tokenizer.backend_tokenizer.model.save(str(target / "tokenizer"))
+    else:
+        tokenizer = train_tokenizer(
+            (text for wordings in pictures.captions for text in wordings),
+            profile.architecture["clip"]["vocab_size"],
+            target / "tokenizer",
+        )
     tokenizer.model_max_length = profile.architecture["text"]["max_position_embeddings"]
     tokenizer.save_pretrained(target / "tokenizer")
     side = {"height": profile.resolution, "width": profile.resolution}
@@ -135,6 +144,7 @@ def train(
     clip = build(profile, tokenizer)
     with torch.no_grad():
         clip.logit_scale.fill_(math.log(1 / 0.07))
+    started_from = start_weights(clip, start_from and start_from / "clip")
     token_ids = [tokenize(tokenizer, wordings) for wordings in pictures.captions]
 
     def loss(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
@@ -166,6 +176,7 @@ def train(
         minutes=minutes,
         resume=resume,
         name="clip",
+        started_from=started_from,
     )
     save_model(clip, target / "clip", folder)
     processor.save_pretrained(target / "clip")

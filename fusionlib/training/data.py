@@ -50,6 +50,17 @@ class Pictures:
         """The number of pictures."""
         return len(self.pixels)
 
+    def mirrored(self) -> Pictures:
+        """The pictures, then their mirror images in the same order."""
+        return Pictures(
+            np.concatenate([self.pixels, self.pixels[:, :, ::-1]]),
+            np.concatenate([self.masks, self.masks[:, :, ::-1]]),
+            self.captions * 2,
+            np.concatenate([self.person, self.person]),
+            self.style * 2,
+            self.skipped,
+        )
+
     def batch(self, index: Tensor | NDArray[Any]) -> Tensor:
         """Pictures as float32 in [-1, 1], ``(batch, 3, height, width)``, channels last."""
         chosen = torch.from_numpy(self.pixels[np.asarray(index)])

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from fusionlib.errors import FusionError
 from fusionlib.manifest import sha256_modules
+from fusionlib.training.checkpoints import load_frozen
 from fusionlib.training.clip import tokenize
 from fusionlib.training.data import Pictures
 from fusionlib.training.vae import encode_pictures
@@ -47,38 +46,6 @@ class Captions:
         return self.embeddings[rows]
 
 
-def checkpoint_folder(name: str) -> Path:
-    """A Stable Diffusion checkpoint as a folder; a hub id is downloaded, or found in the cache.
-
-    Raises:
-        FusionError: when there is no such folder and the hub cannot give it.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(DiffusionPipeline.download(name))
-    except (OSError, ValueError) as error:
-        raise FusionError(
-            f"there is no checkpoint '{name}': give a folder, or a hub id and a network"
-        ) from error
-
-
-def load_frozen(model: type[Any], folder: Path, **arguments: Any) -> Any:
-    """A trained model in float32, in evaluation mode, without gradients.
-
-    Raises:
-        FusionError: when it has not been trained yet.
-    """
-    if not (folder / "config.json").is_file():
-        raise FusionError(
-            f"there is no model in {folder}: run `fusionlib train` for vae, clip and base first, "
-            "in this order"
-        )
-    loaded = model.from_pretrained(folder, dtype=torch.float32, **arguments)
-    return loaded.requires_grad_(False).eval()
-
-
 @torch.no_grad()
 def embed_captions(folder: Path, pictures: Pictures, device: torch.device) -> Captions:
     """Run the text encoder over every distinct wording once.
@@ -88,8 +55,8 @@ def embed_captions(folder: Path, pictures: Pictures, device: torch.device) -> Ca
         pictures: their captions.
         device: where to compute.
     """
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     encoder = load_frozen(CLIPTextModel, folder / "text_encoder").to(device)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     numbers: dict[str, int] = {"": 0}
     rows = [
         [numbers.setdefault(text, len(numbers)) for text in wordings]

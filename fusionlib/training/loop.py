@@ -46,6 +46,7 @@ class Run:
         seconds: wall-clock time of all sessions together, compilation included.
         final_loss: mean over the last 100 logged values.
         machine: processor or GPU, and how many processes.
+        started_from: the weights that it began with, None for random ones.
     """
 
     steps: int
@@ -54,6 +55,7 @@ class Run:
     seconds: float
     final_loss: float
     machine: str
+    started_from: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -86,6 +88,7 @@ def fit(
     minutes: float | None = None,
     resume: bool = True,
     name: str = "train",
+    started_from: str | None = None,
 ) -> Run:
     """Train the parameters of ``network`` that require a gradient, and leave their average in it.
 
@@ -100,6 +103,7 @@ def fit(
         minutes: stop (with a checkpoint) after this time even if the schedule is not at its end.
         resume: go on from the checkpoint in ``folder`` if there is one, else start over.
         name: shown by the progress bar.
+        started_from: what to record of the weights that ``network`` came with.
 
     Returns:
         What the run did so far. ``network`` holds the exponential average of the weights.
@@ -216,6 +220,7 @@ def fit(
         seconds=round(seconds, 1),
         final_loss=log.recent() if log else float("nan"),
         machine=f"{_device(accelerator)}, {accelerator.num_processes} process(es)",
+        started_from=started_from,
     )
     if log:
         log.close()

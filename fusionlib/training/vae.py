@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fusionlib.profiles import Profile
+from fusionlib.training.checkpoints import start_weights
 from fusionlib.training.data import Pictures, load_pictures
 from fusionlib.training.export import save_model
 from fusionlib.training.loop import Run, fit
@@ -155,6 +156,7 @@ def train(
     minutes: float | None = None,
     steps: int | None = None,
     resume: bool = True,
+    start_from: Path | None = None,
 ) -> Run:
     """Train the profile's autoencoder and write ``vae/`` in the layout of Stable Diffusion.
 
@@ -167,6 +169,8 @@ def train(
         minutes: stop after this time in a recipe, with a checkpoint; the rest waits for a resume.
         steps: overrides the length of each recipe.
         resume: go on from the checkpoints if there are any.
+        start_from: a checkpoint folder with a finished ``vae/``: only its decoder is trained on, by
+            the last recipe, and what was trained on its latents stays valid.
     """
     recipes = {name: profile.recipe(name) for name in SIDES}
     pictures = load_pictures(profile.training.shards, profile.resolution)
@@ -174,11 +178,17 @@ def train(
     vae = AutoencoderKL(**profile.architecture["vae"])
     network = GrowingAutoencoder(vae)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    started_from = start_weights(vae, start_from and start_from / "vae")
+    stages = dict(SIDES)
+    if start_from:
+        stages = {"vae": SIDES["vae"]}
+        scale = AutoencoderKL.load_config(start_from / "vae")["scaling_factor"]
+        vae.register_to_config(scaling_factor=scale)
     masks = torch.from_numpy(pictures.masks)
     channels = vae.config["latent_channels"]
     grid = profile.resolution // 2 ** (len(vae.config["block_out_channels"]) - 1)
     run = None
-    for name, divisor in SIDES.items():
+    for name, divisor in stages.items():
         recipe = recipes[name]
         network.leave_out(divisor.bit_length() - 1)
         if divisor == 1:
@@ -214,6 +224,7 @@ def train(
         run = fit(
             network, loss, recipe, folder,
             seed=profile.seed, steps=steps, minutes=minutes, resume=resume, name=name,
+            started_from=started_from,
         )  # fmt: skip
         network.leave_out(0)
         if not run.finished and divisor > 1:
