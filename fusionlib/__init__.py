@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from fusionlib.adapter import FusionAdapter
     from fusionlib.attention import FusedAttnProcessor, fused_attention
     from fusionlib.errors import FusionError
-    from fusionlib.masking import identity_attention_mask, scale_identity_masks
+    from fusionlib.masking import (
+        QueryGroups,
+        group_queries,
+        identity_attention_mask,
+        scale_identity_masks,
+    )
     from fusionlib.pipeline import FusionPipeline
     from fusionlib.reference import ReferenceCache, encode_references
 
@@ -21,9 +26,11 @@ __all__ = [
     "FusionAdapter",
     "FusionError",
     "FusionPipeline",
+    "QueryGroups",
     "ReferenceCache",
     "encode_references",
     "fused_attention",
+    "group_queries",
     "identity_attention_mask",
     "scale_identity_masks",
 ]
@@ -33,9 +40,11 @@ _HOME = {
     "FusionAdapter": "adapter",
     "FusionError": "errors",
     "FusionPipeline": "pipeline",
+    "QueryGroups": "masking",
     "ReferenceCache": "reference",
     "encode_references": "reference",
     "fused_attention": "attention",
+    "group_queries": "masking",
     "identity_attention_mask": "masking",
     "scale_identity_masks": "masking",
 }

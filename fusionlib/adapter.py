@@ -4,6 +4,7 @@ Equation 2 adds two linear layers to each cross-attention layer: K_f = Linear_kf
 V_f = Linear_vf(h_f). They are all that is trained; they live here, and the UNet stays as it is.
 """
 
+import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +21,19 @@ from fusionlib.attention import (
     Strength,
     check_strengths,
     cross_attention_layers,
+    fused_processors,
     is_number,
 )
+from fusionlib.backends import Backend, check_backend
 from fusionlib.errors import FusionError
-from fusionlib.masking import check_reference_identity, mask_pyramid
-from fusionlib.reference import LayerKeysValues
+from fusionlib.masking import (
+    QueryGroups,
+    check_masks,
+    check_reference_identity,
+    group_queries,
+    mask_pyramid,
+)
+from fusionlib.reference import LayerKeysValues, ReferenceCache, same_fingerprint
 
 Initialisation = Literal["self_attention", "zero_value", "random"]
 
@@ -39,11 +48,24 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         layers: For each cross-attention layer, by its name in the UNet, ``(query_dim, inner_dim)``.
 
     Example:
+        >>> from diffusers import UNet2DConditionModel
+        >>> from fusionlib import encode_references
+        >>> unet = UNet2DConditionModel(
+        ...     sample_size=8,
+        ...     block_out_channels=(32, 32),
+        ...     layers_per_block=1,
+        ...     cross_attention_dim=16,
+        ...     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        ...     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        ... )
         >>> adapter = FusionAdapter.from_unet(unet)
         >>> adapter.attach(unet)
-        >>> hidden_states = encode_references(unet, latents, empty_prompt)
-        >>> with adapter.conditioned([adapter.project(hidden_states)], strengths=[0.8]):
-        ...     unet(sample, timestep, encoder_hidden_states=prompt)
+        >>> latents, empty_prompt = torch.randn(1, 4, 8, 8), torch.zeros(1, 77, 16)
+        >>> cache = adapter.cache(encode_references(unet, latents, empty_prompt))
+        >>> with adapter.conditioned(cache, strengths=[0.8]):
+        ...     unet(torch.randn(1, 4, 8, 8), 10, encoder_hidden_states=empty_prompt).sample.shape
+        torch.Size([1, 4, 8, 8])
+        >>> adapter.detach(unet)
     """
 
     @register_to_config
@@ -96,6 +118,43 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                         layer.to_v_f.weight.zero_()
         return adapter.to(device=unet.device)
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> "FusionAdapter":
+        """Load what ``save_pretrained`` wrote.
+
+        Args:
+            pretrained_model_name_or_path: A folder with ``config.json`` and
+                ``diffusion_pytorch_model.safetensors``, or a hub id.
+            **kwargs: As for ``ModelMixin.from_pretrained`` of diffusers, such as ``dtype``.
+
+        Returns:
+            The adapter, not yet attached.
+
+        Raises:
+            FusionError: If there is no adapter, or its file is damaged or lacks weights.
+        """
+        source = str(pretrained_model_name_or_path)
+        try:
+            adapter, found = super().from_pretrained(
+                pretrained_model_name_or_path, **(kwargs | {"output_loading_info": True})
+            )
+        except Exception as error:  # diffusers, safetensors and the hub have errors of their own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise FusionError(
+                f"The adapter {source!r} cannot be loaded; pretrained_model_name_or_path must be a "
+                "folder with config.json and diffusion_pytorch_model.safetensors, or a hub id "
+                f"({reason})."
+            ) from error
+        wrong = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]
+        if wrong:
+            raise FusionError(
+                f"The adapter {source!r} given as pretrained_model_name_or_path is damaged: its "
+                f"weights are not those that its config.json names ({wrong[0]})."
+            )
+        return (adapter, found) if kwargs.get("output_loading_info") else adapter
+
     def attach(self, unet: Any) -> None:
         """Let a UNet's cross-attention layers see faces inside of ``conditioned``.
 
@@ -114,7 +173,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             )
         self._check_fit(unet)
         for name, layer in cross_attention_layers(unet).items():
-            if not any(mine is self._processors.get(name) for mine in _chain(layer.processor)):
+            if not any(mine is self._processors.get(name) for mine in fused_processors(layer)):
                 self._processors[name] = FusedAttnProcessor(layer.processor)
                 layer.set_processor(self._processors[name])
         self._unet = weakref.ref(unet)
@@ -132,7 +191,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             mine = self._processors[name]
             if layer.processor is mine:
                 layer.set_processor(mine.former)
-            for processor in _chain(layer.processor):  # another adapter was attached after this one
+            for processor in fused_processors(layer):  # another adapter was attached after this one
                 if processor.former is mine:
                     processor.former = mine.former
         self._unet = None
@@ -161,10 +220,10 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         projected = {}
         for name, (query_dim, _) in layers.items():
             hidden = hidden_states[name]
-            if hidden.shape[-1] != query_dim:
+            if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[2] != query_dim:
                 raise FusionError(
-                    f"hidden_states[{name!r}] must be (batch, tokens, {query_dim}), "
-                    f"not {tuple(hidden.shape)}."
+                    f"hidden_states[{name!r}] must be a tensor (batch, tokens, {query_dim}), "
+                    f"not {tuple(getattr(hidden, 'shape', ())) or type(hidden).__name__}."
                 )
             layer = self.get_submodule(name)
             hidden = hidden.to(layer.to_k_f.weight)
@@ -175,6 +234,47 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         """The same as ``project``, for wrappers such as DistributedDataParallel."""
         return self.project(hidden_states)
 
+    @torch.no_grad()
+    def cache(self, hidden_states: Mapping[str, Tensor]) -> ReferenceCache:
+        """Compute K_f and V_f of several references, for any number of steps and images.
+
+        Args:
+            hidden_states: h_f ``(references, N_f, query_dim)`` of each layer, by its name, as
+                ``encode_references`` returns them.
+
+        Returns:
+            A cache with one reference for each row, without gradients.
+
+        Raises:
+            FusionError: If the layers or their widths are not the adapter's.
+        """
+        projected = self.project(hidden_states)
+        count = next(iter(projected.values()))[0].shape[0]
+        return ReferenceCache(
+            tuple(
+                {
+                    name: (key[i : i + 1], value[i : i + 1])
+                    for name, (key, value) in projected.items()
+                }
+                for i in range(count)
+            ),
+            self.fingerprint(),
+        )
+
+    @torch.no_grad()
+    def fingerprint(self) -> Tensor | None:
+        """A small sample of the weights, by which a ``ReferenceCache`` knows who made it.
+
+        Numbers and not a hash, because the same weights may come in another precision.
+
+        Returns:
+            ``(2 * layers, 8)`` in float32 on the CPU; None while the weights are offloaded.
+        """
+        weights = [weight for _, weight in sorted(self.named_parameters())]
+        if any(weight.is_meta for weight in weights):
+            return None
+        return torch.stack([weight.flatten()[:8].float() for weight in weights]).cpu()
+
     @contextmanager
     def conditioned(
         self,
@@ -184,6 +284,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         identity_masks: Tensor | None = None,
         reference_identity: Sequence[int] | None = None,
         batch_size: int | None = None,
+        backend: Backend | None = None,
     ) -> Iterator[None]:
         """Let the attached UNet see these references inside of the ``with`` block.
 
@@ -199,18 +300,22 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 reference i shows identity i.
             batch_size: How many samples, at the end of the UNet's batch, see the references; the
                 others (the unconditional branch of guidance) see the text only. None means all.
+            backend: With masks, how the closed keys are treated: ``"dense"``, ``"grouped"`` or
+                ``"flex"`` (see ``fusionlib.backends``); None chooses by the device.
 
         Raises:
-            FusionError: If an argument does not fit, or the adapter is not attached.
+            FusionError: If an argument does not fit, the adapter is not attached, the references
+                were made by another adapter, or another adapter shows faces to the UNet.
         """
         layers = self._attached_layers()
-        for index, reference in enumerate(references):
-            _check_names(f"references[{index}]", reference, layers)
+        check_backend(backend)
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise FusionError(f"batch_size must be None or a positive number, not {batch_size!r}.")
+        self._check_references(references, batch_size)
         lambdas = check_strengths(strengths, len(references), batch=batch_size)
         identities: Sequence[int] = ()
-        masks = None
         if identity_masks is not None:
-            masks = mask_pyramid(identity_masks)
+            check_masks(identity_masks, "identity_masks")
             identities = (
                 range(len(references)) if reference_identity is None else reference_identity
             )
@@ -219,6 +324,14 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             raise FusionError("reference_identity needs identity_masks: give both or neither.")
 
         kept = [i for i, strength in enumerate(lambdas) if not is_number(strength, 0)]
+        groups: dict[int, QueryGroups] | None = None
+        if identity_masks is not None and kept:
+            device = next(iter(references[0].values()))[0].device
+            shown = [identities[i] for i in kept]
+            groups = {
+                positions: group_queries(masks, shown, (masks.shape[1], masks.shape[2])).to(device)
+                for positions, masks in mask_pyramid(identity_masks).items()
+            }
         former = {name: processor.conditioning for name, processor in layers.items()}
         try:
             for name, processor in layers.items():
@@ -231,9 +344,9 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                         strengths=tuple(
                             _as_tensor(lambdas[i], like=references[i][name][0]) for i in kept
                         ),
-                        masks=masks,
-                        reference_identity=tuple(identities[i] for i in kept) if identities else (),
+                        groups=groups,
                         batch_size=batch_size,
+                        backend=backend,
                     )
                 )
             yield
@@ -246,12 +359,51 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         if self.unet is None:
             raise FusionError("The adapter is not attached: call adapter.attach(unet) first.")
         for name, layer in cross_attention_layers(self.unet).items():
-            if not any(mine is self._processors[name] for mine in _chain(layer.processor)):
+            mine = self._processors[name]
+            processors = list(fused_processors(layer))
+            if mine not in processors:
                 raise FusionError(
                     "The unet's attention processors were replaced after the adapter was attached: "
                     "call adapter.attach(unet) again."
                 )
+            if any(p.conditioning is not None for p in processors if p is not mine):
+                raise FusionError(
+                    "Another adapter is showing faces to this unet: leave the `with "
+                    "adapter.conditioned(...)` block of that one first."
+                )
         return self._processors
+
+    def _check_references(
+        self, references: Sequence[LayerKeysValues], batch_size: int | None
+    ) -> None:
+        """Raise a ``FusionError`` unless these are K_f and V_f of this adapter's layers."""
+        if not isinstance(references, Sequence):
+            raise FusionError(
+                "references must be a list with K_f and V_f of each reference, or a "
+                f"ReferenceCache, not {type(references).__name__}."
+            )
+        layers: Mapping[str, Sequence[int]] = self.config["layers"]
+        for index, reference in enumerate(references):
+            _check_names(f"references[{index}]", reference, layers)
+            for name, (_, inner_dim) in layers.items():
+                pair = reference[name]
+                shapes = [tuple(getattr(tensor, "shape", ())) for tensor in pair]
+                if len(shapes) != 2 or shapes[0] != shapes[1] or shapes[0][2:] != (inner_dim,):
+                    raise FusionError(
+                        f"references[{index}][{name!r}] must be K_f and V_f, each (batch, tokens, "
+                        f"{inner_dim}), not {shapes}: encode the reference with this adapter."
+                    )
+                if batch_size is not None and shapes[0][0] not in (1, batch_size):
+                    raise FusionError(
+                        f"references[{index}] must serve 1 or batch_size={batch_size} samples, "
+                        f"not {shapes[0][0]}."
+                    )
+        made_by = references.fingerprint if isinstance(references, ReferenceCache) else None
+        if made_by is not None and not same_fingerprint(made_by, self.fingerprint()):
+            raise FusionError(
+                "references were made by another adapter, which has other weights: encode them "
+                "again with this one."
+            )
 
     def _check_fit(self, unet: Any) -> None:
         mine = {name: tuple(dimensions) for name, dimensions in self.config["layers"].items()}
@@ -289,16 +441,13 @@ def _as_tensor(strength: Strength, like: Tensor) -> Strength:
     return torch.full((1,), strength, device=like.device)
 
 
-def _chain(processor: Any) -> Iterator[FusedAttnProcessor]:
-    """The fused processors of a layer, from the one attached last to the one attached first."""
-    while isinstance(processor, FusedAttnProcessor):
-        yield processor
-        processor = processor.former
-
-
 def _check_names(argument: str, given: Mapping[str, Any], layers: Mapping[str, Any]) -> None:
+    if not isinstance(given, Mapping):
+        raise FusionError(
+            f"{argument} must be a dictionary of the adapter's layers, not {type(given).__name__}."
+        )
     if given.keys() != layers.keys():
-        odd = sorted(given.keys() ^ layers.keys())
+        odd = sorted(given.keys() ^ layers.keys(), key=str)
         raise FusionError(
             f"{argument} must hold exactly the adapter's {len(layers)} layers; "
             f"{odd[0]!r} is {'not one of them' if odd[0] in given else 'missing'}."

@@ -6,16 +6,16 @@ until it is given a ``LayerConditioning``.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from fusionlib.backends import Backend, check_backend, default_backend, dense, flex, grouped
 from fusionlib.errors import FusionError
-from fusionlib.masking import identity_attention_mask
+from fusionlib.masking import QueryGroups
 
 Strength = float | Tensor
 """lambda_i of one reference: a number for the whole batch, or a tensor ``(batch,)``."""
@@ -29,8 +29,9 @@ def fused_attention(
     face_values: Sequence[Tensor],
     *,
     strengths: Sequence[Strength] | None = None,
-    mask: Tensor | None = None,
+    mask: Tensor | QueryGroups | None = None,
     scale: float | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """Attend to the text and to every reference at once (Eq. 3 to 6).
 
@@ -49,63 +50,72 @@ def fused_attention(
         strengths: lambda_i >= 0 of each reference, a number or a tensor ``(batch,)``; None means 1.
             A reference whose strength is the number 0 is left out before anything is computed.
         mask: Boolean, broadcastable to ``(batch, heads, N_q, N_text + sum N_f)``, True where a
-            query may look (Eq. 7: see ``fusionlib.masking.identity_attention_mask``).
+            query may look (Eq. 7: ``identity_attention_mask``); or the ``QueryGroups`` that
+            ``group_queries`` makes of identity masks, with which no work is spent on closed keys.
         scale: alpha; None means 1 / sqrt(head_dim).
+        backend: With ``QueryGroups``, how they are applied: ``"dense"``, ``"grouped"`` or
+            ``"flex"`` (see ``fusionlib.backends``); None chooses by the device.
 
     Returns:
         The attended values, ``(batch, heads, N_q, head_dim)``.
 
     Raises:
         FusionError: If the shapes, dtypes or strengths do not fit; the message names the argument.
+
+    Example:
+        >>> query, text = torch.randn(1, 8, 64, 40), torch.randn(1, 8, 77, 40)
+        >>> faces = [torch.randn(1, 8, 64, 40), torch.randn(1, 8, 64, 40)]
+        >>> fused_attention(query, text, text, faces, faces, strengths=[1.0, 0.5]).shape
+        torch.Size([1, 8, 64, 40])
     """
     _check_shapes(query, text_key, text_value, face_keys, face_values)
     lambdas = check_strengths(strengths, len(face_keys), query.shape[0])
-    face_tokens = [key.shape[2] for key in face_keys]
-    if mask is not None:
-        _check_mask(mask, query, text_key.shape[2] + sum(face_tokens))
+    _check_scale(scale)
+    tokens = [text_key.shape[2], *(key.shape[2] for key in face_keys)]
+    backend = _check_mask(mask, backend, query, tokens)
 
     kept = [i for i, strength in enumerate(lambdas) if not is_number(strength, 0)]
-    if mask is not None and len(kept) < len(lambdas) and mask.shape[-1] != 1:
-        text_columns, *face_columns = mask.split([text_key.shape[2], *face_tokens], dim=-1)
-        mask = torch.cat([text_columns, *(face_columns[i] for i in kept)], dim=-1)
-    lambdas = [lambdas[i] for i in kept]
-    heads_and_batch = (query.shape[0], -1, -1, -1)
-    key = torch.cat([text_key, *(face_keys[i].expand(heads_and_batch) for i in kept)], dim=2)
-    value = torch.cat([text_value, *(face_values[i].expand(heads_and_batch) for i in kept)], dim=2)
+    if len(kept) < len(lambdas):
+        mask = _without(mask, kept, tokens)
+        tokens = [tokens[0], *(tokens[1 + i] for i in kept)]
+    everyone = (query.shape[0], -1, -1, -1)
+    key = torch.cat([text_key, *(face_keys[i].expand(everyone) for i in kept)], dim=2)
+    value = torch.cat([text_value, *(face_values[i].expand(everyone) for i in kept)], dim=2)
+    bias = _log_strengths([lambdas[i] for i in kept], tokens, like=query)
 
-    if all(is_number(strength, 1) for strength in lambdas):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-
-    # M's log(lambda) without a dense (N_q, N_k) bias, so that flash kernels stay usable: the query
-    # gets one more channel that is 1, the keys one that is log(lambda) / scale.
-    head_dim = query.shape[-1]
-    scale = head_dim**-0.5 if scale is None else scale
-    tokens = [text_key.shape[2], *(face_tokens[i] for i in kept)]
-    channel = _strength_channel(lambdas, tokens, scale, query)
-    spare = -(head_dim + 1) % 8  # kernels want a multiple of 8 (SD 1.5: 40, 80, 160 -> 48, 88, 168)
-    query = F.pad(torch.cat([query, torch.ones_like(query[..., :1])], dim=-1), (0, spare))
-    key = F.pad(torch.cat([key, channel.expand(-1, key.shape[1], -1, -1)], dim=-1), (0, spare))
-    value = F.pad(value, (0, 1 + spare))
-    fused = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    return fused[..., :head_dim]
+    if isinstance(mask, QueryGroups) and backend != "dense":
+        apply = flex if backend == "flex" else grouped
+        return apply(query, key, value, bias, mask, tokens, scale)
+    if isinstance(mask, QueryGroups):
+        mask = mask.mask(tokens)
+    return dense(query, key, value, bias, mask, scale)
 
 
-def _strength_channel(
-    strengths: Sequence[Strength], tokens: Sequence[int], scale: float, like: Tensor
-) -> Tensor:
-    """The keys' extra channel log(lambda) / scale, ``(batch, 1, sum(tokens), 1)``; 0 for the text.
+def _without(
+    mask: Tensor | QueryGroups | None, kept: Sequence[int], tokens: Sequence[int]
+) -> Tensor | QueryGroups | None:
+    """The mask when only the references ``kept`` are left."""
+    if isinstance(mask, QueryGroups):
+        return mask.only(kept) if kept else None  # text keys are never closed
+    if mask is None or mask.shape[-1] == 1:
+        return mask
+    text, *faces = mask.split(list(tokens), dim=-1)
+    return torch.cat([text, *(faces[i] for i in kept)], dim=-1)
 
-    A quarter of the dtype's lowest number stands for log(0): after the softmax it is 0 all the
-    same, and unlike minus infinity it leaves no NaN in the backward pass.
-    """
-    lowest = torch.finfo(like.dtype).min / 4
+
+def _log_strengths(
+    strengths: Sequence[Strength], tokens: Sequence[int], like: Tensor
+) -> Tensor | None:
+    """log(lambda) of each key, ``(batch, sum(tokens))`` and 0 for the text; None if all are 1."""
+    if all(is_number(strength, 1) for strength in strengths):
+        return None
     batch = like.shape[0]
     exact = torch.promote_types(like.dtype, torch.float32)
     columns = [torch.zeros(batch, tokens[0], dtype=exact, device=like.device)]
     for strength, count in zip(strengths, tokens[1:], strict=True):
-        column = torch.as_tensor(strength, dtype=exact, device=like.device).log() / scale
-        columns.append(column.clamp(min=lowest).reshape(-1, 1).expand(batch, count))
-    return torch.cat(columns, dim=1).to(like.dtype)[:, None, :, None]
+        column = torch.as_tensor(strength, dtype=exact, device=like.device).log()
+        columns.append(column.reshape(-1, 1).expand(batch, count))
+    return torch.cat(columns, dim=1)
 
 
 def is_number(strength: Strength, number: float) -> bool:
@@ -119,7 +129,8 @@ def check_strengths(
     """One strength for each reference, checked; ``batch`` None leaves the tensors' length open."""
     if strengths is None:
         return [1.0] * references
-    if isinstance(strengths, (int, float)) or len(strengths) != references:
+    many = isinstance(strengths, Sequence) or (isinstance(strengths, Tensor) and strengths.ndim > 0)
+    if not many or len(strengths) != references:
         raise FusionError(
             f"strengths must hold one number for each of the {references} references, "
             f"not {strengths!r}."
@@ -130,6 +141,13 @@ def check_strengths(
                 raise FusionError(
                     f"strengths[{index}] must be a number or a tensor of the batch size "
                     f"({batch},), not of shape {tuple(strength.shape)}."
+                )
+            # To look into a tensor would break a compiled graph, or wait for a GPU.
+            readable = not torch.compiler.is_compiling() and strength.device.type == "cpu"
+            if readable and not ((strength >= 0) & strength.isfinite()).all():
+                raise FusionError(
+                    f"strengths[{index}] must hold finite numbers of at least 0, "
+                    f"not {strength.tolist()}."
                 )
         elif not (isinstance(strength, (int, float)) and 0 <= strength < math.inf):
             raise FusionError(
@@ -145,10 +163,17 @@ def _check_shapes(
     face_keys: Sequence[Tensor],
     face_values: Sequence[Tensor],
 ) -> None:
-    if query.ndim != 4:
+    if not isinstance(query, Tensor) or query.ndim != 4:
         raise FusionError(
-            f"query must be (batch, heads, tokens, head_dim), not {tuple(query.shape)}."
+            f"query must be a tensor (batch, heads, tokens, head_dim), not {_what(query)}."
         )
+    if not query.is_floating_point():
+        raise FusionError(f"query must have a floating-point dtype, not {query.dtype}.")
+    for name, several in (("face_keys", face_keys), ("face_values", face_values)):
+        if not isinstance(several, Sequence):
+            raise FusionError(
+                f"{name} must be a list with one tensor for each reference, not {_what(several)}."
+            )
     if len(face_keys) != len(face_values):
         raise FusionError(
             f"face_values must hold one tensor for each of the {len(face_keys)} face_keys, "
@@ -162,34 +187,70 @@ def _check_shapes(
     ]
     for key_name, key, value_name, value in pairs:
         batches = (batch,) if key_name == "text_key" else (batch, 1)
-        fits = key.ndim == 4 and key.shape[0] in batches
+        fits = isinstance(key, Tensor) and key.ndim == 4 and key.shape[0] in batches
         if not fits or key.shape[1] != heads or key.shape[3] != head_dim:
             raise FusionError(
                 f"{key_name} must be (batch={batch}, heads={heads}, tokens, head_dim={head_dim}) "
-                f"like the query, not {tuple(key.shape)}."
+                f"like the query, not {_what(key)}."
             )
-        if value.shape != key.shape:
+        if not isinstance(value, Tensor) or value.shape != key.shape:
             raise FusionError(
                 f"{value_name} must have the shape {tuple(key.shape)} of {key_name}, "
-                f"not {tuple(value.shape)}."
+                f"not {_what(value)}."
             )
         for name, tensor in ((key_name, key), (value_name, value)):
-            if tensor.dtype != query.dtype:
+            if tensor.dtype != query.dtype or tensor.device != query.device:
                 raise FusionError(
-                    f"{name} must have the query's dtype {query.dtype}, not {tensor.dtype}."
+                    f"{name} must have the query's dtype and device, {query.dtype} on "
+                    f"{query.device}, not {tensor.dtype} on {tensor.device}."
                 )
 
 
-def _check_mask(mask: Tensor, query: Tensor, keys: int) -> None:
-    if mask.dtype != torch.bool:
-        raise FusionError(f"mask must be boolean, True where a query may look, not {mask.dtype}.")
-    full = (*query.shape[:3], keys)
+def _what(given: Any) -> Any:
+    """The shape of a tensor, the type of anything else, for error messages."""
+    return tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+
+
+def _check_scale(scale: float | None) -> None:
+    if scale is not None and not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
+        raise FusionError(f"scale must be None or a finite number above 0, not {scale!r}.")
+
+
+def _check_mask(
+    mask: Tensor | QueryGroups | None,
+    backend: Backend | None,
+    query: Tensor,
+    tokens: Sequence[int],
+) -> Backend:
+    """The backend to use, once mask and backend are seen to fit."""
+    check_backend(backend)
+    if isinstance(mask, QueryGroups):
+        queries, references = len(mask.order), len(tokens) - 1
+        if queries != query.shape[2] or mask.references != references:
+            raise FusionError(
+                f"mask groups {queries} queries by {mask.references} references, but there are "
+                f"{query.shape[2]} queries and {references} references."
+            )
+        if mask.order.device != query.device:
+            raise FusionError(f"mask must be on the query's device: use mask.to({query.device}).")
+        return backend or default_backend(query)
+    if mask is None:
+        return "dense"
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise FusionError(f"mask must be boolean, True where a query may look, not {found}.")
+    if backend not in (None, "dense"):
+        raise FusionError(
+            f'backend="{backend}" needs a mask that groups the queries, as group_queries makes it.'
+        )
+    full = (*query.shape[:3], sum(tokens))
     shape = (1,) * (4 - mask.ndim) + tuple(mask.shape)
     if mask.ndim > 4 or any(have not in (1, want) for have, want in zip(shape, full, strict=True)):
         raise FusionError(
             f"mask must be broadcastable to (batch, heads, N_q, N_text + sum N_f) = {full}, "
             f"not {tuple(mask.shape)}."
         )
+    return "dense"
 
 
 @dataclass(frozen=True)
@@ -200,18 +261,17 @@ class LayerConditioning:
         keys: K_f of each reference, ``(batch or 1, N_f, inner_dim)``.
         values: V_f of each reference, shaped like its key.
         strengths: lambda_i of each reference, a number or a tensor ``(batch,)``.
-        masks: The identity masks ``(identities, h, w)`` at each resolution, by their size h * w;
-            None without masks.
-        reference_identity: The identity of each reference.
+        groups: Eq. 7 at each resolution, by the number of positions h * w; None without masks.
         batch_size: How many samples, at the end of the UNet's batch, see the faces; None means all.
+        backend: How closed keys are treated; None chooses by the device.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     strengths: tuple[Strength, ...]
-    masks: Mapping[int, Tensor] | None = None
-    reference_identity: tuple[int, ...] = ()
+    groups: Mapping[int, QueryGroups] | None = None
     batch_size: int | None = None
+    backend: Backend | None = None
 
 
 class FusedAttnProcessor:
@@ -257,7 +317,7 @@ class FusedAttnProcessor:
         plain = 0 if faces.batch_size is None else max(query.shape[0] - faces.batch_size, 0)
         attended = self._fuse(query[plain:], key[plain:], value[plain:], faces)
         if plain:
-            text_only = F.scaled_dot_product_attention(query[:plain], key[:plain], value[:plain])
+            text_only = dense(query[:plain], key[:plain], value[:plain])
             attended = torch.cat([text_only, attended])
 
         attended = attended.transpose(1, 2).flatten(2).to(query.dtype)
@@ -268,30 +328,38 @@ class FusedAttnProcessor:
         heads = query.shape[1]
         face_keys = [split_heads(k.to(key), heads) for k in faces.keys]
         face_values = [split_heads(v.to(value), heads) for v in faces.values]
-        mask = None
-        if faces.masks is not None:
-            queries = query.shape[2]
-            if queries not in faces.masks:
+        groups = None
+        if faces.groups is not None:
+            positions = query.shape[2]
+            if positions not in faces.groups:
                 raise FusionError(
-                    f"identity_masks do not fit a layer of {queries} positions: give masks of the "
-                    "image's height and width, and fewer disjoint ones than that."
+                    f"identity_masks do not fit a layer of {positions} positions: give masks of "
+                    "the image's height and width, and fewer disjoint ones than that."
                 )
-            masks = faces.masks[queries]
-            mask = identity_attention_mask(
-                masks,
-                faces.reference_identity,
-                (masks.shape[1], masks.shape[2]),
-                key.shape[2],
-                [k.shape[2] for k in face_keys],
-            ).to(query.device)
+            groups = faces.groups[positions].to(query.device)
         return fused_attention(
-            query, key, value, face_keys, face_values, strengths=faces.strengths, mask=mask
+            query,
+            key,
+            value,
+            face_keys,
+            face_values,
+            strengths=faces.strengths,
+            mask=groups,
+            backend=faces.backend,
         )
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
     """``(batch, tokens, heads * head_dim)`` to ``(batch, heads, tokens, head_dim)``."""
     return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def fused_processors(layer: Any) -> Iterator[FusedAttnProcessor]:
+    """The fused processors of a layer, from the one attached last to the one attached first."""
+    processor = layer.processor
+    while isinstance(processor, FusedAttnProcessor):
+        yield processor
+        processor = processor.former
 
 
 def cross_attention_layers(unet: Any) -> dict[str, Any]:
@@ -303,9 +371,12 @@ def cross_attention_layers(unet: Any) -> dict[str, Any]:
     Raises:
         FusionError: If there is none.
     """
+    unet = getattr(unet, "_orig_mod", unet)  # torch.compile's
+    if not isinstance(unet, nn.Module):
+        raise FusionError(f"unet must be a UNet2DConditionModel, not {type(unet).__name__}.")
     layers = {
         name: module
-        for name, module in getattr(unet, "_orig_mod", unet).named_modules()  # torch.compile's
+        for name, module in unet.named_modules()
         if name.endswith(".attn2") and getattr(module, "is_cross_attention", False)
     }
     if not layers:

@@ -4,10 +4,16 @@ A face key of identity i is closed to a query if and only if some *other* identi
 the query. So inside one mask only that identity is seen, in the background all of them, and where
 two masks overlap neither of the two. Text keys are never closed. The paper's "1 otherwise" adds the
 same constant to every open logit, which the softmax cancels, so it is a boolean mask here.
+
+The same equation comes in two forms. ``identity_attention_mask`` is the mask, one boolean for each
+query and key. ``group_queries`` sorts the queries by the references that they see, so that nothing
+has to be computed for what they do not see.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +38,15 @@ def scale_identity_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         FusionError: If the masks have another shape or dtype, or if there are fewer cells than
             disjoint masks.
+
+    Example:
+        >>> masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+        >>> masks[0, 5, 5] = masks[1, 5, 6] = True  # two faces of a single pixel each
+        >>> scale_identity_masks(masks, (8, 8)).flatten(1).sum(1).tolist()
+        [1, 1]
     """
-    _check_masks(masks)
-    height, width = size
-    if height < 1 or width < 1:
-        raise FusionError(f"size must be a positive (h, w), not {tuple(size)}.")
+    check_masks(masks)
+    height, width = _check_size(size)
     if tuple(masks.shape[1:]) == (height, width):
         return masks
     coverage = F.adaptive_avg_pool2d(masks[None].float(), (height, width))[0].flatten(1)
@@ -107,13 +117,16 @@ def identity_attention_mask(
 
     Raises:
         FusionError: If the arguments do not fit; the message names the one at fault.
+
+    Example:
+        >>> masks = torch.tensor([[[True, True, False]], [[False, True, False]]])
+        >>> seen = identity_attention_mask(masks, [0, 1], (1, 3), text_tokens=1, face_tokens=[1, 1])
+        >>> seen.int().tolist()  # the text and two faces, seen from inside, overlap, background
+        [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
     """
-    _check_masks(masks)
+    check_masks(masks)
+    _check_tokens(text_tokens, face_tokens)
     check_reference_identity(reference_identity, len(face_tokens), len(masks))
-    if text_tokens < 1 or any(tokens < 1 for tokens in face_tokens):
-        raise FusionError(
-            f"text_tokens and face_tokens must be positive, not {text_tokens}, {list(face_tokens)}."
-        )
     held = scale_identity_masks(masks, size).flatten(1)  # (identities, h * w)
     held_by_another = held.sum(0) - held.int() > 0
     text = held.new_ones(held.shape[1], text_tokens)
@@ -124,13 +137,139 @@ def identity_attention_mask(
     return torch.cat([text, *faces], dim=1)
 
 
+@dataclass(frozen=True, eq=False)
+class QueryGroups:
+    """Eq. 7 of one layer, its queries grouped by the references that they see.
+
+    Eq. 7 closes a reference to a query as a whole, so the queries of a layer fall into few groups:
+    one inside of each identity's mask, the background, and the overlaps. ``fused_attention`` takes
+    this in place of a mask, and then spends no work on closed keys.
+
+    Attributes:
+        references: How many references there are.
+        seen: For each group, the indices of the references that its queries see.
+        sizes: For each group, how many queries it has; never 0, and h * w together.
+        order: The queries' positions, sorted by group, ``(h * w,)``.
+        inverse: Each position's place in ``order``, ``(h * w,)``.
+    """
+
+    references: int
+    seen: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...]
+    order: Tensor
+    inverse: Tensor
+    _block_masks: dict[tuple[int, ...], Any] = field(default_factory=dict, init=False, repr=False)
+
+    def to(self, device: torch.device | str) -> "QueryGroups":
+        """The same groups on another device; themselves if they are there already."""
+        if self.order.device == torch.device(device):
+            return self
+        order, inverse = self.order.to(device), self.inverse.to(device)
+        return replace(self, order=order, inverse=inverse)
+
+    def only(self, kept: Sequence[int]) -> "QueryGroups":
+        """The same groups when only these references are left, in this order."""
+        seen = tuple(tuple(kept.index(i) for i in group if i in kept) for group in self.seen)
+        return replace(self, references=len(kept), seen=seen)
+
+    def mask(self, tokens: Sequence[int]) -> Tensor:
+        """The mask that ``identity_attention_mask`` gives.
+
+        Args:
+            tokens: N_text, then N_f of each reference.
+
+        Returns:
+            Boolean ``(h * w, sum(tokens))``.
+        """
+        group, owner, table = self._tables(tokens)
+        return table[group[self.inverse]][:, owner]
+
+    def block_mask(self, tokens: Sequence[int]) -> Any:
+        """The ``BlockMask`` of FlexAttention for queries sorted by ``order``; made once, then kept.
+
+        Args:
+            tokens: N_text, then N_f of each reference.
+        """
+        if tuple(tokens) not in self._block_masks:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            group, owner, table = self._tables(tokens)
+
+            def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                return table[group[query], owner[key]]
+
+            self._block_masks[tuple(tokens)] = create_block_mask(
+                seen, None, None, len(group), len(owner), device=self.order.device
+            )
+        return self._block_masks[tuple(tokens)]
+
+    def _tables(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The group of each sorted query, the owner of each key (0: text), and who sees what."""
+        device = self.order.device
+
+        def repeated(counts: Sequence[int]) -> Tensor:
+            numbers, times = torch.arange(len(counts)), torch.tensor(counts)
+            return numbers.repeat_interleave(times, output_size=sum(counts)).to(device)
+
+        table = [[True, *(i in group for i in range(self.references))] for group in self.seen]
+        return repeated(self.sizes), repeated(tokens), torch.tensor(table, device=device)
+
+
+def group_queries(
+    masks: Tensor, reference_identity: Sequence[int], size: tuple[int, int]
+) -> QueryGroups:
+    """Group the queries of one layer by the references that Eq. 7 leaves open to them.
+
+    Args:
+        masks: Location masks M_i, boolean ``(identities, H, W)``.
+        reference_identity: The index of the identity that each reference shows; several references
+            may show the same one.
+        size: The layer's ``(h, w)``.
+
+    Returns:
+        The groups; those that see the same references are one.
+
+    Raises:
+        FusionError: If the arguments do not fit; the message names the one at fault.
+
+    Example:
+        >>> masks = torch.tensor([[[True, True, False]], [[False, True, False]]])
+        >>> groups = group_queries(masks, reference_identity=[0, 1], size=(1, 3))
+        >>> groups.seen, groups.order.tolist()  # background, overlap, inside
+        (((0, 1), (), (0,)), [2, 1, 0])
+    """
+    check_masks(masks)
+    check_reference_identity(reference_identity, None, len(masks))
+    held = scale_identity_masks(masks, size).flatten(1)
+    holders = held.sum(0)
+    everyone = tuple(range(len(reference_identity)))
+    nobody: tuple[int, ...] = ()
+    regions = [(everyone, holders == 0), (nobody, holders > 1)]
+    for identity, inside in enumerate(held):
+        own = tuple(i for i in everyone if reference_identity[i] == identity)
+        regions.append((own, inside & (holders == 1)))
+
+    union: dict[tuple[int, ...], Tensor] = {}
+    for seen, region in regions:
+        union[seen] = union[seen] | region if seen in union else region
+    positions = {seen: region.nonzero()[:, 0] for seen, region in union.items() if region.any()}
+    order = torch.cat(list(positions.values()))
+    return QueryGroups(
+        references=len(everyone),
+        seen=tuple(positions),
+        sizes=tuple(len(where) for where in positions.values()),
+        order=order,
+        inverse=order.argsort(),
+    )
+
+
 def mask_pyramid(masks: Tensor) -> dict[int, Tensor]:
     """The masks at each size that a UNet can have on the way down, by the number of positions.
 
     A layer knows how many positions it has, not their height and width. Each level of a UNet halves
     both, rounding up, so the number decides when the masks have the image's (or the latents') size.
     """
-    _check_masks(masks)
+    check_masks(masks)
     height, width = masks.shape[1:]
     pyramid = {height * width: masks}
     while height * width > 1:
@@ -143,10 +282,15 @@ def mask_pyramid(masks: Tensor) -> dict[int, Tensor]:
 
 
 def check_reference_identity(
-    reference_identity: Sequence[int], references: int, identities: int
+    reference_identity: Sequence[int], references: int | None, identities: int
 ) -> None:
     """Raise a ``FusionError`` unless each reference shows one of the identities."""
-    if len(reference_identity) != references:
+    if not isinstance(reference_identity, Sequence) or isinstance(reference_identity, str):
+        raise FusionError(
+            "reference_identity must be a list of the references' identities, "
+            f"not {reference_identity!r}."
+        )
+    if references is not None and len(reference_identity) != references:
         raise FusionError(
             f"reference_identity must hold one index for each of the {references} references, "
             f"not {len(reference_identity)}."
@@ -159,11 +303,30 @@ def check_reference_identity(
             )
 
 
-def _check_masks(masks: Tensor) -> None:
+def check_masks(masks: Tensor, argument: str = "masks") -> None:
+    """Raise a ``FusionError`` unless these are boolean masks ``(identities, H, W)``."""
     if not isinstance(masks, Tensor) or masks.ndim != 3 or 0 in masks.shape:
         shape = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
-        raise FusionError(f"masks must be a tensor (identities, H, W), not {shape}.")
+        raise FusionError(f"{argument} must be a tensor (identities, H, W), not {shape}.")
     if masks.dtype != torch.bool:
         raise FusionError(
-            f"masks must be boolean, True where the identity's face is, not {masks.dtype}."
+            f"{argument} must be boolean, True where the identity's face is, not {masks.dtype}."
+        )
+
+
+def _check_size(size: tuple[int, int]) -> tuple[int, int]:
+    pair = isinstance(size, tuple | list) and len(size) == 2
+    if not pair or not all(isinstance(side, int) and side >= 1 for side in size):
+        raise FusionError(f"size must be a positive (h, w), not {size!r}.")
+    return size[0], size[1]
+
+
+def _check_tokens(text_tokens: int, face_tokens: Sequence[int]) -> None:
+    if not isinstance(text_tokens, int) or text_tokens < 1:
+        raise FusionError(f"text_tokens must be a positive number, not {text_tokens!r}.")
+    counts = isinstance(face_tokens, Sequence) and not isinstance(face_tokens, str)
+    if not counts or not all(isinstance(tokens, int) and tokens >= 1 for tokens in face_tokens):
+        raise FusionError(
+            "face_tokens must hold a positive number of tokens for each reference, "
+            f"not {face_tokens!r}."
         )

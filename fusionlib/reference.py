@@ -6,15 +6,19 @@ computed without gradient, and K_f and V_f made from it serve every step, prompt
 ``ReferenceCache``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from fusionlib.attention import FusedAttnProcessor, cross_attention_layers
+from fusionlib.attention import cross_attention_layers, fused_processors
 from fusionlib.errors import FusionError
+from fusionlib.images import write_atomically
 
 LayerKeysValues = Mapping[str, tuple[Tensor, Tensor]]
 """K_f and V_f ``(batch or 1, N_f, inner_dim)`` of one reference, by the layer's name."""
@@ -30,6 +34,7 @@ def encode_references(
     timestep: Tensor | int | None = None,
     noise: Tensor | None = None,
     scheduler: Any = None,
+    added_cond_kwargs: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Pass reference images through the UNet and keep what enters each cross-attention (h_f).
 
@@ -45,6 +50,8 @@ def encode_references(
         timestep: Only for ``"shared"``: the timestep, a number or a tensor ``(batch,)``.
         noise: Only for ``"shared"``: the noise, shaped like ``latents``.
         scheduler: Only for ``"shared"``: the scheduler that adds the noise.
+        added_cond_kwargs: What an SDXL UNet also takes: ``text_embeds`` of the empty prompt and
+            ``time_ids``, each ``(batch or 1, width)``.
 
     Returns:
         h_f ``(batch, N_f, query_dim)`` of each layer, by its name in the UNet.
@@ -52,12 +59,17 @@ def encode_references(
     Raises:
         FusionError: If an argument is missing or does not fit, or the UNet is conditioned on faces.
     """
-    batch = latents.shape[0]
-    if latents.ndim != 4 or encoder_hidden_states.shape[0] not in (1, batch):
-        raise FusionError(
-            "latents must be (batch, channels, h, w) and encoder_hidden_states (batch or 1, "
-            f"N_text, width), not {tuple(latents.shape)} and {tuple(encoder_hidden_states.shape)}."
-        )
+    layers = cross_attention_layers(unet)
+    unet = getattr(unet, "_orig_mod", unet)
+    for layer in layers.values():
+        if any(processor.conditioning is not None for processor in fused_processors(layer)):
+            raise FusionError(
+                "unet is conditioned on faces: encode references outside of the `with "
+                "adapter.conditioned(...)` block, where it is the base model."
+            )
+    batch = _check_latents(unet, latents)
+    encoder_hidden_states = _check_text(unet, encoder_hidden_states, batch)
+    added_cond_kwargs = _check_added(unet, added_cond_kwargs, batch)
     if timestep_mode == "clean":
         if timestep is not None or noise is not None:
             raise FusionError('timestep and noise belong to timestep_mode="shared" only.')
@@ -65,14 +77,21 @@ def encode_references(
     elif timestep_mode == "shared":
         if timestep is None or noise is None or scheduler is None:
             raise FusionError('timestep_mode="shared" needs timestep, noise and scheduler.')
-        timesteps = torch.as_tensor(timestep, device=latents.device).expand(batch)
+        if not isinstance(noise, Tensor) or noise.shape != latents.shape:
+            raise FusionError(f"noise must be shaped like latents, {tuple(latents.shape)}.")
+        timesteps = torch.as_tensor(timestep, device=latents.device)
+        if timesteps.ndim > 1 or timesteps.numel() not in (1, batch):
+            raise FusionError(
+                f"timestep must be a number or a tensor ({batch},), "
+                f"not of shape {tuple(timesteps.shape)}."
+            )
+        timesteps = timesteps.expand(batch)
         latents = scheduler.add_noise(latents, noise, timesteps)
         if timesteps.unique().numel() == 1:  # schedulers scale whole batches, at one timestep
             latents = scheduler.scale_model_input(latents, timesteps[0])
     else:
         raise FusionError(f'timestep_mode must be "clean" or "shared", not {timestep_mode!r}.')
 
-    unet = getattr(unet, "_orig_mod", unet)
     hidden_states: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -81,28 +100,76 @@ def encode_references(
 
         return hook
 
-    hooks = []
-    for name, layer in cross_attention_layers(unet).items():
-        processor = layer.processor
-        if isinstance(processor, FusedAttnProcessor) and processor.conditioning is not None:
-            raise FusionError(
-                "unet is conditioned on faces: encode references outside of the `with "
-                "adapter.conditioned(...)` block, where it is the base model."
-            )
-        hooks.append(layer.register_forward_pre_hook(keep(name), with_kwargs=True))
+    hooks = [
+        layer.register_forward_pre_hook(keep(name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
     try:
         # A compiled UNet would have to be compiled once more for the hooks: run this pass as it is.
         with torch.compiler.set_stance("force_eager"):
             unet(
                 latents,
                 timesteps,
-                encoder_hidden_states=encoder_hidden_states.expand(batch, -1, -1),
+                encoder_hidden_states=encoder_hidden_states,
+                added_cond_kwargs=added_cond_kwargs,
                 return_dict=False,
             )
     finally:
         for hook in hooks:
             hook.remove()
     return hidden_states
+
+
+def _check_latents(unet: Any, latents: Tensor) -> int:
+    """The number of references, once the latents are seen to fit."""
+    channels = unet.config["in_channels"]
+    fits = isinstance(latents, Tensor) and latents.ndim == 4 and latents.is_floating_point()
+    if not fits or latents.shape[1] != channels:
+        found = (
+            f"{latents.dtype} {tuple(latents.shape)}" if isinstance(latents, Tensor) else latents
+        )
+        raise FusionError(
+            f"latents must be floating-point (batch, {channels}, h, w) for this unet, not {found}."
+        )
+    return latents.shape[0]
+
+
+def _check_text(unet: Any, encoder_hidden_states: Tensor, batch: int) -> Tensor:
+    """The text embedding of each reference, once it is seen to fit."""
+    width = unet.config["cross_attention_dim"]
+    fits = isinstance(encoder_hidden_states, Tensor) and encoder_hidden_states.ndim == 3
+    fits = fits and encoder_hidden_states.shape[0] in (1, batch)
+    if not fits or (isinstance(width, int) and encoder_hidden_states.shape[2] != width):
+        shape = getattr(encoder_hidden_states, "shape", type(encoder_hidden_states).__name__)
+        raise FusionError(
+            f"encoder_hidden_states must be a tensor ({batch} or 1, N_text, {width}) for these "
+            f"latents and this unet, not {shape}."
+        )
+    return encoder_hidden_states.expand(batch, -1, -1)
+
+
+def _check_added(
+    unet: Any, added_cond_kwargs: Mapping[str, Tensor] | None, batch: int
+) -> dict[str, Tensor] | None:
+    """What SDXL also takes of each reference, once it is seen to fit."""
+    kind = unet.config["addition_embed_type"]
+    given = {} if added_cond_kwargs is None else dict(added_cond_kwargs)
+    needed = {"text_embeds", "time_ids"} if kind == "text_time" else set()
+    if kind in (None, "text_time") and given.keys() != needed:
+        raise FusionError(
+            f"added_cond_kwargs must hold {' and '.join(sorted(needed)) or 'nothing'} for this "
+            f"unet, not {' and '.join(sorted(given)) or 'nothing'}."
+        )
+    for name, tensor in given.items():
+        if tensor.ndim != 2 or tensor.shape[0] not in (1, batch):
+            raise FusionError(
+                f"added_cond_kwargs[{name!r}] must be ({batch} or 1, width), "
+                f"not {tuple(tensor.shape)}."
+            )
+    return {name: tensor.expand(batch, -1) for name, tensor in given.items()} or None
+
+
+_FORMAT = {"format": "fusionlib.ReferenceCache", "version": "1"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +182,18 @@ class ReferenceCache(Sequence[LayerKeysValues]):
     Attributes:
         references: For each reference, each layer's K_f and V_f ``(batch or 1, N_f, inner_dim)``.
             A batch of 1 serves every image; otherwise each image of a batch has its own.
+        fingerprint: A sample of the weights of the adapter that made it, by which another adapter
+            is told apart (``FusionAdapter.fingerprint``); None where that is not known.
+
+    Example:
+        >>> key = torch.zeros(1, 64, 320)
+        >>> cache = ReferenceCache(({"some.layer.attn2": (key, key)},))
+        >>> len(cache), cache.to(dtype=torch.float16)[0]["some.layer.attn2"][0].dtype
+        (1, torch.float16)
     """
 
     references: tuple[LayerKeysValues, ...]
+    fingerprint: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of references."""
@@ -130,7 +206,7 @@ class ReferenceCache(Sequence[LayerKeysValues]):
     def __getitem__(self, index: int | slice) -> "LayerKeysValues | ReferenceCache":
         """One reference, or a cache of some of them."""
         if isinstance(index, slice):
-            return ReferenceCache(self.references[index])
+            return replace(self, references=self.references[index])
         return self.references[index]
 
     def __iter__(self) -> Iterator[LayerKeysValues]:
@@ -149,43 +225,48 @@ class ReferenceCache(Sequence[LayerKeysValues]):
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "ReferenceCache":
         """The same references on another device or in another floating-point type."""
-        return ReferenceCache(
-            tuple(
-                {
-                    name: (key.to(device, dtype), value.to(device, dtype))
-                    for name, (key, value) in reference.items()
-                }
-                for reference in self.references
-            )
-        )
+        return self._map(lambda tensor: tensor.to(device, dtype))
 
     def repeat_interleave(self, repeats: int) -> "ReferenceCache":
-        """Repeat each image's references, as ``num_images_per_prompt`` repeats prompts."""
-        if repeats == 1 or self.batch_size == 1:
-            return self
-        return ReferenceCache(
-            tuple(
-                {
-                    name: (key.repeat_interleave(repeats, 0), value.repeat_interleave(repeats, 0))
-                    for name, (key, value) in reference.items()
-                }
-                for reference in self.references
-            )
+        """Repeat each image's references, as ``num_images_per_prompt`` repeats prompts.
+
+        Raises:
+            FusionError: If ``repeats`` is not a positive number.
+        """
+        if not isinstance(repeats, int) or repeats < 1:
+            raise FusionError(f"repeats must be a positive number, not {repeats!r}.")
+        return self._map(lambda t: t if t.shape[0] == 1 else t.repeat_interleave(repeats, 0))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "ReferenceCache":
+        changed = tuple(
+            {name: (change(key), change(value)) for name, (key, value) in reference.items()}
+            for reference in self.references
         )
+        return replace(self, references=changed)
 
     @staticmethod
     def stack(caches: Sequence["ReferenceCache"]) -> "ReferenceCache":
         """Join caches of equally many references, one for each image of a batch.
 
         Raises:
-            FusionError: If the caches hold different numbers of references.
+            FusionError: If the caches hold different numbers of references, or references of
+                different adapters or sizes.
         """
         counts = [len(cache) for cache in caches]
         if len(set(counts)) != 1:
             raise FusionError(
-                "references must be equally many for each image of a batch, not "
-                f"{', '.join(map(str, counts)) or 'none'}."
+                "caches must hold equally many references, one cache for each image of a batch, "
+                f"not {', '.join(map(str, counts)) or 'none'}."
             )
+        for index, cache in enumerate(caches):
+            for first, reference in zip(caches[0], cache, strict=True):
+                if _shapes(first) != _shapes(reference):
+                    raise FusionError(
+                        f"caches[{index}] holds other layers or sizes than caches[0]: encode the "
+                        "references with the same adapter, at the same height and width."
+                    )
+            if not same_fingerprint(caches[0].fingerprint, cache.fingerprint):
+                raise FusionError(f"caches[{index}] was made by another adapter than caches[0].")
         return ReferenceCache(
             tuple(
                 {
@@ -196,5 +277,86 @@ class ReferenceCache(Sequence[LayerKeysValues]):
                     for name in references[0]
                 }
                 for references in zip(*caches, strict=True)
-            )
+            ),
+            caches[0].fingerprint,
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write the cache to one safetensors file; a reader sees the whole file or none.
+
+        Args:
+            path: The file; missing parent folders are made.
+
+        Raises:
+            FusionError: If the file cannot be written.
+        """
+        path = Path(path)
+        tensors = {
+            f"{index}.{name}.{part}": tensor
+            for index, reference in enumerate(self.references)
+            for name, pair in reference.items()
+            for part, tensor in zip(("key", "value"), pair, strict=True)
+        }
+        if self.fingerprint is not None:
+            tensors["fingerprint"] = self.fingerprint
+        # Copies: references may share memory, which the format does not allow.
+        tensors = {
+            name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()
+        }
+        content = to_safetensors(tensors, _FORMAT | {"references": str(len(self))})
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda file: file.write(content))
+        except OSError as error:
+            raise FusionError(
+                f"path {path} cannot be written ({error.strerror}): choose another file."
+            ) from error
+
+    @staticmethod
+    def load(path: str | Path, device: torch.device | str = "cpu") -> "ReferenceCache":
+        """Read what ``save`` wrote.
+
+        Args:
+            path: The file.
+            device: Where to put the tensors.
+
+        Raises:
+            FusionError: If there is no such file, or it is no whole reference cache.
+        """
+        try:
+            with safe_open(str(path), "pt", device=str(device)) as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise FusionError(
+                f"path {path} cannot be read as a reference cache ({error}): give a file that "
+                "ReferenceCache.save wrote."
+            ) from error
+        if {name: metadata.get(name) for name in _FORMAT} != _FORMAT:
+            raise FusionError(
+                f"path {path} is no reference cache that this version of fusionlib can read: give "
+                "a file that ReferenceCache.save wrote, or encode the references again."
+            )
+        references: list[dict[str, tuple[Tensor, Tensor]]]
+        try:
+            references = [{} for _ in range(int(metadata["references"]))]
+            for entry, key in tensors.items():
+                if entry.endswith(".key"):
+                    index, layer = entry.removesuffix(".key").split(".", 1)
+                    references[int(index)][layer] = (key, tensors[f"{index}.{layer}.value"])
+        except (KeyError, ValueError, IndexError) as error:
+            raise FusionError(f"path {path} is damaged: encode the references again.") from error
+        fingerprint = tensors.get("fingerprint")
+        return ReferenceCache(tuple(references), None if fingerprint is None else fingerprint.cpu())
+
+
+def same_fingerprint(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two fingerprints are of the same weights, whatever their precision; None fits all."""
+    if one is None or other is None:
+        return True
+    return one.shape == other.shape and bool((one - other).norm() <= 0.01 * one.norm())
+
+
+def _shapes(reference: LayerKeysValues) -> dict[str, tuple[torch.Size, torch.Size]]:
+    """The shapes of each layer's K_f and V_f, but for the batch."""
+    return {name: (key.shape[1:], value.shape[1:]) for name, (key, value) in reference.items()}

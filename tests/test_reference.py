@@ -1,5 +1,8 @@
 """The reference stream: h_f is what enters attn2, and the cache keeps what is made of it."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
@@ -88,20 +91,54 @@ def test_a_batch_is_each_image_alone(unet: UNet2DConditionModel) -> None:
         torch.testing.assert_close(together[name][1:], alone[name], rtol=1e-4, atol=1e-5)
 
 
-def test_no_hook_is_left_behind(unet: UNet2DConditionModel) -> None:
+def test_no_hook_is_left_behind(
+    unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("an error in the middle of the UNet")
+
     encode_references(unet, LATENTS, EMPTY_PROMPT)
-    with pytest.raises(RuntimeError):
-        encode_references(unet, LATENTS[:, :3], EMPTY_PROMPT)
+    monkeypatch.setattr(unet.mid_block.attentions[0].proj_in, "forward", fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        encode_references(unet, LATENTS, EMPTY_PROMPT)
     assert not any(module._forward_pre_hooks for module in unet.modules())
 
 
 def test_not_while_conditioned(unet: UNet2DConditionModel) -> None:
-    adapter = FusionAdapter.from_unet(unet)
+    adapter, later = FusionAdapter.from_unet(unet), FusionAdapter.from_unet(unet)
     adapter.attach(unet)
+    later.attach(unet)  # wraps the first one's processors
     reference = adapter.project(encode_references(unet, LATENTS, EMPTY_PROMPT))
     with adapter.conditioned([reference]), pytest.raises(FusionError, match="conditioned on faces"):
         encode_references(unet, LATENTS, EMPTY_PROMPT)
     adapter.detach(unet)
+    later.detach(unet)
+
+
+def test_sdxl_also_takes_text_embeds_and_time_ids() -> None:
+    torch.manual_seed(0)
+    unet = tiny_unet(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+    )
+    added = {"text_embeds": torch.ones(1, 16), "time_ids": torch.ones(1, 6)}
+    both = encode_references(unet, LATENTS, EMPTY_PROMPT, added_cond_kwargs=added)
+    each = {name: tensor.expand(2, -1) for name, tensor in added.items()}
+    seen = []
+    hook = (
+        unet.mid_block.attentions[0]
+        .transformer_blocks[0]
+        .norm2.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    )
+    with torch.no_grad():
+        text = EMPTY_PROMPT.expand(2, -1, -1)
+        unet(LATENTS, 0, encoder_hidden_states=text, added_cond_kwargs=each)
+    hook.remove()
+    middle = "mid_block.attentions.0.transformer_blocks.0.attn2"
+    torch.testing.assert_close(both[middle], seen[0])
+    with pytest.raises(FusionError, match="added_cond_kwargs must hold text_embeds and time_ids"):
+        encode_references(unet, LATENTS, EMPTY_PROMPT)
 
 
 @pytest.mark.parametrize(
@@ -142,3 +179,154 @@ def test_cache_for_a_batch_of_prompts() -> None:
     assert both.repeat_interleave(2)[0]["layer"][0][:, 0, 0].tolist() == [0, 0, 10, 10]
     with pytest.raises(FusionError, match="equally many"):
         ReferenceCache.stack([cache(1), cache(2)])
+    mixed = ReferenceCache((both[0], cache(1)[0]))  # one for each image, and one for all
+    repeated = mixed.repeat_interleave(2)
+    assert [r["layer"][0].shape[0] for r in repeated] == [4, 1]
+
+
+@pytest.fixture
+def adapter(unet: UNet2DConditionModel) -> Iterator[FusionAdapter]:
+    torch.manual_seed(5)
+    adapter = FusionAdapter.from_unet(unet, init="random")
+    adapter.attach(unet)
+    yield adapter
+    adapter.detach(unet)
+
+
+@torch.no_grad()
+def run(unet: UNet2DConditionModel, timestep: int = 10, seed: int = 4) -> torch.Tensor:
+    noise = torch.Generator().manual_seed(seed)
+    sample = torch.randn(2, 4, 8, 8, generator=noise)
+    prompt = torch.randn(2, 16, 16, generator=noise)
+    return unet(sample, timestep, encoder_hidden_states=prompt).sample
+
+
+def test_a_cache_is_what_project_gives(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
+    hidden_states = encode_references(unet, LATENTS, EMPTY_PROMPT)
+    cached, projected = adapter.cache(hidden_states), adapter.project(hidden_states)
+    assert len(cached) == 2 and cached.batch_size == 1
+    for name, (key, value) in projected.items():
+        for index in range(2):
+            assert torch.equal(cached[index][name][0], key[index : index + 1])
+            assert torch.equal(cached[index][name][1], value[index : index + 1])
+            assert not cached[index][name][0].requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_saved_cache_is_the_same_cache(
+    unet: UNet2DConditionModel, adapter: FusionAdapter, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    cached = adapter.cache(encode_references(unet, LATENTS, EMPTY_PROMPT)).to(dtype=dtype)
+    twice = ReferenceCache((*cached, cached[0]), cached.fingerprint)  # shares memory
+    path = tmp_path / "new" / "faces.safetensors"
+    twice.save(path)
+    loaded = ReferenceCache.load(path)
+    assert [file.name for file in path.parent.iterdir()] == [path.name], "no temporary file is left"
+    assert len(loaded) == 3 and loaded.fingerprint is not None
+    for before, after in zip(twice, loaded, strict=True):
+        assert before.keys() == after.keys()
+        for name, (key, value) in before.items():
+            assert after[name][0].dtype == dtype
+            assert torch.equal(after[name][0], key) and torch.equal(after[name][1], value)
+    with adapter.conditioned(twice):
+        expected = run(unet)
+    with adapter.conditioned(loaded):
+        assert torch.equal(run(unet), expected)
+    ReferenceCache(()).save(path)
+    assert len(ReferenceCache.load(path)) == 0
+
+
+def test_a_failing_write_leaves_the_former_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "faces.safetensors"
+    cache(2).save(path)
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(FusionError, match="path .* cannot be written .No space left"):
+        cache(3).save(path)
+    assert path.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_cache_knows_the_adapter_that_made_it(
+    unet: UNet2DConditionModel, adapter: FusionAdapter, tmp_path: Path
+) -> None:
+    adapter.cache(encode_references(unet, LATENTS, EMPTY_PROMPT)).save(tmp_path / "faces")
+    cached = ReferenceCache.load(tmp_path / "faces")
+    other = FusionAdapter.from_unet(unet, init="random")
+    other.attach(unet)
+    for made_elsewhere in (cached, cached[:1], cached.to(dtype=torch.float16)):
+        with pytest.raises(FusionError, match="references were made by another adapter"):
+            with other.conditioned(made_elsewhere):
+                pass
+    with pytest.raises(FusionError, match=r"caches\[1\] was made by another adapter"):
+        own = other.cache(encode_references(unet, LATENTS, EMPTY_PROMPT))
+        ReferenceCache.stack([cached, own])
+    other.detach(unet)
+
+    adapter.save_pretrained(tmp_path / "adapter")  # the same weights, loaded at half precision
+    for dtype in (torch.float16, torch.bfloat16):
+        again = FusionAdapter.from_pretrained(tmp_path / "adapter", dtype=dtype)
+        again.attach(unet)
+        with again.conditioned(cached):
+            pass
+        again.detach(unet)
+
+    wider = tiny_unet(block_out_channels=(16, 64))
+    misfit = FusionAdapter.from_unet(wider)
+    misfit.attach(wider)
+    unknown = ReferenceCache(cached.references)  # a cache of unknown origin still has its shapes
+    with pytest.raises(
+        FusionError, match=r"references\[0\].*encode the reference with this adapter"
+    ):
+        with misfit.conditioned(unknown):
+            pass
+
+
+def test_one_cache_for_steps_prompts_batches_and_unets(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    cached = adapter.cache(encode_references(unet, LATENTS, EMPTY_PROMPT))
+    kept = {name: (key.clone(), value.clone()) for name, (key, value) in cached[1].items()}
+    twin = tiny_unet()
+    twin.load_state_dict(unet.state_dict())
+    theirs = FusionAdapter.from_unet(twin)
+    theirs.load_state_dict(adapter.state_dict())
+    theirs.attach(twin)
+    for timestep, seed in ((900, 1), (500, 1), (10, 2)):
+        fresh = adapter.cache(encode_references(unet, LATENTS, EMPTY_PROMPT))
+        with adapter.conditioned(fresh, strengths=[1, 0.5]):
+            expected = run(unet, timestep, seed)
+        with adapter.conditioned(cached, strengths=[1, 0.5]):
+            assert torch.equal(run(unet, timestep, seed), expected)
+        with theirs.conditioned(cached, strengths=[1, 0.5]):
+            assert torch.equal(run(twin, timestep, seed), expected)
+    for name, (key, value) in kept.items():
+        assert torch.equal(cached[1][name][0], key) and torch.equal(cached[1][name][1], value)
+
+
+@torch.no_grad()
+def test_clean_references_are_the_same_at_every_step_of_sampling(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    """Encoded once, or again at each of the steps: the same latents at the end, bit by bit."""
+
+    def sample(encode_again: bool) -> torch.Tensor:
+        scheduler = DDIMScheduler()
+        scheduler.set_timesteps(4)
+        cached = adapter.cache(encode_references(unet, LATENTS, EMPTY_PROMPT))
+        latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+        prompt = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(8))
+        for timestep in scheduler.timesteps:
+            if encode_again:
+                cached = adapter.cache(encode_references(unet, LATENTS, EMPTY_PROMPT))
+            with adapter.conditioned(cached):
+                noise = unet(latents, timestep, encoder_hidden_states=prompt).sample
+            latents = scheduler.step(noise, timestep, latents).prev_sample
+        return latents
+
+    assert torch.equal(sample(encode_again=False), sample(encode_again=True))
