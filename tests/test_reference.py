@@ -280,11 +280,13 @@ def test_a_cache_knows_the_adapter_that_made_it(
     misfit = FusionAdapter.from_unet(wider)
     misfit.attach(wider)
     unknown = ReferenceCache(cached.references)  # a cache of unknown origin still has its shapes
-    with pytest.raises(
-        FusionError, match=r"references\[0\].*encode the reference with this adapter"
+    with (
+        pytest.raises(
+            FusionError, match=r"references\[0\].*encode the reference with this adapter"
+        ),
+        misfit.conditioned(unknown),
     ):
-        with misfit.conditioned(unknown):
-            pass
+        pass
 
 
 def test_one_cache_for_steps_prompts_batches_and_unets(
