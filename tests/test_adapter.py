@@ -1,17 +1,29 @@
 """The adapter: in and out of a UNet without a trace, and the only thing that trains."""
 
 import copy
+import doctest
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import AttnProcessor2_0
+from PIL import Image
 from tiny import tiny_unet
 from torch import Tensor
 
-from fusionlib import FusedAttnProcessor, FusionAdapter, FusionError, encode_references
+import fusionlib.adapter
+import fusionlib.attention
+import fusionlib.reference
+from fusionlib import (
+    FusedAttnProcessor,
+    FusionAdapter,
+    FusionError,
+    FusionPipeline,
+    encode_references,
+    group_queries,
+)
 from fusionlib.attention import cross_attention_layers
 
 FIRST = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
@@ -362,3 +374,115 @@ def test_errors_name_the_argument(adapter: FusionAdapter) -> None:
         adapter.conditioned([face], identity_masks=odd[:, :20]),
     ):
         run(adapter.unet)
+
+
+def test_all_backends_are_one_unet(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
+    """Overlap, inside and background, for both branches of guidance."""
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[0, 4:20, 2:18], masks[1, 8:24, 14:30] = True, True
+    faces = [reference(adapter, slice(i, i + 1)) for i in (0, 1)]
+    outputs = {}
+    for backend in ("dense", "grouped", None):
+        options = {"strengths": [0.5, 1.5], "identity_masks": masks, "backend": backend}
+        with torch.no_grad(), adapter.conditioned(faces, batch_size=1, **options):
+            outputs[backend] = run(unet)
+    torch.testing.assert_close(outputs["grouped"], outputs["dense"], rtol=1e-4, atol=1e-5)
+    assert torch.equal(outputs[None], outputs["grouped"]), "the CPU's backend"
+    with pytest.raises(FusionError, match="backend"), adapter.conditioned(faces, backend="fast"):
+        pass
+
+
+def test_groups_are_made_once_for_each_size(
+    unet: UNet2DConditionModel, adapter: FusionAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def counted(masks: Tensor, shown: list[int], size: tuple[int, int]) -> object:
+        made.append(size)
+        return group_queries(masks, shown, size)
+
+    monkeypatch.setattr("fusionlib.adapter.group_queries", counted)
+    masks = torch.ones(1, 8, 8, dtype=torch.bool)
+    with adapter.conditioned([reference(adapter)], identity_masks=masks):
+        run(unet)
+        run(unet)
+    assert made == [(8, 8), (4, 4), (2, 2), (1, 1)]
+
+
+def test_an_overlap_sees_the_text_only(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
+    masks = torch.ones(2, 8, 8, dtype=torch.bool)
+    with adapter.conditioned([reference(adapter)] * 2, identity_masks=masks):
+        torch.testing.assert_close(run(unet), run_base(unet), rtol=1e-5, atol=1e-6)
+
+
+def test_two_adapters_do_not_show_faces_at_once(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    other = FusionAdapter.from_unet(unet)
+    other.attach(unet)
+    face, theirs = [reference(adapter)], [reference(other)]
+    for first, second, faces, others in (
+        (adapter, other, face, theirs),
+        (other, adapter, theirs, face),
+    ):
+        with (
+            first.conditioned(faces),
+            pytest.raises(FusionError, match="Another adapter is showing"),
+            second.conditioned(others),
+        ):
+            pass
+    assert torch.equal(run(unet), run_base(unet))
+
+
+def test_detach_gives_back_a_processor_with_weights(unet: UNet2DConditionModel) -> None:
+    class Weighted(AttnProcessor2_0, torch.nn.Module):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+    theirs = Weighted()
+    unet.get_submodule(FIRST).set_processor(theirs)
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    assert f"{FIRST}.processor.weight" in before
+    for _ in range(2):
+        adapter = FusionAdapter.from_unet(unet)
+        adapter.attach(unet)
+        adapter.detach(unet)
+    after = unet.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[n], before[n]) for n in before)
+    assert unet.get_submodule(FIRST).processor is theirs
+
+
+def test_two_pipelines_on_one_unet(tiny_checkpoint: Path) -> None:
+    first = FusionPipeline.from_pretrained(tiny_checkpoint)
+    torch.manual_seed(1)
+    other = FusionAdapter.from_unet(first.unet, init="random")
+    second = FusionPipeline(**{**first.components, "adapter": other})
+    plain = StableDiffusionPipeline(
+        **{name: part for name, part in first.components.items() if name != "adapter"},
+        requires_safety_checker=False,
+    )
+    face = Image.effect_noise((32, 32), 90).convert("RGB")
+
+    def image(pipeline: StableDiffusionPipeline, **options: object) -> bytes:
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline(
+            "a face",
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+            **options,
+        ).images.tobytes()
+
+    base = image(plain)
+    one, two = image(first, references=[face]), image(second, references=[face])
+    assert len({base, one, two}) == 3
+    for _ in range(2):
+        assert image(second, references=[face]) == two and image(plain) == base
+        assert image(first, references=[face]) == one and image(first) == image(second) == base
+
+
+def test_the_examples_of_the_docstrings() -> None:
+    for module in (fusionlib.adapter, fusionlib.attention, fusionlib.reference):
+        result = doctest.testmod(module)
+        assert result.attempted and not result.failed

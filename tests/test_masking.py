@@ -1,5 +1,6 @@
 """Eq. 7 against its own words, and the two invariants of scaled masks."""
 
+import doctest
 from itertools import combinations
 
 import pytest
@@ -8,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fusionlib import FusionError, identity_attention_mask, scale_identity_masks
+import fusionlib.masking
+from fusionlib import (
+    FusionError,
+    group_queries,
+    identity_attention_mask,
+    scale_identity_masks,
+)
 from fusionlib.masking import mask_pyramid
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
@@ -86,6 +93,29 @@ def test_inside_background_and_overlap() -> None:
     mask = identity_attention_mask(masks, [0, 1, 0], (1, 4), 2, [1, 1, 2])
     expected = [[1, 1, 1, 0, 1, 1], [1, 1, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1]]
     assert mask.int().tolist() == expected
+
+
+@quick
+@given(location_masks(), st.data())
+def test_groups_are_the_mask(masks: Tensor, data: st.DataObject) -> None:
+    shown = data.draw(st.lists(st.integers(0, len(masks) - 1), max_size=4))
+    size = (data.draw(st.integers(3, 9)), data.draw(st.integers(3, 9)))
+    tokens = [data.draw(st.integers(1, 3)) for _ in range(1 + len(shown))]
+    groups = group_queries(masks, shown, size)
+    expected = identity_attention_mask(masks, shown, size, tokens[0], tokens[1:])
+    assert torch.equal(groups.mask(tokens), expected)
+    assert 0 not in groups.sizes and len(set(groups.seen)) == len(groups.seen)
+    assert groups.order[groups.inverse].tolist() == list(range(size[0] * size[1]))
+    kept = [i for i in range(len(shown)) if data.draw(st.booleans())]
+    fewer = identity_attention_mask(
+        masks, [shown[i] for i in kept], size, tokens[0], [tokens[1 + i] for i in kept]
+    )
+    assert torch.equal(groups.only(kept).mask([tokens[0], *(tokens[1 + i] for i in kept)]), fewer)
+
+
+def test_the_examples_of_the_docstrings() -> None:
+    result = doctest.testmod(fusionlib.masking)
+    assert result.attempted and not result.failed
 
 
 def test_pyramid_knows_the_sizes_of_a_unet() -> None:

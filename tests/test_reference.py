@@ -260,9 +260,9 @@ def test_a_cache_knows_the_adapter_that_made_it(
     other = FusionAdapter.from_unet(unet, init="random")
     other.attach(unet)
     for made_elsewhere in (cached, cached[:1], cached.to(dtype=torch.float16)):
-        with pytest.raises(FusionError, match="references were made by another adapter"):
-            with other.conditioned(made_elsewhere):
-                pass
+        made_by = pytest.raises(FusionError, match="references were made by another adapter")
+        with made_by, other.conditioned(made_elsewhere):
+            pass
     with pytest.raises(FusionError, match=r"caches\[1\] was made by another adapter"):
         own = other.cache(encode_references(unet, LATENTS, EMPTY_PROMPT))
         ReferenceCache.stack([cached, own])
