@@ -387,7 +387,8 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             _check_names(f"references[{index}]", reference, layers)
             for name, (_, inner_dim) in layers.items():
                 pair = reference[name]
-                shapes = [tuple(getattr(tensor, "shape", ())) for tensor in pair]
+                several = pair if isinstance(pair, tuple | list) else (pair,)
+                shapes = [tuple(getattr(tensor, "shape", ())) for tensor in several]
                 if len(shapes) != 2 or shapes[0] != shapes[1] or shapes[0][2:] != (inner_dim,):
                     raise FusionError(
                         f"references[{index}][{name!r}] must be K_f and V_f, each (batch, tokens, "
