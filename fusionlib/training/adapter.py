@@ -87,7 +87,7 @@ def train(
     empty_prompt = captions.embeddings[:1]
     hidden = _reference_states(unet, latents, empty_prompt) if settings.cache_references else None
     adapter = FusionAdapter.from_unet(unet, init="self_attention")
-    started_from = start_weights(adapter, start_from)
+    start = start_weights(adapter, start_from, "adapter")
 
     def loss(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         size = recipe.batch_size
@@ -129,7 +129,7 @@ def train(
         minutes=minutes,
         resume=resume,
         name="adapter",
-        started_from=started_from,
+        start=start,
     )
     adapter.detach(unet)
     save_model(adapter, target, folder)

@@ -53,7 +53,7 @@ def train(
     latents = cached_latents(target, pictures, folder.parent / "latents.safetensors", device)
     torch.manual_seed(profile.seed)
     unet = UNet2DConditionModel(**profile.architecture["unet"])
-    started_from = start_weights(unet, start_from and start_from / "unet")
+    start = start_weights(unet, start_from and start_from / "unet", "base")
     scheduler = DDIMScheduler(**profile.architecture["scheduler"])
     if device.type == "cpu":
         unet.to(memory_format=torch.channels_last)
@@ -79,7 +79,7 @@ def train(
         minutes=minutes,
         resume=resume,
         name="base",
-        started_from=started_from,
+        start=start,
     )
     save_model(unet, target / "unet", folder)
     scheduler.save_pretrained(target / "scheduler")

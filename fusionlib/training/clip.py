@@ -144,7 +144,7 @@ def train(
     clip = build(profile, tokenizer)
     with torch.no_grad():
         clip.logit_scale.fill_(math.log(1 / 0.07))
-    started_from = start_weights(clip, start_from and start_from / "clip")
+    start = start_weights(clip, start_from and start_from / "clip", "clip")
     token_ids = [tokenize(tokenizer, wordings) for wordings in pictures.captions]
 
     def loss(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
@@ -176,7 +176,7 @@ def train(
         minutes=minutes,
         resume=resume,
         name="clip",
-        started_from=started_from,
+        start=start,
     )
     save_model(clip, target / "clip", folder)
     processor.save_pretrained(target / "clip")
