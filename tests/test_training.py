@@ -22,7 +22,9 @@ from fusionlib.training.data import load_pictures, reference_pairs
 from fusionlib.training.loop import fit, learning_rate, step_generator
 from fusionlib.training.objective import (
     contrastive_loss,
+    diffusion_loss,
     diffusion_target,
+    face_weights,
     gaussian_kl,
     reconstruction_loss,
 )
@@ -353,6 +355,26 @@ def test_velocity_target_recovers_the_latents() -> None:
     torch.testing.assert_close(
         alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity, latents, atol=1e-4, rtol=1e-4
     )
+
+
+def test_face_weights_favour_the_face_and_have_mean_one() -> None:
+    masks = torch.zeros(2, 16, 16)
+    masks[0, 4:12, 4:12] = 1
+    weights = face_weights(masks, (4, 4))
+    assert weights.shape == (2, 1, 4, 4)
+    # Four of sixteen positions count five times as much as the other twelve.
+    expected = torch.full((4, 4), 16 / (12 + 4 * 5))
+    expected[1:3, 1:3] *= 5
+    torch.testing.assert_close(weights[0, 0], expected)
+    assert torch.equal(weights[1], torch.ones(1, 4, 4))  # no mask: the plain error
+    prediction, target = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    terms = diffusion_loss(prediction, target, weights)
+    by_hand = sum(
+        (weights[n, 0, y, x] * (prediction - target)[n, c, y, x] ** 2) / (2 * 3 * 4 * 4)
+        for n in range(2) for c in range(3) for y in range(4) for x in range(4)
+    )  # fmt: skip
+    torch.testing.assert_close(terms["loss"], torch.as_tensor(by_hand))
+    torch.testing.assert_close(terms["mse"], nn.functional.mse_loss(prediction, target))
 
 
 def test_losses_against_direct_computation() -> None:

@@ -205,7 +205,7 @@ def fit(
             if log:
                 log.write(
                     step,
-                    step * recipe.batch_size * accelerator.num_processes,
+                    start.samples + step * recipe.batch_size * accelerator.num_processes,
                     seconds,
                     values | {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"]},
                 )

@@ -30,8 +30,8 @@ _QUANTITIES = {
     "vae_half": "weighted L1 with edges, and KL",
     "vae": "weighted L1 with edges",
     "clip": "contrastive loss",
-    "base": "squared error of v",
-    "adapter": "squared error of v, with the face",
+    "base": "squared error of v, weighted",
+    "adapter": "the same, with the reference",
 }
 
 
