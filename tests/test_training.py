@@ -27,6 +27,7 @@ from fusionlib.training.objective import (
     face_weights,
     gaussian_kl,
     reconstruction_loss,
+    word_loss,
 )
 
 SIDE = 32
@@ -354,6 +355,22 @@ def test_velocity_target_recovers_the_latents() -> None:
     alpha = scheduler.alphas_cumprod[timesteps][:, None, None, None]
     torch.testing.assert_close(
         alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity, latents, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_word_loss_counts_every_word_and_the_end_once() -> None:
+    embeddings = torch.eye(5)
+    ids = torch.tensor([[3, 1, 2, 4, 4, 4], [3, 2, 4, 4, 4, 4]])  # 4 ends a text and pads it
+    states = embeddings[ids]
+    read = word_loss(states * 50, embeddings, ids, end=4)
+    torch.testing.assert_close(read, torch.tensor(0.0))
+    padding = states.clone()
+    padding[:, 4:] = 7.0  # never read
+    torch.testing.assert_close(word_loss(padding * 50, embeddings, ids, end=4), read)
+    wrong = states.clone()
+    wrong[0, 1] = embeddings[0]  # one of seven words is taken for another
+    torch.testing.assert_close(
+        word_loss(wrong * 50, embeddings, ids, end=4), torch.tensor(50.0 / 7)
     )
 
 

@@ -111,6 +111,24 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     return kl.flatten(1).sum(1).mean()
 
 
+def word_loss(hidden_states: Tensor, embeddings: Tensor, input_ids: Tensor, end: int) -> Tensor:
+    """Cross-entropy of reading each word back from the text tower's state at its own position.
+
+    A small picture tower does not see every word: an expression is a few pixels. The contrastive
+    loss alone lets the text tower forget such words, and then no diffusion model that is
+    conditioned on its states can tell *laughing* from *crying*.
+
+    Args:
+        hidden_states: the tower's last states, ``(batch, tokens, width)``.
+        embeddings: of the tokens, ``(vocabulary, width)``.
+        input_ids: ``(batch, tokens)``.
+        end: the token that ends a text; what follows the first one is padding and does not count.
+    """
+    logits = hidden_states.float() @ embeddings.float().T
+    counts = ((input_ids == end).cumsum(1) - (input_ids == end).long()) == 0
+    return F.cross_entropy(logits[counts], input_ids[counts])
+
+
 def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
     """CLIP's symmetric cross-entropy (Radford 2021, figure 3).
 

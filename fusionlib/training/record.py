@@ -29,7 +29,7 @@ _QUANTITIES = {
     "vae_quarter": "weighted L1 with edges, and KL",
     "vae_half": "weighted L1 with edges, and KL",
     "vae": "weighted L1 with edges",
-    "clip": "contrastive loss",
+    "clip": "contrastive loss, and words",
     "base": "squared error of v, weighted",
     "adapter": "the same, with the reference",
 }
