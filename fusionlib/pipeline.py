@@ -11,8 +11,8 @@ import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -41,6 +41,7 @@ from fusionlib.reference import LayerKeysValues, ReferenceCache, encode_referenc
 
 ReferenceImages = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]]
 References = ReferenceImages | ReferenceCache
+AtEachStep = Callable[[Any], Sequence[LayerKeysValues]]
 
 
 def _taking_an_adapter(stock: Callable[..., None]) -> Callable[..., None]:
@@ -359,22 +360,43 @@ class FusionMixin(DiffusionPipeline):
             batch_size=images,
         )
 
-        with ExitStack() as intercept, ExitStack() as faces:
-            encode = None
-            if shared and seen:
-                encode = self._encoder_at_each_step(pictures, images, kwargs.get("generator"))
-            else:
-                if not isinstance(references, ReferenceCache):
-                    references = self.encode_references(references)
-                cache = references.to(self._execution_device, self.unet.dtype)
-                faces.enter_context(conditioned(cache.repeat_interleave(repeats)))
+        shown: ReferenceCache | AtEachStep
+        if shared and seen:
+            shown = self._encoder_at_each_step(pictures, images, kwargs.get("generator"))
+        else:
+            if not isinstance(references, ReferenceCache):
+                references = self.encode_references(references)
+            shown = references.to(self._execution_device, self.unet.dtype)
+            shown = shown.repeat_interleave(repeats)
+        with self._shown(shown, conditioned, images, separate and seen, identity_guidance_scale):
+            return generate()
 
-            def before(args: tuple[Any, ...], arguments: dict[str, Any]) -> Call:
-                if encode is not None:
-                    faces.close()  # references are encoded by the base model
-                    timestep = args[1] if len(args) > 1 else arguments["timestep"]
-                    faces.enter_context(conditioned(encode(timestep)))
-                return add_branch(args, arguments, images) if separate else (args, arguments)
+    @contextmanager
+    def _shown(
+        self,
+        references: ReferenceCache | AtEachStep,
+        conditioned: Callable[[Sequence[LayerKeysValues]], AbstractContextManager[None]],
+        images: int,
+        separate: bool,
+        identity_guidance_scale: float | None,
+    ) -> Iterator[None]:
+        """Let the UNet see faces, and stand between it and the pipeline where a mode asks for that.
+
+        Args:
+            references: K_f and V_f of each, or a function that makes them from the timestep.
+            conditioned: The adapter's ``conditioned``, with all but the references given.
+            images: How many images are generated: the size of each branch of guidance.
+            separate: Whether to guide by the faces apart from the text.
+            identity_guidance_scale: As for the call.
+        """
+        with ExitStack() as hooks, ExitStack() as faces:
+
+            def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+                if callable(references):
+                    faces.close()  # it is the base model that looks at references
+                    timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+                    faces.enter_context(conditioned(references(timestep)))
+                return add_branch(args, kwargs, images) if separate else (args, kwargs)
 
             def after(prediction: Tensor) -> Tensor:
                 if not separate:
@@ -385,9 +407,11 @@ class FusionMixin(DiffusionPipeline):
                 scale = text_scale if identity_guidance_scale is None else identity_guidance_scale
                 return blend_branches(prediction, images, scale / text_scale)
 
-            if seen and (shared or separate):
-                intercept.enter_context(intercepted(self.unet, before, after))
-            return generate()
+            if isinstance(references, ReferenceCache):
+                faces.enter_context(conditioned(references))
+            if separate or callable(references):
+                hooks.enter_context(intercepted(self.unet, before, after))
+            yield
 
     def check_inputs(self, *args: Any, **kwargs: Any) -> None:
         """Make diffusers' own checks, with this library's error."""
@@ -486,7 +510,7 @@ class FusionMixin(DiffusionPipeline):
 
     def _encoder_at_each_step(
         self, groups: list[list[Image.Image]], images: int, generator: Any
-    ) -> Callable[[Any], Sequence[LayerKeysValues]]:
+    ) -> AtEachStep:
         """A function from a timestep to each reference's K_f and V_f, noised to that timestep."""
         size = self._image_size(None, None)
         empty_prompt, added = self._empty_prompt(*size)
@@ -644,23 +668,48 @@ class FusionControlNetPipeline(FusionMixin, StableDiffusionControlNetPipeline):
 
 
 class FusionControlNetImg2ImgPipeline(FusionMixin, StableDiffusionControlNetImg2ImgPipeline):
-    """Image to image from ``image``, with faces, and ControlNets shown ``control_image``."""
+    """Image to image from ``image``, with faces, and ControlNets shown ``control_image``.
+
+    Example:
+        >>> both = FusionControlNetImg2ImgPipeline.from_pipe(pipeline, controlnet=depth_net)
+        >>> both("a person", references=[face], image=photo, control_image=depth).images[0]
+    """
 
 
 class FusionXLPipeline(FusionXLMixin, StableDiffusionXLPipeline):
-    """Text to image with faces: SDXL."""
+    """Text to image with faces: SDXL.
+
+    Example:
+        >>> pipeline = FusionXLPipeline.from_single_file("sdxl.safetensors", adapter="my-adapter")
+        >>> pipeline("a laughing person", references=[face]).images[0]
+    """
 
 
 class FusionXLImg2ImgPipeline(FusionXLMixin, StableDiffusionXLImg2ImgPipeline):
-    """Image to image with faces: SDXL, from ``image``, noised by ``strength``."""
+    """Image to image with faces: SDXL, from ``image``, noised by ``strength``.
+
+    Example:
+        >>> restyle = FusionXLImg2ImgPipeline.from_pipe(pipeline)
+        >>> restyle("an oil painting", references=[face], image=photo, strength=0.6).images[0]
+    """
 
 
 class FusionXLControlNetPipeline(FusionXLMixin, StableDiffusionXLControlNetPipeline):
-    """Text to image with faces: SDXL, and ControlNets that are shown ``image``."""
+    """Text to image with faces: SDXL, and ControlNets that are shown ``image``.
+
+    Example:
+        >>> controlled = FusionXLControlNetPipeline.from_pipe(pipeline, controlnet=depth_net)
+        >>> controlled("a person", references=[face], image=depth).images[0]
+    """
 
 
 class FusionXLControlNetImg2ImgPipeline(FusionXLMixin, StableDiffusionXLControlNetImg2ImgPipeline):
-    """Image to image with faces: SDXL, and ControlNets shown ``control_image``."""
+    """Image to image with faces: SDXL, and ControlNets shown ``control_image``.
+
+    Example:
+        >>> both = FusionXLControlNetImg2ImgPipeline.from_pipe(pipeline, controlnet=depth_net)
+        >>> both("a person", references=[face], image=photo, control_image=depth).images[0]
+    """
 
 
 def prepare_reference(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -749,7 +798,9 @@ def _load_adapter(
     dtype = loading.get("dtype", loading.get("torch_dtype"))
     try:
         return FusionAdapter.from_pretrained(str(source), dtype=dtype)
-    except OSError as error:
+    except FusionError:
+        raise
+    except Exception as error:  # diffusers, safetensors and the hub each have their own errors
         raise FusionError(
             f"The adapter {str(source)!r} cannot be loaded; it must be a folder with config.json "
             f"and diffusion_pytorch_model.safetensors, or a hub id ({_first_line(error)})."

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from single_file import write_single_file
 from test_pipeline import face, generate, same
 from tiny import tiny_controlnet, tiny_unet, write_tiny_xl_checkpoint
+from torch._dynamo.utils import counters
 
 from fusionlib import FusionAdapter, FusionError
 from fusionlib.pipeline import (
@@ -191,7 +192,6 @@ def naive(
     scheduler.set_timesteps(steps)
     latents = torch.randn(1, 4, 8, 8, generator=generator) * scheduler.init_noise_sigma
     noises = [torch.randn(1, 4, 8, 8, generator=generator) for _ in faces]
-    projected = [seen_in(reference, 0) for reference in references]
     for timestep in scheduler.timesteps:
         if shared:
             at = [
@@ -200,6 +200,8 @@ def naive(
             ]
             at = [scheduler.scale_model_input(noised, timestep) for noised in at]
             projected = [seen_in(noised, timestep) for noised in at]
+        else:  # at each step anew, which a cache must not differ from
+            projected = [seen_in(reference, 0) for reference in references]
         sample = scheduler.scale_model_input(latents, timestep)
         u = pipeline.unet(sample, timestep, nothing, **without).sample
         c = pipeline.unet(sample, timestep, text, **with_text).sample
@@ -215,7 +217,7 @@ def naive(
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
 @pytest.mark.parametrize(
     ("guidance_mode", "timestep_mode"),
-    [("separate", "clean"), ("joint", "shared"), ("separate", "shared")],
+    [("joint", "clean"), ("separate", "clean"), ("joint", "shared"), ("separate", "shared")],
 )
 def test_the_modes_are_what_the_equations_say(
     cls: type, scheduler: Any, guidance_mode: str, timestep_mode: str, pipelines: dict[type, Any]
@@ -602,6 +604,8 @@ def test_lora(fresh: Any, tmp_path: Path) -> None:
 def test_a_compiled_unet_shows_the_same_faces(
     in_place: bool, fresh: Any, pipelines: dict[type, Any]
 ) -> None:
+    torch.compiler.reset()
+    counters.clear()
     if in_place:
         fresh.unet.compile(backend="eager")
     else:
@@ -613,6 +617,7 @@ def test_a_compiled_unet_shows_the_same_faces(
         arguments = {"references": [face(1)], **modes}
         expected = generate(pipelines[FusionPipeline], "a face", **arguments)
         assert same(generate(fresh, "a face", **arguments), expected)
+    assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
 
 
 @pytest.fixture
@@ -760,6 +765,14 @@ def test_adapters_that_do_not_fit(
     ):
         with pytest.raises(FusionError, match="The adapter does not fit this unet"):
             load()
+    broken = Path(shutil.copytree(tiny_checkpoint, tmp_path / "broken"))
+    for part, named in (("adapter", "The adapter"), ("unet", "The model")):
+        weights = broken / part / "diffusion_pytorch_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        with pytest.raises(FusionError, match=f"{named} .*broken.* cannot be loaded"):
+            FusionPipeline.from_pretrained(
+                broken, adapter=None if part == "adapter" else fresh.adapter
+            )
     with pytest.raises(FusionError, match="adapter must be a FusionAdapter"):
         FusionPipeline.from_pretrained(tiny_checkpoint, adapter=5)
     with pytest.raises(FusionError, match="cannot be loaded"):
