@@ -90,7 +90,8 @@ class FusionMixin(DiffusionPipeline):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Say of a new pipeline class what diffusers wants to know: its components, adapter too."""
         super().__init_subclass__(**kwargs)
-        for base in cls.__bases__:
+        bases: tuple[Any, ...] = cls.__bases__
+        for base in bases:
             if issubclass(base, DiffusionPipeline) and not issubclass(base, FusionMixin):
                 cls._optional_components = [*base._optional_components, "adapter"]
                 # Before the UNet, so that what comes and goes at each encoding is the small one.
@@ -557,14 +558,18 @@ class FusionMixin(DiffusionPipeline):
         if image is None:
             return self._image_size(height, width)
         if isinstance(image, Image.Image):
-            size = (image.height, image.width)
+            rows, columns = image.height, image.width
         elif isinstance(image, Tensor):
-            size = tuple(image.shape[-2:])
+            rows, columns = image.shape[-2:]
             if image.ndim > 2 and image.shape[-3] == self.vae.config.latent_channels:
-                size = (size[0] * self.vae_scale_factor, size[1] * self.vae_scale_factor)
+                rows, columns = rows * self.vae_scale_factor, columns * self.vae_scale_factor
+        elif isinstance(image, np.ndarray) and image.ndim > 2:
+            rows, columns = image.shape[-3:-1]
         else:
-            size = tuple(np.shape(image)[-3:-1])
-        rows, columns = (side - side % self.vae_scale_factor for side in size)
+            raise FusionError(
+                f"image must be a PIL image, an array or a tensor, not {type(image).__name__}."
+            )
+        rows, columns = (side - side % self.vae_scale_factor for side in (rows, columns))
         return height or rows, width or columns
 
     def _masks(

@@ -720,6 +720,11 @@ MASK = np.ones((1, 32, 32), dtype=bool)
         (FusionImg2ImgPipeline, {"image": face(1), "strength": 2.0}, "strength"),
         (FusionXLControlNetPipeline, {"references": ONE}, "image must be given"),
         (FusionControlNetPipeline, {"image": "layout.png"}, "image"),
+        (
+            FusionControlNetPipeline,
+            {"image": "layout.png", "references": ONE, "identity_masks": MASK},
+            "image must be a PIL image",
+        ),
         (FusionControlNetImg2ImgPipeline, {"image": face(1)}, "control_image must be given"),
         (
             FusionControlNetPipeline,
