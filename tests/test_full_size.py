@@ -1,11 +1,12 @@
 """Stable Diffusion 1.5 and SDXL at their full size, with random weights, on a CPU.
 
 Written in both layouts in which they are published, and loaded and run through the same calls.
-About 3 and 20 GB on disk, and minutes each: ``pytest -m slow tests/test_full_size.py``.
+About 5 and 15 GB on disk, and minutes each: ``pytest -m slow tests/test_full_size.py``.
 """
 
 import gc
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,13 @@ from fusionlib.pipeline import FusionPipeline, FusionXLPipeline
 pytestmark = pytest.mark.slow
 
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is gone after the test, for pytest would keep it."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 @contextmanager
@@ -131,15 +139,13 @@ def sdxl(folder: Path) -> StableDiffusionXLPipeline:
     ],
     ids=["SD1.5", "SDXL"],
 )
-def test_full_size(
-    make: Any, cls: Any, parameters: int, dtype: torch.dtype, tmp_path: Path
-) -> None:
-    folder = tmp_path / "folder"
+def test_full_size(make: Any, cls: Any, parameters: int, dtype: torch.dtype, space: Path) -> None:
+    folder = space / "folder"
     with half_precision():
         published = make(folder)
     assert sum(weight.numel() for weight in published.unet.parameters()) == parameters
     published.save_pretrained(folder)
-    file = write_single_file(published, tmp_path / "model.safetensors")
+    file = write_single_file(published, space / "model.safetensors")
     FusionAdapter.from_unet(published.unet).save_pretrained(folder / "adapter")
     del published
     gc.collect()
