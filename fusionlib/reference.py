@@ -30,6 +30,7 @@ def encode_references(
     timestep: Tensor | int | None = None,
     noise: Tensor | None = None,
     scheduler: Any = None,
+    added_cond_kwargs: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Pass reference images through the UNet and keep what enters each cross-attention (h_f).
 
@@ -45,6 +46,8 @@ def encode_references(
         timestep: Only for ``"shared"``: the timestep, a number or a tensor ``(batch,)``.
         noise: Only for ``"shared"``: the noise, shaped like ``latents``.
         scheduler: Only for ``"shared"``: the scheduler that adds the noise.
+        added_cond_kwargs: What SDXL's UNet takes beside the text, ``text_embeds`` and ``time_ids``,
+            each ``(batch or 1, width)``.
 
     Returns:
         h_f ``(batch, N_f, query_dim)`` of each layer, by its name in the UNet.
@@ -72,6 +75,7 @@ def encode_references(
     else:
         raise FusionError(f'timestep_mode must be "clean" or "shared", not {timestep_mode!r}.')
 
+    added = added_cond_kwargs and {k: v.expand(batch, -1) for k, v in added_cond_kwargs.items()}
     unet = getattr(unet, "_orig_mod", unet)
     hidden_states: dict[str, Tensor] = {}
 
@@ -97,6 +101,7 @@ def encode_references(
                 latents,
                 timesteps,
                 encoder_hidden_states=encoder_hidden_states.expand(batch, -1, -1),
+                added_cond_kwargs=added,
                 return_dict=False,
             )
     finally:
