@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from fusionlib.attention import FusedAttnProcessor, fused_attention
     from fusionlib.errors import FusionError
     from fusionlib.masking import identity_attention_mask, scale_identity_masks
-    from fusionlib.pipeline import FusionPipeline
+    from fusionlib.pipeline import (
+        FusionControlNetImg2ImgPipeline,
+        FusionControlNetPipeline,
+        FusionImg2ImgPipeline,
+        FusionPipeline,
+        FusionXLControlNetImg2ImgPipeline,
+        FusionXLControlNetPipeline,
+        FusionXLImg2ImgPipeline,
+        FusionXLPipeline,
+    )
     from fusionlib.reference import ReferenceCache, encode_references
 
 __version__ = "0.1.0"
@@ -20,7 +29,14 @@ __all__ = [
     "FusedAttnProcessor",
     "FusionAdapter",
     "FusionError",
+    "FusionControlNetImg2ImgPipeline",
+    "FusionControlNetPipeline",
+    "FusionImg2ImgPipeline",
     "FusionPipeline",
+    "FusionXLControlNetImg2ImgPipeline",
+    "FusionXLControlNetPipeline",
+    "FusionXLImg2ImgPipeline",
+    "FusionXLPipeline",
     "ReferenceCache",
     "encode_references",
     "fused_attention",
@@ -32,7 +48,14 @@ _HOME = {
     "FusedAttnProcessor": "attention",
     "FusionAdapter": "adapter",
     "FusionError": "errors",
+    "FusionControlNetImg2ImgPipeline": "pipeline",
+    "FusionControlNetPipeline": "pipeline",
+    "FusionImg2ImgPipeline": "pipeline",
     "FusionPipeline": "pipeline",
+    "FusionXLControlNetImg2ImgPipeline": "pipeline",
+    "FusionXLControlNetPipeline": "pipeline",
+    "FusionXLImg2ImgPipeline": "pipeline",
+    "FusionXLPipeline": "pipeline",
     "ReferenceCache": "reference",
     "encode_references": "reference",
     "fused_attention": "attention",
