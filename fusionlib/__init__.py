@@ -17,7 +17,16 @@ if TYPE_CHECKING:
         identity_attention_mask,
         scale_identity_masks,
     )
-    from fusionlib.pipeline import FusionPipeline
+    from fusionlib.pipeline import (
+        FusionControlNetImg2ImgPipeline,
+        FusionControlNetPipeline,
+        FusionImg2ImgPipeline,
+        FusionPipeline,
+        FusionXLControlNetImg2ImgPipeline,
+        FusionXLControlNetPipeline,
+        FusionXLImg2ImgPipeline,
+        FusionXLPipeline,
+    )
     from fusionlib.reference import ReferenceCache, encode_references
 
 __version__ = "0.1.0"
@@ -25,7 +34,14 @@ __all__ = [
     "FusedAttnProcessor",
     "FusionAdapter",
     "FusionError",
+    "FusionControlNetImg2ImgPipeline",
+    "FusionControlNetPipeline",
+    "FusionImg2ImgPipeline",
     "FusionPipeline",
+    "FusionXLControlNetImg2ImgPipeline",
+    "FusionXLControlNetPipeline",
+    "FusionXLImg2ImgPipeline",
+    "FusionXLPipeline",
     "QueryGroups",
     "ReferenceCache",
     "encode_references",
@@ -39,7 +55,14 @@ _HOME = {
     "FusedAttnProcessor": "attention",
     "FusionAdapter": "adapter",
     "FusionError": "errors",
+    "FusionControlNetImg2ImgPipeline": "pipeline",
+    "FusionControlNetPipeline": "pipeline",
+    "FusionImg2ImgPipeline": "pipeline",
     "FusionPipeline": "pipeline",
+    "FusionXLControlNetImg2ImgPipeline": "pipeline",
+    "FusionXLControlNetPipeline": "pipeline",
+    "FusionXLImg2ImgPipeline": "pipeline",
+    "FusionXLPipeline": "pipeline",
     "QueryGroups": "masking",
     "ReferenceCache": "reference",
     "encode_references": "reference",

@@ -1,80 +1,104 @@
-"""FusionPipeline: Stable Diffusion that is also shown faces.
+"""The pipelines: Stable Diffusion and SDXL that are also shown faces.
 
-Everything that ``StableDiffusionPipeline`` does is inherited: loading, schedulers, guidance,
-batches, callbacks. What is added is one pass of the reference images through the UNet before
-sampling, and the UNet conditioned on it while sampling.
+Everything that diffusers' pipelines do is inherited: loading, schedulers, guidance, batches,
+ControlNet, LoRA, offloading, callbacks. ``FusionMixin`` holds all that is added: one pass of the
+reference images through the UNet, and the UNet conditioned on it while sampling. Each public class
+is that mixin and the diffusers pipeline of the same task.
 """
 
-from collections.abc import Sequence
+import difflib
+import functools
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers import (
+    DiffusionPipeline,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-)
 
 from fusionlib.adapter import FusionAdapter
-from fusionlib.attention import Strength
+from fusionlib.attention import Strength, check_strengths, is_number
 from fusionlib.errors import FusionError
-from fusionlib.reference import ReferenceCache, encode_references
+from fusionlib.guidance import Call, add_branch, blend_branches, intercepted
+from fusionlib.reference import LayerKeysValues, ReferenceCache, encode_references
 
-References = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | ReferenceCache
+ReferenceImages = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]]
+References = ReferenceImages | ReferenceCache
+AtEachStep = Callable[[Any], Sequence[LayerKeysValues]]
 
 
-class FusionPipeline(StableDiffusionPipeline):
-    """Text-to-image generation that keeps the identity of reference faces.
+def _taking_an_adapter(stock: Callable[..., None]) -> Callable[..., None]:
+    """A diffusers pipeline's ``__init__`` that takes an adapter, too.
 
-    Takes the components of ``StableDiffusionPipeline`` and an ``adapter``. Without references, or
-    without an adapter, it makes the base model's images.
-
-    Example:
-        >>> pipeline = FusionPipeline.from_pretrained("data/models/embedded")
-        >>> face = Image.open("face.png")
-        >>> pipeline("a laughing person", references=[face]).images[0]
+    Diffusers reads the components of a pipeline from the signature of its ``__init__``, so each
+    class needs its own.
     """
+    signature = inspect.signature(stock)
+    # A checkpoint without these was made so on purpose: no need to pass None, or to be told.
+    parameters = [
+        p.replace(default=None) if p.name in ("safety_checker", "feature_extractor") else p
+        for p in signature.parameters.values()
+    ]
+    signature = signature.replace(parameters=parameters)
+    adapter_parameter = inspect.Parameter(
+        "adapter", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=FusionAdapter | None
+    )
 
-    model_cpu_offload_seq = "text_encoder->image_encoder->unet->adapter->vae"
-    _optional_components = [*StableDiffusionPipeline._optional_components, "adapter"]
-
-    def __init__(
-        self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        unet: UNet2DConditionModel,
-        scheduler: KarrasDiffusionSchedulers,
-        safety_checker: StableDiffusionSafetyChecker = None,
-        feature_extractor: CLIPImageProcessor = None,
-        image_encoder: CLIPVisionModelWithProjection = None,
-        adapter: FusionAdapter | None = None,
-        requires_safety_checker: bool = True,
-    ) -> None:
-        super().__init__(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-            # A checkpoint without a safety checker was made so on purpose: no need to repeat it.
-            requires_safety_checker=requires_safety_checker and safety_checker is not None,
-        )
+    @functools.wraps(stock)
+    def init(self: Any, *args: Any, adapter: FusionAdapter | None = None, **kwargs: Any) -> None:
+        given = signature.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        if given.arguments.get("safety_checker", self) is None:  # SDXL has no such component
+            given.arguments["requires_safety_checker"] = False
+        stock(*given.args, **given.kwargs)
         self.register_modules(adapter=adapter)
         if adapter is not None:
-            adapter.attach(unet)  # an adapter that does not fit is better known now than later
+            adapter.attach(self.unet)  # an adapter that does not fit is better known now
+
+    init.__annotations__ = {**stock.__annotations__, "adapter": FusionAdapter | None}
+    init.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*parameters, adapter_parameter]
+    )
+    return init
+
+
+class FusionMixin(DiffusionPipeline):
+    """What is added to a diffusers pipeline so that it keeps the identity of reference faces.
+
+    A class is made of it and one of diffusers' text-guided pipelines, in this order. It takes that
+    pipeline's components and an ``adapter``. Without references, or without an adapter, it makes
+    the base model's images bit by bit.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Say of a new pipeline class what diffusers wants to know: its components, adapter too."""
+        super().__init_subclass__(**kwargs)
+        bases: tuple[Any, ...] = cls.__bases__
+        for base in bases:
+            if issubclass(base, DiffusionPipeline) and not issubclass(base, FusionMixin):
+                cls._optional_components = [*base._optional_components, "adapter"]
+                # Before the UNet, so that what comes and goes at each encoding is the small one.
+                sequence = base.model_cpu_offload_seq.replace("unet", "adapter->unet")
+                cls.model_cpu_offload_seq = sequence
+                cls._exclude_from_cpu_offload = [*base._exclude_from_cpu_offload, "adapter"]
+                cls.__init__ = _taking_an_adapter(base.__init__)  # type: ignore[method-assign]
 
     @classmethod
     def from_pretrained(
@@ -82,26 +106,22 @@ class FusionPipeline(StableDiffusionPipeline):
         pretrained_model_name_or_path: str | Path,
         adapter: str | Path | FusionAdapter | None = None,
         **kwargs: Any,
-    ) -> "FusionPipeline":
-        """Load any Stable Diffusion checkpoint, with a fusion adapter.
+    ) -> Self:
+        """Load any checkpoint of the pipeline's kind, with a fusion adapter.
 
         Args:
             pretrained_model_name_or_path: A folder in diffusers' layout, or a hub id.
             adapter: The adapter, or its folder or hub id; None takes the checkpoint's own
                 ``adapter`` folder where there is one.
-            **kwargs: As for ``StableDiffusionPipeline.from_pretrained``.
+            **kwargs: As for the diffusers pipeline's ``from_pretrained``.
 
         Raises:
             FusionError: If the checkpoint or the adapter cannot be loaded.
         """
-        own = Path(pretrained_model_name_or_path) / "adapter"
-        if adapter is None and (own / "config.json").is_file():
-            adapter = own
+        loaded = _load_adapter(adapter, pretrained_model_name_or_path, kwargs)
         try:
-            if isinstance(adapter, str | Path):
-                adapter = _load_adapter(adapter, kwargs.get("dtype", kwargs.get("torch_dtype")))
             return super().from_pretrained(
-                str(pretrained_model_name_or_path), adapter=adapter, **kwargs
+                str(pretrained_model_name_or_path), adapter=loaded, **kwargs
             )
         except FusionError:
             raise
@@ -111,9 +131,83 @@ class FusionPipeline(StableDiffusionPipeline):
                 f"folder in Stable Diffusion's layout or a hub id ({_first_line(error)})."
             ) from error
 
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | Path,
+        adapter: str | Path | FusionAdapter | None = None,
+        *,
+        config: str | Path | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a checkpoint that is one ``.safetensors`` file, in the layout it is published in.
+
+        Such a file holds weights only. How the models are built, and the tokenizer, diffusers
+        takes from the hub, or from ``config``: no network is needed with it.
+
+        Args:
+            pretrained_model_link_or_path: The file, or its address on the hub.
+            adapter: The adapter, or its folder or hub id; None takes the ``adapter`` folder of
+                ``config`` where there is one.
+            config: A folder in diffusers' layout, or a hub id, of a model built alike; its weights
+                are not read and may be missing.
+            **kwargs: As for the diffusers pipeline's ``from_single_file``.
+
+        Raises:
+            FusionError: If the file, its config or the adapter cannot be loaded.
+        """
+        file = str(pretrained_model_link_or_path)
+        if "://" not in file and not Path(file).is_file():
+            raise FusionError(
+                f"There is no checkpoint file {file!r}: give a .safetensors file, or its address "
+                "on the hub."
+            )
+        loaded = _load_adapter(adapter, config, kwargs)
+        if config is not None:
+            kwargs["config"] = str(config)
+        try:
+            pipeline = super().from_single_file(file, adapter=loaded, **kwargs)
+        except FusionError:
+            raise
+        except Exception as error:  # diffusers, safetensors and the hub each have their own errors
+            remedy = (
+                "without a network, give config= the folder of a pipeline built alike"
+                if config is None
+                else f"the file must hold the weights of a model built like config={str(config)!r}"
+            )
+            raise FusionError(
+                f"The checkpoint {file!r} cannot be loaded: {remedy} ({_first_line(error)})."
+            ) from error
+        for name, module in pipeline.components.items():
+            if isinstance(module, torch.nn.Module) and any(p.is_meta for p in module.parameters()):
+                raise FusionError(
+                    f"The checkpoint {file!r} lacks weights of the {name}: give another file, or "
+                    f"load the {name} first and pass it as {name}=."
+                )
+        return pipeline
+
+    @classmethod
+    def from_pipe(
+        cls, pipeline: Any, adapter: str | Path | FusionAdapter | None = None, **kwargs: Any
+    ) -> Self:
+        """Make a pipeline of another's components, as diffusers does, without loading them again.
+
+        Args:
+            pipeline: A pipeline, of this library or diffusers', of the same family.
+            adapter: The adapter, or its folder or hub id; None takes the pipeline's own, if any.
+            **kwargs: Components to add or to replace, ``controlnet`` for example.
+
+        Raises:
+            FusionError: If the adapter cannot be loaded or does not fit.
+        """
+        if adapter is not None:
+            kwargs["adapter"] = _load_adapter(adapter, None, {"dtype": pipeline.dtype})
+        return super().from_pipe(pipeline, **kwargs)
+
     def load_adapter_weights(self, adapter: str | Path | FusionAdapter) -> None:
         """Use this adapter, or the one in this folder or hub id, in place of the former one."""
-        loaded = _load_adapter(adapter, self.dtype) if isinstance(adapter, str | Path) else adapter
+        loaded = _load_adapter(adapter, None, {"dtype": self.dtype})
+        assert loaded is not None
         loaded = loaded.to(self.unet.device)
         loaded.attach(self.unet)  # before the former one goes, so that a misfit changes nothing
         former = self.adapter
@@ -124,7 +218,7 @@ class FusionPipeline(StableDiffusionPipeline):
     @torch.no_grad()
     def encode_references(
         self,
-        references: Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]],
+        references: ReferenceImages,
         height: int | None = None,
         width: int | None = None,
     ) -> ReferenceCache:
@@ -149,15 +243,11 @@ class FusionPipeline(StableDiffusionPipeline):
         if not images:
             return ReferenceCache(())
         size = self._image_size(height, width)
-        pixels = self.image_processor.preprocess([prepare_reference(im, *size) for im in images])
-        device = self._execution_device
-        distribution = self.vae.encode(pixels.to(device, self.vae.dtype)).latent_dist
-        latents = distribution.mode() * self.vae.config.scaling_factor
-        empty_prompt, _ = self.encode_prompt("", device, 1, False)
+        empty_prompt, added = self._empty_prompt(*size)
         hidden_states = encode_references(
-            self.unet, latents.to(self.unet.dtype), empty_prompt.to(self.unet.dtype)
+            self.unet, self._encode_images(images, *size), empty_prompt, added_cond_kwargs=added
         )
-        projected = adapter.project(hidden_states)
+        projected = adapter(hidden_states)
         every = ReferenceCache(
             tuple(
                 {
@@ -166,7 +256,7 @@ class FusionPipeline(StableDiffusionPipeline):
                 }
                 for i in range(len(images))
             )
-        ).to(device, self.unet.dtype)
+        ).to(self._execution_device, self.unet.dtype)
         each = len(groups[0])
         return ReferenceCache.stack([every[i : i + each] for i in range(0, len(images), each)])
 
@@ -179,17 +269,17 @@ class FusionPipeline(StableDiffusionPipeline):
         identity_masks: Tensor | np.ndarray | Sequence[Image.Image] | None = None,
         reference_identity: Sequence[int] | None = None,
         *,
-        height: int | None = None,
-        width: int | None = None,
-        guidance_scale: float = 7.5,
+        guidance_mode: Literal["joint", "separate"] = "joint",
+        identity_guidance_scale: float | None = None,
+        timestep_mode: Literal["clean", "shared"] = "clean",
         num_images_per_prompt: int | None = 1,
-        prompt_embeds: Tensor | None = None,
         **kwargs: Any,
-    ) -> StableDiffusionPipelineOutput | tuple[Any, ...]:
+    ) -> Any:
         """Generate images that show the references' faces.
 
         Args:
-            prompt: The prompt or prompts.
+            prompt: The prompt or prompts. A prompt longer than the text encoder reads is cut, with
+                a warning that shows what was cut.
             references: Face images, or what ``encode_references`` made of them. A list of images
                 serves every prompt; a list of lists holds each prompt's own. None, or an empty
                 list, gives the base model's image.
@@ -200,29 +290,40 @@ class FusionPipeline(StableDiffusionPipeline):
                 shall be, boolean ``(identities, height, width)`` or one black and white image each.
             reference_identity: With masks, the index of the identity that each reference shows;
                 None means that reference i shows identity i.
-            height: The height in pixels; None means the model's own.
-            width: The width in pixels; None means the model's own.
-            guidance_scale: Classifier-free guidance; the unconditional branch sees no face.
+            guidance_mode: ``"joint"`` guides text and faces by ``guidance_scale``: the
+                unconditional branch of classifier-free guidance sees neither. ``"separate"`` gives
+                the faces a scale of their own: u + guidance_scale (c - u) +
+                identity_guidance_scale (f - c), where u sees nothing, c the text, and f the text
+                and the faces; each step computes half as much again.
+            identity_guidance_scale: Only for ``"separate"``: a number of at least 0; None means
+                ``guidance_scale``, which is the joint mode again.
+            timestep_mode: ``"clean"`` encodes the references once, without noise; ``"shared"``
+                encodes them again at each step, noised to the step's timestep, by noise that is
+                drawn from ``generator`` once, after the image's own.
             num_images_per_prompt: How many images to make of each prompt.
-            prompt_embeds: Text embeddings in place of ``prompt``.
-            **kwargs: Everything else that ``StableDiffusionPipeline`` takes.
+            **kwargs: Everything else that the diffusers pipeline takes: ``height`` and ``width``,
+                ``guidance_scale``, ``generator``, ``image``, ``callback_on_step_end`` and so on.
 
         Returns:
-            What ``StableDiffusionPipeline`` returns.
+            What the diffusers pipeline returns.
 
         Raises:
             FusionError: If an argument does not fit; the message names it.
         """
+        self._check_arguments(prompt, kwargs)
+        images = self._count_images(prompt, num_images_per_prompt, kwargs)
+        self._warn_of_what_is_cut(prompt, kwargs)
+        if (kwargs.get("height") is None) != (kwargs.get("width") is None):
+            # Some of diffusers' pipelines would drop the one that is given.
+            kwargs["height"], kwargs["width"] = self._output_size(kwargs)
         repeats = num_images_per_prompt or 1
-        arguments = {
-            "prompt": prompt,
-            "height": height,
-            "width": width,
-            "guidance_scale": guidance_scale,
-            "num_images_per_prompt": repeats,
-            "prompt_embeds": prompt_embeds,
-            **kwargs,
-        }
+        generate = functools.partial(
+            super().__call__, prompt=prompt, num_images_per_prompt=repeats, **kwargs
+        )
+        separate = _one_of("guidance_mode", guidance_mode, "joint", "separate") == "separate"
+        shared = _one_of("timestep_mode", timestep_mode, "clean", "shared") == "shared"
+        if identity_guidance_scale is not None:
+            _check_scale(identity_guidance_scale, separate)
         if references is None:
             for name, value in (
                 ("strengths", strengths),
@@ -231,30 +332,160 @@ class FusionPipeline(StableDiffusionPipeline):
             ):
                 if value is not None:
                     raise FusionError(f"{name} needs references: give at least one face image.")
-            return super().__call__(**arguments)
+            return generate()
 
         adapter = self._attached_adapter()
-        if not isinstance(references, ReferenceCache):
-            references = self.encode_references(references)
+        if isinstance(references, ReferenceCache):
+            groups, each = references.batch_size, len(references)
+            if shared:
+                raise FusionError(
+                    'references must be images with timestep_mode="shared", which encodes them at '
+                    "every step: a ReferenceCache was encoded once."
+                )
+        else:
+            pictures = _grouped(references)
+            groups, each = len(pictures), len(pictures[0])
+        if groups not in (1, images // repeats):
+            raise FusionError(
+                f"references holds faces for {groups} prompts, but there are {images // repeats}: "
+                "give one list of faces for each prompt, or one for all."
+            )
+        if isinstance(strengths, int | float):
+            strengths = [strengths] * each
+        seen = any(not is_number(s, 0) for s in check_strengths(strengths, each, images))
+        conditioned = functools.partial(
+            adapter.conditioned,
+            strengths=strengths,
+            identity_masks=self._masks(identity_masks, kwargs),
+            reference_identity=reference_identity,
+            batch_size=images,
+        )
+
+        shown: ReferenceCache | AtEachStep
+        if shared and seen:
+            shown = self._encoder_at_each_step(pictures, images, kwargs.get("generator"))
+        else:
+            if not isinstance(references, ReferenceCache):
+                references = self.encode_references(references)
+            shown = references.to(self._execution_device, self.unet.dtype)
+            shown = shown.repeat_interleave(repeats)
+        with self._shown(shown, conditioned, images, separate and seen, identity_guidance_scale):
+            return generate()
+
+    @contextmanager
+    def _shown(
+        self,
+        references: ReferenceCache | AtEachStep,
+        conditioned: Callable[[Sequence[LayerKeysValues]], AbstractContextManager[None]],
+        images: int,
+        separate: bool,
+        identity_guidance_scale: float | None,
+    ) -> Iterator[None]:
+        """Let the UNet see faces, and stand between it and the pipeline where a mode asks for that.
+
+        Args:
+            references: K_f and V_f of each, or a function that makes them from the timestep.
+            conditioned: The adapter's ``conditioned``, with all but the references given.
+            images: How many images are generated: the size of each branch of guidance.
+            separate: Whether to guide by the faces apart from the text.
+            identity_guidance_scale: As for the call.
+        """
+        with ExitStack() as hooks, ExitStack() as faces:
+
+            def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+                if callable(references):
+                    faces.close()  # it is the base model that looks at references
+                    timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+                    faces.enter_context(conditioned(references(timestep)))
+                return add_branch(args, kwargs, images) if separate else (args, kwargs)
+
+            def after(prediction: Tensor) -> Tensor:
+                if not separate:
+                    return prediction
+                guided = prediction.shape[0] > 2 * images  # there is an unconditional branch
+                # Asked at each step, for callbacks may change it.
+                text_scale = self.guidance_scale if guided else 1
+                scale = text_scale if identity_guidance_scale is None else identity_guidance_scale
+                return blend_branches(prediction, images, scale / text_scale)
+
+            if isinstance(references, ReferenceCache):
+                faces.enter_context(conditioned(references))
+            if separate or callable(references):
+                hooks.enter_context(intercepted(self.unet, before, after))
+            yield
+
+    def check_inputs(self, *args: Any, **kwargs: Any) -> None:
+        """Make diffusers' own checks, with this library's error."""
+        try:
+            super().check_inputs(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise FusionError(f"{_first_line(error)}.") from error
+
+    def _check_arguments(self, prompt: Any, arguments: dict[str, Any]) -> None:
+        """See that the diffusers pipeline knows these arguments; some it would drop in silence."""
+        stock = inspect.signature(super().__call__).parameters
+        mine = inspect.signature(FusionMixin.__call__).parameters
+        known = [name for name in {**stock, **mine} if name not in ("self", "args", "kwargs")]
+        for name in arguments:
+            if name not in (*known, "callback", "callback_steps"):
+                near = difflib.get_close_matches(name, known, 1)
+                raise FusionError(
+                    f"{name} is not an argument of {type(self).__name__}"
+                    + (f": did you mean {near[0]}?" if near else ".")
+                )
+        for name in ("image", "control_image"):
+            if name in stock and arguments.get(name) is None:
+                raise FusionError(f"{name} must be given to {type(self).__name__}, by its name.")
+        for name, text in {"prompt": prompt, **arguments}.items():
+            if name in _TEXTS and text is not None and not _is_text(text):
+                raise FusionError(f"{name} must be a string or a list of strings, not {text!r}.")
+
+    def _count_images(
+        self, prompt: str | list[str] | None, repeats: Any, arguments: dict[str, Any]
+    ) -> int:
+        """How many images are to be made, one generator for each if there is a list of them."""
+        if repeats is not None and (not isinstance(repeats, int) or repeats < 1):
+            raise FusionError(
+                f"num_images_per_prompt must be a whole number of at least 1, not {repeats!r}."
+            )
+        embeds = arguments.get("prompt_embeds")
+        if embeds is not None and not (isinstance(embeds, Tensor) and embeds.ndim == 3):
+            raise FusionError("prompt_embeds must be a tensor (prompts, tokens, width).")
         if isinstance(prompt, list):
             prompts = len(prompt)
         else:
-            prompts = 1 if prompt_embeds is None else prompt_embeds.shape[0]
-        if references.batch_size not in (1, prompts):
+            prompts = 1 if embeds is None else embeds.shape[0]
+        images = prompts * (repeats or 1)
+        generator = arguments.get("generator")
+        if isinstance(generator, list) and len(generator) != images:
             raise FusionError(
-                f"references holds faces for {references.batch_size} prompts, but there are "
-                f"{prompts}: give one list of faces for each prompt, or one for all."
+                f"generator must be one torch.Generator or a list of {images}, one for each image, "
+                f"not {len(generator)}."
             )
-        if isinstance(strengths, int | float):
-            strengths = [strengths] * len(references)
-        with adapter.conditioned(
-            references.to(self._execution_device, self.unet.dtype).repeat_interleave(repeats),
-            strengths=strengths,
-            identity_masks=self._masks(identity_masks, height, width),
-            reference_identity=reference_identity,
-            batch_size=prompts * repeats,
-        ):
-            return super().__call__(**arguments)
+        return images
+
+    def _warn_of_what_is_cut(self, prompt: Any, arguments: dict[str, Any]) -> None:
+        """Warn of text beyond what the text encoder reads, and show it."""
+        for name, text in {"prompt": prompt, **arguments}.items():
+            if name not in _TEXTS or not text:
+                continue
+            components = ("tokenizer_2", "tokenizer")
+            tokenizer = next(
+                found
+                for component in (components if name.endswith("_2") else components[::-1])
+                if (found := getattr(self, component, None)) is not None
+            )
+            # The tokens that are read begin with the start token and leave room for the end token.
+            room = tokenizer.model_max_length - 1
+            for each in [text] if isinstance(text, str) else text:
+                tokens = tokenizer(self.maybe_convert_prompt(each, tokenizer), verbose=False)
+                cut = tokenizer.decode(tokens.input_ids[room:-1])
+                if cut:
+                    warnings.warn(
+                        f"{name} is longer than the {room - 1} tokens that the text encoder reads; "
+                        f"this was cut: {cut!r}",
+                        stacklevel=4,  # where the pipeline was called
+                    )
 
     def _attached_adapter(self) -> FusionAdapter:
         if self.adapter is None:
@@ -265,24 +496,103 @@ class FusionPipeline(StableDiffusionPipeline):
         self.adapter.attach(self.unet)
         return self.adapter
 
+    def _empty_prompt(self, height: int, width: int) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """The text that a reference image of this size is seen with, and SDXL's conditions."""
+        empty_prompt, _ = self.encode_prompt("", self._execution_device, 1, False)
+        return empty_prompt.to(self.unet.dtype), None
+
+    def _encode_images(self, images: Sequence[Image.Image], height: int, width: int) -> Tensor:
+        """The scaled latents of reference images, ``(images, channels, h, w)``."""
+        prepared = [prepare_reference(image, height, width) for image in images]
+        pixels = self.image_processor.preprocess(prepared)
+        distribution = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype))
+        latents = distribution.latent_dist.mode() * self.vae.config.scaling_factor
+        return latents.to(self.unet.dtype)
+
+    def _encoder_at_each_step(
+        self, groups: list[list[Image.Image]], images: int, generator: Any
+    ) -> AtEachStep:
+        """A function from a timestep to each reference's K_f and V_f, noised to that timestep."""
+        size = self._image_size(None, None)
+        empty_prompt, added = self._empty_prompt(*size)
+        latents = self._encode_images([image for group in groups for image in group], *size)
+        # (references, images, channels, h, w): each image has its own references or the one group
+        shown = latents.unflatten(0, (len(groups), -1)).transpose(0, 1)
+        shown = shown.repeat_interleave(images // len(groups), dim=1)
+        noise: list[Tensor] = []
+
+        def encode(timestep: Any) -> list[LayerKeysValues]:
+            if not noise:  # at the first step: the image's own noise is the same in both modes
+                device, dtype = latents.device, latents.dtype
+                noise.extend(randn_tensor(s.shape, generator, device, dtype) for s in shown)
+            return [
+                self.adapter(
+                    encode_references(
+                        self.unet,
+                        reference,
+                        empty_prompt,
+                        timestep_mode="shared",
+                        timestep=torch.as_tensor(timestep).flatten()[0],
+                        noise=own_noise,
+                        scheduler=self.scheduler,
+                        added_cond_kwargs=added,
+                    )
+                )
+                for reference, own_noise in zip(shown, noise, strict=True)
+            ]
+
+        return encode
+
     def _image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, the model's own where they are not given."""
         size = self.unet.config.sample_size
         rows, columns = (size, size) if isinstance(size, int) else size
         return height or rows * self.vae_scale_factor, width or columns * self.vae_scale_factor
 
+    def _output_size(self, arguments: dict[str, Any]) -> tuple[int, int]:
+        """Height and width of the generated image: those of ``image``, if there is one."""
+        height, width = arguments.get("height"), arguments.get("width")
+        image = arguments.get("image")
+        while isinstance(image, list | tuple) and image:
+            image = image[0]
+        if image is None:
+            return self._image_size(height, width)
+        if isinstance(image, Image.Image):
+            rows, columns = image.height, image.width
+        elif isinstance(image, Tensor):
+            rows, columns = image.shape[-2:]
+            if image.ndim > 2 and image.shape[-3] == self.vae.config.latent_channels:
+                rows, columns = rows * self.vae_scale_factor, columns * self.vae_scale_factor
+        elif isinstance(image, np.ndarray) and image.ndim > 2:
+            rows, columns = image.shape[-3:-1]
+        else:
+            raise FusionError(
+                f"image must be a PIL image, an array or a tensor, not {type(image).__name__}."
+            )
+        rows, columns = (side - side % self.vae_scale_factor for side in (rows, columns))
+        return height or rows, width or columns
+
     def _masks(
         self,
         masks: Tensor | np.ndarray | Sequence[Image.Image] | None,
-        height: int | None,
-        width: int | None,
+        arguments: dict[str, Any],
     ) -> Tensor | None:
         """The identity masks as booleans, checked against the size of the image."""
         if masks is None:
             return None
-        if isinstance(masks, np.ndarray):
+        wanted = self._output_size(arguments)
+        like = f"boolean of shape (identities, {wanted[0]}, {wanted[1]}) like the image"
+        if isinstance(masks, np.ndarray) and masks.dtype.kind in "biuf":
             masks = torch.from_numpy(masks)
         elif not isinstance(masks, Tensor):
+            if not (
+                isinstance(masks, list | tuple)
+                and all(isinstance(mask, Image.Image) for mask in masks)
+            ):
+                raise FusionError(
+                    f"identity_masks must be {like}, or a list with one PIL image for each "
+                    f"identity, not {type(masks).__name__}."
+                )
             if len({mask.size for mask in masks}) != 1:
                 raise FusionError(
                     "identity_masks must be one image for each identity, of one size."
@@ -290,11 +600,9 @@ class FusionPipeline(StableDiffusionPipeline):
             masks = torch.stack(
                 [torch.from_numpy(np.asarray(mask.convert("L")) > 127) for mask in masks]
             )
-        wanted = self._image_size(height, width)
         if masks.ndim != 3 or masks.dtype != torch.bool or tuple(masks.shape[1:]) != wanted:
             raise FusionError(
-                f"identity_masks must be boolean of shape (identities, {wanted[0]}, {wanted[1]}) "
-                f"like the image, not {masks.dtype} of {tuple(masks.shape)}."
+                f"identity_masks must be {like}, not {masks.dtype} of {tuple(masks.shape)}."
             )
         for index, mask in enumerate(masks):
             if not mask.any():
@@ -302,6 +610,111 @@ class FusionPipeline(StableDiffusionPipeline):
                     f"identity_masks[{index}] is empty: mark where that face shall be."
                 )
         return masks.to(self._execution_device)
+
+
+class FusionXLMixin(FusionMixin):
+    """What is different for SDXL when it looks at a reference."""
+
+    def _empty_prompt(self, height: int, width: int) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """The unconditional text, its pooled form, and the image's size as SDXL is told it.
+
+        For the checkpoints that were trained so, the unconditional text is zeros. The size is the
+        original one, no crop, and the target one (Podell et al., 2023, Section 2.2).
+        """
+        _, empty_prompt, _, pooled = self.encode_prompt(
+            "",
+            device=self._execution_device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+        )
+        time_ids = torch.tensor([[height, width, 0, 0, height, width]], device=pooled.device)
+        added = {"text_embeds": pooled, "time_ids": time_ids}
+        dtype = self.unet.dtype
+        return empty_prompt.to(dtype), {name: value.to(dtype) for name, value in added.items()}
+
+    def _encode_images(self, images: Sequence[Image.Image], height: int, width: int) -> Tensor:
+        """The scaled latents; in half precision SDXL's VAE overflows, and its config says so."""
+        upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+        if upcast:
+            self.vae.to(torch.float32)
+        try:
+            return super()._encode_images(images, height, width)
+        finally:
+            if upcast:
+                self.vae.to(torch.float16)
+
+
+class FusionPipeline(FusionMixin, StableDiffusionPipeline):
+    """Text to image with faces: Stable Diffusion 1.x and 2.x.
+
+    Example:
+        >>> pipeline = FusionPipeline.from_pretrained("data/models/embedded")
+        >>> face = Image.open("face.png")
+        >>> pipeline("a laughing person", references=[face]).images[0]
+    """
+
+
+class FusionImg2ImgPipeline(FusionMixin, StableDiffusionImg2ImgPipeline):
+    """Image to image with faces: sampling starts from ``image``, noised by ``strength``.
+
+    Example:
+        >>> restyle = FusionImg2ImgPipeline.from_pipe(pipeline)
+        >>> restyle("an oil painting", references=[face], image=photo, strength=0.6).images[0]
+    """
+
+
+class FusionControlNetPipeline(FusionMixin, StableDiffusionControlNetPipeline):
+    """Text to image with faces, and one ControlNet or a list of them, shown ``image``.
+
+    Example:
+        >>> controlled = FusionControlNetPipeline.from_pipe(pipeline, controlnet=depth_net)
+        >>> controlled("a person", references=[face], image=depth).images[0]
+    """
+
+
+class FusionControlNetImg2ImgPipeline(FusionMixin, StableDiffusionControlNetImg2ImgPipeline):
+    """Image to image from ``image``, with faces, and ControlNets shown ``control_image``.
+
+    Example:
+        >>> both = FusionControlNetImg2ImgPipeline.from_pipe(pipeline, controlnet=depth_net)
+        >>> both("a person", references=[face], image=photo, control_image=depth).images[0]
+    """
+
+
+class FusionXLPipeline(FusionXLMixin, StableDiffusionXLPipeline):
+    """Text to image with faces: SDXL.
+
+    Example:
+        >>> pipeline = FusionXLPipeline.from_single_file("sdxl.safetensors", adapter="my-adapter")
+        >>> pipeline("a laughing person", references=[face]).images[0]
+    """
+
+
+class FusionXLImg2ImgPipeline(FusionXLMixin, StableDiffusionXLImg2ImgPipeline):
+    """Image to image with faces: SDXL, from ``image``, noised by ``strength``.
+
+    Example:
+        >>> restyle = FusionXLImg2ImgPipeline.from_pipe(pipeline)
+        >>> restyle("an oil painting", references=[face], image=photo, strength=0.6).images[0]
+    """
+
+
+class FusionXLControlNetPipeline(FusionXLMixin, StableDiffusionXLControlNetPipeline):
+    """Text to image with faces: SDXL, and ControlNets that are shown ``image``.
+
+    Example:
+        >>> controlled = FusionXLControlNetPipeline.from_pipe(pipeline, controlnet=depth_net)
+        >>> controlled("a person", references=[face], image=depth).images[0]
+    """
+
+
+class FusionXLControlNetImg2ImgPipeline(FusionXLMixin, StableDiffusionXLControlNetImg2ImgPipeline):
+    """Image to image with faces: SDXL, and ControlNets shown ``control_image``.
+
+    Example:
+        >>> both = FusionXLControlNetImg2ImgPipeline.from_pipe(pipeline, controlnet=depth_net)
+        >>> both("a person", references=[face], image=photo, control_image=depth).images[0]
+    """
 
 
 def prepare_reference(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -316,10 +729,38 @@ def prepare_reference(image: Image.Image, height: int, width: int) -> Image.Imag
     return ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
 
 
+_TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+
+
+def _is_text(text: Any) -> bool:
+    return isinstance(text, str) or (
+        isinstance(text, list) and len(text) > 0 and all(isinstance(item, str) for item in text)
+    )
+
+
+def _one_of(name: str, value: Any, *choices: str) -> str:
+    if value not in choices:
+        raise FusionError(f'{name} must be "{choices[0]}" or "{choices[1]}", not {value!r}.')
+    return str(value)
+
+
+def _check_scale(scale: Any, separate: bool) -> None:
+    if not separate:
+        raise FusionError('identity_guidance_scale needs guidance_mode="separate".')
+    if not (isinstance(scale, int | float) and 0 <= scale < math.inf):
+        raise FusionError(
+            f"identity_guidance_scale must be a finite number of at least 0, not {scale!r}."
+        )
+
+
 def _grouped(references: Any) -> list[list[Image.Image]]:
     """The images for each prompt, or those of the one group that serves all prompts; checked."""
     if isinstance(references, Image.Image):
         references = [references]
+    if not isinstance(references, list | tuple):
+        raise FusionError(
+            f"references must be PIL images or a ReferenceCache, not {type(references).__name__}."
+        )
     nested = len(references) > 0 and all(isinstance(item, list | tuple) for item in references)
     groups = [list(group) for group in references] if nested else [list(references)]
     counts = [len(group) for group in groups]
@@ -337,10 +778,34 @@ def _grouped(references: Any) -> list[list[Image.Image]]:
     return groups
 
 
-def _load_adapter(source: str | Path, dtype: torch.dtype | None) -> FusionAdapter:
+def _load_adapter(
+    source: str | Path | FusionAdapter | None,
+    checkpoint: str | Path | None,
+    loading: dict[str, Any],
+) -> FusionAdapter | None:
+    """The adapter, loaded if it is not yet; None means the checkpoint's own, if it has one.
+
+    Args:
+        source: The adapter, or its folder or hub id.
+        checkpoint: The folder or hub id of the base model.
+        loading: The arguments that the base model is loaded with; the dtype counts here.
+    """
+    if source is None and checkpoint is not None:
+        own = Path(checkpoint) / "adapter"
+        source = own if (own / "config.json").is_file() else None
+    if source is None or isinstance(source, FusionAdapter):
+        return source
+    if not isinstance(source, str | Path):
+        raise FusionError(
+            "adapter must be a FusionAdapter, or its folder or hub id, not "
+            f"{type(source).__name__}."
+        )
+    dtype = loading.get("dtype", loading.get("torch_dtype"))
     try:
         return FusionAdapter.from_pretrained(str(source), dtype=dtype)
-    except OSError as error:
+    except FusionError:
+        raise
+    except Exception as error:  # diffusers, safetensors and the hub each have their own errors
         raise FusionError(
             f"The adapter {str(source)!r} cannot be loaded; it must be a folder with config.json "
             f"and diffusion_pytorch_model.safetensors, or a hub id ({_first_line(error)})."
@@ -348,4 +813,6 @@ def _load_adapter(source: str | Path, dtype: torch.dtype | None) -> FusionAdapte
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
+    """What an error says, or what it is called if it says nothing."""
+    said = str(error).strip().split("\n")[0].rstrip(".")
+    return said or type(error).__name__

@@ -22,9 +22,12 @@ from fusionlib.training.data import load_pictures, reference_pairs
 from fusionlib.training.loop import fit, learning_rate, step_generator
 from fusionlib.training.objective import (
     contrastive_loss,
+    diffusion_loss,
     diffusion_target,
+    face_weights,
     gaussian_kl,
     reconstruction_loss,
+    word_loss,
 )
 
 SIDE = 32
@@ -154,7 +157,8 @@ def test_a_run_can_start_from_trained_weights(profile: Profile, tmp_path: Path) 
     copy = tmp_path / "copy"
     for module in (vae, clip, base):
         run = module.train(still, copy, start_from=start)
-        assert run.started_from is not None and run.started_from.startswith(f"{start.name}/")
+        assert run.started_from is not None and "sha256" in run.started_from
+        assert (run.samples, run.samples_before) == (8, 16)
     adapter.train(still, copy / "adapter", start_from=Path(profile.adapter))
     for part in ("vae", "clip", "text_encoder", "unet", "adapter"):
         (before,) = (start / part).glob("*.safetensors")
@@ -352,6 +356,42 @@ def test_velocity_target_recovers_the_latents() -> None:
     torch.testing.assert_close(
         alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity, latents, atol=1e-4, rtol=1e-4
     )
+
+
+def test_word_loss_counts_every_word_and_the_end_once() -> None:
+    embeddings = torch.eye(5)
+    ids = torch.tensor([[3, 1, 2, 4, 4, 4], [3, 2, 4, 4, 4, 4]])  # 4 ends a text and pads it
+    states = embeddings[ids]
+    read = word_loss(states * 50, embeddings, ids, end=4)
+    torch.testing.assert_close(read, torch.tensor(0.0))
+    padding = states.clone()
+    padding[:, 4:] = 7.0  # never read
+    torch.testing.assert_close(word_loss(padding * 50, embeddings, ids, end=4), read)
+    wrong = states.clone()
+    wrong[0, 1] = embeddings[0]  # one of seven words is taken for another
+    torch.testing.assert_close(
+        word_loss(wrong * 50, embeddings, ids, end=4), torch.tensor(50.0 / 7)
+    )
+
+
+def test_face_weights_favour_the_face_and_have_mean_one() -> None:
+    masks = torch.zeros(2, 16, 16)
+    masks[0, 4:12, 4:12] = 1
+    weights = face_weights(masks, (4, 4))
+    assert weights.shape == (2, 1, 4, 4)
+    # Four of sixteen positions count five times as much as the other twelve.
+    expected = torch.full((4, 4), 16 / (12 + 4 * 5))
+    expected[1:3, 1:3] *= 5
+    torch.testing.assert_close(weights[0, 0], expected)
+    assert torch.equal(weights[1], torch.ones(1, 4, 4))  # no mask: the plain error
+    prediction, target = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    terms = diffusion_loss(prediction, target, weights)
+    by_hand = sum(
+        (weights[n, 0, y, x] * (prediction - target)[n, c, y, x] ** 2) / (2 * 3 * 4 * 4)
+        for n in range(2) for c in range(3) for y in range(4) for x in range(4)
+    )  # fmt: skip
+    torch.testing.assert_close(terms["loss"], torch.as_tensor(by_hand))
+    torch.testing.assert_close(terms["mse"], nn.functional.mse_loss(prediction, target))
 
 
 def test_losses_against_direct_computation() -> None:

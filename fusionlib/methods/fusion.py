@@ -23,6 +23,7 @@ _CODE = (
     "reference.py",
     "adapter.py",
     "pipeline.py",
+    "guidance.py",
     "methods/fusion.py",
 )
 """Sources that can change a picture: an edit makes new pictures, never stale ones."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -23,7 +22,7 @@ from fusionlib.training.data import load_pictures, reference_pairs
 from fusionlib.training.export import save_model
 from fusionlib.training.latents import cached_latents, embed_captions
 from fusionlib.training.loop import Run, fit
-from fusionlib.training.objective import noised
+from fusionlib.training.objective import diffusion_loss, face_weights, noised
 
 
 class _Conditioned(nn.Module):
@@ -77,9 +76,9 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pictures = load_pictures(settings.shards, profile.resolution)
     captions = embed_captions(base, pictures, device)
-    latents = cached_latents(
-        base, pictures.mirrored(), folder.parent / "latents.safetensors", device
-    )
+    mirrored = pictures.mirrored()
+    latents = cached_latents(base, mirrored, folder.parent / "latents.safetensors", device)
+    weights = face_weights(torch.from_numpy(mirrored.masks), latents.shape[-2:])
     unet = load_frozen(UNet2DConditionModel, base / "unet").to(device)
     scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
     partners = reference_pairs(pictures)
@@ -87,7 +86,7 @@ def train(
     empty_prompt = captions.embeddings[:1]
     hidden = _reference_states(unet, latents, empty_prompt) if settings.cache_references else None
     adapter = FusionAdapter.from_unet(unet, init="self_attention")
-    started_from = start_weights(adapter, start_from)
+    start = start_weights(adapter, start_from, "adapter")
 
     def loss(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         size = recipe.batch_size
@@ -98,8 +97,8 @@ def train(
             for i, u in zip(index.tolist(), draws, strict=True)
         ]
         # Either picture may be mirrored: the second half of the latents.
-        mirrored = len(pictures) * torch.randint(2, (2, size), generator=generator)
-        chosen, shown = index + mirrored[0], torch.tensor(reference) + mirrored[1]
+        offset = len(pictures) * torch.randint(2, (2, size), generator=generator)
+        chosen, shown = index + offset[0], torch.tensor(reference) + offset[1]
         drop = torch.rand(size, generator=generator)
         no_text, no_reference = dropout_masks(
             drop, settings.text_dropout, settings.reference_dropout, settings.both_dropout
@@ -117,7 +116,7 @@ def train(
             states,
             (~no_reference).float().to(device),
         )
-        return {"loss": F.mse_loss(prediction.float(), goal.to(device))}
+        return diffusion_loss(prediction, goal.to(device), weights[chosen].to(device))
 
     run = fit(
         _Conditioned(unet, adapter),
@@ -129,7 +128,7 @@ def train(
         minutes=minutes,
         resume=resume,
         name="adapter",
-        started_from=started_from,
+        start=start,
     )
     adapter.detach(unet)
     save_model(adapter, target, folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -16,7 +15,7 @@ from fusionlib.training.data import load_pictures
 from fusionlib.training.export import save_model
 from fusionlib.training.latents import cached_latents, embed_captions
 from fusionlib.training.loop import Run, fit
-from fusionlib.training.objective import noised
+from fusionlib.training.objective import diffusion_loss, face_weights, noised
 
 TEXT_DROPOUT = 0.1
 """Share of samples with the empty prompt, for classifier-free guidance (Ho and Salimans 2022)."""
@@ -51,9 +50,10 @@ def train(
     pictures = load_pictures(profile.training.shards, profile.resolution).mirrored()
     captions = embed_captions(target, pictures, device)
     latents = cached_latents(target, pictures, folder.parent / "latents.safetensors", device)
+    weights = face_weights(torch.from_numpy(pictures.masks), latents.shape[-2:])
     torch.manual_seed(profile.seed)
     unet = UNet2DConditionModel(**profile.architecture["unet"])
-    started_from = start_weights(unet, start_from and start_from / "unet")
+    start = start_weights(unet, start_from and start_from / "unet", "base")
     scheduler = DDIMScheduler(**profile.architecture["scheduler"])
     if device.type == "cpu":
         unet.to(memory_format=torch.channels_last)
@@ -67,7 +67,7 @@ def train(
         prediction = network(
             noisy.to(device), timesteps.to(device), text.to(device), return_dict=False
         )[0]
-        return {"loss": F.mse_loss(prediction.float(), goal.to(device))}
+        return diffusion_loss(prediction, goal.to(device), weights[index].to(device))
 
     run = fit(
         unet,
@@ -79,7 +79,7 @@ def train(
         minutes=minutes,
         resume=resume,
         name="base",
-        started_from=started_from,
+        start=start,
     )
     save_model(unet, target / "unet", folder)
     scheduler.save_pretrained(target / "scheduler")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +47,40 @@ def load_frozen(model: type[Any], folder: Path, **arguments: Any) -> Any:
     return loaded.requires_grad_(False).eval()
 
 
-def start_weights(network: nn.Module, folder: Path | None) -> str | None:
+@dataclass(frozen=True)
+class Start:
+    """What a run began with.
+
+    Attributes:
+        weights: the model's name and its weights' hash; None for random weights.
+        samples: how many training samples those weights had seen, by their own records.
+    """
+
+    weights: str | None = None
+    samples: int = 0
+
+
+RANDOM = Start()
+"""What a run from scratch begins with."""
+
+
+def start_weights(network: nn.Module, folder: Path | None, run: str) -> Start:
     """Give a network the weights of a trained model, in place of its random ones.
 
     Args:
         network: a diffusers model, changed in place.
         folder: a folder that such a model was saved to; None leaves the network as it is.
+        run: the name of the run that trained it; its record is read from ``training/`` beside the
+            folder, where there is one.
 
     Returns:
-        What to record of them: the folder's name and the weights' hash. None without a folder.
+        What to record of the start.
 
     Raises:
         FusionError: when the folder holds no model, or one of another architecture.
     """
     if folder is None:
-        return None
+        return RANDOM
     trained = load_frozen(type(network), folder)
     try:
         network.load_state_dict(trained.state_dict())
@@ -68,4 +89,9 @@ def start_weights(network: nn.Module, folder: Path | None) -> str | None:
             f"the model in {folder} has another architecture than the profile's: give the profile "
             "its sizes, or start from random weights"
         ) from error
-    return f"{folder.parent.name}/{folder.name}, sha256 {sha256_modules([trained])[:16]}"
+    record = folder.parent / "training" / f"{run}.json"
+    before = json.loads(record.read_text()) if record.is_file() else {}
+    return Start(
+        weights=f"{folder.name}, sha256 {sha256_modules([trained])[:16]}",
+        samples=before.get("samples", 0) + before.get("samples_before", 0),
+    )

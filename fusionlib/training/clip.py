@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -26,7 +27,11 @@ from fusionlib.training.checkpoints import start_weights
 from fusionlib.training.data import load_pictures
 from fusionlib.training.export import save_model
 from fusionlib.training.loop import Run, fit
-from fusionlib.training.objective import contrastive_loss
+from fusionlib.training.objective import contrastive_loss, word_loss
+
+VIEWS = 4
+"""Pictures of each person in a batch: what tells them apart is expression, style and scene, which
+among strangers would hardly be needed."""
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -84,15 +89,16 @@ def build(profile: Profile, tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 class _Embed(nn.Module):
-    """Both towers in one forward pass."""
+    """Both towers in one forward pass, and the text tower's states."""
 
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixel_values: Tensor, input_ids: Tensor) -> tuple[Tensor, ...]:
         out = self.clip(input_ids=input_ids, pixel_values=pixel_values)
-        return out.image_embeds, out.text_embeds, self.clip.logit_scale
+        states = out.text_model_output.last_hidden_state
+        return out.image_embeds, out.text_embeds, self.clip.logit_scale, states
 
 
 def train(
@@ -144,11 +150,18 @@ def train(
     clip = build(profile, tokenizer)
     with torch.no_grad():
         clip.logit_scale.fill_(math.log(1 / 0.07))
-    started_from = start_weights(clip, start_from and start_from / "clip")
+    start = start_weights(clip, start_from and start_from / "clip", "clip")
+    people = [
+        torch.from_numpy(np.flatnonzero(pictures.person == person))
+        for person in np.unique(pictures.person)
+    ]
     token_ids = [tokenize(tokenizer, wordings) for wordings in pictures.captions]
 
     def loss(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        index = torch.randperm(len(pictures), generator=generator)[: recipe.batch_size]
+        chosen = torch.randperm(len(people), generator=generator)[: recipe.batch_size // VIEWS]
+        index = torch.cat(
+            [people[i][torch.randperm(len(people[i]), generator=generator)[:VIEWS]] for i in chosen]
+        )
         draw = torch.rand(len(index), generator=generator)
         ids = torch.stack(
             [
@@ -160,10 +173,18 @@ def train(
         flip = torch.rand(len(index), generator=generator) < 0.5
         pixels[flip] = pixels[flip].flip(-1)
         values = ((pixels + 1) / 2 - mean) / std
-        image, text, scale = network(values.to(clip.device), ids.to(clip.device))
-        value = contrastive_loss(image, text, scale)
+        ids = ids.to(clip.device)
+        image, text, scale, states = network(values.to(clip.device), ids)
+        contrast = contrastive_loss(image, text, scale)
+        embeddings = clip.text_model.embeddings.token_embedding.weight
+        words = word_loss(states, embeddings, ids, tokenizer.eos_token_id)
         hits = (image @ text.T).argmax(1).cpu() == torch.arange(len(index))
-        return {"loss": value, "top1": hits.float().mean()}
+        return {
+            "loss": contrast + words,
+            "contrast": contrast,
+            "words": words,
+            "top1": hits.float().mean(),
+        }
 
     folder = Path(profile.training.runs) / profile.name / "clip"
     run = fit(
@@ -176,7 +197,7 @@ def train(
         minutes=minutes,
         resume=resume,
         name="clip",
-        started_from=started_from,
+        start=start,
     )
     save_model(clip, target / "clip", folder)
     processor.save_pretrained(target / "clip")

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from fusionlib.errors import FusionError
 from fusionlib.profiles import Recipe
+from fusionlib.training.checkpoints import RANDOM, Start
 
 LossFunction = Callable[[nn.Module, torch.Generator], Mapping[str, Tensor]]
 """``(network, generator) -> {"loss": scalar, ...}``; further entries are logged."""
@@ -47,6 +48,7 @@ class Run:
         final_loss: mean over the last 100 logged values.
         machine: processor or GPU, and how many processes.
         started_from: the weights that it began with, None for random ones.
+        samples_before: training samples that those weights had seen.
     """
 
     steps: int
@@ -56,6 +58,7 @@ class Run:
     final_loss: float
     machine: str
     started_from: str | None = None
+    samples_before: int = 0
 
     @property
     def finished(self) -> bool:
@@ -88,7 +91,7 @@ def fit(
     minutes: float | None = None,
     resume: bool = True,
     name: str = "train",
-    started_from: str | None = None,
+    start: Start = RANDOM,
 ) -> Run:
     """Train the parameters of ``network`` that require a gradient, and leave their average in it.
 
@@ -103,7 +106,8 @@ def fit(
         minutes: stop (with a checkpoint) after this time even if the schedule is not at its end.
         resume: go on from the checkpoint in ``folder`` if there is one, else start over.
         name: shown by the progress bar.
-        started_from: what to record of the weights that ``network`` came with.
+        start: what to record of the weights that ``network`` comes with; a resumed run keeps its
+            own record.
 
     Returns:
         What the run did so far. ``network`` holds the exponential average of the weights.
@@ -145,6 +149,7 @@ def fit(
         ema.load_state_dict(state["ema"])
         ema.to(accelerator.device)
         step, seconds = state["step"], state["seconds"]
+        start = Start(**state.get("start", asdict(start)))
     prepared, optimizer = accelerator.prepare(network, optimizer)
     if recipe.compile:
         prepared.compile(dynamic=False)
@@ -162,6 +167,7 @@ def fit(
                 "ema": ema.state_dict(),
                 "step": step,
                 "seconds": seconds,
+                "start": asdict(start),
             },
             partial,
         )
@@ -199,7 +205,7 @@ def fit(
             if log:
                 log.write(
                     step,
-                    step * recipe.batch_size * accelerator.num_processes,
+                    start.samples + step * recipe.batch_size * accelerator.num_processes,
                     seconds,
                     values | {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"]},
                 )
@@ -220,7 +226,8 @@ def fit(
         seconds=round(seconds, 1),
         final_loss=log.recent() if log else float("nan"),
         machine=f"{_device(accelerator)}, {accelerator.num_processes} process(es)",
-        started_from=started_from,
+        started_from=start.weights,
+        samples_before=start.samples,
     )
     if log:
         log.close()

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+DIFFUSION_FACE_WEIGHT = 4.0
+"""Added to the loss weight 1 of a position that lies wholly inside the face."""
+
 
 def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """What the UNet predicts, by the scheduler's ``prediction_type`` (Ho 2020; Salimans 2022).
@@ -54,6 +57,37 @@ def noised(
     return noisy, timesteps, diffusion_target(scheduler, latents, noise, timesteps)
 
 
+def face_weights(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """How much each position of the latents counts in the loss: more inside the face.
+
+    A face fills a few of the positions, and its features a small part of their variance, so a short
+    training would spend itself on hair and background. What minimises the error at one position
+    does not depend on the weight of that position: only the way there does.
+
+    Args:
+        masks: face masks, 0 or 1, ``(n, height, width)``; all zero where none is known.
+        size: ``(h, w)`` of the latents.
+
+    Returns:
+        ``(n, 1, h, w)``, of mean 1 over each picture.
+    """
+    covered = torch.stack([F.adaptive_avg_pool2d(mask[None].float(), size) for mask in masks])
+    weights = 1 + DIFFUSION_FACE_WEIGHT * covered
+    return weights / weights.mean(dim=(2, 3), keepdim=True)
+
+
+def diffusion_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Weighted squared error of the UNet's prediction, and the plain one beside it.
+
+    Args:
+        prediction: ``(batch, channels, h, w)``.
+        target: the same shape, see `diffusion_target`.
+        weights: ``(batch, 1, h, w)``, see `face_weights`.
+    """
+    error = (prediction.float() - target).square()
+    return {"loss": (error * weights).mean(), "mse": error.detach().mean()}
+
+
 def reconstruction_loss(prediction: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
     """Weighted L1 of the pixels and of their differences to the right and lower neighbour.
 
@@ -75,6 +109,24 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     mean, log_variance = mean.float(), log_variance.float()
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
     return kl.flatten(1).sum(1).mean()
+
+
+def word_loss(hidden_states: Tensor, embeddings: Tensor, input_ids: Tensor, end: int) -> Tensor:
+    """Cross-entropy of reading each word back from the text tower's state at its own position.
+
+    A small picture tower does not see every word: an expression is a few pixels. The contrastive
+    loss alone lets the text tower forget such words, and then no diffusion model that is
+    conditioned on its states can tell *laughing* from *crying*.
+
+    Args:
+        hidden_states: the tower's last states, ``(batch, tokens, width)``.
+        embeddings: of the tokens, ``(vocabulary, width)``.
+        input_ids: ``(batch, tokens)``.
+        end: the token that ends a text; what follows the first one is padding and does not count.
+    """
+    logits = hidden_states.float() @ embeddings.float().T
+    counts = ((input_ids == end).cumsum(1) - (input_ids == end).long()) == 0
+    return F.cross_entropy(logits[counts], input_ids[counts])
 
 
 def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:

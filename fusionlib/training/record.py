@@ -29,9 +29,9 @@ _QUANTITIES = {
     "vae_quarter": "weighted L1 with edges, and KL",
     "vae_half": "weighted L1 with edges, and KL",
     "vae": "weighted L1 with edges",
-    "clip": "contrastive loss",
-    "base": "squared error of v",
-    "adapter": "squared error of v, with the face",
+    "clip": "contrastive loss, and words",
+    "base": "squared error of v, weighted",
+    "adapter": "the same, with the reference",
 }
 
 
@@ -43,8 +43,8 @@ def training_table(checkpoint: str | Path) -> Styler:
 
     Returns:
         Indexed by run: parameters in millions, file in megabytes (the three runs of the autoencoder
-        end in one file), samples, steps, minutes, and the loss as the mean over the last tenth of
-        the run. The caption names the machine.
+        end in one file), samples, samples that the weights it began with had seen, steps, minutes,
+        and the loss as the mean over the last tenth of the run. The caption names the machine.
 
     Raises:
         FusionError: when a record is missing.
@@ -58,6 +58,7 @@ def training_table(checkpoint: str | Path) -> Styler:
             "parameters, M": sum(_parameters(file) for file in files) / 1e6,
             "file, MB": sum(file.stat().st_size for file in files) / 1e6,
             "samples": run["samples"],
+            "samples before": run.get("samples_before", 0),
             "steps": run["steps"],
             "minutes": run["seconds"] / 60,
             "loss": log["loss"].tail(max(len(log) // 10, 1)).mean(),

@@ -178,7 +178,7 @@ def train(
     vae = AutoencoderKL(**profile.architecture["vae"])
     network = GrowingAutoencoder(vae)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    started_from = start_weights(vae, start_from and start_from / "vae")
+    start = start_weights(vae, start_from and start_from / "vae", "vae")
     stages = dict(SIDES)
     if start_from:
         stages = {"vae": SIDES["vae"]}
@@ -224,7 +224,7 @@ def train(
         run = fit(
             network, loss, recipe, folder,
             seed=profile.seed, steps=steps, minutes=minutes, resume=resume, name=name,
-            started_from=started_from,
+            start=start,
         )  # fmt: skip
         network.leave_out(0)
         if not run.finished and divisor > 1:
