@@ -248,7 +248,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         Raises:
             FusionError: If the layers or their widths are not the adapter's.
         """
-        projected = self.project(hidden_states)
+        projected = self(hidden_states)  # the call, not ``project``: offloading hooks into it
         count = next(iter(projected.values()))[0].shape[0]
         return ReferenceCache(
             tuple(
@@ -301,7 +301,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             batch_size: How many samples, at the end of the UNet's batch, see the references; the
                 others (the unconditional branch of guidance) see the text only. None means all.
             backend: With masks, how the closed keys are treated: ``"dense"``, ``"grouped"`` or
-                ``"flex"`` (see ``fusionlib.backends``); None chooses by the device.
+                ``"flex"`` (see ``fusionlib.backends``); None is ``"grouped"``.
 
         Raises:
             FusionError: If an argument does not fit, the adapter is not attached, the references

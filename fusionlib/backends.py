@@ -15,7 +15,6 @@ key, ``(batch, N_k)``, or None where every strength is 1.
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,18 +25,8 @@ from fusionlib.errors import FusionError
 from fusionlib.masking import QueryGroups
 
 Backend = Literal["dense", "grouped", "flex"]
-"""How closed keys are treated; None, wherever a backend may be given, is ``default_backend``."""
-
-
-def default_backend(query: Tensor) -> Backend:
-    """The backend for queries grouped by Eq. 7.
-
-    ``"flex"`` for half precision on CUDA where Triton is installed; otherwise ``"grouped"``, also
-    in a UNet that is compiled as a whole, since a block mask cannot be made inside of a graph.
-    """
-    if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
-        return "grouped"
-    return "flex" if not torch.compiler.is_compiling() and _has_triton() else "grouped"
+"""How closed keys are treated. None, wherever a backend may be given, is ``"grouped"``: whether
+``"flex"`` is faster on CUDA has not been measured yet."""
 
 
 def check_backend(backend: str | None) -> None:
@@ -155,8 +144,3 @@ def _flex_attention(device: str) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention) if device == "cuda" else flex_attention
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None

@@ -247,16 +247,7 @@ class FusionMixin(DiffusionPipeline):
         hidden_states = encode_references(
             self.unet, self._encode_images(images, *size), empty_prompt, added_cond_kwargs=added
         )
-        projected = adapter(hidden_states)
-        every = ReferenceCache(
-            tuple(
-                {
-                    name: (key[i : i + 1], value[i : i + 1])
-                    for name, (key, value) in projected.items()
-                }
-                for i in range(len(images))
-            )
-        ).to(self._execution_device, self.unet.dtype)
+        every = adapter.cache(hidden_states).to(self._execution_device, self.unet.dtype)
         each = len(groups[0])
         return ReferenceCache.stack([every[i : i + each] for i in range(0, len(images), each)])
 
@@ -801,15 +792,7 @@ def _load_adapter(
             f"{type(source).__name__}."
         )
     dtype = loading.get("dtype", loading.get("torch_dtype"))
-    try:
-        return FusionAdapter.from_pretrained(str(source), dtype=dtype)
-    except FusionError:
-        raise
-    except Exception as error:  # diffusers, safetensors and the hub each have their own errors
-        raise FusionError(
-            f"The adapter {str(source)!r} cannot be loaded; it must be a folder with config.json "
-            f"and diffusion_pytorch_model.safetensors, or a hub id ({_first_line(error)})."
-        ) from error
+    return FusionAdapter.from_pretrained(str(source), dtype=dtype)
 
 
 def _first_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CODE = (
     "attention.py",
+    "backends.py",
     "masking.py",
     "reference.py",
     "adapter.py",
