@@ -227,9 +227,9 @@ def test_a_photograph_of_24_megapixels() -> None:
 
 
 def test_tilt_is_clockwise() -> None:
-    face = Face((0, 0, 100, 100), ((20.0, 40.0), (60.0, 80.0)), 1.0)
+    face = Face(((20.0, 40.0), (60.0, 80.0)), (30.0, 90.0), 1.0)
     assert face.tilt == pytest.approx(45)
-    assert (face.centre, face.side) == ((50, 50), 100)
+    assert face.centre == (35, 75) and face.side == pytest.approx(2.25 * math.hypot(40, 40))
 
 
 def test_without_dlib_or_its_weights_the_error_says_what_to_install(
