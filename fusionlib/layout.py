@@ -22,8 +22,8 @@ from torch import Tensor
 
 from fusionlib.errors import FusionError
 from fusionlib.images import _reduce_depth, load_image
-from fusionlib.masking import scale_identity_masks
-from fusionlib.photos import find_faces, pixel_box
+from fusionlib.masking import _check_masks, scale_identity_masks
+from fusionlib.photos import _is_number, _name, find_faces, pixel_box, read_photo
 
 Picture = str | Path | Image.Image
 """The path of an image file, or a picture in any mode."""
@@ -104,7 +104,8 @@ def masks_from_colors(
     """
     name = _name(layout, "layout")
     picture = _open(layout, name)
-    if colors is not None and (isinstance(colors, str) or len(colors) == 0):
+    listed = isinstance(colors, Sequence) and not isinstance(colors, str) and len(colors) > 0
+    if colors is not None and not listed:
         raise FusionError(
             f"colors must be a list with one color for each identity, not {colors!r}."
         )
@@ -152,7 +153,7 @@ def masks_from_boxes(boxes: Sequence[Sequence[float]], size: tuple[int, int]) ->
         UserWarning: If masks overlap; names the identities and the pixels.
     """
     height, width = _checked_size(size)
-    if isinstance(boxes, str) or not isinstance(boxes, Sequence) or len(boxes) == 0:
+    if not isinstance(boxes, Sequence) or len(boxes) == 0:
         raise FusionError(
             f"boxes must be a list with one (left, top, right, bottom) for each identity, "
             f"not {boxes!r}."
@@ -197,16 +198,19 @@ def masks_from_faces(
     Warns:
         UserWarning: If masks overlap; names the identities and the pixels.
     """
-    if not 0 <= margin <= 5:
+    if not (_is_number(margin) and 0 <= margin <= 5):
         raise FusionError(f"margin must be a number from 0 to 5 sides of the face, not {margin!r}.")
+    if count is not None:
+        _check_count(count)
     name = _name(picture, "picture")
-    opened = _open(picture, name)
+    opened = read_photo(picture, name)
     faces = find_faces(opened)
     if not faces or (count is not None and len(faces) != count):
-        expected = "none" if not faces else f"{len(faces)}, not {count},"
+        asked = "" if count is None else f", and count asks for {count}"
         raise FusionError(
-            f"Of faces, {expected} were found in {name}: give the photograph that a depth map or "
-            "pose was made from, or use masks_from_regions, masks_from_boxes or masks_from_files."
+            f"{len(faces) or 'No'} face(s) were found in {name}{asked}: give the photograph that a "
+            "depth map or pose was made from, or use masks_from_regions, masks_from_boxes or "
+            "masks_from_files."
         )
     masks = []
     for face in faces:
@@ -255,8 +259,7 @@ def masks_from_regions(
     Warns:
         UserWarning: If masks overlap (with ``box=True``); names the identities and the pixels.
     """
-    if not isinstance(count, int) or count < 1:
-        raise FusionError(f"count must be the number of identities, 1 or more, not {count!r}.")
+    _check_count(count)
     if threshold is not None and not (isinstance(threshold, int) and 0 <= threshold <= 254):
         raise FusionError(f"threshold must be a grey level from 0 to 254, not {threshold!r}.")
     name = _name(layout, "layout")
@@ -264,9 +267,9 @@ def masks_from_regions(
     levels = range(_otsu(grey), 255) if threshold is None else [threshold]
     counts = []
     for level in levels:
-        masks = _regions(grey > level)
-        counts.append(len(masks))
-        if len(masks) == count:
+        labels, regions = _regions(grey > level)
+        counts.append(len(regions))
+        if len(regions) == count:
             break
     else:
         raise FusionError(
@@ -275,7 +278,7 @@ def masks_from_regions(
             "another threshold or count, or give the places with masks_from_boxes or "
             "masks_from_files."
         )
-    masks.sort(key=_middle)
+    masks = sorted((labels == region for region in regions), key=_middle)
     if box:
         masks = [_bounding_box(mask) for mask in masks]
     names = [f"region {index} from the left" for index in range(count)]
@@ -283,20 +286,26 @@ def masks_from_regions(
 
 
 def warn_of_overlaps(
-    masks: Tensor, names: Sequence[str] | None = None, *, stacklevel: int = 2
+    masks: Tensor, names: Sequence[str] | None = None, *, stacklevel: int = 1
 ) -> None:
     """Warn of every two identity masks that overlap: there, by Eq. 7, neither face is seen.
 
     Args:
         masks: Boolean ``(identities, H, W)``.
         names: What to call the identities beside their numbers.
-        stacklevel: As for ``warnings.warn``; 2 blames the caller.
+        stacklevel: As for ``warnings.warn``; 1 blames the line that calls this function.
+
+    Raises:
+        FusionError: If the masks have another shape or dtype, or names are missing.
 
     Warns:
         UserWarning: Names the identities and the number of pixels, for each pair.
     """
+    _check_masks(masks)
     called = [f"identity {index}" for index in range(len(masks))]
     if names is not None:
+        if len(names) != len(masks):
+            raise FusionError(f"names must hold one for each of {len(masks)} masks, not {names!r}.")
         called = [f"{call} ({name})" for call, name in zip(called, names, strict=True)]
     for one, other in combinations(range(len(masks)), 2):
         pixels = int((masks[one] & masks[other]).sum())
@@ -343,10 +352,20 @@ def _checked_size(size: Any) -> tuple[int, int]:
     return size[0], size[1]
 
 
+def _check_count(count: Any) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise FusionError(f"count must be the number of identities, 1 or more, not {count!r}.")
+
+
 def _open(picture: Picture, name: str) -> Image.Image:
     """A picture in its own mode, upright: colors and labels must reach us as they are."""
     if isinstance(picture, Image.Image):
-        return ImageOps.exif_transpose(picture)
+        try:
+            return ImageOps.exif_transpose(picture)
+        except (ValueError, OSError) as error:  # a lazily opened file is decoded only here
+            raise FusionError(
+                f"{name} cannot be read ({error}): get a whole copy of it."
+            ) from error
     if not isinstance(picture, str | Path):
         raise FusionError(
             f"{name} must be the path of an image file or a PIL image, "
@@ -402,8 +421,8 @@ def _left_to_right(values: NDArray[np.int64], empty: int, name: str) -> list[int
     return sorted(present, key=lambda value: _middle(values == value))
 
 
-def _regions(bright: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """The connected regions, without specks."""
+def _regions(bright: NDArray[np.bool_]) -> tuple[NDArray[np.int32], list[int]]:
+    """The number of its connected region for each pixel, and those numbers without specks."""
     try:
         from scipy.ndimage import label
     except ImportError as error:
@@ -413,8 +432,7 @@ def _regions(bright: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     labels, _ = label(bright, np.ones((3, 3)))  # corners connect, too
     pixels = np.bincount(labels.ravel())
     pixels[0] = 0
-    kept = np.flatnonzero(pixels >= max(1, SPECK * pixels.max()))
-    return [labels == number for number in kept]
+    return labels, np.flatnonzero(pixels >= max(1, SPECK * pixels.max())).tolist()
 
 
 def _middle(mask: NDArray[np.bool_]) -> float:
@@ -443,8 +461,3 @@ def _otsu(grey: NDArray[np.uint8]) -> int:
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (mean[-1] * dark - mean) ** 2 / (dark * (1 - dark))
     return int(np.nanargmax(np.where(np.isfinite(between), between, -1)))
-
-
-def _name(picture: object, argument: str) -> str:
-    """What to call a picture in an error: its path, or else the argument."""
-    return str(picture) if isinstance(picture, str | Path) else argument

@@ -174,11 +174,12 @@ def find_faces(photo: str | Path | Image.Image) -> list[Face]:
     return sorted(faces, key=lambda found: found.centre)
 
 
-def read_photo(photo: str | Path | Image.Image) -> Image.Image:
+def read_photo(photo: str | Path | Image.Image, name: str = "photo") -> Image.Image:
     """Read a picture, from a file or from memory, as 8-bit RGB, upright and opaque.
 
     Args:
         photo: A file that Pillow can decode, or a picture in any mode.
+        name: How to call a picture from memory in an error; a file is called by its path.
 
     Raises:
         FusionError: If the file is missing, damaged, too small or far too large, or the picture is
@@ -188,18 +189,18 @@ def read_photo(photo: str | Path | Image.Image) -> Image.Image:
         return load_image(photo)
     if not isinstance(photo, Image.Image):
         raise FusionError(
-            f"photo must be the path of an image file or a PIL image, not {type(photo).__name__}."
+            f"{name} must be the path of an image file or a PIL image, not {type(photo).__name__}."
         )
     if min(photo.size) < MIN_SIDE:
         raise FusionError(
-            f"photo is {photo.width}x{photo.height} pixels: at least {MIN_SIDE} on each side are "
+            f"{name} is {photo.width}x{photo.height} pixels: at least {MIN_SIDE} on each side are "
             "needed to see a face."
         )
     try:
         return _to_rgb(ImageOps.exif_transpose(photo))
     except (ValueError, OSError) as error:  # a lazily opened file is decoded only here
         raise FusionError(
-            f"photo, a picture of mode {photo.mode}, cannot be turned into RGB ({error}): convert "
+            f"{name}, a picture of mode {photo.mode}, cannot be turned into RGB ({error}): convert "
             "it first, or get a whole copy of it."
         ) from error
 
@@ -218,7 +219,7 @@ def pixel_box(
     Raises:
         FusionError: If the box is none, is empty, or reaches beyond the picture.
     """
-    if isinstance(box, str) or not isinstance(box, Sequence) or len(box) != 4:
+    if not isinstance(box, Sequence) or len(box) != 4:
         raise FusionError(f"{name} must be four numbers (left, top, right, bottom), not {box!r}.")
     if not all(_is_number(edge) for edge in box):
         raise FusionError(f"{name} must hold finite numbers, not {tuple(box)}.")
@@ -316,8 +317,8 @@ def _name(photo: object, argument: str) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def _is_index(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 0
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0
