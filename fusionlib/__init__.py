@@ -11,12 +11,21 @@ if TYPE_CHECKING:
     from fusionlib.adapter import FusionAdapter
     from fusionlib.attention import FusedAttnProcessor, fused_attention
     from fusionlib.errors import FusionError
+    from fusionlib.layout import (
+        masks_from_boxes,
+        masks_from_colors,
+        masks_from_faces,
+        masks_from_files,
+        masks_from_regions,
+        warn_of_overlaps,
+    )
     from fusionlib.masking import (
         QueryGroups,
         group_queries,
         identity_attention_mask,
         scale_identity_masks,
     )
+    from fusionlib.photos import Face, find_faces, prepare_photo
     from fusionlib.pipeline import (
         FusionControlNetImg2ImgPipeline,
         FusionControlNetPipeline,
@@ -31,11 +40,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Face",
     "FusedAttnProcessor",
     "FusionAdapter",
-    "FusionError",
     "FusionControlNetImg2ImgPipeline",
     "FusionControlNetPipeline",
+    "FusionError",
     "FusionImg2ImgPipeline",
     "FusionPipeline",
     "FusionXLControlNetImg2ImgPipeline",
@@ -45,18 +55,27 @@ __all__ = [
     "QueryGroups",
     "ReferenceCache",
     "encode_references",
+    "find_faces",
     "fused_attention",
     "group_queries",
     "identity_attention_mask",
+    "masks_from_boxes",
+    "masks_from_colors",
+    "masks_from_faces",
+    "masks_from_files",
+    "masks_from_regions",
+    "prepare_photo",
     "scale_identity_masks",
+    "warn_of_overlaps",
 ]
 
 _HOME = {
+    "Face": "photos",
     "FusedAttnProcessor": "attention",
     "FusionAdapter": "adapter",
-    "FusionError": "errors",
     "FusionControlNetImg2ImgPipeline": "pipeline",
     "FusionControlNetPipeline": "pipeline",
+    "FusionError": "errors",
     "FusionImg2ImgPipeline": "pipeline",
     "FusionPipeline": "pipeline",
     "FusionXLControlNetImg2ImgPipeline": "pipeline",
@@ -66,10 +85,18 @@ _HOME = {
     "QueryGroups": "masking",
     "ReferenceCache": "reference",
     "encode_references": "reference",
+    "find_faces": "photos",
     "fused_attention": "attention",
     "group_queries": "masking",
     "identity_attention_mask": "masking",
+    "masks_from_boxes": "layout",
+    "masks_from_colors": "layout",
+    "masks_from_faces": "layout",
+    "masks_from_files": "layout",
+    "masks_from_regions": "layout",
+    "prepare_photo": "photos",
     "scale_identity_masks": "masking",
+    "warn_of_overlaps": "layout",
 }
 
 

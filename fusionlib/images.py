@@ -55,7 +55,7 @@ def load_image(path: str | Path) -> Image.Image:
                         "needed to see a face."
                     )
                 opened.load()
-                return _to_rgb(ImageOps.exif_transpose(opened))
+                return to_rgb(ImageOps.exif_transpose(opened))
     except FusionError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -74,9 +74,9 @@ def load_image(path: str | Path) -> Image.Image:
         ) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return _reduce_depth(image).convert("RGB")
+        return reduce_depth(image).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -84,7 +84,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reduce_depth(image: Image.Image) -> Image.Image:
+def reduce_depth(image: Image.Image) -> Image.Image:
     """Bring 16-bit, 32-bit and floating-point grey to 8 bits, where Pillow would clip instead."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     if image.mode == "F":

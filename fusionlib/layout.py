@@ -21,8 +21,8 @@ from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
 from fusionlib.errors import FusionError
-from fusionlib.images import _reduce_depth, load_image
-from fusionlib.masking import _check_masks, scale_identity_masks
+from fusionlib.images import load_image, reduce_depth
+from fusionlib.masking import check_masks, scale_identity_masks
 from fusionlib.photos import _is_number, _name, find_faces, pixel_box, read_photo
 
 Picture = str | Path | Image.Image
@@ -301,7 +301,7 @@ def warn_of_overlaps(
     Warns:
         UserWarning: Names the identities and the number of pixels, for each pair.
     """
-    _check_masks(masks)
+    check_masks(masks)
     called = [f"identity {index}" for index in range(len(masks))]
     if names is not None:
         if len(names) != len(masks):
@@ -379,7 +379,7 @@ def _open(picture: Picture, name: str) -> Image.Image:
 def _grey(picture: Image.Image) -> NDArray[np.uint8]:
     """Brightness from 0 to 255; what is transparent is black."""
     if picture.mode.startswith("I") or picture.mode == "F":
-        return np.asarray(_reduce_depth(picture))
+        return np.asarray(reduce_depth(picture))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)

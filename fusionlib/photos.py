@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fusionlib.errors import FusionError
-from fusionlib.images import MIN_SIDE, _to_rgb, load_image
+from fusionlib.images import MIN_SIDE, load_image, to_rgb
 
 Box = tuple[float, float, float, float]
 """``(left, top, right, bottom)``; right and bottom are the first column and row outside of it."""
@@ -197,7 +197,7 @@ def read_photo(photo: str | Path | Image.Image, name: str = "photo") -> Image.Im
             "needed to see a face."
         )
     try:
-        return _to_rgb(ImageOps.exif_transpose(photo))
+        return to_rgb(ImageOps.exif_transpose(photo))
     except (ValueError, OSError) as error:  # a lazily opened file is decoded only here
         raise FusionError(
             f"{name}, a picture of mode {photo.mode}, cannot be turned into RGB ({error}): convert "
