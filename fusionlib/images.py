@@ -75,6 +75,7 @@ def load_image(path: str | Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to 8-bit RGB: deep grey is scaled, transparent parts become white."""
     if image.mode.startswith("I") or image.mode == "F":
         return reduce_depth(image).convert("RGB")
     if image.has_transparency_data:
