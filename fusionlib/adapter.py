@@ -153,7 +153,9 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 f"The adapter {source!r} given as pretrained_model_name_or_path is damaged: its "
                 f"weights are not those that its config.json names ({wrong[0]})."
             )
-        return (adapter, found) if kwargs.get("output_loading_info") else adapter
+        if kwargs.get("output_loading_info"):
+            return adapter, found  # type: ignore[return-value]
+        return adapter
 
     def attach(self, unet: Any) -> None:
         """Let a UNet's cross-attention layers see faces inside of ``conditioned``.

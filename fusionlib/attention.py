@@ -129,7 +129,8 @@ def check_strengths(
     """One strength for each reference, checked; ``batch`` None leaves the tensors' length open."""
     if strengths is None:
         return [1.0] * references
-    many = isinstance(strengths, Sequence) or (isinstance(strengths, Tensor) and strengths.ndim > 0)
+    given: Any = strengths
+    many = isinstance(given, Sequence) or (isinstance(given, Tensor) and given.ndim > 0)
     if not many or len(strengths) != references:
         raise FusionError(
             f"strengths must hold one number for each of the {references} references, "

@@ -13,7 +13,7 @@ All take the fused keys and values of Eq. 6, and the logarithm of the strengths 
 key, ``(batch, N_k)``, or None where every strength is 1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -139,7 +139,7 @@ def flex(
 
 
 @cache
-def _flex_attention(device: str) -> Callable[..., Any]:
+def _flex_attention(device: str) -> Any:
     """FlexAttention, compiled where it has to be: it is a kernel only then."""
     from torch.nn.attention.flex_attention import flex_attention
 

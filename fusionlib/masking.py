@@ -285,7 +285,8 @@ def check_reference_identity(
     reference_identity: Sequence[int], references: int | None, identities: int
 ) -> None:
     """Raise a ``FusionError`` unless each reference shows one of the identities."""
-    if not isinstance(reference_identity, Sequence) or isinstance(reference_identity, str):
+    given: Any = reference_identity
+    if not isinstance(given, Sequence) or isinstance(given, str):
         raise FusionError(
             "reference_identity must be a list of the references' identities, "
             f"not {reference_identity!r}."

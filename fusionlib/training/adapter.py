@@ -78,7 +78,7 @@ def train(
     captions = embed_captions(base, pictures, device)
     mirrored = pictures.mirrored()
     latents = cached_latents(base, mirrored, folder.parent / "latents.safetensors", device)
-    weights = face_weights(torch.from_numpy(mirrored.masks), latents.shape[-2:])
+    weights = face_weights(torch.from_numpy(mirrored.masks), (latents.shape[2], latents.shape[3]))
     unet = load_frozen(UNet2DConditionModel, base / "unet").to(device)
     scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
     partners = reference_pairs(pictures)

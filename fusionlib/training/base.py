@@ -50,7 +50,7 @@ def train(
     pictures = load_pictures(profile.training.shards, profile.resolution).mirrored()
     captions = embed_captions(target, pictures, device)
     latents = cached_latents(target, pictures, folder.parent / "latents.safetensors", device)
-    weights = face_weights(torch.from_numpy(pictures.masks), latents.shape[-2:])
+    weights = face_weights(torch.from_numpy(pictures.masks), (latents.shape[2], latents.shape[3]))
     torch.manual_seed(profile.seed)
     unet = UNet2DConditionModel(**profile.architecture["unet"])
     start = start_weights(unet, start_from and start_from / "unet", "base")
