@@ -88,6 +88,7 @@ def loss_curves(checkpoint: str | Path) -> Image.Image:
         low, high = np.quantile(log["loss"], [0.0, 0.98])
         axes.set(title=model, xlabel="samples seen", ylabel=_QUANTITIES[model])
         axes.set_ylim(low - 0.05 * (high - low), high)
+        axes.locator_params(axis="x", nbins=5)  # long numbers would run into each other
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     canvas = FigureCanvasAgg(figure)
