@@ -23,7 +23,7 @@ from torch import Tensor
 from fusionlib.errors import FusionError
 from fusionlib.images import load_image, reduce_depth
 from fusionlib.masking import check_masks, scale_identity_masks
-from fusionlib.photos import _is_number, _name, find_faces, pixel_box, read_photo
+from fusionlib.photos import find_faces, is_real, name_of, pixel_box, read_photo
 
 Picture = str | Path | Image.Image
 """The path of an image file, or a picture in any mode."""
@@ -64,7 +64,7 @@ def masks_from_files(
             f"files must be a list with one mask for each identity, not {files!r}: for one picture "
             "with a color for each identity use masks_from_colors."
         )
-    names = [_name(file, f"files[{index}]") for index, file in enumerate(files)]
+    names = [name_of(file, f"files[{index}]") for index, file in enumerate(files)]
     masks = []
     for file, name in zip(files, names, strict=True):
         mask = _grey(_open(file, name)) > 127
@@ -102,7 +102,7 @@ def masks_from_colors(
         FusionError: If the file cannot be read, a color is none or is not in the picture, the
             picture has too many colors or only one, or it has another size.
     """
-    name = _name(layout, "layout")
+    name = name_of(layout, "layout")
     picture = _open(layout, name)
     listed = isinstance(colors, Sequence) and not isinstance(colors, str) and len(colors) > 0
     if colors is not None and not listed:
@@ -198,11 +198,11 @@ def masks_from_faces(
     Warns:
         UserWarning: If masks overlap; names the identities and the pixels.
     """
-    if not (_is_number(margin) and 0 <= margin <= 5):
+    if not (is_real(margin) and 0 <= margin <= 5):
         raise FusionError(f"margin must be a number from 0 to 5 sides of the face, not {margin!r}.")
     if count is not None:
         _check_count(count)
-    name = _name(picture, "picture")
+    name = name_of(picture, "picture")
     opened = read_photo(picture, name)
     faces = find_faces(opened)
     if not faces or (count is not None and len(faces) != count):
@@ -262,7 +262,7 @@ def masks_from_regions(
     _check_count(count)
     if threshold is not None and not (isinstance(threshold, int) and 0 <= threshold <= 254):
         raise FusionError(f"threshold must be a grey level from 0 to 254, not {threshold!r}.")
-    name = _name(layout, "layout")
+    name = name_of(layout, "layout")
     grey = _grey(_open(layout, name))
     levels = range(_otsu(grey), 255) if threshold is None else [threshold]
     counts = []

@@ -113,7 +113,7 @@ def prepare_photo(
         FusionError: If the photograph cannot be read, shows no face or several without a choice, or
             if an argument does not fit; the message says what to do.
     """
-    if not (_is_number(margin) and 0 <= margin <= 5):
+    if not (is_real(margin) and 0 <= margin <= 5):
         raise FusionError(f"margin must be a number from 0 to 5 sides of the face, not {margin!r}.")
     if size is not None and not (_is_index(size) and size >= MIN_SIDE):
         raise FusionError(f"size must be {MIN_SIDE} pixels or more, or None, not {size!r}.")
@@ -123,7 +123,7 @@ def prepare_photo(
         raise FusionError(
             f'face must be a number counted from the left, from 0, or "largest", not {face!r}.'
         )
-    name = _name(photo, "photo")
+    name = name_of(photo, "photo")
     image = read_photo(photo)
     if box is not None:
         left, top, right, bottom = pixel_box(box, image.size)
@@ -221,7 +221,7 @@ def pixel_box(
     """
     if not isinstance(box, Sequence) or len(box) != 4:
         raise FusionError(f"{name} must be four numbers (left, top, right, bottom), not {box!r}.")
-    if not all(_is_number(edge) for edge in box):
+    if not all(is_real(edge) for edge in box):
         raise FusionError(f"{name} must hold finite numbers, not {tuple(box)}.")
     lengths = (size * 2) if max(box) <= 1 else (1, 1, 1, 1)
     left, top, right, bottom = (
@@ -311,12 +311,13 @@ def _square(image: Image.Image, centre: tuple[float, float], side: int, tilt: fl
     )
 
 
-def _name(photo: object, argument: str) -> str:
+def name_of(photo: object, argument: str) -> str:
     """What to call a picture in an error: its path, or else the argument."""
     return str(photo) if isinstance(photo, str | Path) else argument
 
 
-def _is_number(value: object) -> bool:
+def is_real(value: object) -> bool:
+    """Whether this is a finite number, and not a boolean."""
     return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 

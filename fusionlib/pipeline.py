@@ -37,6 +37,7 @@ from fusionlib.adapter import FusionAdapter
 from fusionlib.attention import Strength, check_strengths, is_number
 from fusionlib.errors import FusionError
 from fusionlib.guidance import Call, add_branch, blend_branches, intercepted
+from fusionlib.images import to_rgb
 from fusionlib.reference import LayerKeysValues, ReferenceCache, encode_references
 
 ReferenceImages = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]]
@@ -711,13 +712,10 @@ class FusionXLControlNetImg2ImgPipeline(FusionXLMixin, StableDiffusionXLControlN
 def prepare_reference(image: Image.Image, height: int, width: int) -> Image.Image:
     """Turn an image upright, crop it about its centre, and resize it to ``height`` x ``width`` RGB.
 
-    Transparent parts become white.
+    Transparent parts become white, and deep grey is scaled to 8 bits.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+    upright = to_rgb(ImageOps.exif_transpose(image))
+    return ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
 
 
 _TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")

@@ -313,6 +313,8 @@ def test_prepare_reference() -> None:
     assert prepare_reference(clear, 4, 4).getcolors() == [(16, (255, 255, 255))]
     for mode in ("L", "P", "CMYK", "1"):
         assert prepare_reference(tall.convert(mode), 4, 4).mode == "RGB"
+    deep = Image.fromarray(np.full((9, 9), 0x8000, np.uint16))  # half of 16 bits, not clipped
+    assert prepare_reference(deep, 4, 4).getcolors() == [(16, (128, 128, 128))]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ in which no face is found has no distance: it is NaN here and counted in every t
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import warnings
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fusionlib.errors import FusionError
+from fusionlib.photos import packaged_models
 
 PACKAGED_WEIGHTS = (
     "dlib_face_recognition_resnet_model_v1.dat",
@@ -38,14 +38,7 @@ def link_packaged_weights() -> Path:
     Raises:
         FusionError: the package is not installed, or the folder cannot be written.
     """
-    # find_spec, not import: the package's own code needs pkg_resources, which is gone.
-    spec = importlib.util.find_spec("face_recognition_models")
-    if spec is None or not spec.submodule_search_locations:
-        raise FusionError(
-            "The Dlib recogniser needs weights from a package that is not installed: "
-            "pip install face-recognition-models dlib-bin"
-        )
-    models = Path(spec.submodule_search_locations[0]) / "models"
+    models = packaged_models()
     home = Path(os.environ.get("DEEPFACE_HOME") or Path.home())
     folder = home / ".deepface" / "weights"
     try:

@@ -25,6 +25,7 @@ _CODE = (
     "adapter.py",
     "pipeline.py",
     "guidance.py",
+    "images.py",
     "methods/fusion.py",
 )
 """Sources that can change a picture: an edit makes new pictures, never stale ones."""
