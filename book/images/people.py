@@ -1,4 +1,4 @@
-"""Make `people.jpg`, the first picture of the README and the book."""
+"""Make `people.jpg`, the rendered people on the first page of the book."""
 
 from pathlib import Path
 

@@ -1,0 +1,37 @@
+"""Make `likeness.jpg`: what the method does, on people whom the models never saw.
+
+One row a person: the reference, and what the fused adapter paints from it. Everybody gets the same
+prompts and the same seed; the people were chosen for their differences, the pictures were not.
+"""
+
+from pathlib import Path
+
+from fusionlib.figures import picture_grid
+from fusionlib.images import load_image
+from fusionlib.loading import load_pipeline
+from fusionlib.methods.fusion import fused
+from fusionlib.profiles import load_profile
+
+PEOPLE = (14, 36, 43, 72, 84)
+PROMPTS = {
+    "laughing": "a photo of a laughing person",
+    "angry, in the snow": "a photo of an angry person in the snow",
+    "crying, in a garden": "a photo of a crying person in a garden",
+    "at the beach": "a photo of a person at the beach",
+    "line art": "line art of a laughing person",
+}
+SEED = 3
+
+settings = load_profile("embedded")
+method = fused(
+    load_pipeline(settings),
+    num_inference_steps=settings.num_inference_steps,
+    guidance_scale=settings.guidance_scale,
+)
+rows = []
+for person in PEOPLE:
+    reference = load_image(Path(settings.heldout or "") / f"{person:04d}_0.jpg")
+    faces = method.prepare([reference])
+    rows.append([reference, *(method.generate(text, faces, SEED) for text in PROMPTS.values())])
+grid = picture_grid(rows, columns=["reference", *PROMPTS], references=1)
+grid.save(Path(__file__).with_name("likeness.jpg"), quality=90)
