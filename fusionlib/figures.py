@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib
 import numpy as np
@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.comparison import IdentityScores, PairedDifference, identity_table
+from fusionlib.evaluation.claims import Claim
+from fusionlib.evaluation.comparison import IdentityScores, identity_table
+from fusionlib.evaluation.paper import as_printed, read_quoted
 from fusionlib.images import load_image
 from fusionlib.study import Person, Study
 
@@ -169,7 +171,7 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
         scores: of the study.
         names: how to call the methods, if not by their own names.
     """
-    from deepface.modules.verification import find_threshold
+    from deepface.config.threshold import thresholds
 
     table = identity_table(scores)
     figure = Figure(figsize=(8, 0.75 * len(table) + 1), layout="constrained", dpi=150)
@@ -197,15 +199,16 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
             color=colour,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
-    threshold = find_threshold(scores.recogniser, "cosine")
-    axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, zorder=0)
-    axes.annotate(
-        " DeepFace: same person",
-        (threshold, len(table) - 0.45),
-        color=INK,
-        fontsize=9,
-        va="center",
-    )
+    if scores.recogniser in thresholds:
+        threshold = thresholds[scores.recogniser]["cosine"]
+        axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, zorder=0)
+        axes.annotate(
+            " DeepFace: same person",
+            (threshold, len(table) - 0.45),
+            color=INK,
+            fontsize=9,
+            va="center",
+        )
     axes.set_yticks(
         range(len(table)), [(names or {}).get(str(n), str(n)) for n in table.index[::-1]]
     )
@@ -215,91 +218,153 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
     axes.set_xlabel(f"cosine distance to the {target} ({scores.recogniser})")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0, labelsize=11)
+    return _drawn(figure)
+
+
+def _drawn(figure: Figure) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
+def psnr_plot(pairs: pd.DataFrame, quoted: pd.DataFrame) -> Image.Image:
+    """Draw PSNR over SSIM for many pairs of faces, computed properly and in 8 bits.
+
+    Args:
+        pairs: one row for each pair, with columns ``ssim``, ``psnr`` and ``psnr_8bit_overflow``.
+        quoted: the paper's Table 2, as `fusionlib.evaluation.paper.read_quoted` returns it.
+    """
+    figure = Figure(figsize=(8, 5.5), layout="constrained", dpi=150)
+    axes = figure.subplots()
+    for column, colour, label in (
+        ("psnr", MEASURED, "measured, in floating point"),
+        ("psnr_8bit_overflow", "#d1495b", "measured, differences left in 8 bits"),
+    ):
+        axes.scatter(
+            pairs["ssim"], pairs[column], s=12, color=colour, alpha=0.45, linewidths=0, label=label
+        )
+    printed = quoted.pivot(index="row", columns="column", values="value")
+    axes.scatter(
+        printed["SSIM"],
+        printed["PSNR"],
+        s=90,
+        facecolors="none",
+        edgecolors=QUOTED,
+        linewidths=2,
+        label="quoted: the methods of the paper's Table 2",
+        zorder=3,
+    )
+    axes.set_xlabel("SSIM")
+    axes.set_ylabel("PSNR in dB")
+    axes.legend(frameon=False, fontsize=10, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _drawn(figure)
+
+
 def quoted_table(path: str | Path) -> Styler:
     """Lay out one of the paper's tables (``data/paper/*.csv``), marked as quoted."""
-    numbers = pd.read_csv(path)
-    table = numbers.pivot(index="row", columns="column", values="value")
-    table = table.loc[numbers["row"].unique(), numbers["column"].unique()]
-    table.index.name = table.columns.name = None
+    numbers = read_quoted(path)
+    return _mark(as_printed(numbers).style.format("{:.2f}", na_rep="–"), "quoted", _place(numbers))
+
+
+def _place(numbers: pd.DataFrame) -> str:
     first = numbers.iloc[0]
-    arrow = {
-        column: f"{column} {'↓' if better == 'lower' else '↑'}"
-        for column, better in zip(numbers["column"], numbers["better"], strict=True)
-    }
-    return _mark(
-        table.rename(columns=arrow).style.format("{:.2f}", na_rep="–"),
-        "quoted",
+    return (
         f"Quoted from the paper: Table {first['table']} (Section {first['section']}). "
-        f"{first['caption']}",
+        f"{first['caption']}"
     )
 
 
+def side_by_side(quoted: pd.DataFrame, measured: pd.DataFrame, run: str) -> Styler:
+    """Lay the paper's numbers and ours side by side, each in columns of its own and so marked.
+
+    A row that only one of the two has is a dash in the other's columns: nothing is matched that
+    does not have the same name.
+
+    Args:
+        quoted: as `fusionlib.evaluation.paper.read_quoted` returns it.
+        measured: what was measured here, in rows and columns of any names; numbers or intervals.
+        run: see `run_label`.
+    """
+    printed = as_printed(quoted).map(lambda value: "–" if pd.isna(value) else f"{value:.2f}")
+    ours = measured.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value))
+    table = pd.concat({"quoted": printed, "measured here": ours}, axis=1).fillna("–")
+    table = table.loc[[*printed.index, *ours.index.difference(printed.index, sort=False)]]
+    styler = _mark(table.style, "measured", f"{_place(quoted)} Measured here: {run}")
+    styles: dict[Any, Any] = {}
+    for kind, columns in (("quoted", printed.columns), ("measured", ours.columns)):
+        colour = f"var(--{kind}, {QUOTED if kind == 'quoted' else MEASURED})"
+        for name in columns:
+            key = ("quoted" if kind == "quoted" else "measured here", name)
+            edge = "double" if kind == "quoted" else "solid"
+            line = f"border-left: 5px {edge} {colour};" if name == columns[0] else ""
+            styles[key] = [{"selector": "", "props": f"color: {colour}; {line}"}]
+    return styler.set_table_styles(styles, overwrite=False, axis=0)
+
+
 def measured_table(
-    scores: IdentityScores, run: str, *, names: Mapping[str, str] | None = None
+    scores: IdentityScores | Sequence[IdentityScores],
+    run: str,
+    *,
+    names: Mapping[str, str] | None = None,
 ) -> Styler:
     """Lay out the identity table of a study, marked as measured here.
 
     Args:
-        scores: of the study.
+        scores: of the study, under one recogniser or several.
         run: under which profile, from which weights, on what: see `run_label`.
         names: how to call the methods, if not by their own names.
     """
-    table = identity_table(scores)
-    scale = table["images"].isna()
-    shown = pd.DataFrame(
-        {
-            "cosine distance ↓": table["distance"].map(str),
-            "identity recovery R ↑": [
-                f"{interval.estimate:.0f} (by definition)" if end else str(interval)
-                for interval, end in zip(table["recovery"], scale, strict=True)
-            ],
-            "faces found": [
-                "" if end else f"{row.found:.0f} of {row.images:.0f}"
-                for row, end in zip(table.itertuples(), scale, strict=True)
-            ],
-        },
-        index=[(names or {}).get(str(name), str(name)) for name in table.index],
-    )
+    judges = [scores] if isinstance(scores, IdentityScores) else list(scores)
+    shown: dict[str, list[str]] = {}
+    for judge in judges:
+        table = identity_table(judge)
+        scale = table["images"].isna()
+        which = f" ({judge.recogniser})" if len(judges) > 1 else ""
+        shown[f"cosine distance{which} ↓"] = list(table["distance"].map(str))
+        shown[f"identity recovery R{which} ↑"] = [
+            f"{interval.estimate:.0f} (by definition)" if end else str(interval)
+            for interval, end in zip(table["recovery"], scale, strict=True)
+        ]
+        shown["faces found"] = [  # the same for all: faces are found once
+            "" if end else f"{row.found:.0f} of {row.images:.0f}"
+            for row, end in zip(table.itertuples(), scale, strict=True)
+        ]
+    called = [(names or {}).get(str(name), str(name)) for name in table.index]
     text = (
-        f"Measured here: DeepFace {scores.recogniser}, {scores.detector} detector, with 95% "
-        f"intervals over people. {run}"
+        f"Measured here: {', '.join(judge.recogniser for judge in judges)} through DeepFace, "
+        f"{judges[0].detector} detector, with 95% intervals over people. {run}"
     )
-    return _mark(shown.style, "measured", text)
+    return _mark(pd.DataFrame(shown, index=called).style, "measured", text)
 
 
-def claim_table(
-    claim: str,
-    section: str,
-    decided_by: str,
-    difference: PairedDifference,
-    run: str,
-    **more: object,
-) -> Styler:
+def claim_table(claim: Claim, run: str, **more: object) -> Styler:
     """Lay out a claim of the paper, the comparison that decides it, and the verdict.
 
     Args:
-        claim: in a few words.
-        section: of the paper, where it is made.
-        decided_by: what the difference is of.
-        difference: what was measured.
+        claim: with its comparison.
         run: see `run_label`.
         more: further lines, above the verdict.
     """
-    found = difference
-    rows = {
-        f"claim (Section {section})": claim,
-        "decided by": decided_by,
-        "difference": f"{found.interval} (95% interval over {found.people} people)",
-        "pairs with a face": f"{found.pairs} of {found.cells}",
-        **{name.replace("_", " "): value for name, value in more.items()},
-        "verdict": found.verdict,
+    rows: dict[str, object] = {
+        f"claim (Section {claim.section})": claim.text,
+        "decided by": claim.decided_by,
     }
-    return facts_table(rows, run)
+    if claim.comparison is None:
+        rows["why not"] = claim.obstacle
+    else:
+        found = claim.comparison
+        spread = [f"{value:.3f}" for value in found.by_seed.values()]
+        rows |= {
+            "difference": f"{found.interval} (95% interval over {found.people} people)",
+            "effect size": f"{found.effect} (in standard deviations between people)",
+            "people for whom it holds": "–" if found.ahead != found.ahead else f"{found.ahead:.0%}",
+            "pairs measured": f"{found.pairs} of {found.cells}",
+        }
+        if len(spread) > 1:
+            rows["each seed alone"] = ", ".join(spread)
+    rows |= {name.replace("_", " "): value for name, value in more.items()}
+    return facts_table({**rows, "verdict": claim.verdict}, run)
 
 
 def facts_table(rows: Mapping[str, object], run: str) -> Styler:

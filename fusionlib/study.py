@@ -1,20 +1,21 @@
 """Studies: a declared grid of method x person x prompt x seed, and the images made for it.
 
-Images land in a store, a folder in which every file is named by a hash over all that determines the
-picture: the method's settings and weights, the content of the references it sees, the prompt and
-the noise. So a study that was killed goes on where it stopped, another study with the same
-ingredients finds the images, and a changed weight or setting is never taken for the old one.
+Images land in a `fusionlib.store.Store`, in which every file is named by a hash over all that
+determines the picture: the method's settings and weights, the content of the references it sees,
+the prompt and the noise. So a study that was killed goes on where it stopped, another study with
+the same ingredients finds the images, and a changed weight or setting is never taken for the old
+one.
 
-    store/images/3f/3f2a....png      the pictures; each holds its ingredients as metadata
-    store/studies/table1/index.csv   the cells of a study and the pictures that belong to them
-    store/studies/table1/manifest.json
+Every picture is made by itself. In a batch, rounding depends on a picture's company, and its bytes
+would depend on how the work happened to be divided; alone, they depend on its ingredients only.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import json
+import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -25,9 +26,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from fusionlib.errors import FusionError
-from fusionlib.images import load_image, save_png, write_atomically
+from fusionlib.images import load_image
 from fusionlib.manifest import manifest, sha256_file, sha256_json
 from fusionlib.methods import Method
+from fusionlib.store import Store
+
+BLOCK = 8
+"""Most cells of one method and person that are made one after another by one process."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,23 @@ class Person:
 
 @dataclass(frozen=True)
 class Study:
-    """Every method makes a picture of every person for every prompt and seed."""
+    """Every method makes a picture of every person for every prompt and seed.
+
+    Attributes:
+        name: of the study's folder in the store.
+        methods: with different names.
+        people: with different names.
+        prompts: what to paint.
+        seeds: of the noise.
+        declaration: the file it was declared in, if any, for the record.
+    """
 
     name: str
     methods: Sequence[Method]
     people: Sequence[Person]
     prompts: Sequence[str]
     seeds: Sequence[int] = (0,)
+    declaration: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -68,9 +83,28 @@ class Cell:
     key: str
     ingredients: Mapping[str, Any] = field(repr=False, compare=False)
 
-    def path(self, store: Path) -> Path:
-        """Where the picture lies in a store."""
-        return store / "images" / self.key[:2] / f"{self.key}.png"
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a study that one of several processes makes.
+
+    Processes agree on who makes what without a word between them: each takes every `count`-th
+    block of cells. What the others do, or whether they run at all, changes nothing.
+
+    Attributes:
+        number: of this process, from 0.
+        count: of all processes.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.count:
+            raise FusionError(
+                f"A share is a number from 0 to below the count of processes, not {self.number} "
+                f"of {self.count}."
+            )
 
 
 def noise_seed(person: str, seed: int) -> int:
@@ -84,11 +118,13 @@ def noise_seed(person: str, seed: int) -> int:
 
 
 def cells(study: Study) -> list[Cell]:
-    """All cells of a study, method by method.
+    """All cells of a study, method by method and person by person.
 
     Raises:
-        FusionError: a person has fewer references than a method sees, or a file is missing.
+        FusionError: something is there twice or not at all, a person has fewer references than a
+            method sees, or a file is missing.
     """
+    _check(study)
     hashes: dict[Path, str] = {}
     grid = []
     for method in study.methods:
@@ -126,86 +162,105 @@ def cells(study: Study) -> list[Cell]:
     return grid
 
 
+def _check(study: Study) -> None:
+    if not re.fullmatch(r"\w[\w.+ -]*", study.name):
+        raise FusionError(
+            f"The study's name {study.name!r} names a folder: use letters, digits, '-' and '_'."
+        )
+    for what, items in (
+        ("method", [method.name for method in study.methods]),
+        ("person", [person.name for person in study.people]),
+        ("prompt", study.prompts),
+        ("seed", study.seeds),
+    ):
+        if not items:
+            raise FusionError(f"The study {study.name!r} has no {what}: name one or more.")
+        twice = [item for item in items if list(items).count(item) > 1]
+        if twice:
+            raise FusionError(f"The study {study.name!r} has the {what} {twice[0]!r} twice.")
+
+
 def run_study(
-    study: Study, store: str | Path, *, batch_size: int = 8, progress: bool | None = None
+    study: Study, store: str | Path, *, share: Share | None = None, progress: bool | None = None
 ) -> pd.DataFrame:
     """Make the pictures of a study that the store does not hold yet.
 
-    Pictures are made in batches. A batch of which a part is missing is made again as a whole, and
-    only what is missing is written: so a study that was interrupted ends with the same bytes as one
-    that was not, although rounding may depend on a batch's company.
-
     Args:
         study: what to make.
-        store: folder of the store; several studies may share it.
-        batch_size: pictures made at once.
-        progress: whether to show a bar; by default where a terminal can.
+        store: folder of the store; several studies and processes may share it.
+        share: which part to make; by default everything.
+        progress: whether to show a bar with a forecast; by default where a terminal can.
 
     Returns:
-        The index, one row for each cell: method, person, prompt, seed, noise_seed, key and image
-        (the path). It is also written to ``store/studies/<name>/index.csv``.
+        The study's cells, one row each: method, person, prompt, seed, noise_seed, key and image
+        (the path, there once all shares are made).
 
     Raises:
-        FusionError: a reference cannot be read or the store cannot be written.
+        FusionError: the study is malformed, a reference cannot be read, or the store cannot be
+            written.
     """
-    store = Path(store)
+    share = share or Share()
+    shelf = Store(store)
     grid = cells(study)
+    if share.number == 0:
+        shelf.declare(study.name, map(_row, grid), _record(study))
     methods = {method.name: method for method in study.methods}
     people = {person.name: person for person in study.people}
-    if len(methods) != len(study.methods) or len(people) != len(study.people):
-        raise FusionError(f"Two methods or two people of the study {study.name!r} share a name.")
-    done = sum(cell.path(store).exists() for cell in grid)
+    blocks = list(_blocks(grid))[share.number :: share.count]
+    mine = {cell.key: cell for block in blocks for cell in block}
+    done = shelf.keys() & mine.keys()
+    name = study.name if share.count == 1 else f"{study.name} {share.number + 1}/{share.count}"
     disable = None if progress is None else not progress
-    with tqdm(total=len(grid), initial=done, desc=study.name, unit="image", disable=disable) as bar:
-        for batch in _batches(grid, batch_size):
-            missing = [cell for cell in batch if not cell.path(store).exists()]
+    with (
+        shelf.writing(),
+        tqdm(total=len(mine), initial=len(done), desc=name, unit="image", disable=disable) as bar,
+    ):
+        shelf.adopt(done)
+        for block in blocks:
+            missing = {cell.key: cell for cell in block if cell.key not in done}
             if not missing:
                 continue
-            method = methods[batch[0].method]
-            images = method.generate(
-                [
-                    [
-                        load_image(path)
-                        for path in people[cell.person].references[: method.references]
-                    ]
-                    for cell in batch
-                ],
-                [cell.prompt for cell in batch],
-                [cell.noise_seed for cell in batch],
-            )
-            for cell, image in zip(batch, images, strict=True):
-                if cell in missing:
-                    save_png(image, cell.path(store), dict(cell.ingredients))
-            bar.update(len(missing))
-    return _write_index(study, grid, store)
+            method, person = methods[block[0].method], people[block[0].person]
+            faces = method.prepare([load_image(p) for p in person.references[: method.references]])
+            for cell in missing.values():
+                started = time.perf_counter()
+                image = method.generate(cell.prompt, faces, cell.noise_seed)
+                seconds = time.perf_counter() - started
+                shelf.add(cell.key, image, cell.ingredients, seconds)
+                done.add(cell.key)
+                bar.update()
+    return _with_images(pd.DataFrame(map(_row, grid)), shelf)
 
 
-def _batches(grid: Sequence[Cell], size: int) -> Iterator[list[Cell]]:
-    """Runs of at most `size` cells of one method."""
-    for _, same in groupby(grid, key=lambda cell: cell.method):
+def _blocks(grid: Sequence[Cell]) -> Iterator[list[Cell]]:
+    """Runs of at most `BLOCK` cells of one method and one person."""
+    for _, same in groupby(grid, key=lambda cell: (cell.method, cell.person)):
         group = list(same)
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
+        for start in range(0, len(group), BLOCK):
+            yield group[start : start + BLOCK]
 
 
-def _write_index(study: Study, grid: Sequence[Cell], store: Path) -> pd.DataFrame:
-    index = pd.DataFrame(
-        [
-            {
-                "method": cell.method,
-                "person": cell.person,
-                "prompt": cell.prompt,
-                "seed": cell.seed,
-                "noise_seed": cell.noise_seed,
-                "key": cell.key,
-                "image": cell.path(Path()).as_posix(),
-            }
-            for cell in grid
-        ]
-    )
-    record = manifest(
+def _row(cell: Cell) -> dict[str, Any]:
+    return {name: value for name, value in vars(cell).items() if name != "ingredients"}
+
+
+def _with_images(index: pd.DataFrame, store: Store) -> pd.DataFrame:
+    return index.assign(image=[str(store.path(key)) for key in index["key"]])
+
+
+def _record(study: Study) -> dict[str, Any]:
+    return manifest(
         study=study.name,
-        methods=[{"name": m.name, "settings": dict(m.settings)} for m in study.methods],
+        declaration=dict(study.declaration),
+        methods=[
+            {
+                "name": method.name,
+                "settings": dict(method.settings),
+                "needs": list(method.needs),
+                "citation": method.citation,
+            }
+            for method in study.methods
+        ],
         people=[
             {
                 "name": person.name,
@@ -217,16 +272,26 @@ def _write_index(study: Study, grid: Sequence[Cell], store: Path) -> pd.DataFram
         prompts=list(study.prompts),
         seeds=list(study.seeds),
     )
-    folder = store / "studies" / study.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = index.to_csv(index=False)
-        write_atomically(folder / "index.csv", lambda file: file.write(text.encode()))
-        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(folder / "manifest.json", lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise FusionError(f"The store {store} cannot be written: {error}.") from error
-    return index.assign(image=[str(store / image) for image in index["image"]])
+
+
+def study_status(store: str | Path, name: str) -> pd.DataFrame:
+    """How far a study is, by the index alone: no picture is opened.
+
+    Returns:
+        One row for each method: cells, done, and seconds, a forecast of what is left for one
+        process (NaN where no picture of that method was timed yet).
+
+    Raises:
+        FusionError: the store holds no such study.
+    """
+    shelf = Store(store)
+    grid = shelf.cells(name)
+    made = grid.merge(shelf.index()[["key", "seconds"]], on="key", how="left", indicator=True)
+    made = made.assign(done=made["_merge"] == "both")
+    table = made.groupby("method", sort=False).agg(
+        cells=("key", "size"), done=("done", "sum"), seconds=("seconds", "mean")
+    )
+    return table.assign(seconds=table["seconds"] * (table["cells"] - table["done"]))
 
 
 def read_study(folder: str | Path) -> tuple[pd.DataFrame, list[Person]]:
@@ -236,27 +301,34 @@ def read_study(folder: str | Path) -> tuple[pd.DataFrame, list[Person]]:
         The index as `run_study` returned it, and the people.
 
     Raises:
-        FusionError: the folder holds no study.
+        FusionError: the folder holds no study, or pictures of it are missing.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
+    if not (folder / "cells.parquet").is_file():
+        raise FusionError(
+            f"{folder} holds no study: give a folder STORE/studies/NAME that "
+            "`fusionlib study run` wrote."
+        )
+    shelf = Store(folder.parent.parent)
+    index = shelf.cells(folder.name)
+    missing = len(set(index["key"]) - shelf.keys())
+    if missing:
+        raise FusionError(
+            f"The study {folder.name!r} lacks {missing} of {len(index)} pictures: finish it with "
+            "`fusionlib study run`."
+        )
     try:
-        index = pd.read_csv(folder / "index.csv", dtype={"person": str, "method": str})
-        record = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        store = folder.parent.parent
         people = [
             Person(
                 name=person["name"],
                 references=tuple(Path(path) for path in person["references"]),
                 others=tuple(Path(path) for path in person["others"]),
             )
-            for person in record["people"]
+            for person in shelf.manifest(folder.name)["people"]
         ]
-        return index.assign(image=[str(store / image) for image in index["image"]]), people
-    except (OSError, KeyError, ValueError) as error:
-        raise FusionError(
-            f"{folder} holds no finished study: give a folder store/studies/<name> that holds "
-            "index.csv and manifest.json."
-        ) from error
+    except (KeyError, TypeError) as error:
+        raise FusionError(f"The record {folder / 'manifest.json'} names no people.") from error
+    return _with_images(index, shelf), people
 
 
 def load_people(

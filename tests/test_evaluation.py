@@ -1,32 +1,58 @@
-"""Identity distances agree with DeepFace; intervals and verdicts with known distributions."""
+"""Measurements agree with independent ones; intervals and verdicts with known distributions."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from recognisers import RECOGNISERS, embed, write_recognisers
+from skimage.metrics import structural_similarity
+from transformers import (
+    AutoProcessor,
+    CLIPModel,
+    ConvNextImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ResNetModel,
+)
 
 from fusionlib.errors import FusionError
-from fusionlib.evaluation import comparison
-from fusionlib.evaluation.comparison import (
-    identity_table,
-    measure_identity,
-    paired_difference,
-)
-from fusionlib.evaluation.identity import (
+from fusionlib.evaluation import comparison, observe
+from fusionlib.evaluation.alignment import Classifier, ClipScorer
+from fusionlib.evaluation.audit import overflow_facts, pair_up
+from fusionlib.evaluation.claims import Claim
+from fusionlib.evaluation.comparison import IdentityScores, identity_table, paired_difference
+from fusionlib.evaluation.faces import (
     PACKAGED_WEIGHTS,
     align_faces,
+    find_face,
+    link_packaged_weights,
+)
+from fusionlib.evaluation.identity import (
     cosine_distance,
     embed_faces,
     faces_found,
     identity_recovery,
-    link_packaged_weights,
+    load_recogniser,
 )
-from fusionlib.evaluation.statistics import Interval, bootstrap, verdict
+from fusionlib.evaluation.measure import measure, measure_identity
+from fusionlib.evaluation.observe import Observations
+from fusionlib.evaluation.quality import (
+    EYES,
+    SIDE,
+    face_region,
+    psnr,
+    psnr_8bit_overflow,
+    ssim,
+)
+from fusionlib.evaluation.statistics import Interval, bootstrap, effect_size, verdict
 from fusionlib.images import load_image
 from fusionlib.study import Person, load_people
 
@@ -34,8 +60,8 @@ HELDOUT = Path(__file__).resolve().parent.parent / "data" / "heldout"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def deepface_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty home for DeepFace: everything it needs has to come from the packages."""
+def deepface_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home for DeepFace of one's own: everything comes from packages or from the tests."""
     home = tmp_path_factory.mktemp("deepface")
     before = os.environ.get("DEEPFACE_HOME")
     os.environ["DEEPFACE_HOME"] = str(home)
@@ -54,18 +80,66 @@ def portraits() -> list[Image.Image]:
     return [*map(load_image, paths), Image.new("RGB", (128, 128), "grey")]
 
 
-def test_distances_are_those_of_deepface_verify(portraits: list[Image.Image]) -> None:
+def verify(a: Image.Image, b: Image.Image, recogniser: str) -> float:
+    """The distance by DeepFace's own function, from the pictures."""
     from deepface import DeepFace
 
+    pictures = (np.asarray(picture)[:, :, ::-1] for picture in (a, b))
+    return DeepFace.verify(*pictures, model_name=recogniser, detector_backend="dlib")["distance"]
+
+
+def test_distances_are_those_of_deepface_verify(portraits: list[Image.Image]) -> None:
     embeddings = embed_faces(portraits, "Dlib", "dlib")
-    pairs = [(0, 1), (0, 2), (1, 3)]
-    for a, b in pairs:
-        expected = DeepFace.verify(
-            *(np.asarray(portraits[number])[:, :, ::-1] for number in (a, b)),
-            model_name="Dlib",
-            detector_backend="dlib",
-        )["distance"]
+    for a, b in ((0, 1), (0, 2), (1, 3)):
+        expected = verify(portraits[a], portraits[b], "Dlib")
         assert cosine_distance(embeddings[a], embeddings[b]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", RECOGNISERS)
+def test_the_papers_recognisers_measure_as_deepface_verifies(
+    deepface_home: Path, portraits: list[Image.Image], name: str
+) -> None:
+    write_recognisers(deepface_home)
+    embeddings = embed_faces(portraits, name, "dlib")
+    side, dimension = RECOGNISERS[name][1:]
+    assert embeddings.shape == (5, dimension)
+    assert faces_found(embeddings) == (4, 5)
+    for a, b in ((0, 1), (0, 2)):
+        expected = verify(portraits[a], portraits[b], name)
+        assert expected > 1e-3
+        assert cosine_distance(embeddings[a], embeddings[b]) == pytest.approx(expected, abs=1e-6)
+    # And the network itself is the one whose weights lie in the file.
+    pixels = np.random.default_rng(1).random((side, side, 3)).astype(np.float32)
+    expected = embed(name, pixels)
+    found = load_recogniser(name)._embed(pixels[:, :, ::-1])  # type: ignore[attr-defined]
+    assert cosine_distance(found, expected) < 1e-6
+
+
+def test_a_network_of_ones_own_is_a_recogniser_by_its_folder(
+    portraits: list[Image.Image], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1]))
+    network.eval().save_pretrained(tmp_path / "network")
+    processor = ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=1.0)
+    processor.save_pretrained(tmp_path / "network")
+    assert (tmp_path / "network" / "model.safetensors").is_file()
+    embeddings = embed_faces([portraits[0], portraits[4]], str(tmp_path / "network"))
+    face = find_face(portraits[0])
+    assert face is not None
+    crop = (face.crop * 255).round().astype(np.uint8)
+    inputs = processor(images=crop, return_tensors="pt", input_data_format="channels_last")
+    with torch.no_grad():
+        expected = network(**inputs).pooler_output[0, :, 0, 0]
+    assert embeddings[0] == pytest.approx(expected.numpy(), rel=1e-5)
+    assert np.isnan(embeddings[1]).all()
+    for name, says in (("Nobody", "no recogniser 'Nobody'"), (str(tmp_path), "no recogniser")):
+        with pytest.raises(FusionError, match=says):
+            load_recogniser(name)
+    (tmp_path / "network" / "model.safetensors").write_bytes(b"damaged")
+    load_recogniser.cache_clear()
+    with pytest.raises(FusionError, match="recogniser could not be loaded"):
+        load_recogniser(str(tmp_path / "network"))
 
 
 def test_a_picture_without_a_face_is_counted_not_scored(portraits: list[Image.Image]) -> None:
@@ -87,25 +161,29 @@ def test_the_largest_of_several_faces_counts(portraits: list[Image.Image]) -> No
 def test_an_aligned_face_is_upright_rgb_between_0_and_1(portraits: list[Image.Image]) -> None:
     face, none = align_faces([portraits[0], portraits[4]])
     assert none is None
-    assert face is not None and face.ndim == 3 and face.shape[2] == 3
-    assert face.min() >= 0 and 0.1 < face.max() <= 1
+    assert face is not None and face.crop.ndim == 3 and face.crop.shape[2] == 3
+    assert face.crop.min() >= 0 and 0.1 < face.crop.max() <= 1
+    assert face.eyes is not None and face.eyes[0][0] < face.eyes[1][0]
     swapped = Image.fromarray(np.asarray(portraits[0])[:, :, ::-1].copy())
-    (blue,) = align_faces([swapped])
-    assert blue is not None and face[..., 0].mean() > blue[..., 0].mean()  # skin is red, not blue
+    (blue,) = align_faces([swapped])  # skin is red, not blue
+    assert blue is not None and face.crop[..., 0].mean() > blue.crop[..., 0].mean()
 
 
-def test_only_the_free_weights_are_linked_and_dead_links_replaced(deepface_home: Path) -> None:
+def test_only_the_free_weights_are_linked_and_dead_links_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPFACE_HOME", str(tmp_path))
     folder = link_packaged_weights()
-    assert folder == deepface_home / ".deepface" / "weights"
+    assert folder == tmp_path / ".deepface" / "weights"
     assert sorted(path.name for path in folder.iterdir()) == sorted(PACKAGED_WEIGHTS)
     dead = folder / PACKAGED_WEIGHTS[0]
     dead.unlink()
-    dead.symlink_to(deepface_home / "an environment that was deleted")
+    dead.symlink_to(tmp_path / "an environment that was deleted")
     assert (link_packaged_weights() / PACKAGED_WEIGHTS[0]).is_file()
 
 
 def test_unknown_models_end_in_one_sentence() -> None:
-    with pytest.raises(FusionError, match="recogniser 'Nobody'"):
+    with pytest.raises(FusionError, match="no recogniser 'Nobody'"):
         embed_faces([Image.new("RGB", (64, 64))], recogniser="Nobody")
     with pytest.raises(FusionError, match="detector 'nothing'"):
         align_faces([Image.new("RGB", (64, 64))], detector="nothing")
@@ -127,6 +205,58 @@ def test_nothing_is_printed_and_warnings_still_reach_the_user(deepface_home: Pat
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+class Counting:
+    """An instrument that counts how often it is asked."""
+
+    def __init__(self, name: str, *, needs_face: bool, fingerprint: str = "1") -> None:
+        self.name, self.needs_face, self.fingerprint = name, needs_face, fingerprint
+        self.dimension = 2
+        self.asked = 0
+
+    def read(self, image, face):  # type: ignore[no-untyped-def]
+        self.asked += 1
+        if self.needs_face and face is None:
+            return None
+        return np.array([image.width, self.asked], dtype=np.float32)
+
+
+def test_a_picture_is_looked_at_once_for_all_instruments_and_never_again(
+    portraits: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def count(image, detector):  # type: ignore[no-untyped-def]
+        found.append(image)
+        return find_face(image, detector)
+
+    monkeypatch.setattr(observe, "find_face", count)
+    paths = []
+    for number, picture in enumerate([portraits[0], portraits[4], portraits[0]]):  # one twice
+        paths.append(tmp_path / f"{number}.png")
+        picture.save(paths[-1])
+    face, whole = Counting("face", needs_face=True), Counting("whole", needs_face=False)
+    cache = tmp_path / "cache"
+    first = observe.observe(paths, {"a": face, "b": whole}, cache=cache, progress=False)
+    assert (len(found), face.asked, whole.asked) == (2, 2, 2)
+    assert first.faces.tolist() == [True, False, True]
+    assert np.isnan(first.values["a"][1]).all() and first.values["b"].tolist()[1] == [128, 2]
+    assert np.isfinite(first.eyes[0]).all() and np.isnan(first.eyes[1]).all()
+
+    again = observe.observe(paths, {"a": face, "b": whole}, cache=cache, progress=False)
+    assert (len(found), face.asked, whole.asked) == (2, 2, 2)
+    for name, values in first.values.items():
+        assert np.array_equal(again.values[name], values, equal_nan=True)
+    assert np.array_equal(again.eyes, first.eyes, equal_nan=True)
+    assert again.faces.tolist() == first.faces.tolist()
+
+    other = Counting("face", needs_face=True, fingerprint="2")  # other weights: read anew
+    observe.observe(paths, {"a": other}, cache=cache, progress=False)
+    assert other.asked == 2
+    portraits[2].save(paths[0])  # another picture under an old name
+    observe.observe(paths, {"b": whole}, cache=cache, progress=False)
+    assert whole.asked == 3
+
+
 def test_cosine_distance_of_known_vectors() -> None:
     a = np.array([[1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 4.0]])
     b = np.array([[5.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [4.0, 3.0]])
@@ -142,15 +272,141 @@ def test_recovery_is_0_for_a_stranger_and_1_for_the_person() -> None:
     assert stacked.tolist() == [0, 0]
 
 
-def test_the_interval_covers_the_truth_in_95_of_100_studies() -> None:
+PROMPTS = ["a face", "a laughing face"]
+
+
+def test_clip_score_is_a_direct_computation_with_transformers(
+    tiny_checkpoint: Path, portraits: list[Image.Image]
+) -> None:
+    folder = str(tiny_checkpoint / "clip")
+    scorer = ClipScorer(folder)
+    images = np.stack([scorer.read(picture, None) for picture in portraits[:2]])
+    found = scorer.scores(images, PROMPTS)
+    model, processor = CLIPModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    for picture, prompt, score in zip(portraits[:2], PROMPTS, found, strict=True):
+        inputs = processor(text=[prompt], images=picture, return_tensors="pt")
+        with torch.no_grad():
+            output = model(**inputs)
+        cosine = torch.cosine_similarity(output.image_embeds, output.text_embeds)
+        assert score == pytest.approx(100 * float(cosine), abs=1e-3)
+        logit = float(output.logits_per_image / model.logit_scale.exp().detach())
+        assert score == pytest.approx(100 * logit, abs=1e-3)
+    assert np.isnan(scorer.scores(np.full((1, scorer.dimension), np.nan), ["a face"])).all()
+    assert np.isfinite(scorer.scores(images[:1], ["a very long prompt " * 50])).all()
+    with pytest.raises(FusionError, match="CLIP model folder"):
+        ClipScorer("nowhere/at/all")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    labels = ["neutral", "laughing", "angry", "crying"]
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], id2label=dict(enumerate(labels))
+    )
+    folder = tmp_path_factory.mktemp("classifier")
+    ResNetForImageClassification(config).eval().save_pretrained(folder)
+    ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=1.0).save_pretrained(folder)
+    return folder
+
+
+def test_a_classifier_is_right_where_its_best_label_is_the_wanted_one(
+    classifier: Path, portraits: list[Image.Image]
+) -> None:
+    teller = Classifier("expression", str(classifier))
+    assert teller.labels == ["neutral", "laughing", "angry", "crying"]
+    probabilities = np.stack([teller.read(picture, None) for picture in portraits])
+    assert probabilities.sum(axis=1) == pytest.approx(np.ones(5), abs=1e-5)
+    model = ResNetForImageClassification.from_pretrained(classifier)
+    processor = ConvNextImageProcessor.from_pretrained(classifier)
+    with torch.no_grad():
+        logits = model(**processor(images=portraits, return_tensors="pt")).logits
+    best = [model.config.id2label[int(number)] for number in logits.argmax(-1)]
+    assert teller.hits(probabilities, best).tolist() == [1] * 5
+    wrong = [teller.labels[(teller.labels.index(label) + 1) % 4] for label in best]
+    assert teller.hits(probabilities, wrong).tolist() == [0] * 5
+    assert np.isnan(teller.hits(probabilities[:1], [None])).all()
+    assert teller.asked_for("a photo of a Laughing person") == "laughing"
+    assert teller.asked_for("a photo of a person") is None
+    assert teller.asked_for("an angry and a crying person") is None
+    assert teller.asked_for("angryish") is None
+
+
+def test_quality_is_that_of_the_formulas_and_of_scikit_image() -> None:
     rng = np.random.default_rng(0)
-    studies, people, truth = 400, 40, np.exp(0.25**2 / 2)  # log-normal: skewed, as distances are
+    a = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    b = np.clip(a + rng.normal(0, 12, a.shape), 0, 255).astype(np.uint8)
+    error = np.mean((a.astype(float) - b.astype(float)) ** 2)
+    assert psnr(a, b) == pytest.approx(20 * np.log10(255) - 10 * np.log10(error))
+    channels = [
+        structural_similarity(
+            a[..., c].astype(float), b[..., c].astype(float), data_range=255,
+            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+        )
+        for c in range(3)
+    ]  # fmt: skip
+    assert ssim(a, b) == pytest.approx(np.mean(channels))
+    assert ssim(a, a) == 1 and psnr(a, a) == psnr_8bit_overflow(a, a) == np.inf
+    wrapped = np.mean([(int(x) - int(y)) ** 2 % 256 for x, y in zip(a.flat, b.flat, strict=True)])
+    assert psnr_8bit_overflow(a, b) == pytest.approx(10 * np.log10(255**2 / wrapped))
+    flat = np.zeros((16, 16, 3), dtype=np.uint8)
+    every = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    assert psnr_8bit_overflow(every, flat) == pytest.approx(27.90, abs=0.01)  # spread evenly
+
+
+def test_faces_are_laid_on_one_frame_before_they_are_compared() -> None:
+    """A picture that was turned, scaled and shifted shows the same region again."""
+    y, x = np.mgrid[0:200, 0:200]
+    waves = [128 + 90 * np.sin(x / 17 + c) * np.cos(y / 23 - c) for c in range(3)]
+    picture = Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
+    eyes = np.array([[80.0, 90.0], [120.0, 92.0]])
+    straight = face_region(picture, eyes)
+    assert straight.shape == (SIDE, SIDE, 3)
+    for factor, degrees in ((1.5, 0), (1, 20), (3, -15)):
+        big = picture.resize([round(200 * factor)] * 2, Image.Resampling.BICUBIC)
+        middle = np.array([big.width / 2 - 0.5] * 2)
+        turned = big.rotate(degrees, Image.Resampling.BICUBIC)
+        angle = np.radians(degrees)
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        moved = ((eyes + 0.5) * factor - 0.5 - middle) @ turn.T + middle
+        region = face_region(turned, moved)
+        inside = np.s_[20:-20, 20:-20]
+        assert np.abs(region[inside].astype(int) - straight[inside]).mean() < 1.5
+    left, right = (np.array(point) for point in EYES)
+    assert right[0] - left[0] == pytest.approx(35.2, abs=0.1)
+    dots = Image.new("RGB", (200, 200))
+    dots.putpixel((80, 90), (255, 0, 0))
+    dots.putpixel((120, 92), (0, 255, 0))
+    region = face_region(dots, eyes).astype(int)
+    for channel, place in ((0, left), (1, right)):
+        row, column = np.unravel_index(region[..., channel].argmax(), (SIDE, SIDE))
+        assert abs(column - place[0]) <= 1 and abs(row - place[1]) <= 1
+
+
+@pytest.mark.parametrize("people, least", [(10, 0.91), (20, 0.93), (40, 0.93)])
+def test_the_interval_covers_the_truth_in_95_of_100_studies(people: int, least: float) -> None:
+    """1,000 simulated studies: people differ, prompts and seeds of a person do, too."""
+    rng = np.random.default_rng(0)
+    studies, prompts, seeds, truth = 1000, 2, 2, 0.04
+    persons = rng.normal(truth, 0.05, (studies, people, 1, 1))
+    noise = rng.gamma(2, 0.02, (studies, people, prompts, seeds)) - 0.04  # skewed, mean 0
+    gains = (persons + noise).mean(axis=(2, 3))
     covered = 0
-    for values in rng.lognormal(0, 0.25, (studies, people)):
+    for values in gains:
         interval = bootstrap(values, resamples=999)
         covered += interval.low <= truth <= interval.high
-    # three standard errors about 94.5%, which the bootstrap has with 40 people
-    assert 0.91 <= covered / studies <= 0.98
+    assert least <= covered / studies <= 0.97
+
+
+def test_pictures_of_one_person_are_not_independent_people() -> None:
+    """Taking images for people would make the interval too narrow: it would miss too often."""
+    rng = np.random.default_rng(1)
+    right = wrong = 0
+    for _ in range(200):
+        images = rng.normal(0, 1, (20, 1)) + rng.normal(0, 0.3, (20, 8))
+        right += bootstrap(images.mean(axis=1), resamples=499).excludes(0)
+        wrong += bootstrap(images.ravel(), resamples=499).excludes(0)
+    assert right < 30 and wrong > 60  # of 200; 10 would be expected
 
 
 def test_the_paired_interval_of_a_ratio_uses_the_pairing() -> None:
@@ -171,9 +427,21 @@ def test_intervals_are_seeded_and_refuse_what_they_cannot_use() -> None:
     assert bootstrap(values, seed=1) != bootstrap(values)
     assert bootstrap(np.full(5, 2.0)) == Interval(2, 2, 2)
     assert str(bootstrap(values[:1])) == "–"
+    pair = bootstrap(values[:2])  # two people say little, but no more than they are
+    assert pair.low <= values[:2].min() and values[:2].max() <= pair.high
     for wrong in ([values, values[:5]], [np.array([1.0, np.nan])], []):
         with pytest.raises(FusionError):
             bootstrap(*wrong)
+
+
+def test_the_effect_size_is_unbiased_and_known_by_hand() -> None:
+    assert effect_size(np.array([1.0, 2.0, 3.0])) == pytest.approx(2 * (1 - 3 / 7))
+    rng = np.random.default_rng(0)
+    samples = rng.normal(0.5, 1, (20_000, 10))
+    assert effect_size(samples).mean() == pytest.approx(0.5, abs=0.01)  # uncorrected: 0.547
+    found = bootstrap(rng.normal(0.5, 1, 400), statistic=effect_size)
+    assert found.low < 0.5 < found.high and found.high - found.low < 0.3
+    assert np.isnan(effect_size(np.array([1.0])))
 
 
 def test_verdicts() -> None:
@@ -183,23 +451,27 @@ def test_verdicts() -> None:
     assert verdict(Interval(0.1, 0.0, 0.3)) == "undecided"
 
 
-class FakeFaces:
-    """Embeddings by file name, so that a table's numbers can be worked out by hand."""
+@pytest.fixture
+def angles(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Embeddings by file name, as angles, so that numbers can be worked out by hand."""
 
-    def __init__(self, angles: dict[str, float]) -> None:
-        self.angles = angles
+    def look(paths, instruments=None, **_):  # type: ignore[no-untyped-def]
+        found = np.array([known[str(path)] for path in paths], dtype=np.float64)
+        values = np.stack([np.cos(found), np.sin(found)], axis=-1)
+        faces, eyes = ~np.isnan(found), np.full((len(found), 2, 2), np.nan)
+        return Observations(
+            dict.fromkeys(instruments or {}, values), faces, eyes, [None] * len(found)
+        )
 
-    def __call__(self, names, recogniser: str, detector: str) -> np.ndarray:  # type: ignore[no-untyped-def]
-        angles = np.array([self.angles[name] for name in names])
-        return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    known: dict[str, float] = {}
+    monkeypatch.setattr("fusionlib.evaluation.measure.observe", look)
+    return known
 
 
 def test_against_the_others_a_picture_is_not_measured_with_itself(
-    monkeypatch: pytest.MonkeyPatch,
+    angles: dict[str, float],
 ) -> None:
-    angles = {"a/r": 9.0, "a/1": 0.0, "a/2": 0.2, "b/r": 9.0, "b/1": 1.0, "b/2": 1.4, "made": 0.1}
-    monkeypatch.setattr(comparison, "load_image", lambda path: path)
-    monkeypatch.setattr(comparison, "embed_faces", FakeFaces(angles))
+    angles |= {"a/r": 9.0, "a/1": 0.0, "a/2": 0.2, "b/r": 9.0, "b/1": 1.0, "b/2": 1.4, "made": 0.1}
     people = [
         Person(name, (Path(name, "r"),), (Path(name, "1"), Path(name, "2"))) for name in ("a", "b")
     ]
@@ -211,14 +483,31 @@ def test_against_the_others_a_picture_is_not_measured_with_itself(
     assert scores.scale["genuine"].tolist() == pytest.approx([1 - np.cos(0.2), 1 - np.cos(0.4)])
     across = np.mean([1 - np.cos(x) for x in (1.0, 1.4, 0.8, 1.2)])
     assert scores.scale["impostor"].tolist() == pytest.approx([across, across])
+    angles["a/2"] = np.nan  # no face in one of them
+    found = measure_identity(index, people, against="others")
+    assert found.images["distance"].tolist() == pytest.approx([1 - np.cos(0.1)])
+    assert np.isnan(found.scale["genuine"]["a"])
     with pytest.raises(FusionError, match="2 other picture"):
         measure_identity(index, [people[0], Person("c", (Path("r"),))], against="others")
 
 
+def test_one_person_alone_has_distances_and_no_scale(angles: dict[str, float]) -> None:
+    angles |= {"r": 0.0, "made": 0.3}
+    index = pd.DataFrame(
+        [("m", "a", "", 0, "made")], columns=["method", "person", "prompt", "seed", "image"]
+    )
+    people = [Person("a", (Path("r"),))]
+    scores = measure(index, people, quality=False).identity("Dlib")
+    assert scores.images["distance"].tolist() == pytest.approx([1 - np.cos(0.3)])
+    table = identity_table(scores)
+    assert (str(table["distance"].iloc[0]), str(table.loc["m", "recovery"])) == ("–", "–")
+    with pytest.raises(FusionError, match="person 'a' needs a reference"):
+        measure(index, [Person("a")])
+
+
 @pytest.fixture
-def scores(monkeypatch: pytest.MonkeyPatch) -> comparison.IdentityScores:
+def scores(angles: dict[str, float]) -> IdentityScores:
     """Six people at right angles or more; "near" is at 0.1 + of the reference, "far" at 1."""
-    angles: dict[str, float] = {}
     people, rows = [], []
     for number in range(6):
         home = number * 2 * np.pi / 6
@@ -232,12 +521,10 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> comparison.IdentityScores:
                 rows.append((method, name, "a face", seed, image))
     angles["p0/near0"] = np.nan  # no face in one of the pictures
     index = pd.DataFrame(rows, columns=["method", "person", "prompt", "seed", "image"])
-    monkeypatch.setattr(comparison, "load_image", lambda path: path)
-    monkeypatch.setattr(comparison, "embed_faces", FakeFaces(angles))
     return measure_identity(index, people)
 
 
-def test_the_table_has_the_numbers_worked_out_by_hand(scores: comparison.IdentityScores) -> None:
+def test_the_table_has_the_numbers_worked_out_by_hand(scores: IdentityScores) -> None:
     table = identity_table(scores)
     assert list(table.index) == [
         "another person", "far", "near", "another picture of the same person"
@@ -254,18 +541,33 @@ def test_the_table_has_the_numbers_worked_out_by_hand(scores: comparison.Identit
     assert table.loc["near", "recovery"].low < recovery["near"] < table.loc["near", "recovery"].high
 
 
-def test_methods_are_compared_in_pairs(scores: comparison.IdentityScores) -> None:
+def test_methods_are_compared_in_pairs(scores: IdentityScores) -> None:
     difference = paired_difference(scores, "near", "far")
-    near = np.mean([1 - np.cos(0.2 + 0.02 * k) for k in range(6)])
-    assert difference.interval.estimate == pytest.approx(1 - np.cos(1.0) - near)
+    gains = [np.cos(0.2 + 0.02 * k) - np.cos(1.0) for k in range(6)]
+    assert difference.interval.estimate == pytest.approx(np.mean(gains))
     assert (difference.pairs, difference.cells, difference.people) == (11, 12, 6)
-    assert difference.verdict == "supported"
-    assert paired_difference(scores, "far", "near").verdict == "not supported"
+    assert difference.verdict == "supported" and difference.ahead == 1
+    hedges = np.mean(gains) / np.std(gains, ddof=1) * (1 - 3 / 19)
+    assert difference.effect.estimate == pytest.approx(hedges)
+    assert list(difference.by_seed) == [0, 1]
+    assert difference.by_seed[0] == pytest.approx(np.mean(gains[1:]))  # p0 has no face there
+    assert difference.by_seed[1] == pytest.approx(np.mean(gains))
+    worse = paired_difference(scores, "far", "near")
+    assert worse.verdict == "not supported" and worse.ahead == 0
     with pytest.raises(FusionError, match="no method 'other'"):
         paired_difference(scores, "near", "other")
 
 
-def test_a_method_without_any_face_is_shown_as_such(scores: comparison.IdentityScores) -> None:
+def test_a_metric_that_grows_is_compared_the_other_way_round(scores: IdentityScores) -> None:
+    images = scores.images.assign(ssim=1 - scores.images["distance"])
+    assert paired_difference(images, "near", "far", "ssim") == replace(
+        paired_difference(scores, "near", "far"), metric="ssim"
+    )
+    images.loc[1, "ssim"] = np.inf  # cannot be paired, and is not silently averaged
+    assert paired_difference(images, "near", "far", "ssim").pairs == 10
+
+
+def test_a_method_without_any_face_is_shown_as_such(scores: IdentityScores) -> None:
     scores.images.loc[scores.images["method"] == "far", "distance"] = np.nan
     table = identity_table(scores)
     assert (str(table.loc["far", "distance"]), str(table.loc["far", "recovery"])) == ("–", "–")
@@ -274,9 +576,95 @@ def test_a_method_without_any_face_is_shown_as_such(scores: comparison.IdentityS
     assert (difference.pairs, difference.people, difference.verdict) == (0, 0, "undecided")
 
 
-def test_many_missing_faces_leave_a_claim_undecided(scores: comparison.IdentityScores) -> None:
+def test_many_missing_faces_leave_a_claim_undecided(scores: IdentityScores) -> None:
     scores.images.loc[scores.images["image"].isin(["p1/near0", "p2/near0"]), "distance"] = np.nan
     difference = paired_difference(scores, "near", "far")
     assert difference.pairs == 9 < comparison.MIN_PAIRED * difference.cells
     assert difference.interval.low > 0
     assert difference.verdict == "undecided"
+
+
+def test_a_claims_verdict_follows_from_its_comparison_alone(scores: IdentityScores) -> None:
+    found = paired_difference(scores, "near", "far")
+    assert Claim("it is near", "1", "far minus near", found).verdict == "supported"
+    worse = paired_difference(scores, "far", "near")
+    assert Claim("it is far", "1", "near minus far", worse).verdict == "not supported"
+    assert Claim("it is art", "2", "taste", obstacle="no judge").verdict == "not testable here"
+    with pytest.raises(FusionError, match="either a comparison or the obstacle"):
+        Claim("it is art", "2", "taste")
+
+
+def audit(people: int) -> pd.DataFrame:
+    known = load_people(HELDOUT, people, others=5)
+    return measure(pair_up(known), known, recognisers=[], progress=False).images
+
+
+def check_audit(pairs: pd.DataFrame) -> None:
+    """PSNR left in 8 bits hardly moves whatever the pair, proper PSNR does; both lean on SSIM."""
+    measured = pairs.dropna(subset=["ssim"])
+    proper, wrapped = measured["psnr"], measured["psnr_8bit_overflow"]
+    assert wrapped.between(27.5, 28.5).mean() > 0.8 and 27.5 < wrapped.mean() < 28.5
+    assert proper.std() > 5 * wrapped.std() and proper.max() < wrapped.min()
+    assert proper.max() - proper.min() > 8
+    different = measured[measured["method"] == "another person"]
+    assert different["psnr_8bit_overflow"].between(27.5, 28.5).mean() > 0.95
+    correlation = measured[["psnr", "psnr_8bit_overflow", "ssim"]].corr()["ssim"]
+    assert correlation["psnr"] > correlation["psnr_8bit_overflow"] > 0
+    facts = overflow_facts(pairs)
+    assert facts["pairs of faces"].startswith(f"{len(measured)} of {len(pairs)} ")
+    assert facts["correlation of PSNR with SSIM"].startswith(f"{correlation['psnr']:.2f} [")
+
+
+def test_psnr_left_in_8_bits_says_nothing_about_the_pair() -> None:
+    check_audit(audit(12))
+    with pytest.raises(FusionError, match="Ten measured pairs"):
+        overflow_facts(pd.DataFrame({"ssim": [], "psnr": [], "psnr_8bit_overflow": []}))
+    with pytest.raises(FusionError, match="two people"):
+        pair_up(load_people(HELDOUT, 1))
+
+
+@pytest.mark.slow
+def test_psnr_left_in_8_bits_says_nothing_about_a_thousand_pairs() -> None:
+    pairs = audit(100)
+    assert len(pairs) == 1000 and pairs["ssim"].notna().sum() > 950
+    check_audit(pairs)
+
+
+def test_everything_is_measured_at_once(
+    classifier: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """A copy of the reference, another person and no face, against numbers made by hand."""
+    people = load_people(HELDOUT, 2, only={"style": "photo"})
+    Image.new("RGB", (128, 128)).save(tmp_path / "nobody.png")
+    copy, stranger = people[0].references[0], people[1].references[0]
+    rows = [("copy", copy), ("stranger", stranger), ("nobody", tmp_path / "nobody.png")]
+    index = pd.DataFrame(
+        [(method, people[0].name, "a laughing face", 0, str(path)) for method, path in rows],
+        columns=["method", "person", "prompt", "seed", "image"],
+    )
+    found = measure(
+        index,
+        people,
+        clip=str(tiny_checkpoint / "clip"),
+        classifiers={"expression": str(classifier)},
+        progress=False,
+    )
+    images = found.images.set_index("method")
+    assert images["face"].tolist() == [True, True, False]
+    pictures = [load_image(path) for path in (stranger, copy)]
+    assert images["distance Dlib"]["copy"] == pytest.approx(0, abs=1e-6)
+    expected = verify(*pictures, "Dlib")
+    assert images["distance Dlib"]["stranger"] == pytest.approx(expected, abs=1e-6)
+    assert (images["ssim"]["copy"], images["psnr"]["copy"]) == (1, np.inf)
+    regions = [face_region(picture, find_face(picture).eyes) for picture in pictures]  # type: ignore[union-attr,arg-type]
+    for metric in (ssim, psnr, psnr_8bit_overflow):
+        assert images[metric.__name__]["stranger"] == pytest.approx(metric(*regions))
+    alone = images.loc["nobody"]
+    assert alone[["distance Dlib", "ssim", "psnr"]].isna().all()
+    assert images["clip_score"].notna().all() and images["expression_correct"].isin([0, 1]).all()
+    assert found.metrics == [
+        "distance Dlib", "clip_score", "ssim", "psnr", "psnr_8bit_overflow", "expression_correct"
+    ]  # fmt: skip
+    labelled = index.assign(expression=["angry", None, "laughing"])
+    again = measure(labelled, people, quality=False, classifiers={"expression": str(classifier)})
+    assert again.images["expression_correct"].isna().tolist() == [False, True, False]

@@ -1,31 +1,31 @@
-"""The identity table of a study (Table 1 of the paper), with the scale it is to be read on.
+"""From measured pictures to statements about methods (Tables 1 and 2 of the paper).
 
-For each person, distances are averaged over that person's pictures first, so that every person
-counts once and the intervals are over people.
+For each person, numbers are averaged over that person's pictures first, so that every person
+counts once and the intervals are over people. Methods are compared in pairs of pictures: the same
+person, prompt and seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.identity import cosine_distance, embed_faces, identity_recovery
-from fusionlib.evaluation.statistics import Interval, Verdict, bootstrap, verdict
-from fusionlib.images import load_image
-from fusionlib.study import Person
+from fusionlib.evaluation.identity import identity_recovery
+from fusionlib.evaluation.statistics import Interval, Verdict, bootstrap, effect_size, verdict
 
 MIN_PAIRED = 0.9
 """Share of the pictures that must show a face under both methods for a verdict to be given:
 with fewer, those left out could turn it."""
 
-
 Target = Literal["reference", "others"]
+
+LOWER_IS_BETTER = ("distance",)
+"""Columns of measurements that improve downwards: those whose names begin so."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class IdentityScores:
     """Distances of a study's pictures to the people they should show, under one recogniser.
 
     Attributes:
-        recogniser: of DeepFace.
+        recogniser: by name.
         detector: of DeepFace.
         against: what the distances lead to: the reference, or the person's other pictures.
         images: the study's index with a column ``distance``, NaN where no face was found in the
@@ -50,114 +50,116 @@ class IdentityScores:
 
     def of(self, method: str) -> pd.Series[float]:
         """Mean distance of a method's pictures, for each person with at least one face."""
-        rows = self.images[self.images["method"] == method]
-        if rows.empty:
-            known = ", ".join(map(repr, self.images["method"].unique()))
-            raise FusionError(f"The study has no method {method!r}: it has {known}.")
-        return rows.groupby("person")["distance"].mean().dropna()
+        return by_person(self.images, "distance", method)
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How much nearer to the reference one method is than another, in the same cells.
+    """How much better one method is than another, in the same cells.
 
     Attributes:
-        interval: of the mean over people of (distance of the other - distance of this one):
-            positive where this one is nearer.
-        pairs: pictures (person, prompt, seed) with a face under both methods.
+        metric: the column that is compared.
+        interval: of the mean over people of the improvement: positive where this one is better.
+        effect: that mean in units of its spread between people, with its interval: see
+            `fusionlib.evaluation.statistics.effect_size`.
+        ahead: share of people for whom this one is better.
+        by_seed: the mean improvement for each seed alone: what another seed would have said.
+        pairs: pictures (person, prompt, seed) that were measured under both methods.
         cells: pictures that both methods made.
         people: people with at least one such pair.
-        verdict: on the claim that this one is nearer.
+        verdict: on the claim that this one is better.
     """
 
+    metric: str
     interval: Interval
+    effect: Interval
+    ahead: float
+    by_seed: Mapping[int, float]
     pairs: int
     cells: int
     people: int
     verdict: Verdict
 
 
-def measure_identity(
-    index: pd.DataFrame,
-    people: Sequence[Person],
-    *,
-    recogniser: str = "Dlib",
-    detector: str = "dlib",
-    against: Target = "reference",
-) -> IdentityScores:
-    """Measure how far every picture of a study is from the person it should show.
-
-    Args:
-        index: of the study, as `fusionlib.study.run_study` returns it.
-        people: of the study.
-        recogniser: of DeepFace; distances are cosine distances of its embeddings.
-        detector: of DeepFace.
-        against: ``"reference"`` measures the distance to a person's first reference, as the paper
-            does. ``"others"`` measures the mean distance to the person's other pictures, which no
-            method saw: the fair target where methods see different references.
+def by_person(images: pd.DataFrame, metric: str, method: str) -> pd.Series[float]:
+    """Mean of a metric over a method's pictures, for each person with at least one number.
 
     Raises:
-        FusionError: fewer than two people, or a person with too few other pictures for the scale.
+        FusionError: there is no such method.
     """
-    needed = 1 if against == "reference" else 2
-    if len(people) < 2:
-        raise FusionError("Identity is measured against strangers: the study needs two people.")
-    for person in people:
-        if not person.references or len(person.others) < needed:
-            raise FusionError(
-                f"The person {person.name!r} needs a reference and {needed} other picture(s) to "
-                "measure by."
-            )
-
-    def embed(paths: Sequence[object]) -> NDArray[np.float64]:
-        return embed_faces((load_image(str(path)) for path in paths), recogniser, detector)
-
-    others = [embed(person.others) for person in people]
-    targets = others
-    if against == "reference":
-        targets = list(embed([person.references[0] for person in people])[:, None])
-    genuine, impostor = [], []
-    for number, target in enumerate(targets):
-        same = cosine_distance(target[:, None], others[number])
-        if target is others[number]:
-            np.fill_diagonal(same, np.nan)  # a picture's distance to itself says nothing
-        strangers = np.concatenate(others[:number] + others[number + 1 :])
-        genuine.append(_mean(same))
-        impostor.append(_mean(cosine_distance(target[:, None], strangers)))
-    names = [person.name for person in people]
-    scale = pd.DataFrame({"genuine": genuine, "impostor": impostor}, index=names)
-
-    target_of = dict(zip(names, targets, strict=True))
-    made = embed(list(index["image"]))
-    distances = [
-        _mean(cosine_distance(target_of[name], embedding))
-        for name, embedding in zip(index["person"], made, strict=True)
-    ]
-    return IdentityScores(recogniser, detector, against, index.assign(distance=distances), scale)
+    rows = images[images["method"] == method]
+    if rows.empty:
+        known = ", ".join(map(repr, images["method"].unique()))
+        raise FusionError(f"The study has no method {method!r}: it has {known}.")
+    return rows.groupby("person")[metric].mean().dropna()
 
 
-def paired_difference(scores: IdentityScores, method: str, other: str) -> PairedDifference:
+def mean_over_people(images: pd.DataFrame, metric: str, method: str) -> Interval:
+    """Mean of a metric over people, with its interval; infinite if a picture's number is."""
+    values = by_person(images, metric, method).to_numpy()
+    if np.isinf(values).any():  # PSNR of equal pictures
+        return Interval(np.inf, np.inf, np.inf)
+    return bootstrap(values)
+
+
+def summary(images: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Every metric of every method: the mean over people with its interval.
+
+    Args:
+        images: measured pictures, with a column for each metric.
+        metrics: which of them.
+
+    Returns:
+        A row for each method, a column for each metric, of `Interval`.
+    """
+    methods = list(images["method"].unique())
+    columns = {
+        metric: [mean_over_people(images, metric, method) for method in methods]
+        for metric in metrics
+    }
+    return pd.DataFrame(columns, index=methods)
+
+
+def paired_difference(
+    scores: IdentityScores | pd.DataFrame, method: str, other: str, metric: str = "distance"
+) -> PairedDifference:
     """Compare two methods of a study cell by cell.
 
-    Pictures without a face under either method are left out and counted; if more than a tenth are,
-    the verdict is "undecided" whatever the interval.
+    Cells without a number under either method (no face, for example) are left out and counted; if
+    more than a tenth are, the verdict is "undecided" whatever the interval.
+
+    Args:
+        scores: of `fusionlib.evaluation.measure`, or their table of images.
+        method: the one that might be better.
+        other: the one it is compared with.
+        metric: a column of the table.
 
     Raises:
         FusionError: the study lacks a method.
     """
-    scores.of(method), scores.of(other)
-    cells = scores.images.pivot(
-        index=["person", "prompt", "seed"], columns="method", values="distance"
-    )
-    gain = (cells[other] - cells[method]).dropna()
-    by_person = gain.groupby("person").mean()
-    interval = bootstrap(by_person.to_numpy())
+    images = scores.images if isinstance(scores, IdentityScores) else scores
+    for name in (method, other):
+        by_person(images, metric, name)
+    cells = images.pivot(index=["person", "prompt", "seed"], columns="method", values=metric)
+    cells = cells[[method, other]]
+    sign = -1 if metric.startswith(LOWER_IS_BETTER) else 1
+    gain = (sign * (cells[method] - cells[other])).replace([np.inf, -np.inf], np.nan).dropna()
+    people = gain.groupby("person").mean().to_numpy()
+    interval = bootstrap(people)
+    enough = len(gain) >= MIN_PAIRED * len(cells)
     return PairedDifference(
+        metric=metric,
         interval=interval,
+        effect=bootstrap(people, statistic=effect_size),
+        ahead=float(np.mean(people > 0)) if len(people) else float("nan"),
+        by_seed={
+            int(str(seed)): float(values.groupby("person").mean().mean())
+            for seed, values in gain.groupby("seed")
+        },
         pairs=len(gain),
         cells=len(cells),
-        people=len(by_person),
-        verdict=verdict(interval) if len(gain) >= MIN_PAIRED * len(cells) else "undecided",
+        people=len(people),
+        verdict=verdict(interval) if enough else "undecided",
     )
 
 
@@ -180,11 +182,10 @@ def identity_table(scores: IdentityScores) -> pd.DataFrame:
         and ``images`` (counts; ``None`` on the rows of the scale).
     """
     rows: dict[str, dict[str, object]] = {}
-    scale = scores.scale.dropna()
 
     def end_of_scale(column: Literal["genuine", "impostor"], value: float) -> dict[str, object]:
         return {
-            "distance": bootstrap(scale[column].to_numpy()),
+            "distance": bootstrap(scores.scale[column].dropna().to_numpy()),
             "recovery": Interval(value, value, value),
             "found": None,
             "images": None,
@@ -201,9 +202,3 @@ def identity_table(scores: IdentityScores) -> pd.DataFrame:
         }
     rows["another picture of the same person"] = end_of_scale("genuine", 1.0)
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _mean(distances: NDArray[np.float64]) -> float:
-    """Mean over the pictures with a face; NaN if none has one."""
-    found = distances[~np.isnan(distances)]
-    return float(found.mean()) if found.size else float("nan")

@@ -1,135 +1,141 @@
-"""Identity: cosine distance between face embeddings, through DeepFace (Section 4.2 of the paper).
+"""Identity: cosine distance between face embeddings (Section 4.2 of the paper).
 
-A face is found and aligned once per picture; every recogniser then embeds the same crop. A picture
-in which no face is found has no distance: it is NaN here and counted in every table.
+A recogniser turns an aligned face into a vector. DeepFace's are known by name; a network of one's
+own is known by its folder.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import warnings
+import functools
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from fusionlib.errors import FusionError
-from fusionlib.photos import packaged_models
-
-PACKAGED_WEIGHTS = (
-    "dlib_face_recognition_resnet_model_v1.dat",
-    "shape_predictor_5_face_landmarks.dat",
-)
-"""Files that the package `face-recognition-models` brings, so that nothing is downloaded. Its
-68-point landmark file is not among them: that one's licence forbids commercial use."""
+from fusionlib.evaluation.faces import AlignedFace, align_faces, load_deepface
+from fusionlib.evaluation.observe import Instrument
 
 
-def link_packaged_weights() -> Path:
-    """Put dlib's weights where DeepFace looks for them: ``$DEEPFACE_HOME/.deepface/weights``.
-
-    Returns:
-        The folder of DeepFace's weights.
-
-    Raises:
-        FusionError: the package is not installed, or the folder cannot be written.
-    """
-    models = packaged_models()
-    home = Path(os.environ.get("DEEPFACE_HOME") or Path.home())
-    folder = home / ".deepface" / "weights"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in PACKAGED_WEIGHTS:
-            target = folder / name
-            if target.is_file():
-                continue
-            if target.is_symlink():  # left by an environment that was deleted
-                target.unlink(missing_ok=True)
-            # Another process may be doing the same at this moment; its link is as good as ours.
-            with contextlib.suppress(FileExistsError):
-                try:
-                    target.symlink_to(models / name)
-                except (NotImplementedError, PermissionError):  # file systems without links
-                    shutil.copyfile(models / name, target)
-    except OSError as error:
-        raise FusionError(
-            f"DeepFace's folder {folder} cannot be written ({error}): set DEEPFACE_HOME to another."
-        ) from error
-    return folder
-
-
-def _deepface(*models: str) -> ModuleType:
-    """Import DeepFace quietly, with the weights of the named models at hand if they are dlib's."""
-    if any(model.lower() == "dlib" for model in models):
-        link_packaged_weights()
-    os.environ.setdefault("DEEPFACE_LOG_LEVEL", "40")
-    os.environ.setdefault("DEEPFACE_BACKEND_ENGINE", "onnx")  # no TensorFlow, no noise
-    with warnings.catch_warnings():  # importing DeepFace switches off every warning in the process
-        from deepface import DeepFace
-    return DeepFace
-
-
-def align_faces(
-    images: Iterable[Image.Image], detector: str = "dlib"
-) -> list[NDArray[np.float64] | None]:
-    """Find the largest face of each picture and turn it upright.
+class DeepFaceRecogniser:
+    """A recogniser of DeepFace, an instrument of `fusionlib.evaluation.observe`.
 
     Args:
-        images: RGB pictures of any sizes.
-        detector: a detector of DeepFace, by name.
-
-    Returns:
-        For each picture the aligned crop, (height, width, 3), RGB in [0, 1], or ``None`` where the
-        detector sees no face.
+        name: of the model in DeepFace, ``ArcFace`` for example.
 
     Raises:
-        FusionError: DeepFace has no such detector, or its weights are missing.
+        FusionError: DeepFace has no such recogniser, or its weights are missing.
     """
-    deepface = _deepface(detector)
-    from deepface.modules.exceptions import FaceNotDetected, ImgNotFound
 
-    faces: list[NDArray[np.float64] | None] = []
-    for image in images:
-        bgr = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
+    needs_face = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        deepface = load_deepface(name)
         try:
-            found = deepface.extract_faces(bgr, detector_backend=detector)
-        except (FaceNotDetected, ImgNotFound):  # the second: found, but wholly outside the picture
-            faces.append(None)
-            continue
+            self.dimension: int = deepface.build_model(name).output_shape
+            self._represent = deepface.represent
+            # Its weights lie where DeepFace likes, so it is known by what it answers: other
+            # weights give another answer to a fixed pattern.
+            pattern = np.random.default_rng(0).random((112, 112, 3))
+            answer = self._embed(pattern)
         except Exception as error:
-            raise FusionError(f"DeepFace's detector {detector!r} failed: {error}") from error
-        areas = [face["facial_area"]["w"] * face["facial_area"]["h"] for face in found]
-        faces.append(found[int(np.argmax(areas))]["face"])
-    return faces
+            raise FusionError(f"DeepFace's recogniser {name!r} failed: {error}") from error
+        self.fingerprint = hashlib.sha256(answer.tobytes()).hexdigest()
+
+    def read(self, image: Image.Image, face: AlignedFace | None) -> NDArray[np.float32] | None:
+        """The embedding ``(dimension,)`` of the face, if there is one."""
+        return None if face is None else self._embed(face.crop)
+
+    def _embed(self, crop: NDArray[np.float64]) -> NDArray[np.float32]:
+        found = self._represent(crop[:, :, ::-1], model_name=self.name, detector_backend="skip")
+        return np.asarray(found[0]["embedding"], dtype=np.float32)
+
+
+class NetworkRecogniser:
+    """A network of one's own in transformers' layout, an instrument likewise.
+
+    The embedding is the network's pooled output for the aligned crop, which the folder's own image
+    processor scales and normalises.
+
+    Args:
+        folder: holds ``config.json``, ``model.safetensors`` and ``preprocessor_config.json``.
+
+    Raises:
+        FusionError: the folder holds no such network.
+    """
+
+    needs_face = True
+
+    def __init__(self, folder: str | Path) -> None:
+        from transformers import AutoImageProcessor, AutoModel
+
+        from fusionlib.loading import load_quietly
+        from fusionlib.manifest import sha256_modules
+
+        self.name = Path(folder).name
+        self._processor, self._network = load_quietly(
+            str(folder), "recogniser", AutoImageProcessor, AutoModel
+        )
+        self.fingerprint = sha256_modules([self._network])
+        self.dimension = len(self._embed(Image.new("RGB", (112, 112))))
+
+    def read(self, image: Image.Image, face: AlignedFace | None) -> NDArray[np.float32] | None:
+        """The embedding ``(dimension,)`` of the face, if there is one."""
+        if face is None:
+            return None
+        return self._embed(Image.fromarray((face.crop * 255).round().astype(np.uint8)))
+
+    def _embed(self, crop: Image.Image) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode():
+            output = self._network(**self._processor(images=crop, return_tensors="pt"))
+        embedding: NDArray[np.float32] = output.pooler_output.flatten().float().numpy()
+        return embedding
+
+
+@functools.cache
+def load_recogniser(name: str) -> Instrument:
+    """A recogniser by its name in DeepFace, or a network of one's own by its folder.
+
+    Raises:
+        FusionError: there is no such recogniser, or its weights are missing.
+    """
+    if (Path(name) / "config.json").is_file():
+        return NetworkRecogniser(name)
+    load_deepface()
+    from deepface.modules.modeling import AVAILABLE_MODELS
+
+    known = AVAILABLE_MODELS["facial_recognition"]
+    if name not in known:
+        raise FusionError(
+            f"There is no recogniser {name!r}: use one of DeepFace's ({', '.join(known)}), or the "
+            "folder of a network, which holds config.json and model.safetensors."
+        )
+    return DeepFaceRecogniser(name)
 
 
 def embed_aligned(
-    faces: Sequence[NDArray[np.float64] | None], recogniser: str = "Dlib"
+    faces: Sequence[AlignedFace | None], recogniser: str = "Dlib"
 ) -> NDArray[np.float64]:
-    """Embed aligned faces (see `align_faces`) by one recogniser of DeepFace.
+    """Embed aligned faces (see `fusionlib.evaluation.faces.align_faces`).
 
     Returns:
         (faces, dimension), a row of NaN where there was no face.
 
     Raises:
-        FusionError: DeepFace has no such recogniser, or its weights are missing.
+        FusionError: there is no such recogniser, or its weights are missing.
     """
-    deepface = _deepface(recogniser)
-    try:
-        dimension = deepface.build_model(recogniser).output_shape
-        embeddings = np.full((len(faces), dimension), np.nan)
-        for row, face in zip(embeddings, faces, strict=True):
-            if face is not None:
-                found = deepface.represent(
-                    face[:, :, ::-1], model_name=recogniser, detector_backend="skip"
-                )
-                row[:] = found[0]["embedding"]
-    except Exception as error:
-        raise FusionError(f"DeepFace's recogniser {recogniser!r} failed: {error}") from error
+    instrument: Any = load_recogniser(recogniser)
+    embeddings = np.full((len(faces), instrument.dimension), np.nan)
+    for row, face in zip(embeddings, faces, strict=True):
+        if face is not None:
+            row[:] = instrument.read(None, face)
     return embeddings
 
 
@@ -140,8 +146,9 @@ def embed_faces(
     return embed_aligned(align_faces(images, detector), recogniser)
 
 
-def cosine_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def cosine_distance(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     """Cosine distance along the last axis, 1 - cos(a, b), from 0 to 2; NaN where either is NaN."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     # Rounding alone could make the distance of a picture to itself negative.
     return np.clip(1 - np.sum(a * b, axis=-1) / norms, 0, 2)

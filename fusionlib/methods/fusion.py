@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 import fusionlib
 from fusionlib.errors import FusionError
 from fusionlib.manifest import package_versions, sha256_file, sha256_json, sha256_modules
-from fusionlib.methods import Method
+from fusionlib.methods import Method, Models
 
 if TYPE_CHECKING:
     from fusionlib.pipeline import FusionPipeline
@@ -31,14 +32,22 @@ _CODE = (
 """Sources that can change a picture: an edit makes new pictures, never stale ones."""
 
 
-def text_only(pipeline: FusionPipeline, **settings: Any) -> Method:
+def text_only(
+    pipeline: FusionPipeline,
+    *,
+    name: str = "text-only",
+    threads: int | None = None,
+    **settings: Any,
+) -> Method:
     """The base model, which sees the prompt and nothing of the person.
 
     Args:
         pipeline: holds the base model; its adapter, if any, is not used.
+        name: in tables.
+        threads: see `fused`.
         settings: arguments of the pipeline's call, such as ``num_inference_steps``.
     """
-    return _method("text-only", pipeline, (), settings)
+    return _method(name, pipeline, (), threads, settings, citation="rombach2022latent")
 
 
 def fused(
@@ -46,6 +55,7 @@ def fused(
     *,
     name: str = "fused",
     strengths: Sequence[float] = (1.0,),
+    threads: int | None = None,
     **settings: Any,
 ) -> Method:
     """Fused attention over the person's references (Eq. 4, and Eq. 6 for more than one).
@@ -54,41 +64,82 @@ def fused(
         pipeline: holds the base model and the adapter.
         name: in tables.
         strengths: lambda of each reference that the method sees, so its length is their number.
+        threads: of the CPU, used for every picture and recorded, since sums over more threads
+            round in other places; None takes as many as torch uses now.
         settings: arguments of the pipeline's call, such as ``num_inference_steps``.
     """
-    return _method(name, pipeline, [float(strength) for strength in strengths], settings)
+    weights = [float(strength) for strength in strengths]
+    return _method(name, pipeline, weights, threads, settings, citation="mohamed2024fusion")
+
+
+def build_text_only(models: Models, **options: Any) -> Method:
+    """`text_only` of a profile's pipeline, for a study's file."""
+    settings = {"threads": models.threads, **(models.sampling or {}), **options}
+    return text_only(models.pipeline, **settings)
+
+
+def build_fused(models: Models, **options: Any) -> Method:
+    """`fused` of a profile's pipeline, for a study's file."""
+    settings = {"threads": models.threads, **(models.sampling or {}), **options}
+    return fused(models.pipeline, **settings)
 
 
 def _method(
-    name: str, pipeline: FusionPipeline, strengths: Sequence[float], settings: dict[str, Any]
+    name: str,
+    pipeline: FusionPipeline,
+    strengths: Sequence[float],
+    threads: int | None,
+    settings: dict[str, Any],
+    citation: str,
 ) -> Method:
-    def generate(
-        references: Sequence[Sequence[Image.Image]],
-        prompts: Sequence[str],
-        noise_seeds: Sequence[int],
-    ) -> list[Image.Image]:
-        # One generator for each picture, always on the CPU: the seed alone names the noise,
-        # whatever the batch and the device.
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in noise_seeds]
-        output: Any = pipeline(
-            list(prompts),
-            references=references if strengths else None,
-            strengths=strengths or None,
-            generator=generators,
-            **settings,
-        )
-        return output.images
+    threads = threads or torch.get_num_threads()
 
+    def prepare(references: Sequence[Image.Image]) -> Any:
+        shared = settings.get("timestep_mode") == "shared"
+        if not any(strengths) or shared or "cross_attention_kwargs" in settings:
+            return list(references)  # not seen, seen anew at every step, or by other LoRA weights
+        with _as_recorded(threads):
+            return pipeline.encode_references(list(references))
+
+    def generate(prompt: str, references: Any, noise_seed: int) -> Image.Image:
+        # Always drawn on the CPU: the seed alone names the noise, whatever the device.
+        generator = torch.Generator("cpu").manual_seed(noise_seed)
+        with _as_recorded(threads):
+            output: Any = pipeline(
+                prompt,
+                references=references if strengths else None,
+                strengths=strengths or None,
+                generator=generator,
+                **settings,
+            )
+        image: Image.Image = output.images[0]
+        return image
+
+    described = describe(pipeline, with_adapter=bool(strengths))
+    if described["device"] == "cpu":
+        described["threads"] = threads
     return Method(
         name=name,
         generate=generate,
-        settings={
-            **settings,
-            "strengths": list(strengths),
-            **describe(pipeline, with_adapter=bool(strengths)),
-        },
+        settings={**settings, "strengths": list(strengths), **described},
         references=len(strengths),
+        prepare=prepare,
+        citation=citation,
     )
+
+
+@contextmanager
+def _as_recorded(threads: int) -> Iterator[None]:
+    """Make sums in the same order whatever else the process does: the same bytes again."""
+    cudnn = torch.backends.cudnn
+    before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark
+    torch.set_num_threads(threads)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
 def describe(pipeline: FusionPipeline, *, with_adapter: bool = True) -> dict[str, Any]:

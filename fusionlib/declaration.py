@@ -1,0 +1,158 @@
+"""Studies declared in a file: what is compared, on whom, with which prompts, written down before.
+
+name: two-references
+profile: embedded
+methods:
+  - text-only
+  - {method: fused, strengths: [1]}
+  - {method: fused, name: two references, strengths: [1, 1]}
+people: {count: 20, references: 2, only: {style: photo}}
+prompts: [a photo of a laughing person, a photo of an angry person]
+seeds: 4
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from fusionlib.errors import FusionError
+from fusionlib.methods import Models, build_method
+from fusionlib.profiles import load_profile, resolve
+from fusionlib.study import Person, Study, load_people
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class MethodChoice(BaseModel):
+    """A method by its name in `fusionlib.methods.KNOWN`; every further entry is an option of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str
+
+
+def _by_name(entry: Any) -> Any:
+    return {"method": entry} if isinstance(entry, str) else entry
+
+
+class PeopleChoice(_Strict):
+    """Whom to make pictures of: see `fusionlib.study.load_people`.
+
+    Attributes:
+        folder: by default the held-out people of the profile.
+        count: the first so many; by default all.
+        references: pictures of each that a method may see.
+        others: least number of further pictures of each, to measure against.
+        only: keep only pictures with these values in the folder's ``index.csv``.
+        names: people without pictures, in place of a folder.
+    """
+
+    folder: str | None = None
+    count: int | None = Field(default=None, ge=1)
+    references: int = Field(default=1, ge=0)
+    others: int = Field(default=1, ge=0)
+    only: dict[str, str] = Field(default_factory=dict)
+    names: list[str] = Field(default_factory=list)
+
+
+class Declaration(_Strict):
+    """A study as its file declares it.
+
+    Attributes:
+        name: of the study's folder in the store.
+        profile: whose models are used.
+        methods: what is compared.
+        people: on whom.
+        prompts: what to paint.
+        seeds: of the noise, or how many, from 0.
+        sampling: arguments of the pipeline's call, over the profile's steps and guidance.
+        dtype: of the models.
+        threads: of the CPU for each picture; the same for however many processes, so that they
+            make the same pictures.
+    """
+
+    name: str
+    profile: str = "embedded"
+    methods: list[Annotated[MethodChoice, BeforeValidator(_by_name)]] = Field(min_length=1)
+    people: PeopleChoice = Field(default_factory=PeopleChoice)
+    prompts: list[str] = Field(min_length=1)
+    seeds: int | list[int] = 1
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    dtype: str = "float32"
+    threads: int = Field(default=1, ge=1)
+
+    def study(self, device: str | None = None) -> Study:
+        """Load what the study needs.
+
+        Args:
+            device: a torch device; by default a GPU if there is one.
+
+        Raises:
+            FusionError: a model, a method or a person is not there.
+        """
+        profile = load_profile(self.profile)
+        usual = {
+            "num_inference_steps": profile.num_inference_steps,
+            "guidance_scale": profile.guidance_scale,
+        }
+        people = self._people(profile.heldout)
+        models = Models(profile, device, self.dtype, self.threads, usual | self.sampling)
+        methods = [
+            build_method(entry.method, models, **(entry.model_extra or {}))
+            for entry in self.methods
+        ]
+        return Study(
+            self.name,
+            methods,
+            people,
+            self.prompts,
+            list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds,
+            declaration=self.model_dump(mode="json"),
+        )
+
+    def _people(self, heldout: str | None) -> list[Person]:
+        chosen = self.people
+        if chosen.names:
+            return [Person(name) for name in chosen.names]
+        folder = resolve(chosen.folder) if chosen.folder else heldout
+        if folder is None:
+            raise FusionError(
+                f"The profile {self.profile!r} brings no people: give the study's file "
+                "people: {folder: ...}, a folder with an index.csv."
+            )
+        return load_people(
+            folder,
+            chosen.count,
+            references=chosen.references,
+            others=chosen.others,
+            only=chosen.only or None,
+        )
+
+
+def load_declaration(path: str | Path) -> Declaration:
+    """Read a study's file.
+
+    Raises:
+        FusionError: there is no such file, or it does not fit the schema.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Declaration.model_validate(content)
+    except OSError as error:
+        raise FusionError(f"There is no study file {path} ({error.strerror}).") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise FusionError(
+            f"The study file {path} does not fit at {where}: {first['msg']} "
+            "(`fusionlib study run --help` shows an example)."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FusionError(f"The study file {path} is not YAML: {error}.") from error

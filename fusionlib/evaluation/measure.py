@@ -1,0 +1,270 @@
+"""Measuring the pictures of a study: everything that one picture has to be looked at for, at once.
+
+The cost of a picture is the same however many there are: each is opened, looked at and compared
+with its own person's references; other people enter through the sum of their embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fusionlib.errors import FusionError
+from fusionlib.evaluation.alignment import Classifier, ClipScorer
+from fusionlib.evaluation.comparison import IdentityScores, Target
+from fusionlib.evaluation.identity import load_recogniser
+from fusionlib.evaluation.observe import Instrument, Observations, observe
+from fusionlib.evaluation.quality import face_region, psnr, psnr_8bit_overflow, ssim
+from fusionlib.images import load_image
+from fusionlib.study import Person
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """The pictures of a study with all that was measured.
+
+    Attributes:
+        images: the index with a row for each picture and these further columns: ``unreadable``,
+            what is wrong with a file or None; ``face``, whether one was found; ``distance NAME``
+            for each recogniser; ``clip_score``; ``ssim``, ``psnr`` and ``psnr_8bit_overflow`` of
+            the face region against the reference's; ``NAME_correct`` for each classifier, 1 or 0.
+            NaN where something could not be measured.
+        scales: for each recogniser what `IdentityScores` calls ``scale``.
+        detector: of DeepFace.
+        against: what the distances lead to.
+    """
+
+    images: pd.DataFrame
+    scales: Mapping[str, pd.DataFrame]
+    detector: str
+    against: Target
+
+    @property
+    def metrics(self) -> list[str]:
+        """The columns of numbers."""
+        kinds = ("distance ", "clip_score", "ssim", "psnr")
+        return [
+            column
+            for column in self.images.columns
+            if column.startswith(kinds) or column.endswith("_correct")
+        ]
+
+    def identity(self, recogniser: str) -> IdentityScores:
+        """The distances under one recogniser."""
+        images = self.images.assign(distance=self.images[f"distance {recogniser}"])
+        return IdentityScores(
+            recogniser, self.detector, self.against, images, self.scales[recogniser]
+        )
+
+
+def measure(
+    index: pd.DataFrame,
+    people: Sequence[Person],
+    *,
+    recognisers: Sequence[str] = ("Dlib",),
+    detector: str = "dlib",
+    against: Target = "reference",
+    clip: str | None = None,
+    classifiers: Mapping[str, str] | None = None,
+    quality: bool = True,
+    cache: Path | None = None,
+    strict: bool = True,
+    progress: bool | None = None,
+) -> Measurements:
+    """Measure every picture of a study.
+
+    Args:
+        index: of the study, as `fusionlib.study.run_study` returns it: one row for each picture
+            with method, person, prompt, seed and image (a path).
+        people: of the study.
+        recognisers: names in DeepFace, or folders: see `fusionlib.evaluation.identity`.
+        detector: of DeepFace.
+        against: ``"reference"`` measures the distance to a person's first reference, as the paper
+            does. ``"others"`` measures the mean distance to the person's other pictures, which no
+            method saw: the fair target where methods see different references.
+        clip: folder or hub id of the CLIP model for the CLIP score, if it is wanted.
+        classifiers: folder or hub id of an image classifier for each thing to tell, ``expression``
+            for example. What a picture should show stands in the index's column of that name, or
+            is the label that the prompt names.
+        quality: whether to compare face regions with the first reference's.
+        cache: folder in which what was read off a picture is kept, for the next time.
+        strict: whether a picture that cannot be read is an error, or noted and passed over. A
+            reference that cannot be read is one always.
+        progress: whether to show bars; by default where a terminal can.
+
+    Raises:
+        FusionError: a person has no reference, a file cannot be read or a model is not there.
+    """
+    known = {person.name: person for person in people}
+    for name in index["person"].unique():
+        if name not in known or not known[name].references:
+            raise FusionError(f"The person {name!r} needs a reference to be measured by.")
+    judges = {name: load_recogniser(name) for name in recognisers}
+    scorer = ClipScorer(clip) if clip else None
+    tellers = {what: Classifier(what, name) for what, name in (classifiers or {}).items()}
+    paths = [Path(path) for path in index["image"]]
+    looked: dict[str, Any] = {"detector": detector, "cache": cache, "progress": progress}
+    everything: dict[str, Instrument] = {f"distance {name}": it for name, it in judges.items()}
+    everything |= tellers | ({"clip_score": scorer} if scorer else {})
+    made = observe(paths, everything, strict=strict, **looked)
+    firsts = [person.references[0] for person in people]
+    references = observe(firsts, judges, strict=True, **looked)
+    further = [path for person in people for path in person.others]
+    others = observe(further, judges, strict=True, **looked)
+    owners = np.repeat(np.arange(len(people)), [len(person.others) for person in people])
+
+    number = {person.name: position for position, person in enumerate(people)}
+    whose = np.array([number[name] for name in index["person"]], dtype=int)
+    columns: dict[str, Any] = {"unreadable": made.unreadable, "face": made.faces}
+    scales = {}
+    for name in judges:
+        rest = _unit(others.values[name])
+        centres, counts = (
+            _sums(_unit(references.values[name]), np.arange(len(people)), len(people))
+            if against == "reference"
+            else _sums(rest, owners, len(people))
+        )
+        with np.errstate(invalid="ignore"):  # of those without a face
+            centres = centres / counts[:, None]
+        generated = _unit(made.values[f"distance {name}"])
+        # Rounding alone could make the distance of a picture to itself negative.
+        distance = np.clip(1 - (generated * centres[whose]).sum(axis=1), 0, 2)
+        columns[f"distance {name}"] = distance
+        scales[name] = pd.DataFrame(
+            _scale(centres, rest, owners, itself=against == "others"),
+            index=[person.name for person in people],
+        )
+    if scorer:
+        columns["clip_score"] = scorer.scores(made.values["clip_score"], list(index["prompt"]))
+    if quality:
+        columns |= _quality(paths, made, firsts, references, whose, progress)
+    for what, teller in tellers.items():
+        wanted = (
+            [label if isinstance(label, str) else None for label in index[what]]
+            if what in index
+            else [teller.asked_for(prompt) for prompt in index["prompt"]]
+        )
+        columns[f"{what}_correct"] = teller.hits(made.values[what], wanted)
+    return Measurements(index.assign(**columns), scales, detector, against)
+
+
+def measure_identity(
+    index: pd.DataFrame,
+    people: Sequence[Person],
+    *,
+    recogniser: str = "Dlib",
+    detector: str = "dlib",
+    against: Target = "reference",
+    cache: Path | None = None,
+) -> IdentityScores:
+    """Measure how far every picture of a study is from the person it should show, and nothing else.
+
+    Args:
+        index: see `measure`.
+        people: see `measure`; two or more, with other pictures, for the scale.
+        recogniser: by name or folder.
+        detector: of DeepFace.
+        against: see `measure`.
+        cache: see `measure`.
+
+    Raises:
+        FusionError: fewer than two people, or a person with too few other pictures for the scale.
+    """
+    needed = 1 if against == "reference" else 2
+    if len(people) < 2:
+        raise FusionError("Identity is measured against strangers: the study needs two people.")
+    for person in people:
+        if not person.references or len(person.others) < needed:
+            raise FusionError(
+                f"The person {person.name!r} needs a reference and {needed} other picture(s) to "
+                "measure by."
+            )
+    return measure(
+        index,
+        people,
+        recognisers=[recogniser],
+        detector=detector,
+        against=against,
+        quality=False,
+        cache=cache,
+    ).identity(recogniser)
+
+
+def _unit(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Embeddings of length 1, of which cosine distances are 1 - a.b; NaN stays NaN."""
+    rows = embeddings.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _sums(
+    units: NDArray[np.float64], owners: NDArray[np.intp], people: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """For each person the sum of their embeddings, and how many there are."""
+    sums, counts = np.zeros((people, units.shape[1])), np.zeros(people)
+    found = ~np.isnan(units).any(axis=1)
+    np.add.at(sums, owners[found], units[found])
+    np.add.at(counts, owners[found], 1)
+    return sums, counts
+
+
+def _scale(
+    centres: NDArray[np.float64],
+    others: NDArray[np.float64],
+    owners: NDArray[np.intp],
+    *,
+    itself: bool,
+) -> dict[str, NDArray[np.float64]]:
+    """Mean distances from each person's targets to their own and to other people's pictures.
+
+    A mean of cosine distances is one minus a product of means: no pair has to be formed.
+
+    Args:
+        centres: ``(people, dimension)``: the mean of each person's targets.
+        others: ``(pictures, dimension)``: everybody's other pictures.
+        owners: whose each of them is.
+        itself: whether the targets are these pictures; none is compared with itself then.
+    """
+    sums, counts = _sums(others, owners, len(centres))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if itself:  # of all k x k pairs, k are of a picture with itself
+            pairs = counts * (counts - 1)
+            genuine = 1 - ((sums**2).sum(axis=1) - counts) / pairs
+        else:
+            genuine = 1 - (centres * sums).sum(axis=1) / counts
+        strangers = (sums.sum(axis=0) - sums) / (counts.sum() - counts)[:, None]
+        impostor = 1 - (centres * strangers).sum(axis=1)
+    return {"genuine": genuine, "impostor": impostor}
+
+
+def _quality(
+    paths: Sequence[Path],
+    made: Observations,
+    firsts: Sequence[Path],
+    references: Observations,
+    whose: NDArray[np.intp],
+    progress: bool | None,
+) -> dict[str, NDArray[np.float64]]:
+    """The face region of each picture against that of its person's first reference."""
+    columns = {
+        metric.__name__: np.full(len(paths), np.nan) for metric in (ssim, psnr, psnr_8bit_overflow)
+    }
+    regions: dict[int, NDArray[np.uint8]] = {}
+    disable = None if progress is None else not progress
+    for row, path in enumerate(tqdm(paths, desc="comparing", unit="image", disable=disable)):
+        person = int(whose[row])
+        if np.isnan(made.eyes[row]).any() or np.isnan(references.eyes[person]).any():
+            continue
+        if person not in regions:
+            regions[person] = face_region(load_image(firsts[person]), references.eyes[person])
+        region = face_region(load_image(path), made.eyes[row])
+        for metric in (ssim, psnr, psnr_8bit_overflow):
+            columns[metric.__name__][row] = metric(region, regions[person])
+    return columns
