@@ -18,8 +18,8 @@ from fusionlib.errors import FusionError
 from fusionlib.profiles import Profile, Recipe, load_profile
 from fusionlib.training import adapter, base, clip, vae
 from fusionlib.training.checkpoints import checkpoint_folder
-from fusionlib.training.data import load_pictures, reference_pairs
-from fusionlib.training.loop import fit, learning_rate, step_generator
+from fusionlib.training.data import load_pictures
+from fusionlib.training.loop import Batch, fit, learning_rate, step_generator
 from fusionlib.training.objective import (
     contrastive_loss,
     diffusion_loss,
@@ -76,6 +76,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     recipe = Recipe(steps=4, batch_size=4, learning_rate=1e-3, warmup_steps=1)
     profile.training.shards = str(write_shards(root / "shards"))
     profile.training.runs = str(root / "runs")
+    profile.training.sample_every = 0
     for name in ("vae_quarter", "vae_half", "vae", "clip", "base", "adapter"):
         setattr(profile.training, name, recipe)
     profile.base_model = str(root / "model")
@@ -231,8 +232,8 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def _regression(network: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    inputs = torch.randn(4, 3, generator=generator)
+def _regression(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    inputs = torch.randn(4, 3, generator=batch.generator)
     return {"loss": (network(inputs) - inputs.sum(1, keepdim=True)).square().mean()}
 
 
@@ -247,12 +248,12 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
     calls = 0
 
-    def killed(network: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def killed(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         nonlocal calls
         calls += 1
         if calls == 6:
             raise KeyboardInterrupt
-        return _regression(network, generator)
+        return _regression(network, batch)
 
     with pytest.raises(KeyboardInterrupt):
         fit(_linear(), killed, RECIPE, tmp_path / "broken")
@@ -290,7 +291,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_reported(tmp_path: Path) -> None:
-    def broken(network: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def broken(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         return {"loss": network(torch.full((1, 3), float("nan"))).mean()}
 
     with pytest.raises(FusionError, match="loss is .*nan"):
@@ -324,16 +325,6 @@ def test_broken_samples_are_counted_and_shards_named(tmp_path: Path) -> None:
         load_pictures(folder, SIDE)
     with pytest.raises(FusionError, match="no shard"):
         load_pictures(tmp_path / "nowhere", SIDE)
-
-
-def test_references_are_other_photographs_of_the_same_person(tmp_path: Path) -> None:
-    pictures = load_pictures(write_shards(tmp_path), SIDE)
-    for index, partners in enumerate(reference_pairs(pictures)):
-        assert index not in partners
-        for partner in partners:
-            assert pictures.person[partner] == pictures.person[index]
-            assert pictures.style[partner] == "photo"
-        assert len(partners) == (1 if pictures.style[index] == "photo" else 2)
 
 
 def test_dropout_cases_exclude_each_other_and_have_their_shares() -> None:

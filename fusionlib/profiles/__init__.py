@@ -37,6 +37,10 @@ class Recipe(_Strict):
         ema_decay: of the exponential average of the weights that is exported.
         checkpoint_minutes: wall-clock time between checkpoints.
         mixed_precision: the autocast dtype of the forward pass.
+        gradient_accumulation: batches of each process that make one step.
+        gradient_checkpointing: whether the UNet's activations are computed again in the backward
+            pass of the adapter's training: less memory, more time.
+        optimizer: ``adamw`` (PyTorch's, fused) or ``adamw8bit`` (bitsandbytes', CUDA only).
         compile: whether to run the network through ``torch.compile``.
     """
 
@@ -49,18 +53,56 @@ class Recipe(_Strict):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     checkpoint_minutes: float = Field(default=3.0, gt=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    gradient_accumulation: int = Field(default=1, ge=1)
+    gradient_checkpointing: bool = False
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     compile: bool = False
 
 
 class Training(_Strict):
-    """Data and recipes of ``fusionlib train``."""
+    """Data and recipes of ``fusionlib train``.
+
+    Attributes:
+        shards: the training set: a folder of webdataset shards, a pattern of them such as
+            ``data/{00000..00331}.tar``, or a folder of plain files.
+        runs: folder for checkpoints and logs.
+        stream: whether the adapter reads its pictures from the shards as it goes
+            (`fusionlib.training.stream`), rather than holding all of them in memory.
+        workers: processes that decode pictures while streaming, on each rank.
+        crop: what is shown of a streamed picture, `fusionlib.training.crops`.
+        augment: whether streamed references are changed so that they are not the target's pixels.
+        cached_variants: how many random crops of each streamed picture are encoded once and kept on
+            disk, with the text; 0 encodes anew in every step.
+        cache_references: whether h_f of every picture is kept in memory while the adapter trains.
+        reference_timestep: ``clean``, or ``shared`` with the target, `encode_references`.
+        text_dropout: share of the adapter's samples without the text.
+        reference_dropout: share of the adapter's samples without the reference.
+        both_dropout: share of the adapter's samples without both.
+        timestep_power: which timesteps the adapter sees, `fusionlib.training.objective.noised`.
+        min_snr_gamma: of `fusionlib.training.objective.min_snr_weights`; None leaves it out.
+        sample_every: steps between the adapter's sample sheets, `fusionlib.training.monitor`; 0 for
+            none.
+        sample_prompts: what they show, each with the same references.
+    """
 
     shards: str
     runs: str = "runs"
+    stream: bool = False
+    workers: int = Field(default=2, ge=0)
+    crop: Literal["whole", "face"] = "whole"
+    augment: bool = False
+    cached_variants: int = Field(default=0, ge=0)
     cache_references: bool = True
+    reference_timestep: Literal["clean", "shared"] = "clean"
     text_dropout: float = 0.05
     reference_dropout: float = 0.05
     both_dropout: float = 0.05
+    timestep_power: float = Field(default=1.0, gt=0)
+    min_snr_gamma: float | None = Field(default=None, gt=0)
+    sample_every: int = Field(default=0, ge=0)
+    sample_prompts: list[str] = Field(
+        default=["a photo of a person", "a photo of a laughing person"], min_length=1
+    )
     vae_quarter: Recipe | None = None
     vae_half: Recipe | None = None
     vae: Recipe | None = None
@@ -126,6 +168,8 @@ def resolve(path_or_id: str) -> str:
 def load_profile(name_or_path: str | Path) -> Profile:
     """Read a profile by name or from a YAML file.
 
+    A file may begin with ``extends: NAME``, another profile, and give only what is different.
+
     Args:
         name_or_path: ``embedded``, ``paper`` or the path of a YAML file.
 
@@ -135,6 +179,20 @@ def load_profile(name_or_path: str | Path) -> Profile:
     Raises:
         FusionError: when there is no such profile or the file does not fit the schema.
     """
+    path = _path(name_or_path)
+    try:
+        profile = Profile.model_validate(_read(path))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise FusionError(f"the profile {path} does not fit: {error}") from error
+    for field in ("base_model", "adapter", "clip_model", "heldout"):
+        value = getattr(profile, field)
+        if value is not None:
+            setattr(profile, field, resolve(value))
+    return profile
+
+
+def _path(name_or_path: str | Path) -> Path:
+    """The YAML file of a profile."""
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
         path = _FOLDER / f"{name_or_path}.yaml"
@@ -143,12 +201,25 @@ def load_profile(name_or_path: str | Path) -> Profile:
         raise FusionError(
             f"there is no profile '{name_or_path}': use one of {known}, or the path of a YAML file"
         )
-    try:
-        profile = Profile.model_validate(yaml.safe_load(path.read_text()))
-    except (ValidationError, yaml.YAMLError) as error:
-        raise FusionError(f"the profile {path} does not fit: {error}") from error
-    for field in ("base_model", "adapter", "clip_model", "heldout"):
-        value = getattr(profile, field)
-        if value is not None:
-            setattr(profile, field, resolve(value))
-    return profile
+    return path
+
+
+def _read(path: Path, *extended: Path) -> dict[str, Any]:
+    """A profile's settings, laid over those of the profile that it extends."""
+    settings = yaml.safe_load(path.read_text())
+    if not isinstance(settings, dict) or "extends" not in settings:
+        return settings
+    base = _path(settings.pop("extends"))
+    if base.resolve() in (seen.resolve() for seen in (path, *extended)):
+        raise FusionError(f"the profile {path} extends itself: name another one in `extends`")
+    return _merged(_read(base, path, *extended), settings)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Dictionaries are merged key by key; everything else is replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        former = merged.get(key)
+        both = isinstance(former, dict) and isinstance(value, dict)
+        merged[key] = _merged(former, value) if both else value  # type: ignore[arg-type]
+    return merged

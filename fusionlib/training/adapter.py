@@ -1,37 +1,69 @@
 """The fusion adapter: Linear_kf and Linear_vf trained over the frozen base (Section 3.2).
 
-With the reference shown clean at timestep 0, its hidden states h_f depend on nothing that is
-trained or drawn. Where they fit in memory they are computed once for each reference picture
-(``cache_references``), otherwise in every step.
+Everything else is frozen, in the compute dtype. With the reference shown clean at timestep 0, its
+hidden states h_f depend on nothing that is trained or drawn: where the training set fits in memory
+they are computed once for each picture (``cache_references``), otherwise in every step, without a
+graph.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import PartialState
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from PIL import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fusionlib.adapter import FusionAdapter
-from fusionlib.profiles import Profile
+from fusionlib.errors import FusionError
+from fusionlib.profiles import Profile, Training
 from fusionlib.reference import encode_references
-from fusionlib.training.checkpoints import checkpoint_folder, load_frozen, start_weights
-from fusionlib.training.data import load_pictures, reference_pairs
-from fusionlib.training.export import save_model
-from fusionlib.training.latents import cached_latents, embed_captions
-from fusionlib.training.loop import Run, fit
-from fusionlib.training.objective import diffusion_loss, face_weights, noised
+from fusionlib.training.checkpoints import Start, checkpoint_folder, load_frozen, start_weights
+from fusionlib.training.crops import Crops
+from fusionlib.training.data import load_pictures
+from fusionlib.training.encoders import Encoders
+from fusionlib.training.export import save_adapter
+from fusionlib.training.log import Row
+from fusionlib.training.loop import Batch, Run, fit, training_device
+from fusionlib.training.objective import banded, diffusion_loss, min_snr_weights, noised
+from fusionlib.training.pairs import Pairing, Skipped
+from fusionlib.training.shards import SampleSet, index_samples
+from fusionlib.training.sources import Source, cached_source, memory_source, stream_source
+
+FACES = 4
+"""Pictures of the training set that are kept for the sample sheets."""
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The compute dtype of each ``mixed_precision``."""
 
 
-class _Conditioned(nn.Module):
-    """The frozen UNet with the adapter's faces; only the adapter is trained."""
+class Conditioned(nn.Module):
+    """The frozen UNet with the adapter's faces; only the adapter is trained.
 
-    def __init__(self, unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
+    Args:
+        unet: frozen.
+        adapter: in float32; attached here.
+        checkpointing: whether the UNet computes its activations again in the backward pass.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, adapter: FusionAdapter, *, checkpointing: bool = False
+    ) -> None:
         super().__init__()
-        self.unet, self.adapter = unet, adapter
+        self.unet, self.adapter, self.checkpointing = unet, adapter, checkpointing
+        self._shown = ExitStack()
         adapter.attach(unet)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
 
     def forward(
         self,
@@ -41,9 +73,177 @@ class _Conditioned(nn.Module):
         hidden_states: dict[str, Tensor],
         strength: Tensor,
     ) -> Tensor:
+        """The UNet's prediction, shaped like ``noisy``; ``strength`` is ``(batch,)``."""
         faces = self.adapter.project(hidden_states)
-        with self.adapter.conditioned([faces], strengths=[strength]):
+        shown = self.adapter.conditioned([faces], strengths=[strength])
+        if self.checkpointing:
+            self._shown.enter_context(shown)
             return self.unet(noisy, timesteps, text, return_dict=False)[0]
+        with shown:
+            return self.unet(noisy, timesteps, text, return_dict=False)[0]
+
+    def release(self) -> None:
+        """Make the UNet the base model again, before it is used for anything else.
+
+        With checkpointing the layers run once more in the backward pass, and have to see the same
+        faces: they stay until this is called. Otherwise it does nothing.
+        """
+        self._shown.close()
+
+
+@dataclass
+class Task:
+    """All that a training run of the adapter is made of.
+
+    Attributes:
+        network: whose adapter is trained.
+        source: of the batches.
+        scheduler: of the noise.
+        empty_prompt: its embedding, ``(1, tokens, width)``, in the compute dtype.
+        settings: dropout, timesteps, weights.
+        start: what the adapter begins with.
+        damaged: shards that are damaged, by file.
+        faces: some pictures of the training set, for the sample sheets.
+    """
+
+    network: Conditioned
+    source: Source
+    scheduler: Any
+    empty_prompt: Tensor
+    settings: Training
+    start: Start
+    damaged: dict[str, str]
+    faces: list[Image.Image]
+
+    def loss(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Draw a batch and compute its loss; a `LossFunction`.
+
+        The text, the reference, or both are dropped with the profile's probabilities (5% each),
+        for guidance. All that is drawn for a sample depends on its number alone.
+        """
+        self.network.release()
+        settings, unet = self.settings, self.network.unet
+        inputs = self.source(batch)
+        generators = batch.sample_generators()
+        drop = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+        no_text, no_reference = (
+            dropped.to(inputs.latents.device)
+            for dropped in dropout_masks(
+                drop, settings.text_dropout, settings.reference_dropout, settings.both_dropout
+            )
+        )
+        noisy, timesteps, goal = noised(
+            self.scheduler, inputs.latents, generators, timestep_power=settings.timestep_power
+        )
+        kind = self.empty_prompt.dtype
+        text = torch.where(no_text[:, None, None], self.empty_prompt, inputs.text.to(kind))
+        states = inputs.reference
+        if isinstance(states, Tensor):
+            shared: dict[str, Any] = {}
+            if settings.reference_timestep == "shared":
+                noise = torch.cat(
+                    [torch.randn(states[:1].shape, generator=each) for each in generators]
+                )
+                shared = {
+                    "timestep_mode": "shared",
+                    "timestep": timesteps,
+                    "noise": noise.to(states.device, kind),
+                    "scheduler": self.scheduler,
+                }
+            states = encode_references(unet, states.to(kind), self.empty_prompt, **shared)
+        prediction = network(noisy.to(kind), timesteps, text, states, (~no_reference).float())
+        weights = inputs.weights
+        if settings.min_snr_gamma is not None:
+            by_time = min_snr_weights(self.scheduler, timesteps, settings.min_snr_gamma)
+            weights = weights * by_time[:, None, None, None]
+        terms = diffusion_loss(prediction, goal, weights)
+        error = (prediction.detach().float() - goal).square().mean(dim=(1, 2, 3))
+        steps = self.scheduler.config.num_train_timesteps
+        return terms | banded(error, timesteps, steps)
+
+
+def prepare(profile: Profile, *, start_from: Path | None = None, resume: bool = True) -> Task:
+    """Load the frozen models and the training set of a profile, and make an adapter.
+
+    Args:
+        profile: base model, recipe and shards.
+        start_from: the folder of an adapter to begin with, rather than with the self-attention.
+        resume: whether the samples that an earlier session skipped stay counted.
+
+    Raises:
+        FusionError: when a model or a shard is missing, or there is nothing to train on.
+    """
+    recipe, settings = profile.recipe("adapter"), profile.training
+    folder = run_folder(profile)
+    device, dtype = training_device(), DTYPES[recipe.mixed_precision]
+    with PartialState().local_main_process_first():  # one download a machine
+        base = checkpoint_folder(profile.base_model)
+    unet = load_frozen(UNet2DConditionModel, base / "unet", dtype).to(device)
+    clean = settings.reference_timestep == "clean"
+    damaged: dict[str, str] = {}
+    if settings.stream:
+        samples = index_samples(settings.shards, folder.parent / "index")
+        damaged = samples.damaged
+        crops = Crops(profile.resolution, settings.crop, settings.augment)
+        pairing = Pairing(
+            [sample.person for sample in samples.samples],
+            [sample.style == "photo" for sample in samples.samples],
+            profile.seed,
+            alone=settings.augment,
+        )
+        rank = PartialState().process_index
+        skipped = Skipped(folder, rank, fresh=not resume)
+        skipped.add(samples.skipped)
+        encoders = Encoders.load(base, device, dtype)
+        empty_prompt = encoders.embed([""])
+        faces = _first_faces(samples, pairing, crops)
+        if settings.cached_variants:
+            source = cached_source(
+                samples, pairing, crops, encoders, skipped,
+                folder.parent / "latents", settings.cached_variants, profile.seed,
+            )  # fmt: skip
+            encoders.unload()
+        else:
+            source = stream_source(samples, pairing, crops, encoders, skipped, settings.workers)
+    else:
+        pictures = load_pictures(settings.shards, profile.resolution)
+        empty_prompt, source = memory_source(
+            pictures, profile.seed, base, folder.parent / "latents.safetensors", device,
+            unet if settings.cache_references and clean else None,
+        )  # fmt: skip
+        empty_prompt = empty_prompt.to(device, dtype)
+        first = {who: n for n, who in reversed(list(enumerate(pictures.person.tolist())))}
+        shown = sorted(first.values())[:FACES]  # the first picture of each person
+        faces = [Image.fromarray(pictures.pixels[n]) for n in shown]
+    adapter = FusionAdapter.from_unet(unet, init="self_attention").float()
+    start = start_weights(adapter, start_from, "adapter")
+    return Task(
+        network=Conditioned(unet, adapter, checkpointing=recipe.gradient_checkpointing),
+        source=source,
+        scheduler=DDIMScheduler.from_pretrained(base / "scheduler"),
+        empty_prompt=empty_prompt,
+        settings=settings,
+        start=start,
+        damaged=damaged,
+        faces=faces,
+    )
+
+
+def _first_faces(samples: SampleSet, pairing: Pairing, crops: Crops) -> list[Image.Image]:
+    """References as the adapter will see them, from the first pictures that can be read."""
+    faces: list[Image.Image] = []
+    for number in range(min(len(samples.samples), 10 * FACES)):
+        _, reference, rng = pairing.choose(number)
+        with suppress(FusionError):
+            faces.append(Image.fromarray(crops.reference(samples.samples[reference], rng)))
+        if len(faces) == FACES:
+            break
+    return faces
+
+
+def run_folder(profile: Profile) -> Path:
+    """Where checkpoint and logs of the adapter's run lie."""
+    return Path(profile.training.runs) / profile.name / "adapter"
 
 
 def train(
@@ -54,11 +254,9 @@ def train(
     steps: int | None = None,
     resume: bool = True,
     start_from: Path | None = None,
+    watch: Callable[[list[Row]], None] | None = None,
 ) -> Run:
-    """Train the adapter on pairs of pictures of one person and write its folder.
-
-    The reference is a photograph, the target any other picture of the same person. The text, the
-    reference, or both are dropped with the profile's probabilities (5% each), for guidance.
+    """Train the adapter on pairs of pictures and write its folder.
 
     Args:
         profile: base model, recipe and shards.
@@ -67,60 +265,23 @@ def train(
         steps: overrides the recipe's length.
         resume: go on from the checkpoint if there is one.
         start_from: the folder of an adapter to begin with, rather than with the self-attention.
+        watch: called with the rows of ``loss.csv`` whenever there is a new one.
     """
-    recipe = profile.recipe("adapter")
-    settings = profile.training
-    base = checkpoint_folder(profile.base_model)
-    target = Path(out or profile.adapter)
-    folder = Path(settings.runs) / profile.name / "adapter"
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pictures = load_pictures(settings.shards, profile.resolution)
-    captions = embed_captions(base, pictures, device)
-    mirrored = pictures.mirrored()
-    latents = cached_latents(base, mirrored, folder.parent / "latents.safetensors", device)
-    weights = face_weights(torch.from_numpy(mirrored.masks), (latents.shape[2], latents.shape[3]))
-    unet = load_frozen(UNet2DConditionModel, base / "unet").to(device)
-    scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
-    partners = reference_pairs(pictures)
-    usable = torch.tensor([i for i, others in enumerate(partners) if len(others)])
-    empty_prompt = captions.embeddings[:1]
-    hidden = _reference_states(unet, latents, empty_prompt) if settings.cache_references else None
-    adapter = FusionAdapter.from_unet(unet, init="self_attention")
-    start = start_weights(adapter, start_from, "adapter")
+    recipe, folder = profile.recipe("adapter"), run_folder(profile)
+    task = prepare(profile, start_from=start_from, resume=resume)
+    sheets: Any = None
+    if profile.training.sample_every and PartialState().is_main_process:
+        from fusionlib.training.monitor import make_monitor
 
-    def loss(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        size = recipe.batch_size
-        index = usable[torch.randint(len(usable), (size,), generator=generator)]
-        draws = torch.rand(size, generator=generator).tolist()
-        reference = [
-            int(partners[i][int(u * len(partners[i]))])
-            for i, u in zip(index.tolist(), draws, strict=True)
-        ]
-        # Either picture may be mirrored: the second half of the latents.
-        offset = len(pictures) * torch.randint(2, (2, size), generator=generator)
-        chosen, shown = index + offset[0], torch.tensor(reference) + offset[1]
-        drop = torch.rand(size, generator=generator)
-        no_text, no_reference = dropout_masks(
-            drop, settings.text_dropout, settings.reference_dropout, settings.both_dropout
-        )
-        noisy, timesteps, goal = noised(scheduler, latents[chosen], generator)
-        text = captions.draw(index, no_text, generator)
-        if hidden is None:
-            states = encode_references(unet, latents[shown].to(device), empty_prompt.to(device))
-        else:
-            states = {name: values[shown].to(device) for name, values in hidden.items()}
-        prediction = network(
-            noisy.to(device),
-            timesteps.to(device),
-            text.to(device),
-            states,
-            (~no_reference).float().to(device),
-        )
-        return diffusion_loss(prediction, goal.to(device), weights[chosen].to(device))
+        sheets = make_monitor(profile, task)
+
+    def monitor(step: int) -> Mapping[str, float | Image.Image]:
+        task.network.release()  # what is left of the last batch
+        return sheets(step)
 
     run = fit(
-        _Conditioned(unet, adapter),
-        loss,
+        task.network,
+        task.loss,
         recipe,
         folder,
         seed=profile.seed,
@@ -128,10 +289,30 @@ def train(
         minutes=minutes,
         resume=resume,
         name="adapter",
-        start=start,
+        start=task.start,
+        monitor=monitor if sheets else None,
+        monitor_every=profile.training.sample_every,
+        watch=watch,
     )
-    adapter.detach(unet)
-    save_model(adapter, target, folder)
+    task.network.release()
+    task.network.adapter.detach(task.network.unet)
+    state = PartialState()
+    state.wait_for_everyone()  # for what each rank skipped
+    if state.is_main_process:
+        counts = {
+            "skipped_samples": len(Skipped.all(folder)),
+            "damaged_shards": len(task.damaged),
+        }
+        if any(counts.values()):
+            logger.warning(
+                "%d samples were skipped and %d shards are damaged: see %s",
+                *counts.values(),
+                folder / "skipped",
+            )
+        save_adapter(
+            task.network.adapter, Path(out or profile.adapter), folder, profile, run, counts
+        )
+    state.wait_for_everyone()
     return run
 
 
@@ -153,15 +334,3 @@ def dropout_masks(
     only_reference = (draw >= text) & (draw < text + reference)
     neither = (draw >= text + reference) & (draw < text + reference + both)
     return only_text | neither, only_reference | neither
-
-
-def _reference_states(
-    unet: UNet2DConditionModel, latents: Tensor, empty_prompt: Tensor
-) -> dict[str, Tensor]:
-    """h_f of every picture at every layer, bfloat16 in host memory (0.1 MB a picture)."""
-    parts: list[dict[str, Tensor]] = []
-    with torch.autocast(unet.device.type, torch.bfloat16):
-        for chunk in tqdm(latents.split(64), desc="reference pass", mininterval=2.0):
-            states = encode_references(unet, chunk.to(unet.device), empty_prompt.to(unet.device))
-            parts.append({name: value.bfloat16().cpu() for name, value in states.items()})
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

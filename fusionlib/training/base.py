@@ -14,7 +14,7 @@ from fusionlib.training.checkpoints import load_frozen, start_weights
 from fusionlib.training.data import load_pictures
 from fusionlib.training.export import save_model
 from fusionlib.training.latents import cached_latents, embed_captions
-from fusionlib.training.loop import Run, fit
+from fusionlib.training.loop import Batch, Run, fit
 from fusionlib.training.objective import diffusion_loss, face_weights, noised
 
 TEXT_DROPOUT = 0.1
@@ -58,7 +58,8 @@ def train(
     if device.type == "cpu":
         unet.to(memory_format=torch.channels_last)
 
-    def loss(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        generator = batch.generator
         size = recipe.batch_size
         index = torch.randint(len(latents), (size,), generator=generator)
         noisy, timesteps, goal = noised(scheduler, latents[index], generator)

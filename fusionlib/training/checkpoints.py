@@ -32,8 +32,8 @@ def checkpoint_folder(name: str) -> Path:
         ) from error
 
 
-def load_frozen(model: type[Any], folder: Path, **arguments: Any) -> Any:
-    """A trained model in float32, in evaluation mode, without gradients.
+def load_frozen(model: type[Any], folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A trained model in evaluation mode, without gradients, by default in float32.
 
     Raises:
         FusionError: when it has not been trained yet.
@@ -43,7 +43,7 @@ def load_frozen(model: type[Any], folder: Path, **arguments: Any) -> Any:
             f"there is no model in {folder}: run `fusionlib train` for vae, clip and base first, "
             "in this order"
         )
-    loaded = model.from_pretrained(folder, dtype=torch.float32, **arguments)
+    loaded = model.from_pretrained(folder, dtype=dtype)
     return loaded.requires_grad_(False).eval()
 
 

@@ -26,7 +26,7 @@ from fusionlib.profiles import Profile
 from fusionlib.training.checkpoints import start_weights
 from fusionlib.training.data import load_pictures
 from fusionlib.training.export import save_model
-from fusionlib.training.loop import Run, fit
+from fusionlib.training.loop import Batch, Run, fit
 from fusionlib.training.objective import contrastive_loss, word_loss
 
 VIEWS = 4
@@ -157,7 +157,8 @@ def train(
     ]
     token_ids = [tokenize(tokenizer, wordings) for wordings in pictures.captions]
 
-    def loss(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        generator = batch.generator
         chosen = torch.randperm(len(people), generator=generator)[: recipe.batch_size // VIEWS]
         index = torch.cat(
             [people[i][torch.randperm(len(people[i]), generator=generator)[:VIEWS]] for i in chosen]

@@ -138,18 +138,3 @@ def _samples(shard: Path) -> dict[str, dict[str, bytes]]:
             f"{shard} is not a readable tar file ({error}): delete it and render the set again"
         ) from error
     return samples
-
-
-def reference_pairs(pictures: Pictures) -> list[NDArray[np.int64]]:
-    """For each picture, the other pictures of the same person that may serve as its reference.
-
-    References are photographs, as a user brings them; a picture is never its own reference.
-    """
-    by_person: dict[int, list[int]] = defaultdict(list)
-    for index, (person, style) in enumerate(zip(pictures.person, pictures.style, strict=True)):
-        if style == "photo":
-            by_person[int(person)].append(index)
-    return [
-        np.asarray([i for i in by_person[int(person)] if i != index], np.int64)
-        for index, person in enumerate(pictures.person)
-    ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from fusionlib.manifest import git_commit
+from fusionlib.profiles import ROOT, Profile
+from fusionlib.training.loop import Run
 
-def save_model(model: Any, folder: Path, run_folder: Path | None = None) -> None:
+
+def save_model(
+    model: Any,
+    folder: Path,
+    run_folder: Path | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> None:
     """Write a diffusers or transformers model in float16, atomically.
 
     Args:
@@ -20,6 +31,7 @@ def save_model(model: Any, folder: Path, run_folder: Path | None = None) -> None
         folder: replaced as a whole.
         run_folder: its ``loss.csv`` and ``run.json`` are copied to ``training/`` beside the model,
             under the model's name, for the model card.
+        texts: further files, by name.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -31,10 +43,106 @@ def save_model(model: Any, folder: Path, run_folder: Path | None = None) -> None
         # transformers loads in the dtype that the configuration names; diffusers loads in float32.
         model.config.dtype = torch.float32
         model.config.save_pretrained(partial)
+    for name, text in (texts or {}).items():
+        (partial / name).write_text(text, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     if run_folder is not None:
-        record = folder.parent / "training"
-        record.mkdir(exist_ok=True)
-        for suffix, file in ((".csv", "loss.csv"), (".json", "run.json")):
-            shutil.copyfile(run_folder / file, record / f"{run_folder.name}{suffix}")
+        _copy_record(folder, run_folder)
+
+
+def _copy_record(folder: Path, run_folder: Path) -> None:
+    record = folder.parent / "training"
+    record.mkdir(exist_ok=True)
+    for suffix, file in ((".csv", "loss.csv"), (".json", "run.json")):
+        shutil.copyfile(run_folder / file, record / f"{run_folder.name}{suffix}")
+
+
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+base_model: {base_model}
+tags:
+- fusionlib
+- face-identity
+- text-to-image
+---
+
+# Fusion adapter for {base_model}
+
+The trainable weights, Linear_kf and Linear_vf of every cross-attention layer ({parameters:.1f} M
+parameters in float16), of the method of *Fusion Is All You Need: Face Fusion for Customized
+Identity-Preserving Image Synthesis* (arXiv:2409.19111), trained by `fusionlib`, an independent
+reproduction. They fit the UNet of {base_model} only.
+
+```python
+from PIL import Image
+from fusionlib import FusionPipeline
+
+pipeline = FusionPipeline.from_pretrained("{base_model}", adapter="THIS FOLDER OR HUB ID")
+image = pipeline("a photo of a person", references=[Image.open("face.png")]).images[0]
+```
+
+## Training
+
+| | |
+|---|---|
+| profile | `{profile}`, {resolution} pixels |
+| data | `{shards}` |
+| steps | {steps} of {planned_steps}, {samples} samples, {batch_size} in a batch of each process |
+| learning rate | {learning_rate}, {warmup_steps} steps of warm-up |
+| optimizer | {optimizer}, weight decay {weight_decay}, {mixed_precision} |
+| average of the weights | decay {ema_decay} |
+| dropped | text {text_dropout}, reference {reference_dropout}, both {both_dropout} |
+| reference | {reference_timestep} |
+| seed | {seed} |
+| machine | {machine}, {hours:.2f} hours |
+| final loss | {final_loss:.4f} |
+| samples skipped, shards damaged | {skipped_samples}, {damaged_shards} |
+| began with | {started_from} |
+| fusionlib | {commit} |
+
+## Use
+
+It clones faces. Use references of people who have agreed to it, and say that the results are
+generated. What the base model cannot paint, it cannot paint with a face either.
+{synthetic}"""
+"""The adapter's README.md, which a model hub shows."""
+
+SYNTHETIC = """
+It was trained on rendered, synthetic people only: given a photograph, it answers with a synthetic
+face.
+"""
+
+
+def save_adapter(
+    adapter: Any, folder: Path, run_folder: Path, profile: Profile, run: Run, counts: dict[str, int]
+) -> None:
+    """Write an adapter's folder as a hub wants it: weights, configuration and a model card.
+
+    Args:
+        adapter: a ``FusionAdapter``.
+        folder: replaced as a whole.
+        run_folder: see `save_model`.
+        profile: what it was trained by.
+        run: how that went.
+        counts: ``skipped_samples`` and ``damaged_shards``.
+    """
+    recipe, settings = profile.recipe("adapter"), profile.training
+    inside = Path(profile.base_model).is_relative_to(ROOT)
+    text = CARD.format(
+        **settings.model_dump(exclude={"adapter"})
+        | recipe.model_dump(exclude={"steps"})
+        | {name: value for name, value in asdict(run).items() if name != "started_from"}
+        | counts,
+        base_model=Path(profile.base_model).name if inside else profile.base_model,
+        profile=profile.name,
+        resolution=profile.resolution,
+        seed=profile.seed,
+        parameters=adapter.num_parameters() / 1e6,
+        hours=run.seconds / 3600,
+        commit=git_commit() or "of an installed package",
+        started_from=run.started_from or "copies of the self-attention's projections",
+        synthetic=SYNTHETIC if profile.name == "embedded" else "",
+    )
+    save_model(adapter, folder, run_folder, {"README.md": text})

@@ -1,39 +1,71 @@
 """The one training loop: any network, any loss, resumable, on whatever accelerate finds.
 
-Batch ``i`` of a run is a pure function of ``(seed, i, process)``: the loss function receives a
-generator seeded with them and draws its samples, noise and timesteps from it. So a checkpoint needs
-no state of a data loader, and a resumed run takes the same steps as an unbroken one.
+The samples of a run are numbered, over all steps and processes, and whatever is drawn at random for
+a batch is a pure function of the seed and of numbers. So a checkpoint needs no state of a data
+loader, a resumed run takes the same steps as an unbroken one, and a loss that draws by the number
+of the sample (`sample_generators`) does not see how a step is split into processes and batches.
 """
 
 from __future__ import annotations
 
-import csv
+import importlib
 import json
 import math
 import os
 import platform
+import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fusionlib.errors import FusionError
+from fusionlib.images import write_atomically
 from fusionlib.profiles import Recipe
 from fusionlib.training.checkpoints import RANDOM, Start
-
-LossFunction = Callable[[nn.Module, torch.Generator], Mapping[str, Tensor]]
-"""``(network, generator) -> {"loss": scalar, ...}``; further entries are logged."""
+from fusionlib.training.log import Log, Row
 
 LOG_EVERY = 10
+"""Steps over which logged values are averaged."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Which samples one process draws next.
+
+    Attributes:
+        seed: of the run.
+        samples: their numbers, counted from 0 over the whole run and all processes.
+        stride: how far the numbers of this process's next batch are from these.
+        generator: for what is drawn for the batch as a whole; another one in every batch.
+    """
+
+    seed: int
+    samples: range
+    stride: int
+    generator: torch.Generator
+
+    def sample_generators(self) -> list[torch.Generator]:
+        """One generator for each sample, the same wherever and whenever it is drawn."""
+        return [step_generator(self.seed, number) for number in self.samples]
+
+
+LossFunction = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
+"""``(network, batch) -> {"loss": scalar, ...}``; further scalars are logged, NaN where a batch says
+nothing of them."""
+
+Monitor = Callable[[int], Mapping[str, float | Image.Image]]
+"""Called with the step, while the network holds the averaged weights; returns what to log."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +81,7 @@ class Run:
         machine: processor or GPU, and how many processes.
         started_from: the weights that it began with, None for random ones.
         samples_before: training samples that those weights had seen.
+        peak_memory_mb: of the main process in its last session: on the GPU, or else resident.
     """
 
     steps: int
@@ -59,6 +92,7 @@ class Run:
     machine: str
     started_from: str | None = None
     samples_before: int = 0
+    peak_memory_mb: float = 0.0
 
     @property
     def finished(self) -> bool:
@@ -73,11 +107,16 @@ def learning_rate(step: int, recipe: Recipe, steps: int) -> float:
     return recipe.learning_rate * min(rise, 1.0, max(0.0, (steps - step) / tail))
 
 
-def step_generator(seed: int, step: int, process: int = 0) -> torch.Generator:
-    """The generator of one step on one process, independent of every other step's."""
-    # torch's CPU generator takes 32 bits of a seed: mix the three numbers into them.
-    mixed = np.random.SeedSequence([seed, step, process]).generate_state(1)
+def step_generator(seed: int, *numbers: int) -> torch.Generator:
+    """A generator that is a function of these numbers, independent of that of any others."""
+    # torch's CPU generator takes 32 bits of a seed: mix the numbers into them.
+    mixed = np.random.SeedSequence([seed, *numbers]).generate_state(1)
     return torch.Generator().manual_seed(int(mixed[0]))
+
+
+def training_device() -> torch.device:
+    """The device of this process: its own GPU where there is one."""
+    return PartialState(cpu=not torch.cuda.is_available()).device
 
 
 def fit(
@@ -92,15 +131,19 @@ def fit(
     resume: bool = True,
     name: str = "train",
     start: Start = RANDOM,
+    monitor: Monitor | None = None,
+    monitor_every: int = 0,
+    watch: Callable[[list[Row]], None] | None = None,
 ) -> Run:
     """Train the parameters of ``network`` that require a gradient, and leave their average in it.
 
     Args:
         network: its forward pass runs under autocast in the recipe's dtype; only parameters with
             ``requires_grad`` are trained and stored in the checkpoint.
-        loss_function: draws a batch from the generator and returns the loss, a float32 scalar.
+        loss_function: draws a batch and returns the loss, a float32 scalar.
         recipe: length, batch size, learning rate, averaging, precision.
-        folder: holds ``checkpoint.pt``, ``loss.csv``, ``run.json`` and TensorBoard's files.
+        folder: holds ``checkpoint.pt``, ``loss.csv``, ``run.json``, TensorBoard's files and, with a
+            monitor, ``samples.csv`` and ``samples/``.
         seed: of the run.
         steps: overrides the recipe's length.
         minutes: stop (with a checkpoint) after this time even if the schedule is not at its end.
@@ -108,6 +151,10 @@ def fit(
         name: shown by the progress bar.
         start: what to record of the weights that ``network`` comes with; a resumed run keeps its
             own record.
+        monitor: looks at the averaged weights every ``monitor_every`` steps, before the first and
+            after the last one, in the main process.
+        monitor_every: 0 for never.
+        watch: called with all rows of ``loss.csv`` when one is added.
 
     Returns:
         What the run did so far. ``network`` holds the exponential average of the weights.
@@ -119,28 +166,26 @@ def fit(
     total = steps or recipe.steps
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision, cpu=not torch.cuda.is_available()
+        mixed_precision=recipe.mixed_precision,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        cpu=not torch.cuda.is_available(),
     )
     network.train().to(accelerator.device)
     trained = {key: p for key, p in network.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        trained.values(),
-        lr=recipe.learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
+    optimizer = _optimizer(recipe, trained, accelerator.device)
     ema = EMAModel(
         trained.values(), decay=recipe.ema_decay, use_ema_warmup=True, power=0.8, foreach=True
     )
     checkpoint = folder / "checkpoint.pt"
-    step, seconds = 0, 0.0
+    step, samples, seconds = 0, 0, 0.0
+    each = recipe.batch_size * accelerator.num_processes  # samples of one batch of every process
+    state: dict[str, Any] = {}
     if resume and checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True, map_location=accelerator.device)
         if set(state["weights"]) != set(trained):
             raise FusionError(
-                f"{checkpoint} belongs to another network: use --no-resume to start over, "
-                "or another --out folder"
+                f"{checkpoint} belongs to another network: use --fresh to start over, "
+                "or another folder of runs"
             )
         with torch.no_grad():
             for key, parameter in trained.items():
@@ -149,28 +194,41 @@ def fit(
         ema.load_state_dict(state["ema"])
         ema.to(accelerator.device)
         step, seconds = state["step"], state["seconds"]
+        samples = state.get("samples", step * each)
         start = Start(**state.get("start", asdict(start)))
     prepared, optimizer = accelerator.prepare(network, optimizer)
+    if accelerator.scaler is not None and state.get("scaler"):
+        accelerator.scaler.load_state_dict(state["scaler"])
+    meter = _Meter(accelerator)
+    if accelerator.is_main_process:
+        meter.sums, meter.count = state.get("meter", ({}, {}))
+    del state
     if recipe.compile:
         prepared.compile(dynamic=False)
 
-    log = _Log(folder, resume_at=step) if accelerator.is_main_process else None
+    log = Log(folder, resume_at=step) if accelerator.is_main_process else None
 
     def save() -> None:
         if not accelerator.is_main_process:
             return
         partial = checkpoint.with_suffix(".partial")
-        torch.save(
-            {
-                "weights": {key: p.detach() for key, p in trained.items()},
-                "optimizer": optimizer.state_dict(),
-                "ema": ema.state_dict(),
-                "step": step,
-                "seconds": seconds,
-                "start": asdict(start),
-            },
-            partial,
-        )
+        with partial.open("wb") as file:
+            torch.save(
+                {
+                    "weights": {key: p.detach() for key, p in trained.items()},
+                    "optimizer": optimizer.state_dict(),
+                    "ema": ema.state_dict(),
+                    "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
+                    "step": step,
+                    "samples": samples,
+                    "seconds": seconds,
+                    "start": asdict(start),
+                    "meter": (meter.sums, meter.count),
+                },
+                file,
+            )
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the new name with no content
         os.replace(partial, checkpoint)
 
     progress = tqdm(
@@ -181,40 +239,72 @@ def fit(
         mininterval=2.0,
         smoothing=0.05,
     )
+
+    def look() -> None:
+        if not (monitor and log):
+            return
+        ema.store(trained.values())
+        ema.copy_to(trained.values())
+        log.samples(step, monitor(step))
+        ema.restore(trained.values())
+        network.train()
+
+    if monitor_every and step == 0:
+        look()
     began = last = saved = time.monotonic()
     while step < total:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe, total)
-        generator = step_generator(seed, step, accelerator.process_index)
-        terms = loss_function(prepared, generator)
-        accelerator.backward(terms["loss"])
-        norm = accelerator.clip_grad_norm_(list(trained.values()), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ema.step(trained.values())
+        logged = (step + 1) % LOG_EVERY == 0 or step + 1 == total
+        norms: dict[str, float] = {}
+        for part in range(recipe.gradient_accumulation):
+            first = samples + accelerator.process_index * recipe.batch_size
+            turn = step * recipe.gradient_accumulation + part
+            batch = Batch(
+                seed,
+                range(first, first + recipe.batch_size),
+                each,
+                step_generator(seed, turn, accelerator.process_index),
+            )
+            with accelerator.accumulate(prepared):
+                terms = loss_function(prepared, batch)
+                accelerator.backward(terms["loss"])
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(list(trained.values()), 1.0)
+                    terms = dict(terms) | {"grad_norm": norm}
+                    if logged:
+                        norms = _norms(trained)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            meter.add(terms)
+            samples += each
+        if not accelerator.optimizer_step_was_skipped:  # float16 found its scale too large
+            ema.step(trained.values())
         step += 1
         now = time.monotonic()
         seconds, last = seconds + now - last, now
-        if step % LOG_EVERY == 0 or step == total:
-            values = {key: float(value.detach()) for key, value in terms.items()}
-            if not all(map(math.isfinite, values.values())):
+        if logged:
+            values = meter.read()
+            if not math.isfinite(values["loss"]):
                 raise FusionError(
-                    f"{name}: the loss is {values} at step {step}; the last good state is "
+                    f"{name}: the loss is {values['loss']} at step {step}; the last good state is "
                     f"{checkpoint}. Lower the learning rate."
                 )
             if log:
-                log.write(
-                    step,
-                    start.samples + step * recipe.batch_size * accelerator.num_processes,
-                    seconds,
-                    values | {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"]},
-                )
+                rate = optimizer.param_groups[0]["lr"]
+                log.write(step, start.samples + samples, seconds, values | {"lr": rate})
+                log.scalars(step, norms | {"memory_mb": _peak_memory_mb(accelerator.device)})
+                if watch:
+                    watch(log.rows)
             progress.set_postfix(loss=f"{values['loss']:.4f}")
         progress.update()
+        if monitor_every and (step % monitor_every == 0 or step == total):
+            look()
+            last = time.monotonic()  # its time is not the training's
         if now - saved > 60 * recipe.checkpoint_minutes:
             save()
             saved = now
-        if minutes is not None and now - began > 60 * minutes:
+        if minutes is not None and _agreed(accelerator, now - began > 60 * minutes):
             break
     progress.close()
     save()
@@ -222,66 +312,94 @@ def fit(
     run = Run(
         steps=step,
         planned_steps=total,
-        samples=step * recipe.batch_size * accelerator.num_processes,
+        samples=samples,
         seconds=round(seconds, 1),
         final_loss=log.recent() if log else float("nan"),
-        machine=f"{_device(accelerator)}, {accelerator.num_processes} process(es)",
+        machine=f"{_machine(accelerator)}, {accelerator.num_processes} process(es)",
         started_from=start.weights,
         samples_before=start.samples,
+        peak_memory_mb=round(_peak_memory_mb(accelerator.device)),
     )
     if log:
         log.close()
-        (folder / "run.json").write_text(
-            json.dumps(asdict(run) | {"recipe": recipe.model_dump(), "seed": seed}, indent=2) + "\n"
-        )
+        record = asdict(run) | {"recipe": recipe.model_dump(), "seed": seed}
+        text = json.dumps(record, indent=2) + "\n"
+        write_atomically(folder / "run.json", lambda file: file.write(text.encode()))
     return run
 
 
-def _device(accelerator: Accelerator) -> str:
+def _optimizer(
+    recipe: Recipe, trained: Mapping[str, nn.Parameter], device: torch.device
+) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {
+        "lr": recipe.learning_rate,
+        "betas": (0.9, 0.99),
+        "weight_decay": recipe.weight_decay,
+    }
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(trained.values(), fused=True, **options)
+    try:
+        bitsandbytes = importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise FusionError(
+            "the recipe's optimizer 'adamw8bit' needs the package bitsandbytes, which is not "
+            "installed: pip install bitsandbytes, or set optimizer: adamw"
+        ) from error
+    if device.type != "cuda":
+        raise FusionError(
+            "the recipe's optimizer 'adamw8bit' needs a CUDA GPU: set optimizer: adamw"
+        )
+    return bitsandbytes.optim.AdamW8bit(trained.values(), **options)
+
+
+@dataclass
+class _Meter:
+    """Means of what the loss function returns, over batches and processes; NaN says nothing."""
+
+    accelerator: Accelerator
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    count: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, terms: Mapping[str, Any]) -> None:
+        for key, value in terms.items():
+            value = torch.as_tensor(value, device=self.accelerator.device).detach().float()
+            said = ~value.isnan() if key != "loss" else torch.ones_like(value, dtype=torch.bool)
+            kept = torch.where(said, value, 0.0)
+            self.sums[key] = self.sums.get(key, 0.0) + kept
+            self.count[key] = self.count.get(key, 0.0) + said.float()
+
+    def read(self) -> dict[str, float]:
+        """The means so far; starts anew."""
+        keys = sorted(self.sums)
+        pairs = torch.stack([torch.stack([self.sums[key], self.count[key]]) for key in keys])
+        totals = self.accelerator.reduce(pairs, "sum").tolist()
+        self.sums, self.count = {}, {}
+        means = {k: s / n if n else math.nan for k, (s, n) in zip(keys, totals, strict=True)}
+        return {"loss": means.pop("loss")} | means
+
+
+def _norms(trained: Mapping[str, nn.Parameter]) -> dict[str, float]:
+    """The gradient's norm at every trained parameter, after clipping."""
+    named = [(key, p.grad) for key, p in trained.items() if p.grad is not None]
+    values = torch.stack([grad.float().norm() for _, grad in named]).tolist() if named else []
+    return {f"grad_norm/{key}": value for (key, _), value in zip(named, values, strict=True)}
+
+
+def _agreed(accelerator: Accelerator, stop: bool) -> bool:
+    """Whether any process wants to stop: all of them have to, at the same step."""
+    if accelerator.num_processes == 1:
+        return stop
+    wish = torch.tensor(float(stop), device=accelerator.device)
+    return bool(accelerator.reduce(wish, "sum") > 0)
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kilobytes on Linux
+
+
+def _machine(accelerator: Accelerator) -> str:
     if accelerator.device.type == "cuda":
         return torch.cuda.get_device_name()
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-class _Log:
-    """``loss.csv`` and TensorBoard, cut back to the step at which a run resumes."""
-
-    def __init__(self, folder: Path, *, resume_at: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.path = folder / "loss.csv"
-        rows: list[dict[str, str]] = []
-        if resume_at and self.path.is_file():
-            with self.path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resume_at]
-        self.rows: list[dict[str, Any]] = list(rows)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_at or None)
-        self._rewrite()
-
-    def _rewrite(self) -> None:
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", newline="") as file:
-            if self.rows:
-                writer = csv.DictWriter(file, self.rows[0])
-                writer.writeheader()
-                writer.writerows(self.rows)
-        os.replace(partial, self.path)
-
-    def write(self, step: int, samples: int, seconds: float, values: Mapping[str, float]) -> None:
-        row: dict[str, Any] = {"step": step, "samples": samples, "seconds": round(seconds, 1)}
-        row |= {key: f"{value:.6g}" for key, value in values.items()}
-        self.rows.append(row)
-        if len(self.rows) == 1:
-            self._rewrite()
-        else:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self.rows[0]).writerow(row)
-        for key, value in values.items():
-            self.board.add_scalar(key, value, step)
-
-    def recent(self) -> float:
-        losses = [float(row["loss"]) for row in self.rows[-100:]]
-        return sum(losses) / len(losses) if losses else float("nan")
-
-    def close(self) -> None:
-        self.board.close()

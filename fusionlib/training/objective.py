@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.training_utils import compute_snr
 from torch import Tensor
+
+BANDS = 4
+"""Parts of the timesteps whose errors are logged apart."""
 
 DIFFUSION_FACE_WEIGHT = 4.0
 """Added to the loss weight 1 of a position that lies wholly inside the face."""
@@ -38,23 +43,66 @@ def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: 
 
 
 def noised(
-    scheduler: Any, latents: Tensor, generator: torch.Generator
+    scheduler: Any,
+    latents: Tensor,
+    generator: torch.Generator | Sequence[torch.Generator],
+    *,
+    timestep_power: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw noise and timesteps, uniformly over the schedule, and apply them.
+    """Draw noise and timesteps, and apply them.
 
     Args:
         scheduler: a diffusers scheduler.
-        latents: clean latents ``(batch, channels, h, w)``, on the CPU.
-        generator: draws the noise, then the timesteps.
+        latents: clean latents ``(batch, channels, h, w)``.
+        generator: on the CPU; draws the noise, then the timesteps. One for the batch, or one for
+            each sample, which then does not depend on the others of its batch.
+        timestep_power: a timestep t is drawn with a density that grows like
+            ``t ** (timestep_power - 1)``: 1 is uniform, as in DDPM; 2 favours noisy samples.
 
     Returns:
         The noisy latents, the timesteps ``(batch,)`` and the UNet's target (`diffusion_target`).
     """
-    noise = torch.randn(latents.shape, generator=generator)
     steps = scheduler.config.num_train_timesteps
-    timesteps = torch.randint(steps, (len(latents),), generator=generator)
+    if isinstance(generator, torch.Generator):
+        noise, timesteps = _draw(latents.shape, steps, generator, timestep_power)
+    else:
+        one = torch.Size([1, *latents.shape[1:]])
+        parts = [_draw(one, steps, each, timestep_power) for each in generator]
+        noise, timesteps = (torch.cat(several) for several in zip(*parts, strict=True))
+    noise, timesteps = noise.to(latents.device), timesteps.to(latents.device)
     noisy = scheduler.add_noise(latents, noise, timesteps)
     return noisy, timesteps, diffusion_target(scheduler, latents, noise, timesteps)
+
+
+def _draw(
+    shape: torch.Size, steps: int, generator: torch.Generator, timestep_power: float
+) -> tuple[Tensor, Tensor]:
+    """Noise of a shape, and a timestep for each sample."""
+    noise = torch.randn(shape, generator=generator)
+    if timestep_power == 1:
+        return noise, torch.randint(steps, shape[:1], generator=generator)
+    uniform = torch.rand(shape[0], generator=generator)
+    return noise, (uniform ** (1 / timestep_power) * steps).long().clamp(max=steps - 1)
+
+
+def min_snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
+    """Weights of the timesteps by their signal-to-noise ratio (Hang 2023, equation 16).
+
+    min(SNR, gamma) as a weight of the error of x_0, that is of epsilon divided by SNR, and of v
+    divided by SNR + 1: near-clean samples, whose errors are easy and many, count less.
+
+    Args:
+        scheduler: a diffusers scheduler.
+        timesteps: ``(batch,)``.
+        gamma: 5 in the paper.
+
+    Returns:
+        ``(batch,)``.
+    """
+    snr = compute_snr(scheduler, timesteps)
+    kind = scheduler.config.prediction_type
+    divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[kind]
+    return snr.clamp(max=gamma) / divisor
 
 
 def face_weights(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -84,10 +132,25 @@ def diffusion_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> dict[
     Args:
         prediction: ``(batch, channels, h, w)``.
         target: the same shape, see `diffusion_target`.
-        weights: ``(batch, 1, h, w)``, see `face_weights`.
+        weights: ``(batch, 1, h, w)``, see `face_weights` and `min_snr_weights`.
     """
     error = (prediction.float() - target).square()
     return {"loss": (error * weights).mean(), "mse": error.detach().mean()}
+
+
+def banded(error: Tensor, timesteps: Tensor, steps: int) -> dict[str, Tensor]:
+    """The squared error of each quarter of the timesteps; NaN where a batch has none of it.
+
+    Args:
+        error: of each sample, ``(batch,)``.
+        timesteps: ``(batch,)``.
+        steps: ``num_train_timesteps``.
+
+    Returns:
+        By name: ``mse_t0`` for the first quarter, the least noisy, and so on.
+    """
+    band = timesteps * BANDS // steps
+    return {f"mse_t{n * steps // BANDS}": error[band == n].mean() for n in range(BANDS)}
 
 
 def reconstruction_loss(prediction: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from fusionlib.profiles import Profile
 from fusionlib.training.checkpoints import start_weights
 from fusionlib.training.data import Pictures, load_pictures
 from fusionlib.training.export import save_model
-from fusionlib.training.loop import Run, fit
+from fusionlib.training.loop import Batch, Run, fit
 from fusionlib.training.objective import gaussian_kl, reconstruction_loss
 
 KL_WEIGHT = 0.005
@@ -196,10 +196,11 @@ def train(
 
         def loss(
             network: nn.Module,
-            generator: torch.Generator,
+            batch: Batch,
             size: int = recipe.batch_size,
             divisor: int = divisor,
         ) -> dict[str, Tensor]:
+            generator = batch.generator
             index = torch.randint(len(pictures), (size,), generator=generator)
             pixels = pictures.batch(index)
             weight = 1 + FACE_WEIGHT * masks[index][:, None].float()

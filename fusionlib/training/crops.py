@@ -1,0 +1,194 @@
+"""What is shown of a picture in training: the target's square, and the reference's.
+
+The paper says nothing of either; these are ours. A reference is cut as a user's photograph is
+(`fusionlib.photos.prepare_photo`). A target is a square that holds the face with a part of the
+scene, for the prompt speaks of both. Where a set has one picture of each person, as LAION-Face
+does, that picture is the reference too: then the reference has to look different, or the adapter
+learns to copy pixels rather than to know a face.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
+
+from fusionlib.errors import FusionError
+from fusionlib.photos import FRAME, Face, crop_face
+from fusionlib.training.shards import Sample
+
+Rng = np.random.Generator
+
+SHARE = (0.2, 0.5)
+"""The face's part of the side of a target, drawn log-uniformly; less where the picture is small."""
+
+MARGIN = (0.3, 0.7)
+"""Of an augmented reference, about the `FRAME` of a prepared photograph; in sides of the face."""
+
+TILT = 10.0
+"""Degrees to either side by which an augmented reference is turned off level."""
+
+JITTER = 0.2
+"""By which brightness, contrast and colour of an augmented reference may differ from 1."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture as the models see it.
+
+    Attributes:
+        pixels: uint8 ``(size, size, 3)``.
+        mask: where the face is, 0 or 1, ``(size, size)``; all 0 where the set does not say.
+    """
+
+    pixels: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """How pictures are cut and changed.
+
+    Attributes:
+        size: side of what the models see, pixels.
+        crop: ``whole``: the largest square about the middle, for sets that are cropped already.
+            ``face``: about the one face that `fusionlib data prepare` recorded.
+        augment: whether references are changed in place, size, tilt, colour and sharpness.
+    """
+
+    size: int
+    crop: Literal["whole", "face"] = "whole"
+    augment: bool = False
+
+    def target(self, sample: Sample, rng: Rng) -> Shown:
+        """The picture that the UNet learns to paint; mirrored in half of all cases.
+
+        Raises:
+            FusionError: it cannot be read, or no face was recorded.
+        """
+        image = sample.picture()
+        mirror = rng.random() < 0.5
+        if self.crop == "face":
+            box = _around(_face(sample), image.size, rng)
+        else:
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            box = (left, top, left + side, top + side)
+        mask = np.zeros((self.size, self.size), np.uint8)
+        if "mask.png" in sample.files:
+            drawn = _decoded_mask(sample, image.size).crop(box).resize((self.size, self.size))
+            mask = (np.asarray(drawn) > 127).astype(np.uint8)
+        pixels = np.asarray(_resized(image.crop(box), self.size))
+        return Shown(pixels[:, ::-1], mask[:, ::-1]) if mirror else Shown(pixels, mask)
+
+    def reference(self, sample: Sample, rng: Rng) -> NDArray[np.uint8]:
+        """The picture that shows who it is, uint8 ``(size, size, 3)``; mirrored likewise.
+
+        Raises:
+            FusionError: it cannot be read, or no face was recorded.
+        """
+        image = sample.picture()
+        mirror = rng.random() < 0.5
+        if self.crop == "face":
+            face, margin = _face(sample), FRAME
+            if self.augment:
+                margin = rng.uniform(*MARGIN)
+                face = _moved(face, rng)
+            image = crop_face(image, face, margin=margin)
+        elif self.augment:
+            # A tenth of the side may be cut off at each edge.
+            image = ImageOps.fit(image, (min(image.size),) * 2)
+            left, top, right, bottom = rng.uniform(0, 0.1, 4) * image.width
+            image = image.crop((left, top, image.width - right, image.height - bottom))
+        image = _resized(image, self.size)
+        if self.augment:
+            image = _recoloured(image, rng)
+        pixels = np.asarray(image)
+        return pixels[:, ::-1] if mirror else pixels
+
+
+def face_record(face: Face) -> dict[str, Any]:
+    """A face as JSON keeps it."""
+    return {"eyes": face.eyes, "nose": face.nose, "score": round(face.score, 3)}
+
+
+def _face(sample: Sample) -> Face:
+    """The face of a sample, as `face_record` wrote it."""
+    if not sample.faces:
+        raise FusionError(
+            "no face is recorded for it: run `fusionlib data prepare` on the set, or set "
+            "training.crop: whole"
+        )
+    try:
+        return max(map(face_from_record, sample.faces), key=lambda face: face.side)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FusionError(f"its recorded faces cannot be read ({error!r})") from error
+
+
+def face_from_record(record: dict[str, Any]) -> Face:
+    """What `face_record` wrote, as a face."""
+    left, right = (tuple(eye) for eye in record["eyes"])
+    return Face((left, right), tuple(record["nose"]), float(record["score"]))
+
+
+def _around(face: Face, size: tuple[int, int], rng: Rng) -> tuple[int, int, int, int]:
+    """A square within the picture that holds the face, somewhere."""
+    share = np.exp(rng.uniform(*np.log(SHARE)))
+    side = round(min(max(face.side / share, face.side), min(size)))
+    corner = []
+    for low, high, length in zip(face.box[:2], face.box[2:], size, strict=True):
+        # The face stays inside where it can; where it is larger than the square, its middle does.
+        first, last = sorted((high - side, low))
+        first, last = np.clip([first, last], 0, length - side)
+        corner.append(round(rng.uniform(first, last)))
+    left, top = corner
+    return left, top, left + side, top + side
+
+
+def _moved(face: Face, rng: Rng) -> Face:
+    """The same face, said to lie a little aside and aslant, so that its crop does."""
+    shift = rng.uniform(-0.1, 0.1, 2) * face.side
+    angle = np.radians(rng.uniform(-TILT, TILT))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    middle = np.asarray(face.centre)
+    left, right, nose = (
+        tuple((turn @ (np.asarray(point) - middle) + middle + shift).tolist())
+        for point in (*face.eyes, face.nose)
+    )
+    return replace(face, eyes=(left, right), nose=nose)
+
+
+def _recoloured(image: Image.Image, rng: Rng) -> Image.Image:
+    """Other light, and the blur of a picture that was smaller, or the marks of a cheaper JPEG."""
+    for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhancer(image).enhance(rng.uniform(1 - JITTER, 1 + JITTER))
+    kind = rng.integers(4)
+    if kind == 0:
+        small = max(1, round(image.width * rng.uniform(0.4, 0.8)))
+        size = image.size
+        image = image.resize((small, small), Image.Resampling.BICUBIC)
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    elif kind == 1:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=int(rng.integers(40, 80)))
+        image = Image.open(buffer).convert("RGB")
+    return image
+
+
+def _decoded_mask(sample: Sample, size: tuple[int, int]) -> Image.Image:
+    try:
+        mask = Image.open(io.BytesIO(sample.content("mask.png"))).convert("L")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise FusionError(f"its mask.png cannot be read ({error})") from error
+    return mask if mask.size == size else mask.resize(size)
+
+
+def _resized(image: Image.Image, size: int) -> Image.Image:
+    """The largest square about the middle, resized."""
+    if image.size == (size, size):
+        return image
+    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)

@@ -1,0 +1,233 @@
+"""From downloaded pictures to a training set: those that show one clear face, and where it is.
+
+LAION-Face lists pictures in which a detector saw some face: crowds, statues, faces of ten pixels.
+What is kept here is copied into new shards of the same layout, the pictures byte for byte, with the
+faces written into each sample's JSON file, so that training need not look for them again.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+from tqdm.auto import tqdm
+
+from fusionlib.errors import FusionError
+from fusionlib.images import write_atomically
+from fusionlib.photos import find_faces
+from fusionlib.training.crops import face_from_record, face_record
+from fusionlib.training.shards import PICTURES, Sample, find_shards, index_samples, scan_shard
+
+PLAIN = 1000
+"""Pictures of a folder of plain files that become one shard."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which pictures are kept. The paper says nothing of this; the numbers are ours.
+
+    Attributes:
+        max_faces: a picture of more people does not say whom the caption means.
+        min_face: side in pixels of the (largest) face; a reference is cut from it.
+        min_side: shorter side of the picture, pixels.
+        min_score: the detector's confidence; clear frontal faces have more than 1.
+    """
+
+    max_faces: int = 1
+    min_face: int = 128
+    min_side: int = 400
+    min_score: float = 0.5
+
+
+def select(sample: Sample, selection: Selection) -> tuple[dict[str, Any] | None, str]:
+    """Look at one picture.
+
+    Returns:
+        What to add to its JSON file (None if it is not kept), and the reason.
+    """
+    if not any(caption.strip() for caption in sample.captions):
+        return None, "empty caption"
+    try:
+        image = sample.picture()
+    except FusionError:
+        return None, "unreadable"
+    if min(image.size) < selection.min_side:
+        return None, "picture too small"
+    faces = find_faces(image)
+    if not faces:
+        return None, "no face"
+    if len(faces) > selection.max_faces:
+        return None, "too many faces"
+    largest = max(faces, key=lambda face: face.side)
+    if largest.side < selection.min_face:
+        return None, "face too small"
+    if largest.score < selection.min_score:
+        return None, "face unclear"
+    found = {
+        "width": image.width,
+        "height": image.height,
+        "faces": [face_record(face) for face in faces],
+    }
+    return found, "kept"
+
+
+def prepare_shards(
+    source: str | Path,
+    out: Path,
+    *,
+    pairs: int | None = None,
+    selection: Selection | None = None,
+    workers: int = 2,
+) -> dict[str, int]:
+    """Filter a downloaded set into a new one; resumes where an earlier run stopped.
+
+    Shards are taken in order, each gives one new shard, and it ends with the shard that brings the
+    number of pairs: the result does not depend on the number of workers.
+
+    Args:
+        source: a folder of shards or plain files, or a pattern of shards.
+        out: the new folder.
+        pairs: about how many to keep; None takes all.
+        selection: which.
+        workers: processes. dlib looks at about two to five pictures a second in each.
+
+    Returns:
+        How many pictures were kept, and how many were not for which reason.
+
+    Raises:
+        FusionError: a shard is missing, or ``out`` was made by other rules.
+    """
+    selection = selection or Selection()
+    jobs = list(_jobs(source))
+    if not jobs:
+        raise FusionError(f"there is no picture in {source}: give a folder of shards or of files")
+    out.mkdir(parents=True, exist_ok=True)
+    rules = out / "selection.json"
+    text = json.dumps({"source": str(source)} | asdict(selection), indent=2) + "\n"
+    if rules.is_file() and rules.read_text() != text:
+        raise FusionError(
+            f"{out} was made from another source or by other rules (see {rules}): choose another "
+            "folder, or remove this one"
+        )
+    write_atomically(rules, lambda file: file.write(text.encode()))
+    counts: Counter[str] = Counter()
+    pool: Executor = ThreadPoolExecutor(1)
+    if workers > 1:
+        context = multiprocessing.get_context("spawn")  # dlib does not like to be forked
+        pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context)
+    with (
+        pool,
+        tqdm(total=pairs, desc="kept", unit="pair") as bar,
+    ):
+        waiting: list[Future[dict[str, int]]] = []
+        names = enumerate(jobs)
+
+        def submit(count: int) -> list[Future[dict[str, int]]]:
+            return [
+                pool.submit(_prepare, job, out / f"{number:05d}.tar", selection)
+                for number, job in islice(names, count)
+            ]
+
+        waiting += submit(2 * workers)
+        while waiting and (pairs is None or counts["kept"] < pairs):
+            found = waiting.pop(0).result()
+            counts.update(found)
+            bar.update(found.get("kept", 0))
+            waiting += submit(1)
+        for future in waiting:
+            future.cancel()
+        taken = len(jobs) - len(waiting) - sum(1 for _ in names)
+    for extra in sorted(out.glob("*.tar"))[taken:]:  # begun by a worker, not needed any more
+        extra.unlink()
+        extra.with_name(f"{extra.stem}_stats.json").unlink(missing_ok=True)
+    return dict(counts)
+
+
+def _jobs(source: str | Path) -> Iterator[Path | list[Sample]]:
+    """What becomes one new shard each: a shard, or a part of a folder of plain files."""
+    shards = find_shards(source)
+    if shards:
+        yield from shards
+        return
+    samples = index_samples(source).samples
+    for start in range(0, len(samples), PLAIN):
+        yield samples[start : start + PLAIN]
+
+
+def _prepare(job: Path | list[Sample], target: Path, selection: Selection) -> dict[str, int]:
+    """Make one shard and, last, the statistics by which it is known to be finished."""
+    stats = target.with_name(f"{target.stem}_stats.json")
+    if stats.is_file() and target.is_file():
+        return json.loads(stats.read_text())
+    counts: Counter[str] = Counter()
+    samples, damage = scan_shard(job) if isinstance(job, Path) else (job, None)
+    counts["damaged shards"] += damage is not None
+    partial = target.with_suffix(".partial")
+    with webdataset.TarWriter(str(partial), encoder=False, mtime=0) as archive:
+        for number, sample in enumerate(samples):
+            facts, reason = select(sample, selection)
+            counts[reason] += 1
+            if facts is None:
+                continue
+            extension = next(e for e in PICTURES if e in sample.files)
+            known = {"captions": sample.captions, "person": sample.person, "style": sample.style}
+            record = known | facts | {"source": sample.place}
+            archive.write(
+                {
+                    "__key__": f"{target.stem}{number:05d}",
+                    extension: sample.content(extension),
+                    "txt": sample.captions[0].encode(),
+                    "json": json.dumps(record, ensure_ascii=False).encode(),
+                }
+                | ({"mask.png": sample.content("mask.png")} if "mask.png" in sample.files else {})
+            )
+    os.replace(partial, target)
+    write_atomically(stats, lambda file: file.write(json.dumps(counts).encode()))
+    return dict(counts)
+
+
+def statistics(shards: str | Path) -> dict[str, str]:
+    """What a training set holds, for a table.
+
+    Args:
+        shards: a folder of shards or plain files, or a pattern of shards.
+    """
+    found = index_samples(shards)
+    samples = found.samples
+    people = Counter(sample.person for sample in samples if sample.person is not None)
+    alone = [sample for sample in samples if sample.person is None or people[sample.person] < 2]
+    faces = [
+        max((face_from_record(face) for face in sample.faces), key=lambda face: face.side)
+        for sample in samples
+        if sample.faces
+    ]
+    words = [len(caption.split()) for sample in samples for caption in sample.captions]
+    rows = {
+        "samples": f"{len(samples):,}",
+        "skipped (no picture or caption)": f"{len(found.skipped):,}",
+        "damaged shards": f"{len(found.damaged):,}",
+        "people named": f"{len(people):,}",
+        "pictures that are their own reference": f"{len(alone):,}",
+        "words in a caption": _quantiles(words),
+        "with a recorded face": f"{len(faces):,}",
+    }
+    if faces:
+        rows["side of the face, pixels"] = _quantiles([face.side for face in faces])
+        rows["confidence of the detector"] = _quantiles([face.score for face in faces], 2)
+        rows["tilt, degrees"] = _quantiles([face.tilt for face in faces], 1)
+    return rows
+
+
+def _quantiles(values: list[Any], digits: int = 0) -> str:
+    low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+    return f"{middle:.{digits}f} (90% from {low:.{digits}f} to {high:.{digits}f})"

@@ -1,0 +1,165 @@
+"""Where the adapter's batches come from: memory, the shards as they are read, or a disk cache.
+
+All three give the same thing for the same sample number (`Inputs`); what differs is what is
+computed once and what in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fusionlib.errors import FusionError
+from fusionlib.reference import encode_references
+from fusionlib.training.crops import Crops
+from fusionlib.training.data import Pictures
+from fusionlib.training.encoders import Encoders
+from fusionlib.training.latent_store import LatentStore
+from fusionlib.training.latents import cached_latents, embed_captions
+from fusionlib.training.loop import Batch
+from fusionlib.training.objective import face_weights
+from fusionlib.training.pairs import Pairing, PairStream, Skipped
+from fusionlib.training.shards import SampleSet
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch as the frozen models see it.
+
+    Attributes:
+        latents: scaled latents of the targets, ``(batch, channels, h, w)``, float32.
+        weights: of each of their positions in the loss, ``(batch, 1, h, w)``.
+        text: embeddings of the captions, ``(batch, tokens, width)``.
+        reference: scaled latents of the references, shaped like ``latents``; or, where they were
+            computed once, their h_f by layer.
+    """
+
+    latents: Tensor
+    weights: Tensor
+    text: Tensor
+    reference: Tensor | dict[str, Tensor]
+
+
+Source = Callable[[Batch], Inputs]
+
+
+def stream_source(
+    samples: SampleSet, pairing: Pairing, crops: Crops, encoders: Encoders, skipped: Skipped,
+    workers: int,
+) -> Source:  # fmt: skip
+    """Read, cut and encode every picture anew: endless variety, at the price of the encoders."""
+    stream = PairStream(samples, pairing, crops, skipped, workers)
+
+    def draw(batch: Batch) -> Inputs:
+        pairs = stream(batch)
+        both = encoders.encode(torch.cat([pairs.targets, pairs.references]))
+        latents, reference = both.chunk(2)
+        weights = encoders.weights(pairs.masks, latents)
+        return Inputs(latents, weights, encoders.embed(pairs.captions), reference)
+
+    return draw
+
+
+def memory_source(
+    pictures: Pictures, seed: int, base: Path, latents_file: Path, device: torch.device,
+    unet: UNet2DConditionModel | None,
+) -> tuple[Tensor, Source]:  # fmt: skip
+    """Hold latents and text of the whole set in memory, and h_f too, if there is a UNet for it.
+
+    Args:
+        pictures: the set.
+        seed: of the run.
+        base: the checkpoint's folder.
+        latents_file: keeps the latents from run to run.
+        device: where the batches go.
+        unet: the frozen UNet, to compute h_f once; None leaves that to every step.
+
+    Returns:
+        The empty prompt's embedding ``(1, tokens, width)``, and the source.
+    """
+    captions = embed_captions(base, pictures, device)
+    mirrored = pictures.mirrored()
+    with PartialState().main_process_first():  # the others find the file
+        latents = cached_latents(base, mirrored, latents_file, device)
+    size = (latents.shape[2], latents.shape[3])
+    weights = face_weights(torch.from_numpy(mirrored.masks), size)
+    empty_prompt = captions.embeddings[:1]
+    hidden = _reference_states(unet, latents, empty_prompt) if unet is not None else None
+    photos = [style == "photo" for style in pictures.style]
+    pairing = Pairing(pictures.person.tolist(), photos, seed, alone=False)
+
+    def draw(batch: Batch) -> Inputs:
+        chosen = []
+        for number in batch.samples:
+            target, reference, rng = pairing.choose(number)
+            # Either picture may be mirrored: the second half of the latents.
+            mirror = len(pictures) * rng.integers(2, size=2)
+            wordings = captions.rows[target]
+            row = wordings[int(rng.integers(len(wordings)))]
+            chosen.append((target + mirror[0], reference + mirror[1], row))
+        targets, references, rows = torch.tensor(np.array(chosen)).T
+        shown: Tensor | dict[str, Tensor] = (
+            latents[references].to(device)
+            if hidden is None
+            else {name: values[references].to(device) for name, values in hidden.items()}
+        )
+        return Inputs(
+            latents[targets].to(device),
+            weights[targets].to(device),
+            captions.embeddings[rows].to(device),
+            shown,
+        )
+
+    return empty_prompt, draw
+
+
+def _reference_states(
+    unet: UNet2DConditionModel, latents: Tensor, empty_prompt: Tensor
+) -> dict[str, Tensor]:
+    """h_f of every picture at every layer, bfloat16 in host memory (0.1 MB a picture)."""
+    parts: list[dict[str, Tensor]] = []
+    kind = {"device": unet.device, "dtype": unet.dtype}
+    for chunk in tqdm(latents.split(64), desc="reference pass", mininterval=2.0):
+        states = encode_references(unet, chunk.to(**kind), empty_prompt.to(**kind))
+        parts.append({name: value.bfloat16().cpu() for name, value in states.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def cached_source(
+    samples: SampleSet, pairing: Pairing, crops: Crops, encoders: Encoders, skipped: Skipped,
+    cache: Path, variants: int, seed: int,
+) -> Source:  # fmt: skip
+    """Encode some random crops of every picture once, keep them on disk, and draw from them."""
+    store = LatentStore(cache, samples.samples, variants)
+    store.fill(crops, encoders, seed)
+    skipped.add(store.broken)
+    broken = store.broken.keys()
+    if len(broken) == len(samples.samples):
+        raise FusionError(f"none of the {len(broken)} pictures of the training set can be read")
+
+    def draw(batch: Batch) -> Inputs:
+        columns: list[list[Tensor]] = [[], [], [], []]
+        for number in batch.samples:
+            attempt = 0
+            target, reference, rng = pairing.choose(number)
+            while {samples.samples[target].place, samples.samples[reference].place} & broken:
+                attempt += 1
+                target, reference, rng = pairing.choose(number, attempt)
+            first, second = rng.integers(variants, size=2)
+            wording = int(rng.integers(len(samples.samples[target].captions)))
+            columns[0].append(store.row("targets", target, int(first)))
+            columns[1].append(store.row("masks", target, int(first)))
+            columns[2].append(store.text(target, wording))
+            columns[3].append(store.row("references", reference, int(second)))
+        latents, masks, text, shown = (torch.stack(c).to(encoders.device) for c in columns)
+        return Inputs(latents.float(), encoders.weights(masks, latents), text, shown.float())
+
+    return draw
