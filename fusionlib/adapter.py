@@ -33,7 +33,12 @@ from fusionlib.masking import (
     group_queries,
     mask_pyramid,
 )
-from fusionlib.reference import LayerKeysValues, ReferenceCache, same_fingerprint
+from fusionlib.reference import (
+    LayerKeysValues,
+    ReferenceCache,
+    fingerprint_of_unet,
+    same_fingerprint,
+)
 
 Initialisation = Literal["self_attention", "zero_value", "random"]
 
@@ -48,8 +53,11 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         layers: For each cross-attention layer, by its name in the UNet, ``(query_dim, inner_dim)``.
 
     Example:
+        From a bare UNet to one that sees a face; ``FusionPipeline`` takes these steps for you.
+
+        >>> import torch
         >>> from diffusers import UNet2DConditionModel
-        >>> from fusionlib import encode_references
+        >>> from fusionlib import FusionAdapter, encode_references
         >>> unet = UNet2DConditionModel(
         ...     sample_size=8,
         ...     block_out_channels=(32, 32),
@@ -59,12 +67,22 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         ...     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         ... )
         >>> adapter = FusionAdapter.from_unet(unet)
+        >>> len(adapter.config.layers), adapter.num_parameters()  # 4 x 2 x 32 x 32
+        (4, 8192)
         >>> adapter.attach(unet)
-        >>> latents, empty_prompt = torch.randn(1, 4, 8, 8), torch.zeros(1, 77, 16)
-        >>> cache = adapter.cache(encode_references(unet, latents, empty_prompt))
-        >>> with adapter.conditioned(cache, strengths=[0.8]):
-        ...     unet(torch.randn(1, 4, 8, 8), 10, encoder_hidden_states=empty_prompt).sample.shape
-        torch.Size([1, 4, 8, 8])
+
+        The face goes through the UNet once, then every call within the block sees it:
+
+        >>> face, image = torch.randn(2, 1, 4, 8, 8)
+        >>> empty_prompt, prompt = torch.zeros(1, 77, 16), torch.randn(1, 77, 16)
+        >>> with torch.no_grad():
+        ...     base = unet(image, 10, encoder_hidden_states=prompt).sample
+        ...     cache = adapter.cache(encode_references(unet, face, empty_prompt))
+        ...     with adapter.conditioned(cache, strengths=[0.8]):
+        ...         fused = unet(image, 10, encoder_hidden_states=prompt).sample
+        ...     after = unet(image, 10, encoder_hidden_states=prompt).sample
+        >>> torch.equal(fused, base), torch.equal(after, base)
+        (False, True)
         >>> adapter.detach(unet)
     """
 
@@ -165,6 +183,9 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         of processors (xformers, attention slicing) took away. Several adapters may be attached to
         one UNet; one adapter is attached to one UNet at a time.
 
+        Args:
+            unet: The ``UNet2DConditionModel`` that the adapter was made for, compiled or not.
+
         Raises:
             FusionError: If the adapter does not fit, or is attached to another UNet.
         """
@@ -182,6 +203,9 @@ class FusionAdapter(ModelMixin, ConfigMixin):
 
     def detach(self, unet: Any) -> None:
         """Give the UNet's layers the processors back that they had before ``attach``.
+
+        Args:
+            unet: The UNet that the adapter is attached to.
 
         Raises:
             FusionError: If the adapter is not attached to this UNet.
@@ -233,7 +257,17 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         return projected
 
     def forward(self, hidden_states: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """The same as ``project``, for wrappers such as DistributedDataParallel."""
+        """The same as ``project``, for wrappers such as DistributedDataParallel.
+
+        Args:
+            hidden_states: As for ``project``.
+
+        Returns:
+            As of ``project``.
+
+        Raises:
+            FusionError: If the layers or their widths are not the adapter's.
+        """
         return self.project(hidden_states)
 
     @torch.no_grad()
@@ -261,6 +295,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 for i in range(count)
             ),
             self.fingerprint(),
+            None if self.unet is None else fingerprint_of_unet(self.unet),
         )
 
     @torch.no_grad()
@@ -401,11 +436,17 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                         f"references[{index}] must serve 1 or batch_size={batch_size} samples, "
                         f"not {shapes[0][0]}."
                     )
-        made_by = references.fingerprint if isinstance(references, ReferenceCache) else None
-        if made_by is not None and not same_fingerprint(made_by, self.fingerprint()):
+        if not isinstance(references, ReferenceCache):
+            return
+        if not same_fingerprint(references.fingerprint, self.fingerprint()):
             raise FusionError(
                 "references were made by another adapter, which has other weights: encode them "
                 "again with this one."
+            )
+        if not same_fingerprint(references.unet_fingerprint, fingerprint_of_unet(self.unet)):
+            raise FusionError(
+                "references were encoded by a unet of other weights, or with other LoRA weights "
+                "(a LoRA loaded, unloaded or scaled since then): encode them again."
             )
 
     def _check_fit(self, unet: Any) -> None:

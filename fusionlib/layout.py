@@ -58,6 +58,16 @@ def masks_from_files(
 
     Warns:
         UserWarning: If masks overlap; names the identities and the pixels.
+
+    Example:
+        >>> from PIL import Image, ImageDraw
+        >>> from fusionlib import masks_from_files
+        >>> left, right = Image.new("L", (128, 128)), Image.new("L", (128, 128))
+        >>> ImageDraw.Draw(left).ellipse((8, 24, 56, 104), fill="white")
+        >>> ImageDraw.Draw(right).ellipse((72, 24, 120, 104), fill="white")
+        >>> masks = masks_from_files([left, right], size=(128, 128))  # or the files' names
+        >>> masks.shape, masks[:, 64, 30].tolist()  # who is at row 64, column 30?
+        (torch.Size([2, 128, 128]), [True, False])
     """
     if not isinstance(files, Sequence) or isinstance(files, str) or len(files) == 0:
         raise FusionError(
@@ -101,6 +111,16 @@ def masks_from_colors(
     Raises:
         FusionError: If the file cannot be read, a color is none or is not in the picture, the
             picture has too many colors or only one, or it has another size.
+
+    Example:
+        >>> from PIL import Image
+        >>> from fusionlib import masks_from_colors
+        >>> layout = Image.new("RGB", (128, 64), "black")
+        >>> layout.paste("red", (8, 16, 48, 56))
+        >>> layout.paste("blue", (80, 16, 120, 56))
+        >>> masks = masks_from_colors(layout, ["blue", "red"])  # blue is identity 0
+        >>> masks.shape, masks[:, 32, 100].tolist()
+        (torch.Size([2, 64, 128]), [True, False])
     """
     name = name_of(layout, "layout")
     picture = _open(layout, name)
@@ -151,6 +171,14 @@ def masks_from_boxes(boxes: Sequence[Sequence[float]], size: tuple[int, int]) ->
 
     Warns:
         UserWarning: If masks overlap; names the identities and the pixels.
+
+    Example:
+        >>> from fusionlib import masks_from_boxes
+        >>> masks = masks_from_boxes([(0, 0.2, 0.45, 1), (0.55, 0.2, 1, 1)], size=(100, 200))
+        >>> masks.shape
+        torch.Size([2, 100, 200])
+        >>> masks[:, 50, [10, 100, 190]].int().tolist()  # on the left, in the middle, on the right
+        [[1, 0, 0], [0, 0, 1]]
     """
     height, width = _checked_size(size)
     if not isinstance(boxes, Sequence) or len(boxes) == 0:
@@ -197,6 +225,16 @@ def masks_from_faces(
 
     Warns:
         UserWarning: If masks overlap; names the identities and the pixels.
+
+    Example:
+        >>> from PIL import Image
+        >>> from fusionlib import masks_from_faces
+        >>> couple = Image.new("RGB", (256, 128))
+        >>> couple.paste(Image.open("data/heldout/0000_0.jpg"), (0, 0))
+        >>> couple.paste(Image.open("data/heldout/0001_0.jpg"), (128, 0))
+        >>> masks = masks_from_faces(couple, count=2, margin=0.1)
+        >>> masks.shape, masks[:, 64, [64, 192]].tolist()  # the middle of each half
+        (torch.Size([2, 128, 256]), [[True, False], [False, True]])
     """
     if not (is_real(margin) and 0 <= margin <= 5):
         raise FusionError(f"margin must be a number from 0 to 5 sides of the face, not {margin!r}.")
@@ -258,6 +296,19 @@ def masks_from_regions(
 
     Warns:
         UserWarning: If masks overlap (with ``box=True``); names the identities and the pixels.
+
+    Example:
+        A depth map of two people whose shoulders touch; their heads are nearer:
+
+        >>> from PIL import Image
+        >>> from fusionlib import masks_from_regions
+        >>> depth = Image.new("L", (128, 128), 20)
+        >>> depth.paste(120, (10, 80, 118, 128))
+        >>> depth.paste(200, (20, 20, 50, 90))
+        >>> depth.paste(200, (78, 20, 108, 90))
+        >>> masks = masks_from_regions(depth, count=2)
+        >>> masks.flatten(1).sum(1).tolist()  # two heads of 30 x 70 pixels
+        [2100, 2100]
     """
     _check_count(count)
     if threshold is not None and not (isinstance(threshold, int) and 0 <= threshold <= 254):
@@ -300,6 +351,19 @@ def warn_of_overlaps(
 
     Warns:
         UserWarning: Names the identities and the number of pixels, for each pair.
+
+    Example:
+        >>> import warnings
+        >>> import torch
+        >>> from fusionlib import warn_of_overlaps
+        >>> masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+        >>> masks[0, :, :40] = masks[1, :, 30:] = True
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn_of_overlaps(masks, names=["Ada", "Bea"])
+        >>> print(caught[0].message)  # doctest: +NORMALIZE_WHITESPACE
+        The masks of identity 0 (Ada) and identity 1 (Bea) overlap in 640 pixels: there neither
+        face is seen, only the text (Eq. 7).
     """
     check_masks(masks)
     called = [f"identity {index}" for index in range(len(masks))]

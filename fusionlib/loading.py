@@ -107,6 +107,26 @@ def _load(base_model: str, adapter: str, device: str | None, dtype: str) -> Fusi
     return pipeline.to(target)
 
 
+def load_quietly(name: str, what: str, *classes: Any) -> list[Any]:
+    """Load the parts of one transformers checkpoint, each by its class's ``from_pretrained``.
+
+    Args:
+        name: a folder or a hub id.
+        what: how to call it in an error.
+        classes: of transformers.
+
+    Raises:
+        FusionError: the checkpoint is not there, or is of another kind.
+    """
+    check_model(name, file="config.json", what=what)
+    try:
+        with _quietly():
+            return [part.from_pretrained(name) for part in classes]
+    except Exception as error:  # transformers, safetensors and the hub raise errors of their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FusionError(f"The {what} could not be loaded from {name}: {reason}") from error
+
+
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Keep the libraries' chatter about loading out of terminals and notebooks, then restore it."""

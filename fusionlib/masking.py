@@ -40,6 +40,8 @@ def scale_identity_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
             disjoint masks.
 
     Example:
+        >>> import torch
+        >>> from fusionlib import scale_identity_masks
         >>> masks = torch.zeros(2, 64, 64, dtype=torch.bool)
         >>> masks[0, 5, 5] = masks[1, 5, 6] = True  # two faces of a single pixel each
         >>> scale_identity_masks(masks, (8, 8)).flatten(1).sum(1).tolist()
@@ -119,6 +121,8 @@ def identity_attention_mask(
         FusionError: If the arguments do not fit; the message names the one at fault.
 
     Example:
+        >>> import torch
+        >>> from fusionlib import identity_attention_mask
         >>> masks = torch.tensor([[[True, True, False]], [[False, True, False]]])
         >>> seen = identity_attention_mask(masks, [0, 1], (1, 3), text_tokens=1, face_tokens=[1, 1])
         >>> seen.int().tolist()  # the text and two faces, seen from inside, overlap, background
@@ -142,8 +146,8 @@ class QueryGroups:
     """Eq. 7 of one layer, its queries grouped by the references that they see.
 
     Eq. 7 closes a reference to a query as a whole, so the queries of a layer fall into few groups:
-    one inside of each identity's mask, the background, and the overlaps. ``fused_attention`` takes
-    this in place of a mask, and then spends no work on closed keys.
+    one inside of each identity's mask, the background, and the overlaps. ``group_queries`` makes
+    them, and ``fused_attention`` takes them in place of a mask, to spend no work on closed keys.
 
     Attributes:
         references: How many references there are.
@@ -151,6 +155,28 @@ class QueryGroups:
         sizes: For each group, how many queries it has; never 0, and h * w together.
         order: The queries' positions, sorted by group, ``(h * w,)``.
         inverse: Each position's place in ``order``, ``(h * w,)``.
+
+    Example:
+        One person on the left and one on the right of 8 x 8 positions, both seen in between:
+
+        >>> import torch
+        >>> from fusionlib import fused_attention, group_queries
+        >>> masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+        >>> masks[0, :, :3] = masks[1, :, 5:] = True
+        >>> groups = group_queries(masks, reference_identity=[0, 1], size=(8, 8))
+        >>> dict(zip(groups.seen, groups.sizes))
+        {(0, 1): 16, (0,): 24, (1,): 24}
+
+        Attention by groups gives what the mask of Eq. 7 gives:
+
+        >>> query, text, face = (torch.randn(1, 4, tokens, 16) for tokens in (64, 7, 64))
+        >>> faces = [face, -face]
+        >>> fast = fused_attention(query, text, text, faces, faces, mask=groups)
+        >>> full = groups.mask([7, 64, 64])  # (queries, keys): 64 x 135
+        >>> torch.allclose(
+        ...     fast, fused_attention(query, text, text, faces, faces, mask=full), atol=1e-5
+        ... )
+        True
     """
 
     references: int
@@ -161,14 +187,28 @@ class QueryGroups:
     _block_masks: dict[tuple[int, ...], Any] = field(default_factory=dict, init=False, repr=False)
 
     def to(self, device: torch.device | str) -> "QueryGroups":
-        """The same groups on another device; themselves if they are there already."""
+        """The same groups on another device; themselves if they are there already.
+
+        Args:
+            device: Where ``order`` and ``inverse`` shall be.
+
+        Returns:
+            The groups.
+        """
         if self.order.device == torch.device(device):
             return self
         order, inverse = self.order.to(device), self.inverse.to(device)
         return replace(self, order=order, inverse=inverse)
 
     def only(self, kept: Sequence[int]) -> "QueryGroups":
-        """The same groups when only these references are left, in this order."""
+        """The same groups when only these references are left, in this order.
+
+        Args:
+            kept: Indices of the references to keep, each from 0 to ``references - 1``.
+
+        Returns:
+            The groups, in which reference ``kept[i]`` has become reference i.
+        """
         seen = tuple(tuple(kept.index(i) for i in group if i in kept) for group in self.seen)
         return replace(self, references=len(kept), seen=seen)
 
@@ -189,6 +229,10 @@ class QueryGroups:
 
         Args:
             tokens: N_text, then N_f of each reference.
+
+        Returns:
+            A ``torch.nn.attention.flex_attention.BlockMask`` of h * w queries and ``sum(tokens)``
+            keys.
         """
         if tuple(tokens) not in self._block_masks:
             from torch.nn.attention.flex_attention import create_block_mask
@@ -233,6 +277,8 @@ def group_queries(
         FusionError: If the arguments do not fit; the message names the one at fault.
 
     Example:
+        >>> import torch
+        >>> from fusionlib import group_queries
         >>> masks = torch.tensor([[[True, True, False]], [[False, True, False]]])
         >>> groups = group_queries(masks, reference_identity=[0, 1], size=(1, 3))
         >>> groups.seen, groups.order.tolist()  # background, overlap, inside

@@ -33,6 +33,20 @@ FRAME = 0.5
 """The margin that gives a face the place it has in the embedded model's training pictures."""
 
 
+class FaceChoiceError(FusionError):
+    """A picture shows no face, or several of which none was chosen.
+
+    Attributes:
+        found: What was found where, without what to do about it: the command line's remedies are
+            others than those of a function's arguments.
+        faces: The number of faces.
+    """
+
+    def __init__(self, found: str, faces: int, remedy: str) -> None:
+        super().__init__(f"{found}: {remedy}.")
+        self.found, self.faces = found, faces
+
+
 @dataclass(frozen=True)
 class Face:
     """A face found in a picture, in pixels of the upright picture.
@@ -44,6 +58,14 @@ class Face:
         eyes: The middle ``(x, y)`` of the eye on the picture's left, and of that on its right.
         nose: The lower end ``(x, y)`` of the nose.
         score: The detector's confidence, above 0; clear frontal faces have more than 1.
+
+    Example:
+        >>> from fusionlib import Face
+        >>> face = Face(eyes=((40.0, 50.0), (80.0, 50.0)), nose=(60.0, 80.0), score=1.5)
+        >>> face.centre, face.side, face.tilt
+        ((60.0, 65.0), 90.0, 0.0)
+        >>> face.box
+        (15.0, 20.0, 105.0, 110.0)
     """
 
     eyes: tuple[tuple[float, float], tuple[float, float]]
@@ -52,7 +74,7 @@ class Face:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """The middle ``(x, y)`` of the face: half way from the eyes to the nose's lower end."""
+        """The middle ``(x, y)`` of the face, half way from the eyes to the nose's lower end."""
         (left_x, left_y), (right_x, right_y) = self.eyes
         x, y = (left_x + right_x) / 2, (left_y + right_y) / 2
         return (x + self.nose[0]) / 2, (y + self.nose[1]) / 2
@@ -112,6 +134,24 @@ def prepare_photo(
     Raises:
         FusionError: If the photograph cannot be read, shows no face or several without a choice, or
             if an argument does not fit; the message says what to do.
+
+    Example:
+        A photograph of two, of whom the one on the right is meant:
+
+        >>> from PIL import Image
+        >>> from fusionlib import find_faces, prepare_photo
+        >>> photo = Image.new("RGB", (256, 128))
+        >>> photo.paste(Image.open("data/heldout/0000_0.jpg"), (0, 0))
+        >>> photo.paste(Image.open("data/heldout/0001_0.jpg").rotate(20), (128, 0))
+        >>> reference = prepare_photo(photo, face=1, margin=0.1, size=128)
+        >>> reference.size
+        (128, 128)
+
+        The tilted head is level now:
+
+        >>> (_, before), (after,) = find_faces(photo), find_faces(reference)
+        >>> abs(before.tilt) > 15, abs(after.tilt) < 5  # degrees
+        (True, True)
     """
     if not (is_real(margin) and 0 <= margin <= 5):
         raise FusionError(f"margin must be a number from 0 to 5 sides of the face, not {margin!r}.")
@@ -138,9 +178,26 @@ def prepare_photo(
         crop = _square(image, centre, side, 0.0)
     else:
         chosen = _choose(find_faces(image), face, name)
-        side = max(1, round(chosen.side * (1 + 2 * margin)))
-        crop = _square(image, chosen.centre, side, chosen.tilt if level else 0.0)
+        crop = crop_face(image, chosen, margin=margin, level=level)
     return crop if size is None else crop.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def crop_face(
+    image: Image.Image, face: Face, *, margin: float = FRAME, level: bool = True
+) -> Image.Image:
+    """Cut a known face out of a picture, as `prepare_photo` does.
+
+    Args:
+        image: RGB, upright.
+        face: Where it is, in pixels of the picture.
+        margin: What to add on each side of the face, in sides of its box.
+        level: Whether to turn the picture so that the eyes are level.
+
+    Returns:
+        A square picture at full resolution, mirrored where it reaches beyond the image.
+    """
+    side = max(1, round(face.side * (1 + 2 * margin)))
+    return _square(image, face.centre, side, face.tilt if level else 0.0)
 
 
 def find_faces(photo: str | Path | Image.Image) -> list[Face]:
@@ -157,6 +214,13 @@ def find_faces(photo: str | Path | Image.Image) -> list[Face]:
 
     Raises:
         FusionError: If the picture cannot be read, or dlib or its landmark file is not installed.
+
+    Example:
+        >>> from fusionlib import find_faces
+        >>> (face,) = find_faces("data/heldout/0000_0.jpg")
+        >>> (left, _), (right, _) = face.eyes
+        >>> left < face.nose[0] < right, face.score > 1
+        (True, True)
     """
     image = read_photo(photo)
     detector, predictor = _dlib()
@@ -268,9 +332,11 @@ def _dlib() -> tuple[Any, Any]:
 def _choose(faces: Sequence[Face], face: int | Literal["largest"] | None, name: str) -> Face:
     """The one face that is meant."""
     if not faces:
-        raise FusionError(
-            f"No face was found in {name}: give a picture in which it is upright, looks at the "
-            "camera and is not small, or crop it yourself with box=(left, top, right, bottom)."
+        raise FaceChoiceError(
+            f"No face was found in {name}",
+            0,
+            "give a picture in which it is upright, looks at the camera and is not small, or crop "
+            "it yourself with box=(left, top, right, bottom)",
         )
     if face == "largest":
         return max(faces, key=lambda found: found.side)
@@ -278,9 +344,10 @@ def _choose(faces: Sequence[Face], face: int | Literal["largest"] | None, name: 
         if len(faces) == 1:
             return faces[0]
         places = ", ".join(f"({x:.0f}, {y:.0f})" for x, y in (found.centre for found in faces))
-        raise FusionError(
-            f"{len(faces)} faces were found in {name}, from left to right at {places}: choose one "
-            f'with face=0 to face={len(faces) - 1}, or face="largest", or give its box.'
+        raise FaceChoiceError(
+            f"{len(faces)} faces were found in {name}, from left to right at {places}",
+            len(faces),
+            f'choose one with face=0 to face={len(faces) - 1}, or face="largest", or give its box',
         )
     if face >= len(faces):
         raise FusionError(

@@ -38,6 +38,7 @@ from fusionlib.attention import Strength, check_strengths, is_number
 from fusionlib.errors import FusionError
 from fusionlib.guidance import Call, add_branch, blend_branches, intercepted
 from fusionlib.images import to_rgb
+from fusionlib.layout import warn_of_overlaps
 from fusionlib.reference import LayerKeysValues, ReferenceCache, encode_references
 
 ReferenceImages = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]]
@@ -95,9 +96,8 @@ class FusionMixin(DiffusionPipeline):
         for base in bases:
             if issubclass(base, DiffusionPipeline) and not issubclass(base, FusionMixin):
                 cls._optional_components = [*base._optional_components, "adapter"]
-                # Before the UNet, so that what comes and goes at each encoding is the small one.
-                sequence = base.model_cpu_offload_seq.replace("unet", "adapter->unet")
-                cls.model_cpu_offload_seq = sequence
+                # Small, and used in turns with the UNet: it stays on the accelerator. In the
+                # sequence it would stand between the text encoder and the UNet that replaces it.
                 cls._exclude_from_cpu_offload = [*base._exclude_from_cpu_offload, "adapter"]
                 cls.__init__ = _taking_an_adapter(base.__init__)  # type: ignore[method-assign]
 
@@ -115,6 +115,9 @@ class FusionMixin(DiffusionPipeline):
             adapter: The adapter, or its folder or hub id; None takes the checkpoint's own
                 ``adapter`` folder where there is one.
             **kwargs: As for the diffusers pipeline's ``from_pretrained``.
+
+        Returns:
+            The pipeline, with the adapter attached to its UNet.
 
         Raises:
             FusionError: If the checkpoint or the adapter cannot be loaded.
@@ -153,6 +156,9 @@ class FusionMixin(DiffusionPipeline):
             config: A folder in diffusers' layout, or a hub id, of a model built alike; its weights
                 are not read and may be missing.
             **kwargs: As for the diffusers pipeline's ``from_single_file``.
+
+        Returns:
+            The pipeline, with the adapter attached to its UNet.
 
         Raises:
             FusionError: If the file, its config or the adapter cannot be loaded.
@@ -198,6 +204,9 @@ class FusionMixin(DiffusionPipeline):
             adapter: The adapter, or its folder or hub id; None takes the pipeline's own, if any.
             **kwargs: Components to add or to replace, ``controlnet`` for example.
 
+        Returns:
+            The new pipeline, which shares the other components with the given one.
+
         Raises:
             FusionError: If the adapter cannot be loaded or does not fit.
         """
@@ -206,10 +215,17 @@ class FusionMixin(DiffusionPipeline):
         return super().from_pipe(pipeline, **kwargs)
 
     def load_adapter_weights(self, adapter: str | Path | FusionAdapter) -> None:
-        """Use this adapter, or the one in this folder or hub id, in place of the former one."""
+        """Use this adapter, or the one in this folder or hub id, in place of the former one.
+
+        Args:
+            adapter: The adapter, or its folder or hub id.
+
+        Raises:
+            FusionError: If the adapter cannot be loaded or does not fit; the former one stays then.
+        """
         loaded = _load_adapter(adapter, None, {"dtype": self.dtype})
         assert loaded is not None
-        loaded = loaded.to(self.unet.device)
+        loaded = loaded.to(self._execution_device)  # where the UNet is not while it is offloaded
         loaded.attach(self.unet)  # before the former one goes, so that a misfit changes nothing
         former = self.adapter
         if former is not None and former is not loaded and former.unet is not None:
@@ -235,18 +251,35 @@ class FusionMixin(DiffusionPipeline):
             height: The height in pixels at which the UNet sees them; None means the model's own.
             width: The width, likewise.
 
+        Returns:
+            K_f and V_f of each reference, ``(1 or prompts, N_f, inner_dim)`` in every layer.
+
         Raises:
             FusionError: If there is no adapter, or something in ``references`` is not an image.
         """
+        return self._encode_references(references, height, width, None)
+
+    def _encode_references(
+        self,
+        references: ReferenceImages,
+        height: int | None,
+        width: int | None,
+        lora_scale: float | None,
+    ) -> ReferenceCache:
+        """The same, with the LoRA weights multiplied by a number."""
         adapter = self._attached_adapter()
         groups = _grouped(references)
         images = [image for group in groups for image in group]
         if not images:
             return ReferenceCache(())
         size = self._image_size(height, width)
-        empty_prompt, added = self._empty_prompt(*size)
+        empty_prompt, added = self._empty_prompt(*size, lora_scale)
         hidden_states = encode_references(
-            self.unet, self._encode_images(images, *size), empty_prompt, added_cond_kwargs=added
+            self.unet,
+            self._encode_images(images, *size),
+            empty_prompt,
+            added_cond_kwargs=added,
+            lora_scale=lora_scale,
         )
         every = adapter.cache(hidden_states).to(self._execution_device, self.unet.dtype)
         each = len(groups[0])
@@ -274,12 +307,14 @@ class FusionMixin(DiffusionPipeline):
                 a warning that shows what was cut.
             references: Face images, or what ``encode_references`` made of them. A list of images
                 serves every prompt; a list of lists holds each prompt's own. None, or an empty
-                list, gives the base model's image.
+                list, gives the base model's image. They go through the UNet as it is, LoRA weights
+                included; what was encoded with other ones is refused.
             strengths: lambda_i of each reference, a number or a tensor with one for each image, or
                 one number for all references; None means 1, and 0 gives the base model's image bit
                 by bit.
             identity_masks: For several identities in one image (Eq. 7): where each identity's face
                 shall be, boolean ``(identities, height, width)`` or one black and white image each.
+                Where two overlap, neither face is seen, only the text.
             reference_identity: With masks, the index of the identity that each reference shows;
                 None means that reference i shows identity i.
             guidance_mode: ``"joint"`` guides text and faces by ``guidance_scale``: the
@@ -295,12 +330,39 @@ class FusionMixin(DiffusionPipeline):
             num_images_per_prompt: How many images to make of each prompt.
             **kwargs: Everything else that the diffusers pipeline takes: ``height`` and ``width``,
                 ``guidance_scale``, ``generator``, ``image``, ``callback_on_step_end`` and so on.
+                ``cross_attention_kwargs={"scale": ...}`` scales LoRA weights for the image and for
+                its references.
 
         Returns:
-            What the diffusers pipeline returns.
+            What the diffusers pipeline returns; its ``images`` are PIL images, or what
+            ``output_type`` asks for.
 
         Raises:
             FusionError: If an argument does not fit; the message names it.
+
+        Warns:
+            UserWarning: If a prompt is cut, or identity masks overlap; the message says where.
+
+        Example:
+            Two people side by side, each in a half of the image, from two seeds:
+
+            >>> import torch
+            >>> from PIL import Image
+            >>> from fusionlib import FusionPipeline, masks_from_boxes
+            >>> pipeline = FusionPipeline.from_pretrained("data/models/embedded")
+            >>> images = pipeline(
+            ...     "a photo of two people",
+            ...     references=[Image.open(f"data/heldout/{i}_0.jpg") for i in ("0000", "0001")],
+            ...     strengths=[1.0, 0.8],
+            ...     identity_masks=masks_from_boxes([(0, 0, 0.5, 1), (0.5, 0, 1, 1)], (128, 256)),
+            ...     height=128,
+            ...     width=256,
+            ...     num_images_per_prompt=2,
+            ...     generator=[torch.Generator().manual_seed(seed) for seed in (0, 1)],
+            ...     num_inference_steps=2,
+            ... ).images
+            >>> [image.size for image in images]
+            [(256, 128), (256, 128)]
         """
         self._check_arguments(prompt, kwargs)
         images = self._count_images(prompt, num_images_per_prompt, kwargs)
@@ -327,12 +389,19 @@ class FusionMixin(DiffusionPipeline):
             return generate()
 
         adapter = self._attached_adapter()
+        lora_scale = _lora_scale(kwargs)
         if isinstance(references, ReferenceCache):
             groups, each = references.batch_size, len(references)
             if shared:
                 raise FusionError(
                     'references must be images with timestep_mode="shared", which encodes them at '
                     "every step: a ReferenceCache was encoded once."
+                )
+            if lora_scale not in (None, 1) and getattr(self.unet, "peft_config", None):
+                raise FusionError(
+                    'references must be images with cross_attention_kwargs={"scale": ...}, for a '
+                    "ReferenceCache holds LoRA weights as they were: or scale them by set_adapters "
+                    "before encode_references."
                 )
         else:
             pictures = _grouped(references)
@@ -355,10 +424,11 @@ class FusionMixin(DiffusionPipeline):
 
         shown: ReferenceCache | AtEachStep
         if shared and seen:
-            shown = self._encoder_at_each_step(pictures, images, kwargs.get("generator"))
+            generator = kwargs.get("generator")
+            shown = self._encoder_at_each_step(pictures, images, generator, lora_scale)
         else:
             if not isinstance(references, ReferenceCache):
-                references = self.encode_references(references)
+                references = self._encode_references(references, None, None, lora_scale)
             shown = references.to(self._execution_device, self.unet.dtype)
             shown = shown.repeat_interleave(repeats)
         with self._shown(shown, conditioned, images, separate and seen, identity_guidance_scale):
@@ -488,9 +558,13 @@ class FusionMixin(DiffusionPipeline):
         self.adapter.attach(self.unet)
         return self.adapter
 
-    def _empty_prompt(self, height: int, width: int) -> tuple[Tensor, dict[str, Tensor] | None]:
+    def _empty_prompt(
+        self, height: int, width: int, lora_scale: float | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The text that a reference image of this size is seen with, and SDXL's conditions."""
-        empty_prompt, _ = self.encode_prompt("", self._execution_device, 1, False)
+        empty_prompt, _ = self.encode_prompt(
+            "", self._execution_device, 1, False, lora_scale=lora_scale
+        )
         return empty_prompt.to(self.unet.dtype), None
 
     def _encode_images(self, images: Sequence[Image.Image], height: int, width: int) -> Tensor:
@@ -502,11 +576,15 @@ class FusionMixin(DiffusionPipeline):
         return latents.to(self.unet.dtype)
 
     def _encoder_at_each_step(
-        self, groups: list[list[Image.Image]], images: int, generator: Any
+        self,
+        groups: list[list[Image.Image]],
+        images: int,
+        generator: Any,
+        lora_scale: float | None,
     ) -> AtEachStep:
         """A function from a timestep to each reference's K_f and V_f, noised to that timestep."""
         size = self._image_size(None, None)
-        empty_prompt, added = self._empty_prompt(*size)
+        empty_prompt, added = self._empty_prompt(*size, lora_scale)
         latents = self._encode_images([image for group in groups for image in group], *size)
         # (references, images, channels, h, w): each image has its own references or the one group
         shown = latents.unflatten(0, (len(groups), -1)).transpose(0, 1)
@@ -528,6 +606,7 @@ class FusionMixin(DiffusionPipeline):
                         noise=own_noise,
                         scheduler=self.scheduler,
                         added_cond_kwargs=added,
+                        lora_scale=lora_scale,
                     )
                 )
                 for reference, own_noise in zip(shown, noise, strict=True)
@@ -601,13 +680,16 @@ class FusionMixin(DiffusionPipeline):
                 raise FusionError(
                     f"identity_masks[{index}] is empty: mark where that face shall be."
                 )
+        warn_of_overlaps(masks, stacklevel=4)  # where the pipeline was called
         return masks.to(self._execution_device)
 
 
 class FusionXLMixin(FusionMixin):
     """What is different for SDXL when it looks at a reference."""
 
-    def _empty_prompt(self, height: int, width: int) -> tuple[Tensor, dict[str, Tensor] | None]:
+    def _empty_prompt(
+        self, height: int, width: int, lora_scale: float | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The unconditional text, its pooled form, and the image's size as SDXL is told it.
 
         For the checkpoints that were trained so, the unconditional text is zeros. The size is the
@@ -618,6 +700,7 @@ class FusionXLMixin(FusionMixin):
             device=self._execution_device,
             num_images_per_prompt=1,
             do_classifier_free_guidance=True,
+            lora_scale=lora_scale,
         )
         time_ids = torch.tensor([[height, width, 0, 0, height, width]], device=pooled.device)
         added = {"text_embeds": pooled, "time_ids": time_ids}
@@ -639,73 +722,238 @@ class FusionXLMixin(FusionMixin):
 class FusionPipeline(FusionMixin, StableDiffusionPipeline):
     """Text to image with faces: Stable Diffusion 1.x and 2.x.
 
+    It is diffusers' ``StableDiffusionPipeline`` with one more component, the ``adapter``. What that
+    pipeline does, it does, and without references it makes the same images, bit by bit.
+    ``save_pretrained`` writes the adapter to a folder of the checkpoint, where ``from_pretrained``
+    finds it.
+
     Example:
+        >>> import torch
+        >>> from PIL import Image
+        >>> from fusionlib import FusionPipeline
         >>> pipeline = FusionPipeline.from_pretrained("data/models/embedded")
-        >>> face = Image.open("face.png")
-        >>> pipeline("a laughing person", references=[face]).images[0]
+        >>> face = Image.open("data/heldout/0000_0.jpg")
+        >>> def laughing(**faces):
+        ...     return pipeline(
+        ...         "a photo of a laughing person",
+        ...         num_inference_steps=2,  # 30 for a good image
+        ...         generator=torch.Generator().manual_seed(0),
+        ...         **faces,
+        ...     ).images[0]
+        >>> base, fused = laughing(), laughing(references=[face], strengths=[0.8])
+        >>> fused.size, fused == base
+        ((128, 128), False)
+        >>> laughing(references=[face], strengths=[0]) == base
+        True
     """
 
 
 class FusionImg2ImgPipeline(FusionMixin, StableDiffusionImg2ImgPipeline):
     """Image to image with faces: sampling starts from ``image``, noised by ``strength``.
 
+    It is diffusers' ``StableDiffusionImg2ImgPipeline`` with one more component, the ``adapter``.
+
     Example:
-        >>> restyle = FusionImg2ImgPipeline.from_pipe(pipeline)
-        >>> restyle("an oil painting", references=[face], image=photo, strength=0.6).images[0]
+        >>> from PIL import Image, ImageChops, ImageStat
+        >>> from fusionlib import FusionImg2ImgPipeline
+        >>> restyle = FusionImg2ImgPipeline.from_pretrained("data/models/embedded")
+        >>> face, photo = (Image.open(f"data/heldout/{name}.jpg") for name in ("0000_0", "0001_0"))
+        >>> def change(strength):  # how far the image is from the photograph, in grey levels
+        ...     image = restyle(
+        ...         "a painting of a person",
+        ...         references=[face],
+        ...         image=photo,
+        ...         strength=strength,
+        ...         num_inference_steps=10,  # of which strength says how many are made
+        ...     ).images[0]
+        ...     return ImageStat.Stat(ImageChops.difference(image, photo).convert("L")).mean[0]
+        >>> change(0.1) < change(0.5)
+        True
     """
 
 
 class FusionControlNetPipeline(FusionMixin, StableDiffusionControlNetPipeline):
     """Text to image with faces, and one ControlNet or a list of them, shown ``image``.
 
+    It is diffusers' ``StableDiffusionControlNetPipeline`` with one more component, the ``adapter``.
+
     Example:
-        >>> controlled = FusionControlNetPipeline.from_pipe(pipeline, controlnet=depth_net)
-        >>> controlled("a person", references=[face], image=depth).images[0]
+        A new ControlNet is silent: it starts from the UNet's weights, and adds zeros.
+
+        >>> import torch
+        >>> from diffusers import ControlNetModel
+        >>> from PIL import Image
+        >>> from fusionlib import FusionControlNetPipeline, FusionPipeline
+        >>> pipeline = FusionPipeline.from_pretrained("data/models/embedded")
+        >>> controlnet = ControlNetModel.from_unet(
+        ...     pipeline.unet,
+        ...     conditioning_embedding_out_channels=(16, 32, 64, 96, 256),  # scales by 1/16
+        ... )
+        >>> controlled = FusionControlNetPipeline.from_pipe(pipeline, controlnet=controlnet)
+        >>> face, depth = Image.open("data/heldout/0000_0.jpg"), Image.new("RGB", (128, 128))
+        >>> def generate(pipeline, **control):
+        ...     generator = torch.Generator().manual_seed(0)
+        ...     return pipeline(
+        ...         "a photo of a person",
+        ...         references=[face],
+        ...         num_inference_steps=2,
+        ...         generator=generator,
+        ...         **control,
+        ...     ).images[0]
+        >>> generate(controlled, image=depth) == generate(pipeline)
+        True
     """
 
 
 class FusionControlNetImg2ImgPipeline(FusionMixin, StableDiffusionControlNetImg2ImgPipeline):
     """Image to image from ``image``, with faces, and ControlNets shown ``control_image``.
 
+    It is diffusers' ``StableDiffusionControlNetImg2ImgPipeline`` with one more component, the
+    ``adapter``.
+
     Example:
-        >>> both = FusionControlNetImg2ImgPipeline.from_pipe(pipeline, controlnet=depth_net)
-        >>> both("a person", references=[face], image=photo, control_image=depth).images[0]
+        Two other people in the places of those in a photograph:
+
+        >>> from diffusers import ControlNetModel
+        >>> from PIL import Image
+        >>> from fusionlib import FusionControlNetImg2ImgPipeline, FusionPipeline, masks_from_faces
+        >>> pipeline = FusionPipeline.from_pretrained("data/models/embedded")
+        >>> controlnet = ControlNetModel.from_unet(  # new: train it, or load one
+        ...     pipeline.unet,
+        ...     conditioning_embedding_out_channels=(16, 32, 64, 96, 256),  # scales by 1/16
+        ... )
+        >>> both = FusionControlNetImg2ImgPipeline.from_pipe(pipeline, controlnet=controlnet)
+        >>> people = [Image.open(f"data/heldout/{person}_0.jpg") for person in ("0000", "0001")]
+        >>> photo, depth = Image.new("RGB", (256, 128)), Image.new("RGB", (256, 128), "grey")
+        >>> photo.paste(people[0], (0, 0))
+        >>> photo.paste(people[1], (128, 0))
+        >>> image = both(
+        ...     "a photo of two people",
+        ...     references=people[::-1],  # in exchanged places
+        ...     identity_masks=masks_from_faces(photo, count=2),
+        ...     image=photo,
+        ...     strength=0.5,
+        ...     control_image=depth,
+        ...     num_inference_steps=4,
+        ... ).images[0]
+        >>> image.size
+        (256, 128)
     """
 
 
 class FusionXLPipeline(FusionXLMixin, StableDiffusionXLPipeline):
     """Text to image with faces: SDXL.
 
+    It is diffusers' ``StableDiffusionXLPipeline`` with one more component, the ``adapter``.
+
     Example:
-        >>> pipeline = FusionXLPipeline.from_single_file("sdxl.safetensors", adapter="my-adapter")
-        >>> pipeline("a laughing person", references=[face]).images[0]
+        The checkpoint has SDXL's layout and random weights, and makes images of 32 x 32 pixels.
+
+        >>> from PIL import Image
+        >>> from fusionlib import FusionXLPipeline
+        >>> from tests.tiny import write_tiny_xl_checkpoint
+        >>> sdxl = write_tiny_xl_checkpoint("build/tiny-sdxl")  # or an SDXL checkpoint
+        >>> pipeline = FusionXLPipeline.from_pretrained(sdxl, adapter=sdxl / "adapter")
+        >>> face = Image.open("data/heldout/0000_0.jpg")
+        >>> images = pipeline(
+        ...     prompt="a face",
+        ...     prompt_2="of bronze",  # for the second text encoder
+        ...     references=[face],
+        ...     num_images_per_prompt=2,
+        ...     num_inference_steps=2,
+        ... ).images
+        >>> [image.size for image in images]
+        [(32, 32), (32, 32)]
     """
 
 
 class FusionXLImg2ImgPipeline(FusionXLMixin, StableDiffusionXLImg2ImgPipeline):
     """Image to image with faces: SDXL, from ``image``, noised by ``strength``.
 
+    It is diffusers' ``StableDiffusionXLImg2ImgPipeline`` with one more component, the ``adapter``.
+
     Example:
+        The image of one pipeline in the other, which shares its models:
+
+        >>> from PIL import Image
+        >>> from fusionlib import FusionXLImg2ImgPipeline, FusionXLPipeline
+        >>> from tests.tiny import write_tiny_xl_checkpoint  # random weights, 32 x 32 pixels
+        >>> sdxl = write_tiny_xl_checkpoint("build/tiny-sdxl")
+        >>> pipeline = FusionXLPipeline.from_pretrained(sdxl)
         >>> restyle = FusionXLImg2ImgPipeline.from_pipe(pipeline)
-        >>> restyle("an oil painting", references=[face], image=photo, strength=0.6).images[0]
+        >>> restyle.unet is pipeline.unet and restyle.adapter is pipeline.adapter
+        True
+        >>> face = Image.open("data/heldout/0000_0.jpg")
+        >>> photo = pipeline("a face", references=[face], num_inference_steps=2).images[0]
+        >>> restyle("a bust", references=[face], image=photo, strength=0.6).images[0].size
+        (32, 32)
     """
 
 
 class FusionXLControlNetPipeline(FusionXLMixin, StableDiffusionXLControlNetPipeline):
     """Text to image with faces: SDXL, and ControlNets that are shown ``image``.
 
+    It is diffusers' ``StableDiffusionXLControlNetPipeline`` with one more component, the
+    ``adapter``.
+
     Example:
-        >>> controlled = FusionXLControlNetPipeline.from_pipe(pipeline, controlnet=depth_net)
-        >>> controlled("a person", references=[face], image=depth).images[0]
+        Two ControlNets, each with an image and a scale of its own:
+
+        >>> from diffusers import ControlNetModel
+        >>> from PIL import Image
+        >>> from fusionlib import FusionXLControlNetPipeline, FusionXLPipeline
+        >>> from tests.tiny import write_tiny_xl_checkpoint  # random weights, 32 x 32 pixels
+        >>> sdxl = write_tiny_xl_checkpoint("build/tiny-sdxl")
+        >>> pipeline = FusionXLPipeline.from_pretrained(sdxl)
+        >>> for_depth, for_pose = (
+        ...     ControlNetModel.from_unet(
+        ...         pipeline.unet,
+        ...         conditioning_embedding_out_channels=(8, 8, 8),  # scales by 1/4
+        ...     )
+        ...     for _ in range(2)
+        ... )
+        >>> controlled = FusionXLControlNetPipeline.from_pipe(
+        ...     pipeline, controlnet=[for_depth, for_pose]
+        ... )
+        >>> depth, pose = Image.new("RGB", (32, 32), "grey"), Image.new("RGB", (32, 32))
+        >>> controlled(
+        ...     "a face",
+        ...     references=[Image.open("data/heldout/0000_0.jpg")],
+        ...     image=[depth, pose],
+        ...     controlnet_conditioning_scale=[1.0, 0.5],
+        ...     num_inference_steps=2,
+        ... ).images[0].size
+        (32, 32)
     """
 
 
 class FusionXLControlNetImg2ImgPipeline(FusionXLMixin, StableDiffusionXLControlNetImg2ImgPipeline):
-    """Image to image with faces: SDXL, and ControlNets shown ``control_image``.
+    """Image to image with faces: SDXL, from ``image``, and ControlNets shown ``control_image``.
+
+    It is diffusers' ``StableDiffusionXLControlNetImg2ImgPipeline`` with one more component, the
+    ``adapter``.
 
     Example:
-        >>> both = FusionXLControlNetImg2ImgPipeline.from_pipe(pipeline, controlnet=depth_net)
-        >>> both("a person", references=[face], image=photo, control_image=depth).images[0]
+        >>> from diffusers import ControlNetModel
+        >>> from PIL import Image
+        >>> from fusionlib import FusionXLControlNetImg2ImgPipeline, FusionXLPipeline
+        >>> from tests.tiny import write_tiny_xl_checkpoint  # random weights, 32 x 32 pixels
+        >>> sdxl = write_tiny_xl_checkpoint("build/tiny-sdxl")
+        >>> pipeline = FusionXLPipeline.from_pretrained(sdxl)
+        >>> controlnet = ControlNetModel.from_unet(
+        ...     pipeline.unet,
+        ...     conditioning_embedding_out_channels=(8, 8, 8),  # scales by 1/4
+        ... )
+        >>> both = FusionXLControlNetImg2ImgPipeline.from_pipe(pipeline, controlnet=controlnet)
+        >>> both(
+        ...     "a bust",
+        ...     references=[Image.open("data/heldout/0000_0.jpg")],
+        ...     image=Image.open("data/heldout/0001_0.jpg").resize((32, 32)),
+        ...     strength=0.6,
+        ...     control_image=Image.new("RGB", (32, 32)),
+        ...     num_inference_steps=5,
+        ... ).images[0].size
+        (32, 32)
     """
 
 
@@ -725,6 +973,19 @@ def _is_text(text: Any) -> bool:
     return isinstance(text, str) or (
         isinstance(text, list) and len(text) > 0 and all(isinstance(item, str) for item in text)
     )
+
+
+def _lora_scale(arguments: dict[str, Any]) -> float | None:
+    """What a call multiplies LoRA weights by; None if it does not say."""
+    given = arguments.get("cross_attention_kwargs")
+    if not (given is None or isinstance(given, dict)):
+        raise FusionError(
+            f'cross_attention_kwargs must be a dictionary, as {{"scale": 0.5}}, not {given!r}.'
+        )
+    scale = None if given is None else given.get("scale")
+    if not (scale is None or (isinstance(scale, int | float) and math.isfinite(scale))):
+        raise FusionError(f'cross_attention_kwargs["scale"] must be a number, not {scale!r}.')
+    return scale
 
 
 def _one_of(name: str, value: Any, *choices: str) -> str:

@@ -8,10 +8,12 @@ computed without gradient, and K_f and V_f made from it serve every step, prompt
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
@@ -35,6 +37,7 @@ def encode_references(
     noise: Tensor | None = None,
     scheduler: Any = None,
     added_cond_kwargs: Mapping[str, Tensor] | None = None,
+    lora_scale: float | None = None,
 ) -> dict[str, Tensor]:
     """Pass reference images through the UNet and keep what enters each cross-attention (h_f).
 
@@ -52,12 +55,38 @@ def encode_references(
         scheduler: Only for ``"shared"``: the scheduler that adds the noise.
         added_cond_kwargs: What an SDXL UNet also takes: ``text_embeds`` of the empty prompt and
             ``time_ids``, each ``(batch or 1, width)``.
+        lora_scale: What the UNet's LoRA weights are multiplied by in this pass, as by diffusers'
+            ``cross_attention_kwargs={"scale": ...}``; None leaves them as they are set.
 
     Returns:
         h_f ``(batch, N_f, query_dim)`` of each layer, by its name in the UNet.
 
     Raises:
         FusionError: If an argument is missing or does not fit, or the UNet is conditioned on faces.
+
+    Example:
+        What ``FusionPipeline.encode_references`` does with a picture, in its parts:
+
+        >>> import torch
+        >>> from diffusers.image_processor import VaeImageProcessor
+        >>> from PIL import Image
+        >>> from fusionlib import FusionPipeline, encode_references
+        >>> pipeline = FusionPipeline.from_pretrained("data/models/embedded")
+        >>> face = pipeline.image_processor.preprocess(Image.open("data/heldout/0000_0.jpg"))
+        >>> with torch.no_grad():
+        ...     latents = pipeline.vae.encode(face).latent_dist.mode()
+        ...     latents = latents * pipeline.vae.config.scaling_factor  # (1, 32, 8, 8)
+        ...     empty_prompt, _ = pipeline.encode_prompt("", "cpu", 1, False)
+        >>> hidden_states = encode_references(pipeline.unet, latents, empty_prompt)
+        >>> for name, hidden in hidden_states.items():  # where in the UNet, and h_f there
+        ...     print(name.split(".")[0], tuple(hidden.shape))
+        down_blocks (1, 64, 192)
+        down_blocks (1, 16, 224)
+        mid_block (1, 16, 224)
+        up_blocks (1, 16, 224)
+        up_blocks (1, 16, 224)
+        up_blocks (1, 64, 192)
+        up_blocks (1, 64, 192)
     """
     layers = cross_attention_layers(unet)
     unet = getattr(unet, "_orig_mod", unet)
@@ -70,6 +99,8 @@ def encode_references(
     batch = _check_latents(unet, latents)
     encoder_hidden_states = _check_text(unet, encoder_hidden_states, batch)
     added_cond_kwargs = _check_added(unet, added_cond_kwargs, batch)
+    if not (lora_scale is None or (isinstance(lora_scale, int | float) and isfinite(lora_scale))):
+        raise FusionError(f"lora_scale must be None or a finite number, not {lora_scale!r}.")
     if timestep_mode == "clean":
         if timestep is not None or noise is not None:
             raise FusionError('timestep and noise belong to timestep_mode="shared" only.')
@@ -112,6 +143,7 @@ def encode_references(
                 timesteps,
                 encoder_hidden_states=encoder_hidden_states,
                 added_cond_kwargs=added_cond_kwargs,
+                cross_attention_kwargs=None if lora_scale is None else {"scale": lora_scale},
                 return_dict=False,
             )
     finally:
@@ -177,23 +209,41 @@ class ReferenceCache(Sequence[LayerKeysValues]):
     """K_f and V_f of several references: all that generation needs of them, computed once.
 
     A sequence of references; each is a dictionary from a layer's name to its K_f and V_f, as
-    ``FusionAdapter.conditioned`` takes them. It belongs to the adapter and UNet that made it.
+    ``FusionAdapter.conditioned`` takes them. It belongs to the adapter and the UNet that made it,
+    with the LoRA weights that the UNet had: others are refused, and the references have to be
+    encoded again.
 
     Attributes:
         references: For each reference, each layer's K_f and V_f ``(batch or 1, N_f, inner_dim)``.
             A batch of 1 serves every image; otherwise each image of a batch has its own.
         fingerprint: A sample of the weights of the adapter that made it, by which another adapter
             is told apart (``FusionAdapter.fingerprint``); None where that is not known.
+        unet_fingerprint: Likewise of the UNet's weights, with LoRA as it was set then
+            (``fingerprint_of_unet``).
 
     Example:
-        >>> key = torch.zeros(1, 64, 320)
-        >>> cache = ReferenceCache(({"some.layer.attn2": (key, key)},))
-        >>> len(cache), cache.to(dtype=torch.float16)[0]["some.layer.attn2"][0].dtype
-        (1, torch.float16)
+        Two pictures of a person, encoded and written to a file:
+
+        >>> from PIL import Image
+        >>> from fusionlib import FusionPipeline, ReferenceCache
+        >>> pipeline = FusionPipeline.from_pretrained("data/models/embedded")
+        >>> pictures = [Image.open(f"data/heldout/0000_{view}.jpg") for view in (0, 1)]
+        >>> pipeline.encode_references(pictures).save("build/person.safetensors")
+
+        The pictures are not needed any more:
+
+        >>> faces = ReferenceCache.load("build/person.safetensors")
+        >>> len(faces), faces.batch_size  # two references, which serve every image
+        (2, 1)
+        >>> image = pipeline("a laughing person", references=faces, num_inference_steps=2).images[0]
+        >>> key, value = faces[0]["mid_block.attentions.0.transformer_blocks.0.attn2"]
+        >>> key.shape, value.shape  # K_f and V_f of the first picture in one of the layers
+        (torch.Size([1, 16, 224]), torch.Size([1, 16, 224]))
     """
 
     references: tuple[LayerKeysValues, ...]
     fingerprint: Tensor | None = None
+    unet_fingerprint: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of references."""
@@ -224,11 +274,26 @@ class ReferenceCache(Sequence[LayerKeysValues]):
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "ReferenceCache":
-        """The same references on another device or in another floating-point type."""
+        """The same references on another device or in another floating-point type.
+
+        Args:
+            device: Where to put the tensors; None leaves them where they are.
+            dtype: Their type, ``torch.float16`` for example; None keeps it.
+
+        Returns:
+            A cache of the same shapes.
+        """
         return self._map(lambda tensor: tensor.to(device, dtype))
 
     def repeat_interleave(self, repeats: int) -> "ReferenceCache":
         """Repeat each image's references, as ``num_images_per_prompt`` repeats prompts.
+
+        Args:
+            repeats: How often, 1 or more.
+
+        Returns:
+            A cache of K_f and V_f ``(batch * repeats, N_f, inner_dim)``; references that serve
+            every image stay as they are.
 
         Raises:
             FusionError: If ``repeats`` is not a positive number.
@@ -247,6 +312,13 @@ class ReferenceCache(Sequence[LayerKeysValues]):
     @staticmethod
     def stack(caches: Sequence["ReferenceCache"]) -> "ReferenceCache":
         """Join caches of equally many references, one for each image of a batch.
+
+        Args:
+            caches: The caches, in the order of the images.
+
+        Returns:
+            A cache of as many references as each holds, its K_f and V_f
+            ``(images, N_f, inner_dim)``.
 
         Raises:
             FusionError: If the caches hold different numbers of references, or references of
@@ -267,6 +339,11 @@ class ReferenceCache(Sequence[LayerKeysValues]):
                     )
             if not same_fingerprint(caches[0].fingerprint, cache.fingerprint):
                 raise FusionError(f"caches[{index}] was made by another adapter than caches[0].")
+            if not same_fingerprint(caches[0].unet_fingerprint, cache.unet_fingerprint):
+                raise FusionError(
+                    f"caches[{index}] was made by other weights of the unet, or with another LoRA, "
+                    "than caches[0]."
+                )
         return ReferenceCache(
             tuple(
                 {
@@ -279,6 +356,7 @@ class ReferenceCache(Sequence[LayerKeysValues]):
                 for references in zip(*caches, strict=True)
             ),
             caches[0].fingerprint,
+            caches[0].unet_fingerprint,
         )
 
     def save(self, path: str | Path) -> None:
@@ -297,8 +375,9 @@ class ReferenceCache(Sequence[LayerKeysValues]):
             for name, pair in reference.items()
             for part, tensor in zip(("key", "value"), pair, strict=True)
         }
-        if self.fingerprint is not None:
-            tensors["fingerprint"] = self.fingerprint
+        for name in ("fingerprint", "unet_fingerprint"):
+            if getattr(self, name) is not None:
+                tensors[name] = getattr(self, name)
         # Copies: references may share memory, which the format does not allow.
         tensors = {
             name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()
@@ -319,6 +398,9 @@ class ReferenceCache(Sequence[LayerKeysValues]):
         Args:
             path: The file.
             device: Where to put the tensors.
+
+        Returns:
+            The cache, in the floating-point type in which it was saved.
 
         Raises:
             FusionError: If there is no such file, or it is no whole reference cache.
@@ -346,15 +428,61 @@ class ReferenceCache(Sequence[LayerKeysValues]):
                     references[int(index)][layer] = (key, tensors[f"{index}.{layer}.value"])
         except (KeyError, ValueError, IndexError) as error:
             raise FusionError(f"path {path} is damaged: encode the references again.") from error
-        fingerprint = tensors.get("fingerprint")
-        return ReferenceCache(tuple(references), None if fingerprint is None else fingerprint.cpu())
+        known = {
+            name: tensors[name].cpu()
+            for name in ("fingerprint", "unet_fingerprint")
+            if name in tensors
+        }
+        return ReferenceCache(tuple(references), **known)
 
 
 def same_fingerprint(one: Tensor | None, other: Tensor | None) -> bool:
     """Whether two fingerprints are of the same weights, whatever their precision; None fits all."""
     if one is None or other is None:
         return True
-    return one.shape == other.shape and bool((one - other).norm() <= 0.01 * one.norm())
+    if one.shape != other.shape:
+        return False
+    # Layer by layer, for a LoRA may change a few. bfloat16 rounds by at most 0.4%; what is next to
+    # nothing float16 rounds by more.
+    size = one.norm(dim=1)
+    return bool(((one - other).norm(dim=1) <= 0.01 * size + 0.001 * size.mean()).all())
+
+
+@torch.no_grad()
+def fingerprint_of_unet(unet: Any) -> Tensor | None:
+    """A small sample of a UNet's weights as they act, by which a ``ReferenceCache`` knows them.
+
+    LoRA weights count as they are set: to load, to unload, or to weight one anew makes another
+    fingerprint; to fuse it into the weights does not.
+
+    Args:
+        unet: A ``UNet2DConditionModel``, compiled or not.
+
+    Returns:
+        ``(layers, 8)`` in float32 on the CPU; None while the weights are offloaded or quantised.
+    """
+    rows = []
+    for name, module in getattr(unet, "_orig_mod", unet).named_modules():
+        weight = getattr(module, "weight", None)
+        inside_lora = ".lora_" in name or name.endswith(".base_layer")
+        if inside_lora or not isinstance(weight, Tensor) or weight.ndim < 2:
+            continue
+        if weight.is_meta or not weight.is_floating_point():
+            return None
+        row = weight[0].flatten()[:8].float()
+        rows.append(F.pad(_with_lora(module, row), (0, 8 - len(row))))
+    return torch.stack(rows).cpu()
+
+
+def _with_lora(layer: Any, row: Tensor) -> Tensor:
+    """The first numbers of a layer's weight, and what PEFT's LoRA layers now add to them."""
+    if not hasattr(layer, "lora_A") or layer.disable_adapters:
+        return row
+    for name in layer.active_adapters:
+        if name in layer.lora_A and name not in layer.merged_adapters:
+            down, up = layer.lora_A[name].weight.flatten(1), layer.lora_B[name].weight.flatten(1)
+            row = row + layer.scaling[name] * (up[0].float() @ down[:, : len(row)].float())
+    return row
 
 
 def _shapes(reference: LayerKeysValues) -> dict[str, tuple[torch.Size, torch.Size]]:

@@ -251,7 +251,9 @@ def build_book(
     run_builder = "from jupyter_book.cli.main import main; main()"  # it has no `python -m`
     command = [sys.executable, "-c", run_builder, "build", str(source)]
     command += ["--path-output", str(work), "--warningiserror", "--keep-going"]
-    plain = os.environ | {"NO_COLOR": "1"}
+    # The docstrings shown are those of the sources beside the pages, not of an installed fusionlib.
+    path = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
+    plain = os.environ | {"NO_COLOR": "1", "PYTHONPATH": path}
     log = out / "book.log"
     with log.open("w", encoding="utf-8") as stream:
         done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, cwd=out, env=plain)

@@ -39,7 +39,9 @@ def write_single_file(pipeline: Any, path: Path) -> Path:
     weights |= {f"first_stage_model.{k}": v for k, v in _vae(pipeline.vae).items()}
     text = _without_wrapper(pipeline.text_encoder.state_dict())
     second = getattr(pipeline, "text_encoder_2", None)
-    if second is None:
+    if second is None and pipeline.text_encoder.config.hidden_act == "gelu":  # 2.x took OpenCLIP
+        weights |= {f"cond_stage_model.model.{k}": v for k, v in _open_clip(text).items()}
+    elif second is None:
         weights |= {f"cond_stage_model.transformer.text_model.{k}": v for k, v in text.items()}
     else:
         first = "conditioner.embedders.0.transformer.text_model."
@@ -48,6 +50,18 @@ def write_single_file(pipeline: Any, path: Path) -> Path:
         weights |= {f"conditioner.embedders.1.model.{k}": v for k, v in open_clip.items()}
     save_file({name: weight.contiguous() for name, weight in weights.items()}, path)
     return path
+
+
+def original_unet_names(unet: Any) -> dict[str, str]:
+    """The name that a layer with weights has in the original code, by its name in diffusers."""
+    suffix = ".weight"
+    diffusers = {w.data_ptr(): name for name, w in unet.state_dict().items()}
+    renamed = {diffusers[w.data_ptr()]: name for name, w in _unet(unet).items()}
+    return {
+        name.removesuffix(suffix): original.removesuffix(suffix)
+        for name, original in renamed.items()
+        if name.endswith(suffix)
+    }
 
 
 def _without_wrapper(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -125,8 +139,9 @@ def _open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
         "token_embedding.weight": state["embeddings.token_embedding.weight"],
         "ln_final.weight": state["final_layer_norm.weight"],
         "ln_final.bias": state["final_layer_norm.bias"],
-        "text_projection": state["text_projection.weight"].T,
     }
+    if "text_projection.weight" in state:
+        renamed["text_projection"] = state["text_projection.weight"].T
     for name, weight in state.items():
         match = re.match(r"encoder\.layers\.(\d+)\.(.*)", name)
         if match is None:

@@ -1,7 +1,6 @@
 """The adapter: in and out of a UNet without a trace, and the only thing that trains."""
 
 import copy
-import doctest
 import json
 from pathlib import Path
 
@@ -13,9 +12,6 @@ from PIL import Image
 from tiny import tiny_unet
 from torch import Tensor
 
-import fusionlib.adapter
-import fusionlib.attention
-import fusionlib.reference
 from fusionlib import (
     FusedAttnProcessor,
     FusionAdapter,
@@ -480,9 +476,3 @@ def test_two_pipelines_on_one_unet(tiny_checkpoint: Path) -> None:
     for _ in range(2):
         assert image(second, references=[face]) == two and image(plain) == base
         assert image(first, references=[face]) == one and image(first) == image(second) == base
-
-
-def test_the_examples_of_the_docstrings() -> None:
-    for module in (fusionlib.adapter, fusionlib.attention, fusionlib.reference):
-        result = doctest.testmod(module)
-        assert result.attempted and not result.failed

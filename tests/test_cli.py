@@ -1,10 +1,11 @@
 """The command line: what it writes, and that mistakes end in one sentence."""
 
 import io
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from typer.testing import CliRunner
 from fusionlib.cli import app
 from fusionlib.images import load_image, read_metadata
 from fusionlib.manifest import sha256_file
-from fusionlib.methods import Method
+from fusionlib.photos import prepare_photo
+from fusionlib.pipeline import FusionPipeline
 from fusionlib.profiles import load_profile
-from fusionlib.study import Study, load_people, run_study
+from fusionlib.reference import ReferenceCache
 
 HELDOUT = Path(__file__).resolve().parent.parent / "data" / "heldout"
 
@@ -41,9 +43,18 @@ def tiny_profile(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def face(tmp_path: Path) -> Path:
-    pixels = np.random.default_rng(0).integers(0, 255, (48, 40, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "face.png")
-    return tmp_path / "face.png"
+    return Path(shutil.copy(HELDOUT / "0000_0.jpg", tmp_path / "face.jpg"))
+
+
+@pytest.fixture
+def couple(tmp_path: Path) -> Path:
+    """Two people in one picture, the right one larger."""
+    picture = Image.new("RGB", (600, 400), (96, 128, 96))
+    for person, (side, place) in enumerate([(200, (20, 100)), (320, (260, 40))]):
+        with Image.open(HELDOUT / f"{person:04d}_0.jpg") as portrait:
+            picture.paste(portrait.resize((side, side), Image.Resampling.BICUBIC), place)
+    picture.save(tmp_path / "couple.png")
+    return tmp_path / "couple.png"
 
 
 def generate(*arguments: object) -> None:
@@ -59,13 +70,14 @@ def test_the_png_says_how_it_was_made(tiny_profile: Path, face: Path, tmp_path: 
     record = read_metadata(out)
     assert record["prompt"] == "a laughing face"
     assert record["seed"] == 7
-    assert record["references"] == [{"file": "face.png", "sha256": sha256_file(face)}] * 2
+    cut = {"crop": "face", "face": None}
+    assert record["references"] == [{"file": "face.jpg", "sha256": sha256_file(face), **cut}] * 2
     assert record["strengths"] == [0.5, 0.5]
     assert record["num_inference_steps"] == 3
     assert record["scheduler"]["class"] == "DDIMScheduler"
     assert {len(digest) for digest in record["weights"].values()} == {64}
     assert record["weights"].keys() == {"base_model", "adapter"}
-    assert "torch" in record["versions"]
+    assert {"torch", "dlib-bin"} <= record["versions"].keys()
 
 
 def test_same_command_same_bytes_and_other_seed_other_picture(
@@ -94,6 +106,124 @@ def test_strength_zero_is_the_base_model_bit_by_bit(
     assert not np.array_equal(base, one)
 
 
+def prepared_as(
+    monkeypatch: pytest.MonkeyPatch, profile: Path, folder: Path, *options: object
+) -> tuple[list[Image.Image], dict]:
+    """The pictures that the pipeline is shown under these options, and the PNG's record."""
+    seen: list[Image.Image] = []
+    encode = FusionPipeline.encode_references
+
+    def spy(self: FusionPipeline, references: list[Image.Image], *size: int) -> ReferenceCache:
+        seen.extend(references)
+        return encode(self, references, *size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FusionPipeline, "encode_references", spy)
+        common = ("--profile", profile, "--prompt", "a face", "--out", folder / "seen.png")
+        generate(*common, *options)
+    return seen, read_metadata(folder / "seen.png")
+
+
+def test_a_reference_is_cut_out_as_the_options_say(
+    monkeypatch: pytest.MonkeyPatch, tiny_profile: Path, face: Path, couple: Path, tmp_path: Path
+) -> None:
+    def prepared(*options: object) -> list[Image.Image]:
+        seen, record = prepared_as(monkeypatch, tiny_profile, tmp_path, *options)
+        records.extend((entry["crop"], entry["face"]) for entry in record["references"])
+        return seen
+
+    records: list[tuple] = []
+    assert prepared("--reference", face) == [prepare_photo(face)]
+    assert prepared("--reference", face, "--crop", "none") == [load_image(face)]
+    right = prepare_photo(couple, face=1)
+    assert prepared("--reference", couple, "--face", 1) == [right]
+    assert prepared("--reference", couple, "--face", "largest") == [right]
+    box = couple, "--crop", "20,100,220,300"
+    assert prepared("--reference", *box) == [prepare_photo(couple, box=(20, 100, 220, 300))]
+    three = ("--reference", couple, "--reference", face, "--reference", couple)
+    crops = ("--crop", "face", "--crop", "none", "--crop", "0,0,0.5,1")
+    assert prepared(*three, *crops, "--face", 0) == [
+        prepare_photo(couple, face=0),
+        load_image(face),
+        prepare_photo(couple, box=(0, 0, 0.5, 1)),
+    ]
+    assert records == [
+        ("face", None),
+        ("none", None),
+        ("face", 1),
+        ("face", "largest"),
+        ([20, 100, 220, 300], None),
+        ("face", 0),
+        ("none", None),
+        ([0, 0, 0.5, 1], None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (
+            [],
+            "2 faces were found in .*couple.png, from left to right at .*: choose one with "
+            "--face 0 to --face 1 or --face largest, or give your own box with --crop LEFT,",
+        ),
+        (["--face", "2"], "face must be a number from 0 to 1, as .*couple.png shows 2 face"),
+        (["--face", "0", "--face", "1"], "--face is given 2 times for 1 references"),
+    ],
+)
+def test_a_picture_of_two_asks_for_a_choice(
+    options: list[str], says: str, tiny_profile: Path, couple: Path, tmp_path: Path
+) -> None:
+    given = ["--profile", tiny_profile, "--prompt", "a", "--reference", couple, *options]
+    done = runner.invoke(app, ["generate", *map(str, given), "--out", str(tmp_path / "a.png")])
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    assert re.fullmatch(rf"Error: {says}.*\n", done.stderr)
+
+
+def test_masks_say_where_each_person_shall_be(
+    tiny_profile: Path, face: Path, couple: Path, tmp_path: Path
+) -> None:
+    left, right = tmp_path / "left.png", tmp_path / "right.png"
+    columns = np.mgrid[:64, :64][1]
+    for path, inside in ((left, columns < 32), (right, columns >= 32)):
+        Image.fromarray(np.uint8(255 * inside)).save(path)
+    common = ("--profile", tiny_profile, "--prompt", "a face", "--reference", face)
+    common += ("--reference", couple, "--face", "largest")
+    masks = ("--mask", left, "--mask", right)
+    for name, options in {
+        "plain": (),
+        "apart": masks,
+        "same": (*masks, "--identity", 0, "--identity", 1),
+        "other": (*masks, "--identity", 1, "--identity", 0),
+    }.items():
+        generate(*common, *options, "--out", tmp_path / f"{name}.png")
+    plain, apart, same, other = (
+        np.asarray(Image.open(tmp_path / f"{name}.png"))
+        for name in ("plain", "apart", "same", "other")
+    )
+    assert np.array_equal(apart, same)
+    assert not np.array_equal(apart, plain) and not np.array_equal(apart, other)
+    record = read_metadata(tmp_path / "other.png")
+    assert record["identity_masks"] == [
+        {"file": path.name, "sha256": sha256_file(path)} for path in (left, right)
+    ]
+    assert record["reference_identity"] == [1, 0]
+
+
+def test_masks_that_overlap_are_warned_of_in_one_line(
+    tiny_profile: Path, face: Path, couple: Path, tmp_path: Path
+) -> None:
+    Image.new("L", (64, 64), "white").save(tmp_path / "all.png")
+    given = ["--profile", tiny_profile, "--prompt", "a face", "--reference", face]
+    given += ["--reference", face, "--mask", tmp_path / "all.png", "--mask", tmp_path / "all.png"]
+    done = runner.invoke(app, ["generate", *map(str, given), "--out", str(tmp_path / "a.png")])
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines() == [
+        "Warning: The masks of identity 0 and identity 1 overlap in 1024 pixels: there neither "
+        "face is seen, only the text (Eq. 7)."
+    ]
+
+
 def bad(name: str, content: bytes) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         (folder / name).write_bytes(content)
@@ -107,6 +237,12 @@ def png(size: tuple[int, int], share: float = 1.0) -> bytes:
     noise = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     Image.fromarray(noise).save(buffer, format="PNG")
     return buffer.getvalue()[: int(len(buffer.getvalue()) * share)]
+
+
+def grey_png(color: str = "grey") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), color).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 MISTAKES = {
@@ -130,6 +266,30 @@ MISTAKES = {
     "strength infinite": ({"--strength": "inf"}, "strength inf"),
     "strength negative": ({"--strength": "-0.5"}, "strength -0.5"),
     "strength of nobody": ({"--reference": None, "--strength": "1"}, "needs a --reference"),
+    "no face": ({"--reference": bad("grey.png", grey_png())}, "No face was found in"),
+    "crop of nobody": ({"--reference": None, "--crop": "none"}, "--crop needs a --reference"),
+    "crop of three": ({"--crop": "0,0,9"}, "--crop '0,0,9' must be face, none, or a box"),
+    "crop with words": ({"--crop": "all of it"}, "--crop 'all of it' must be face, none"),
+    "crop with a unit": ({"--crop": "0,0,9,9px"}, "must be face, none, or a box"),
+    "crop NaN": ({"--crop": "0,0,nan,9"}, "must be face, none, or a box"),
+    "crop inside out": (
+        {"--crop": "90,0,10,90"},
+        "jpg: (90.0, 0.0, 10.0, 90.0) must have its left",
+    ),
+    "crop outside": ({"--crop": "0,0,300,90"}, "lie in the picture of 128 x 128 pixels"),
+    "crop negative": ({"--crop": "-5,0,50,50"}, "lie in the picture of 128 x 128 pixels"),
+    "crop too small": ({"--crop": "0,0,20,20"}, "box is 20 x 20 pixels"),
+    "crop of no image": ({"--reference": bad("a.png", b"x"), "--crop": "0,0,1,1"}, "not an image"),
+    "face of nobody": ({"--reference": None, "--face": "0"}, "--face needs a --reference"),
+    "face by name": ({"--face": "Anna"}, "--face 'Anna' must be largest, or a number"),
+    "face negative": ({"--face": "-1"}, "--face '-1' must be largest"),
+    "face not there": ({"--face": "1"}, "face must be a number from 0 to 0"),
+    "face not looked for": ({"--face": "0", "--crop": "none"}, "--face chooses among the faces"),
+    "mask of nobody": ({"--reference": None, "--mask": "m.png"}, "--mask needs a --reference"),
+    "mask missing": ({"--mask": lambda d: d / "m.png"}, "no image file"),
+    "mask dark": ({"--mask": bad("dark.png", grey_png("black"))}, "dark.png marks no place"),
+    "identity without masks": ({"--identity": "0"}, "give a --mask for each person"),
+    "identity unknown": ({"--mask": "m.png", "--identity": "1"}, "from 0 to 0, not [1]"),
     "guidance NaN": ({"--guidance-scale": "nan"}, "guidance scale nan"),
     "no steps": ({"--steps": "0"}, "from 1 to 1000"),
     "negative seed": ({"--seed": "-1"}, "seed -1"),
@@ -168,7 +328,7 @@ def test_numbers_of_strengths_and_references_must_agree(
     arguments += ["--out", tmp_path / "a.png", *["--reference", face] * 3]
     done = runner.invoke(app, [*map(str, arguments), "--strength", "1", "--strength", "0.5"])
     assert done.exit_code == 1
-    assert "2 strengths for 3 references" in done.stderr
+    assert "--strength is given 2 times for 3 references" in done.stderr
 
 
 def test_a_real_process_prints_no_traceback(tmp_path: Path) -> None:
@@ -208,43 +368,13 @@ def test_help_says_what_the_embedded_model_does_not_know() -> None:
         (["train", "base", "--steps", "0"], "1 or more"),
         (["people", "render", "f", "--people", "0"], "people"),
         (["people", "render", "f", "--views", "0"], "views"),
-        (["evaluate", "nowhere"], "no finished study"),
+        (["evaluate", "nowhere"], "no folder nowhere"),
+        (["study", "status", "nowhere"], "holds no studies"),
+        (["study", "run", "nowhere.yaml"], "no study file nowhere.yaml"),
+        (["study", "export", "nowhere", "a", "b"], "no study 'a'"),
     ],
 )
 def test_other_commands_complain_likewise(arguments: list[str], says: str) -> None:
     done = runner.invoke(app, arguments)
     assert done.exit_code == 1
     assert says in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_evaluate_prints_the_table_of_a_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A method that paints the person against one that paints a stranger, judged by dlib."""
-    monkeypatch.setenv("DEEPFACE_HOME", str(tmp_path))
-    people = load_people(HELDOUT, 4, others=2, only={"style": "photo"})
-    people = [replace(person, others=person.others[:2]) for person in people]
-    strangers = {
-        load_image(person.references[0]).tobytes(): people[number - 1].others[0]
-        for number, person in enumerate(people)
-    }
-
-    def copy(references, prompts, seeds):  # type: ignore[no-untyped-def]
-        return [own[0] for own in references]
-
-    def stranger(references, prompts, seeds):  # type: ignore[no-untyped-def]
-        return [load_image(strangers[own[0].tobytes()]) for own in references]
-
-    methods = [Method("stranger", stranger, {"v": 1}), Method("copy", copy, {"v": 2})]
-    run_study(Study("mirror", methods, people, ["a face"]), tmp_path / "store", progress=False)
-    done = runner.invoke(app, ["evaluate", str(tmp_path / "store" / "studies" / "mirror")])
-    assert done.exit_code == 0, done.output
-    (row,) = [line for line in done.output.splitlines() if line.startswith("│ copy ")]
-    assert "0.000 [0.000, 0.000]" in row and "4 of 4" in row
-    text = " ".join(done.output.split())
-    assert "copy is nearer than stranger by 0." in text
-    assert "(4 of 4 pairs of pictures, 4 people): supported" in text
-    done = runner.invoke(
-        app, ["evaluate", str(tmp_path / "store" / "studies" / "mirror"), "--baseline", "nobody"]
-    )
-    assert done.exit_code == 1 and "no method 'nobody'" in done.stderr

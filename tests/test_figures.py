@@ -1,5 +1,6 @@
 """Figures are sharp, tables say where their numbers come from."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from PIL import Image
 
 from fusionlib.errors import FusionError
+from fusionlib.evaluation.claims import Claim
 from fusionlib.evaluation.comparison import IdentityScores, PairedDifference
+from fusionlib.evaluation.paper import read_quoted
 from fusionlib.evaluation.statistics import Interval
 from fusionlib.figures import (
     claim_table,
@@ -16,8 +19,10 @@ from fusionlib.figures import (
     measured_table,
     picture_grid,
     prompt_grid,
+    psnr_plot,
     quoted_table,
     run_label,
+    side_by_side,
     study_grid,
 )
 from fusionlib.methods import Method
@@ -105,21 +110,73 @@ def test_measured_numbers_are_marked_and_faces_counted(scores: IdentityScores) -
     assert styler.data.iloc[0, 1] == "0 (by definition)"
 
 
+def test_several_recognisers_stand_in_one_table(scores: IdentityScores) -> None:
+    other = replace(scores, recogniser="ArcFace")
+    styler = measured_table([scores, other], "Profile tiny.")
+    assert list(styler.data.columns) == [
+        "cosine distance (Dlib) ↓", "identity recovery R (Dlib) ↑", "faces found",
+        "cosine distance (ArcFace) ↓", "identity recovery R (ArcFace) ↑",
+    ]  # fmt: skip
+    assert "Dlib, ArcFace through DeepFace" in styler.to_html()
+
+
 def test_a_claim_is_shown_with_what_decides_it() -> None:
-    difference = PairedDifference(Interval(0.04, 0.03, 0.05), 9, 10, 8, "supported")
-    html = claim_table("it helps", "3.2", "far minus near", difference, "run", R_of_it=1).to_html()
-    for part in ("it helps", "Section 3.2", "0.040 [0.030, 0.050]", "9 of 10", "R of it"):
+    found = PairedDifference(
+        metric="distance",
+        interval=Interval(0.04, 0.03, 0.05),
+        effect=Interval(1.2, 0.8, 1.6),
+        ahead=0.875,
+        by_seed={0: 0.045, 1: 0.035},
+        pairs=9,
+        cells=10,
+        people=8,
+        verdict="supported",
+    )
+    html = claim_table(Claim("it helps", "3.2", "far minus near", found), "run", R=1).to_html()
+    for part in (
+        "it helps", "Section 3.2", "0.040 [0.030, 0.050]", "9 of 10", "1.200", "88%", "0.045, 0.035"
+    ):  # fmt: skip
         assert part in html
-    assert html.index("R of it") < html.index("supported")
+    assert html.index(">R<") < html.index("supported")
+    untested = Claim("it is art", "5", "taste", obstacle="no judge")
+    html = claim_table(untested, "run").to_html()
+    assert "no judge" in html and "not testable here" in html
+
+
+def test_quoted_and_measured_stand_side_by_side_and_apart() -> None:
+    measured = pd.DataFrame({"SSIM": [Interval(0.5, 0.4, 0.6), 0.25]}, ["Ours v2", "a copy"])
+    styler = side_by_side(read_quoted(PAPER / "table2.csv"), measured, "Profile tiny.")
+    table, html = styler.data, styler.to_html()
+    assert list(table.columns.get_level_values(0).unique()) == ["quoted", "measured here"]
+    assert table.loc["Ours v2", ("quoted", "SSIM ↑")] == "0.47"
+    assert table.loc["Ours v2", ("measured here", "SSIM")] == "0.500 [0.400, 0.600]"
+    assert table.loc["InstantID", ("quoted", "CLIP Score ↑")] == "–"
+    assert list(table.loc["a copy"]) == ["–", "–", "–", "0.25"]
+    assert "Quoted from the paper: Table 2 (Section 4.4)" in html and "Profile tiny." in html
+    assert "double var(--quoted" in html and "solid var(--measured" in html
+
+
+def test_quoted_numbers_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(FusionError, match="cannot be read"):
+        read_quoted(tmp_path / "none.csv")
+    (tmp_path / "a.csv").write_text("row,column,value\n")
+    with pytest.raises(FusionError, match="lacks paper, section, table"):
+        read_quoted(tmp_path / "a.csv")
+
+
+def test_the_audit_is_drawn_with_the_quoted_numbers() -> None:
+    pairs = pd.DataFrame({"ssim": [0.2, 0.4], "psnr": [9.0, 15.0], "psnr_8bit_overflow": 27.9})
+    picture = psnr_plot(pairs, read_quoted(PAPER / "table2.csv"))
+    purple = np.abs(np.asarray(picture).astype(int) - [0x7A, 0x51, 0x95]).sum(axis=-1) < 12
+    assert picture.width >= 1000 and purple.sum() > 100
 
 
 def test_the_plot_shows_every_method(scores: IdentityScores) -> None:
     picture = distance_plot(scores)
     assert picture.width >= 1000
-    fewer = IdentityScores(
-        **{**vars(scores), "images": scores.images[scores.images["method"] == "fused"]}
-    )
+    fewer = replace(scores, images=scores.images[scores.images["method"] == "fused"])
     assert distance_plot(fewer).height < picture.height
+    distance_plot(replace(scores, recogniser="a network of one's own"))  # has no threshold
 
 
 def test_a_study_is_shown_person_by_person(tmp_path: Path) -> None:
@@ -127,8 +184,8 @@ def test_a_study_is_shown_person_by_person(tmp_path: Path) -> None:
         plain(colour).save(tmp_path / f"{name}.png")
     people = [Person(name, (tmp_path / f"{name}.png",)) for name in ("ada", "ben")]
 
-    def paint(references, prompts, seeds):  # type: ignore[no-untyped-def]
-        return [plain(BLUE if prompt == "sad" else GREY) for prompt in prompts]
+    def paint(prompt, references, seed):  # type: ignore[no-untyped-def]
+        return plain(BLUE if prompt == "sad" else GREY)
 
     settings = {"weights": {"base_model": "0123456789"}}
     study = Study("s", [Method("m", paint, settings)], people, ["sad", "glad"])

@@ -1,7 +1,8 @@
 """Stable Diffusion 1.5 and SDXL at their full size, with random weights, on a CPU.
 
-Written in both layouts in which they are published, and loaded and run through the same calls.
-About 5 and 15 GB on disk, and minutes each: ``pytest -m slow tests/test_full_size.py``.
+Written in both layouts in which they are published, and loaded and run through the same calls, at
+512 x 512 pixels. Loading holds the weights about twice for a moment: 16 GB for SDXL. About 5 and
+15 GB on disk, and minutes each: ``pytest -m slow tests/test_full_size.py``.
 """
 
 import gc
@@ -26,10 +27,14 @@ from diffusers import (
 from single_file import write_single_file
 from test_pipeline import face, generate, same
 from tiny import write_tiny_tokenizer
+from training_data import disc, encoded, sample, write_profile, write_tar
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fusionlib import FusionAdapter
+from fusionlib.manifest import sha256_modules
 from fusionlib.pipeline import FusionPipeline, FusionXLPipeline
+from fusionlib.profiles import load_profile
+from fusionlib.training import adapter as training
 
 pytestmark = pytest.mark.slow
 
@@ -157,12 +162,13 @@ def test_full_size(make: Any, cls: Any, parameters: int, dtype: torch.dtype, spa
     ):
         pipeline = load()
         assert pipeline.unet.dtype == pipeline.adapter.dtype == dtype
-        arguments = {"num_inference_steps": 2, "height": 128, "width": 128}
-        seen = pipeline.encode_references([face(1), face(2)], height=256, width=256)
+        size = {"height": 512, "width": 512}
+        arguments = {"num_inference_steps": 2, **size}
+        seen = pipeline.encode_references([face(1), face(2)], **size)
         with_faces = generate(
             pipeline, "a face", references=seen, strengths=[1.0, 0.5], **arguments
         )
-        assert with_faces.shape == (1, 128, 128, 3) and np.isfinite(with_faces).all()
+        assert with_faces.shape == (1, 512, 512, 3) and np.isfinite(with_faces).all()
         assert not same(with_faces, generate(pipeline, "a face", **arguments))
         images.append(with_faces)
         if not images[1:]:  # the second copy comes when the first one is gone
@@ -173,3 +179,35 @@ def test_full_size(make: Any, cls: Any, parameters: int, dtype: torch.dtype, spa
         gc.collect()
     assert same(*images) if dtype == torch.float32 else np.abs(images[0] - images[1]).max() < 0.02
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 24 * 2**20  # kilobytes
+
+
+def test_one_training_step_at_full_size(space: Path) -> None:
+    """`train adapter` on SD 1.5 at 512x512, batch 1, in bfloat16: about 10 GB and some minutes."""
+    folder = space / "checkpoint"
+    with half_precision():
+        checkpoint = sd15(folder)
+    checkpoint.save_pretrained(folder)
+    del checkpoint
+    gc.collect()
+    write_tar(space / "shards" / "00000.tar", {"0": sample(0, encoded(disc(0, side=512)))})
+    profile = load_profile(
+        write_profile(
+            space / "full.yaml", folder, space / "shards", resolution=512,
+            recipe={"steps": 1, "batch_size": 1, "mixed_precision": "bf16"},
+        )
+    )  # fmt: skip
+    task = training.prepare(profile)
+    weights = sum(p.numel() for p in task.network.adapter.parameters())
+    assert weights == 24_780_800  # 2 x query_dim x inner_dim over the sixteen layers
+    assert task.network.unet.dtype == torch.bfloat16
+    before = sha256_modules([task.network.unet])
+    del task
+    gc.collect()
+    run = training.train(profile)
+    assert run.samples == 1 and np.isfinite(run.final_loss)
+    task = training.prepare(profile, start_from=Path(profile.adapter))
+    assert sha256_modules([task.network.unet]) == before
+    trained, start = task.network.adapter, FusionAdapter.from_unet(task.network.unet)
+    for one, other in zip(trained.parameters(), start.parameters(), strict=True):
+        assert not torch.equal(one, other.half().float())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 24 * 2**20  # of all tests here

@@ -210,6 +210,23 @@ def test_a_failing_notebook_is_named_with_its_cell_and_leaves_no_result(tmp_path
         build_book(out, root=root)
 
 
+def test_the_book_shows_the_docstrings_of_the_repository_it_is_built_from(tmp_path: Path) -> None:
+    root, out = make_repository(tmp_path / "repository", "pass"), tmp_path / "build"
+    (root / "_toc.yml").write_text("format: jb-book\nroot: book/intro\n")
+    (root / "_config.yml").write_text(
+        "title: Tiny\nonly_build_toc_files: true\n"
+        "sphinx: {extra_extensions: [sphinx.ext.autodoc]}\n"
+    )
+    (root / "book" / "intro.md").write_text(
+        "# Tiny\n\n```{eval-rst}\n.. autofunction:: fusionlib.hello\n```\n"
+    )
+    module = root / "fusionlib" / "__init__.py"
+    for greeting in ("Say hello.", "Say good bye."):
+        module.write_text(f'def hello() -> None:\n    """{greeting}"""\n')
+        build_book(out, root=root)
+        assert greeting in (out / "book" / "book" / "intro.html").read_text()
+
+
 def test_a_parameter_that_the_notebook_does_not_declare_is_an_error(tmp_path: Path) -> None:
     root = make_repository(tmp_path / "repository", "pass")
     profile = yaml.safe_load((ROOT / "fusionlib/profiles/embedded.yaml").read_text())

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,10 @@ def condition_on_one_layer(world: dict[str, Any], value: Any) -> None:
     condition(world, references=[{**world["face"], name: value}])
 
 
+def condition_on_another_unets_cache(world: dict[str, Any]) -> None:
+    condition(world, references=replace(world["cache"], unet_fingerprint=torch.ones(3, 8)))
+
+
 def project(world: dict[str, Any], value: Any) -> None:
     layers = world["adapter"].config["layers"]
     hidden_states = {n: torch.zeros(1, 4, width) for n, (width, _) in layers.items()}
@@ -154,6 +159,11 @@ def stack(world: dict[str, Any], lengths: list[int]) -> None:
 def stack_sizes(world: dict[str, Any]) -> None:
     shorter = {name: (key[:, 1:], value[:, 1:]) for name, (key, value) in world["face"].items()}
     ReferenceCache.stack([world["cache"], ReferenceCache((shorter,))])
+
+
+def stack_unets(world: dict[str, Any]) -> None:
+    other = replace(world["cache"], unet_fingerprint=torch.ones(3, 8))
+    ReferenceCache.stack([world["cache"], other])
 
 
 nan, inf = float("nan"), float("inf")
@@ -222,6 +232,7 @@ CASES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (condition_on_one_layer, {"value": None}, "references[0]["),
     (condition_on_one_layer, {"value": (torch.zeros(1, 4, 16),)}, "references[0]["),
     (condition_on_one_layer, {"value": (torch.zeros(1, 4, 3),) * 2}, "references[0]["),
+    (condition_on_another_unets_cache, {}, "references"),
     (condition, {"strengths": [1, 2]}, "strengths"),
     (condition, {"identity_masks": MASKS.int()}, "identity_masks"),
     (condition, {"identity_masks": MASKS, "reference_identity": [2]}, "reference_identity[0]"),
@@ -240,6 +251,8 @@ CASES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (encode, {"timestep_mode": "noisy"}, "timestep_mode"),
     (encode, {"timestep": 1}, "timestep"),
     (encode, {"added_cond_kwargs": {"time_ids": TEXT}}, "added_cond_kwargs"),
+    (encode, {"lora_scale": "half"}, "lora_scale"),
+    (encode, {"lora_scale": nan}, "lora_scale"),
     (shared, {"scheduler": None}, "scheduler"),
     (shared, {"noise": LATENTS[:1]}, "noise"),
     (shared, {"timestep": torch.zeros(3)}, "timestep"),
@@ -264,6 +277,7 @@ CASES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (stack, {"lengths": []}, "caches"),
     (stack, {"lengths": [1, 2]}, "caches"),
     (stack_sizes, {}, "caches[1]"),
+    (stack_unets, {}, "caches[1]"),
 ]
 
 

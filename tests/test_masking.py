@@ -1,6 +1,5 @@
 """Eq. 7 against its own words, and the two invariants of scaled masks."""
 
-import doctest
 from itertools import combinations
 
 import pytest
@@ -9,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import fusionlib.masking
 from fusionlib import (
     FusionError,
     group_queries,
@@ -111,11 +109,6 @@ def test_groups_are_the_mask(masks: Tensor, data: st.DataObject) -> None:
         masks, [shown[i] for i in kept], size, tokens[0], [tokens[1 + i] for i in kept]
     )
     assert torch.equal(groups.only(kept).mask([tokens[0], *(tokens[1 + i] for i in kept)]), fewer)
-
-
-def test_the_examples_of_the_docstrings() -> None:
-    result = doctest.testmod(fusionlib.masking)
-    assert result.attempted and not result.failed
 
 
 def test_pyramid_knows_the_sizes_of_a_unet() -> None:

@@ -1,6 +1,5 @@
 """What all pipelines of the family share, on tiny checkpoints of Stable Diffusion and SDXL."""
 
-import importlib.util
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import CpuOffload
 from diffusers import (
     ControlNetModel,
     DDIMScheduler,
@@ -28,8 +28,10 @@ from single_file import write_single_file
 from test_pipeline import face, generate, same
 from tiny import tiny_controlnet, tiny_unet, write_tiny_xl_checkpoint
 from torch._dynamo.utils import counters
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from fusionlib import FusionAdapter, FusionError
+from fusionlib.attention import cross_attention_layers
 from fusionlib.pipeline import (
     FusionControlNetImg2ImgPipeline,
     FusionControlNetPipeline,
@@ -103,6 +105,13 @@ def stock(tiny_checkpoint: Path, xl_checkpoint: Path) -> dict[type, Any]:
     made = family(of_sd, tuple(cls.__bases__[1] for cls in SD))
     made |= family(of_xl, tuple(cls.__bases__[1] for cls in XL))
     return {cls: made[cls.__bases__[1]] for cls in [*SD, *XL]}
+
+
+@pytest.fixture
+def warned() -> Iterator[list[Any]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield caught
 
 
 @every_class
@@ -354,6 +363,55 @@ def test_masks_have_the_size_of_the_image(cls: type, pipelines: dict[type, Any])
         generate(pipelines[cls], "a face", identity_masks=masks[:, :32, :32], **options)
 
 
+@each_family
+def test_where_masks_overlap_only_the_text_is_seen(
+    cls: type, pipelines: dict[type, Any], warned: list[Any]
+) -> None:
+    """Eq. 7 in every layer that the pipeline runs, and a warning of it."""
+    pipeline, masks = pipelines[cls], np.zeros((2, 32, 32), dtype=bool)
+    masks[0, :, :24], masks[1, :16, 8:] = True, True
+    both, neither = masks[0] & masks[1], ~(masks[0] | masks[1])
+    moved: dict[int, list[np.ndarray]] = {}
+
+    def compare(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if layer.processor.conditioning is not None:
+            without = layer.processor.former(layer, *args, **kwargs)
+            by_faces = (output - without)[-1].abs().amax(-1)  # of the branch that has the prompt
+            moved.setdefault(len(by_faces), []).append(by_faces.numpy())
+
+    hooks = [
+        layer.register_forward_hook(compare, with_kwargs=True)
+        for layer in cross_attention_layers(pipeline.unet).values()
+    ]
+    arguments = {"references": [face(1), face(2)], "identity_masks": masks}
+    try:
+        images = generate(pipeline, "a face", **arguments)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert moved.keys() <= {8 * 8, 4 * 4} and moved
+    for positions, layers in moved.items():
+        side = round(positions**0.5)
+        shared, background = (
+            area[:: 32 // side, :: 32 // side].ravel() for area in (both, neither)
+        )
+        assert shared.any() and background.any()
+        for by_faces in layers:
+            assert by_faces[shared].max() < 1e-5 < by_faces[~shared].min()
+    (message,) = [warning for warning in warned if "overlap" in str(warning.message)]
+    assert str(message.message) == (
+        f"The masks of identity 0 and identity 1 overlap in {both.sum()} pixels: there neither "
+        "face is seen, only the text (Eq. 7)."
+    )
+    assert message.filename.endswith("test_pipeline.py")  # where the pipeline was called
+    everywhere = np.ones_like(masks)
+    nobody = generate(pipeline, "a face", references=[face(1), face(2)], identity_masks=everywhere)
+    assert same(nobody, generate(pipeline, "a face")) and not same(nobody, images)
+    warned.clear()
+    generate(pipeline, "a face", **(arguments | {"identity_masks": masks & ~both}))
+    assert not [warning for warning in warned if "overlap" in str(warning.message)]
+
+
 def test_masks_for_images_given_as_tensors(pipelines: dict[type, Any]) -> None:
     masks = torch.ones(1, 40, 48, dtype=torch.bool)
     for image in (
@@ -371,6 +429,32 @@ def test_masks_for_images_given_as_tensors(pipelines: dict[type, Any]) -> None:
         assert images.shape == (1, 40, 48, 3)
 
 
+@each_family
+def test_several_references_of_one_identity(cls: type, pipelines: dict[type, Any]) -> None:
+    masks = np.zeros((2, 32, 32), dtype=bool)
+    masks[0, :, :16], masks[1, :, 16:] = True, True
+    one, other = face(1), face(2)
+    two = generate(pipelines[cls], "a face", references=[one, other], identity_masks=masks)
+    # The same picture twice with half of the strength is that picture once.
+    thrice = generate(
+        pipelines[cls],
+        "a face",
+        references=[one, other, one],
+        strengths=[0.5, 1.0, 0.5],
+        identity_masks=masks,
+        reference_identity=[0, 1, 0],
+    )
+    assert same(thrice, two)
+    another = generate(
+        pipelines[cls],
+        "a face",
+        references=[one, other, face(3)],
+        identity_masks=masks,
+        reference_identity=[0, 1, 0],
+    )
+    assert not same(another, two)
+
+
 @pytest.mark.parametrize("cls", [SD[2], XL[2]], ids=["SD", "SDXL"])
 def test_several_controlnets(cls: type, pipelines: dict[type, Any]) -> None:
     pipeline = pipelines[cls]
@@ -386,6 +470,17 @@ def test_several_controlnets(cls: type, pipelines: dict[type, Any]) -> None:
     assert np.isfinite(guessed).all()
     with pytest.raises(FusionError, match="image"):
         generate(two, "a face", image=layouts[:1], **arguments)
+
+
+def test_sdxl_is_saved_and_loaded(pipelines: dict[type, Any], tmp_path: Path) -> None:
+    pipelines[FusionXLPipeline].save_pretrained(tmp_path)
+    expected = generate(pipelines[FusionXLPipeline], "a face", references=[face(1)])
+    loaded = quiet(FusionXLPipeline.from_pretrained(tmp_path))
+    assert np.array_equal(generate(loaded, "a face", references=[face(1)]), expected)
+    plain = quiet(StableDiffusionXLPipeline.from_pretrained(tmp_path))
+    assert np.array_equal(
+        generate(plain, "a face"), generate(pipelines[FusionXLPipeline], "a face")
+    )
 
 
 def test_sdxl_references_are_told_their_size(pipelines: dict[type, Any]) -> None:
@@ -492,6 +587,38 @@ def test_single_file(
     assert own.adapter.dtype == torch.bfloat16
 
 
+def test_stable_diffusion_2(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """What is different in it: linear projections, heads of one width, v-prediction, OpenCLIP."""
+    first = FusionPipeline.from_pretrained(tiny_checkpoint)
+    torch.manual_seed(0)
+    text = CLIPTextConfig(**(first.text_encoder.config.to_dict() | {"hidden_act": "gelu"}))
+    unet = tiny_unet(use_linear_projection=True, attention_head_dim=(2, 4), upcast_attention=True)
+    second = FusionPipeline.from_pretrained(
+        tiny_checkpoint,
+        unet=unet,
+        text_encoder=CLIPTextModel(text).eval(),
+        scheduler=DDIMScheduler.from_config(
+            first.scheduler.config,
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+        ),
+        adapter=FusionAdapter.from_unet(unet),
+    )
+    second.save_pretrained(tmp_path / "folder")
+    loaded = quiet(FusionPipeline.from_pretrained(tmp_path / "folder"))
+    faces = [face(1), face(2)]
+    images = generate(loaded, "a face", references=faces, guidance_scale=3.0)
+    own = DDIMScheduler.from_config(loaded.scheduler.config)
+    scales = {"text_scale": 3.0, "identity_scale": 3.0}
+    assert same(images, naive(loaded, own, faces, **scales, shared=False, steps=3))
+    file = write_single_file(second, tmp_path / "model.safetensors")
+    config = without_weights(tmp_path / "folder", tmp_path / "config")
+    adapter = tmp_path / "folder" / "adapter"
+    single = quiet(FusionPipeline.from_single_file(file, adapter=adapter, config=config))
+    assert same(generate(single, "a face", references=faces, guidance_scale=3.0), images)
+
+
 def test_single_files_that_cannot_be_loaded(
     pipelines: dict[type, Any], tiny_checkpoint: Path, xl_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -519,38 +646,128 @@ def fresh(tiny_checkpoint: Path) -> Any:
     return quiet(FusionPipeline.from_pretrained(tiny_checkpoint))
 
 
-def test_saving_memory_does_not_lose_faces(fresh: Any, pipelines: dict[type, Any]) -> None:
+@pytest.fixture(params=["SD", "SDXL"])
+def either(request: pytest.FixtureRequest, tiny_checkpoint: Path, xl_checkpoint: Path) -> Any:
+    """A pipeline of each family that a test may change."""
+    if request.param == "SD":
+        return quiet(FusionPipeline.from_pretrained(tiny_checkpoint))
+    return quiet(FusionXLPipeline.from_pretrained(xl_checkpoint))
+
+
+def test_saving_memory_does_not_lose_faces(either: Any, pipelines: dict[type, Any]) -> None:
     arguments = {"references": [face(1)], "num_images_per_prompt": 2, "timestep_mode": "shared"}
-    expected = generate(pipelines[FusionPipeline], "a face", **arguments)
-    fresh.enable_attention_slicing(1)
-    fresh.vae.enable_slicing()
-    assert same(generate(fresh, "a face", **arguments), expected)
-    fresh.disable_attention_slicing()
-    fresh.vae.enable_tiling()
-    assert same(generate(fresh, "a face", **arguments), expected)
-    fresh.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
-    freed = generate(fresh, "a face", **arguments)
-    assert not same(freed, expected) and not same(freed, generate(fresh, "a face"))
+    expected = generate(pipelines[type(either)], "a face", **arguments)
+    either.enable_attention_slicing(1)
+    assert same(generate(either, "a face", **arguments), expected)
+    either.disable_attention_slicing()
+    either.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    freed = generate(either, "a face", **arguments)
+    assert not same(freed, expected) and not same(freed, generate(either, "a face"))
 
 
-def test_offloading_goes_in_an_order_and_keeps_the_faces(
-    fresh: Any, pipelines: dict[type, Any]
+def test_the_vae_in_slices_and_in_tiles(
+    either: Any, pipelines: dict[type, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for cls, pipeline in pipelines.items():
-        names = pipeline.model_cpu_offload_seq.split("->")
-        assert names.index("adapter") == names.index("unet") - 1, cls
-        assert names[-1] == "vae"
-        assert "adapter" in pipeline._exclude_from_cpu_offload  # layer by layer: it would lose h_f
-    expected = generate(pipelines[FusionPipeline], "a face", references=[face(1)])
-    fresh.enable_model_cpu_offload(device="cpu")  # the hooks are those of a GPU
-    assert hasattr(fresh.adapter, "_hf_hook")
-    for _ in range(2):
-        assert same(generate(fresh, "a face", references=[face(1)]), expected)
+    """For the references as for the images: in slices exactly, in tiles nearly."""
+    calls: list[tuple[str, int]] = []
+
+    def spy(name: str) -> None:
+        method = getattr(either.vae, name)
+
+        def called(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            calls.append((name, tensor.shape[0]))
+            return method(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(either.vae, name, called)
+
+    for name in ("_encode", "_decode", "tiled_decode", "_tiled_encode"):
+        spy(name)
+    untouched, faces = pipelines[type(either)], [face(1), face(2)]
+    arguments = {"references": faces, "num_images_per_prompt": 2}
+    either.vae.enable_slicing()
+    images = generate(either, "a face", **arguments)
+    assert same(images, generate(untouched, "a face", **arguments))
+    assert calls == [("_encode", 1)] * 2 + [("_decode", 1)] * 2
+    either.vae.disable_slicing()
+    either.vae.enable_tiling()
+    calls.clear()
+    size = {"height": 64, "width": 64}  # the tiles are of the model's own 32
+    in_tiles = either.encode_references(faces, **size)
+    whole = untouched.encode_references(faces, **size)
+    for name, (exact, _) in whole[1].items():
+        (key, _), (other, _) = in_tiles[1][name], whole[0][name]
+        assert 0 < (key - exact).norm() < (other - exact).norm()
+    images = generate(either, "a face", references=whole, **size)
+    exact = generate(untouched, "a face", references=whole, **size)
+    assert not same(images, exact) and np.abs(images - exact).mean() < 0.05
+    assert ("_tiled_encode", 2) in calls and ("tiled_decode", 1) in calls
 
 
-def test_progress_is_shown(fresh: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    fresh.set_progress_bar_config(disable=False)
-    generate(fresh, "a face", references=[face(1)], guidance_mode="separate")
+def test_offloading_brings_what_computes_to_the_device(
+    either: Any, pipelines: dict[type, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hooks are those of a GPU; here it is only kept account of where each model would be."""
+    names = ("text_encoder", "text_encoder_2", "unet", "vae", "adapter")
+    models = {name: model for name in names if (model := getattr(either, name, None)) is not None}
+    called = {model: name for name, model in models.items()}
+    on_device: set[str] = set()
+    pre_forward, init_hook = CpuOffload.pre_forward, CpuOffload.init_hook
+
+    def to_device(hook: CpuOffload, module: Any, *args: Any, **kwargs: Any) -> Any:
+        if hook.prev_module_hook is not None:  # which goes, where the device is no CPU
+            on_device.discard(called[hook.prev_module_hook.model])
+        on_device.add(called[module])
+        return pre_forward(hook, module, *args, **kwargs)
+
+    def to_cpu(hook: CpuOffload, module: Any) -> Any:
+        on_device.discard(called[module])
+        return init_hook(hook, module)
+
+    monkeypatch.setattr(CpuOffload, "pre_forward", to_device)
+    monkeypatch.setattr(CpuOffload, "init_hook", to_cpu)
+
+    def look_while(name: str) -> Any:
+        def look(*_: Any) -> None:
+            assert name in on_device, f"{name} computes while it is offloaded"
+            text_encoders = {"text_encoder", "text_encoder_2"} & on_device
+            assert name != "unet" or not text_encoders, "they should have made room"
+
+        return look
+
+    for name, model in models.items():
+        for layer in model.modules():
+            if not list(layer.children()):
+                layer.register_forward_pre_hook(look_while(name))
+    either.enable_model_cpu_offload(device="cpu")
+    assert not on_device
+    on_device.add("adapter")  # which is small, and stays
+    assert not hasattr(either.adapter, "_hf_hook")
+    arguments = {"references": [face(1)], "num_images_per_prompt": 2}
+    for modes in ({}, {"timestep_mode": "shared", "guidance_mode": "separate"}):
+        expected = generate(pipelines[type(either)], "a face", **arguments, **modes)
+        assert same(generate(either, "a face", **arguments, **modes), expected)
+        assert on_device == {"adapter"}, "something was left on the device"
+
+
+@pytest.mark.gpu
+def test_offloading_on_a_gpu(either: Any, pipelines: dict[type, Any]) -> None:
+    expected = generate(pipelines[type(either)], "a face", references=[face(1)])
+    either.enable_model_cpu_offload()
+    for modes in ({}, {"timestep_mode": "shared"}):
+        expected = generate(pipelines[type(either)], "a face", references=[face(1)], **modes)
+        images = generate(either, "a face", references=[face(1)], **modes)
+        assert np.abs(images - expected).mean() < 0.01
+        assert either.unet.device.type == either.vae.device.type == "cpu"
+        assert either.adapter.device.type == "cuda"
+    own = FusionAdapter.from_unet(either.unet)
+    either.load_adapter_weights(own)
+    assert own.device.type == "cuda"
+    assert np.isfinite(generate(either, "a face", references=[face(1)])).all()
+
+
+def test_progress_is_shown(either: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    either.set_progress_bar_config(disable=False)
+    generate(either, "a face", references=[face(1)], guidance_mode="separate")
     assert "3/3" in capfd.readouterr().err
 
 
@@ -567,64 +784,64 @@ def test_float16_sdxl(xl_checkpoint: Path, pipelines: dict[type, Any]) -> None:
         torch.testing.assert_close(cached[name][1].float(), value, rtol=0.05, atol=0.05)
 
 
-def test_float16(tiny_checkpoint: Path, pipelines: dict[type, Any]) -> None:
-    half = quiet(FusionPipeline.from_pretrained(tiny_checkpoint, dtype=torch.float16))
-    arguments = {"references": [face(1)], "guidance_scale": 1.0, "timestep_mode": "shared"}
-    images = generate(half, "a face", **arguments)
-    exact = generate(pipelines[FusionPipeline], "a face", **arguments)
-    assert np.abs(images - exact).mean() < 0.05
-    assert half.vae.dtype == half.unet.dtype == half.adapter.dtype == torch.float16
-
-
-def test_lora(fresh: Any, tmp_path: Path) -> None:
-    """LoRA weights beside faces; without the package peft, diffusers says that it is needed."""
-    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
-    width = fresh.unet.get_submodule(layer).weight.shape[0]
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        f"unet.{layer}.lora_A.weight": torch.randn(2, width, generator=generator),
-        f"unet.{layer}.lora_B.weight": torch.randn(width, 2, generator=generator),
-    }
-    save_file(weights, tmp_path / "lora.safetensors")
-    if importlib.util.find_spec("peft") is None:
-        with pytest.raises(ValueError, match="PEFT"):
-            fresh.load_lora_weights(tmp_path, weight_name="lora.safetensors")
-        return
-    before = generate(fresh, "a face", references=[face(1)])
-    fresh.load_lora_weights(tmp_path, weight_name="lora.safetensors")
-    with_lora = generate(fresh, "a face", references=[face(1)])
-    assert not same(with_lora, before)
-    assert not same(with_lora, generate(fresh, "a face"))
-    fresh.unload_lora_weights()
-    assert same(generate(fresh, "a face", references=[face(1)]), before)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("in_place", [False, True])
-def test_a_compiled_unet_shows_the_same_faces(
-    in_place: bool, fresh: Any, pipelines: dict[type, Any]
+@each_family
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(
+    cls: type,
+    dtype: torch.dtype,
+    tiny_checkpoint: Path,
+    xl_checkpoint: Path,
+    pipelines: dict[type, Any],
 ) -> None:
+    folder = tiny_checkpoint if cls is FusionPipeline else xl_checkpoint
+    half = quiet(cls.from_pretrained(folder, dtype=dtype))
+    assert half.vae.dtype == half.unet.dtype == half.adapter.dtype == dtype
+    masks = np.zeros((2, 32, 32), dtype=bool)
+    masks[0, :, :16], masks[1, :, 16:] = True, True
+    arguments = {
+        "references": [face(1), face(2)],
+        "strengths": [0.5, torch.tensor([1.5])],
+        "identity_masks": masks,
+        "guidance_scale": 1.0,
+        "timestep_mode": "shared",
+    }
+    images = generate(half, "a face", **arguments)
+    exact = generate(pipelines[cls], "a face", **arguments)
+    assert np.abs(images - exact).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("cls", "in_place"),
+    [
+        (FusionPipeline, False),
+        pytest.param(FusionPipeline, True, marks=pytest.mark.slow),
+        pytest.param(FusionXLPipeline, False, marks=pytest.mark.slow),
+        pytest.param(FusionXLPipeline, True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_compiled_unet_shows_the_same_faces(
+    cls: type,
+    in_place: bool,
+    tiny_checkpoint: Path,
+    xl_checkpoint: Path,
+    pipelines: dict[type, Any],
+) -> None:
+    folder = tiny_checkpoint if cls is FusionPipeline else xl_checkpoint
+    compiled = quiet(cls.from_pretrained(folder))
     torch.compiler.reset()
     counters.clear()
     if in_place:
-        fresh.unet.compile(backend="eager")
+        compiled.unet.compile(backend="eager")
     else:
-        fresh.unet = torch.compile(fresh.unet, backend="eager")
+        compiled.unet = torch.compile(compiled.unet, backend="eager")
     for modes in (
         {},
         {"guidance_mode": "separate", "identity_guidance_scale": 3, "timestep_mode": "shared"},
     ):
         arguments = {"references": [face(1)], **modes}
-        expected = generate(pipelines[FusionPipeline], "a face", **arguments)
-        assert same(generate(fresh, "a face", **arguments), expected)
+        expected = generate(pipelines[cls], "a face", **arguments)
+        assert same(generate(compiled, "a face", **arguments), expected)
     assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
-
-
-@pytest.fixture
-def warned() -> Iterator[list[Any]]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield caught
 
 
 @each_family
@@ -714,6 +931,16 @@ MASK = np.ones((1, 32, 32), dtype=bool)
         (FusionPipeline, {"prompt_embeds": torch.zeros(16)}, "prompt_embeds must be"),
         (FusionPipeline, {"prompt_embeds": torch.zeros(1, 16, 16)}, "prompt_embeds"),
         (FusionPipeline, {"negative_prompt": 5}, "negative_prompt must be"),
+        (
+            FusionPipeline,
+            {"references": ONE, "cross_attention_kwargs": 0.5},
+            "cross_attention_kwargs must be a dictionary",
+        ),
+        (
+            FusionXLPipeline,
+            {"references": ONE, "cross_attention_kwargs": {"scale": "half"}},
+            r"cross_attention_kwargs\[\"scale\"\] must be",
+        ),
         (FusionXLPipeline, {"negative_prompt_2": ["a", 5]}, "negative_prompt_2 must be"),
         (FusionPipeline, {"generator": [torch.Generator()] * 2}, "generator must be"),
         (FusionImg2ImgPipeline, {}, "image must be given"),
