@@ -487,6 +487,9 @@ def test_against_the_others_a_picture_is_not_measured_with_itself(
     found = measure_identity(index, people, against="others")
     assert found.images["distance"].tolist() == pytest.approx([1 - np.cos(0.1)])
     assert np.isnan(found.scale["genuine"]["a"])
+    for angle in np.linspace(0, 3, 20):  # whatever the rounding of a unit vector's length
+        angles["a/1"] = angle
+        assert np.isnan(measure_identity(index, people, against="others").scale["genuine"]["a"])
     with pytest.raises(FusionError, match="2 other picture"):
         measure_identity(index, [people[0], Person("c", (Path("r"),))], against="others")
 

@@ -235,7 +235,8 @@ def _scale(
     sums, counts = _sums(others, owners, len(centres))
     with np.errstate(invalid="ignore", divide="ignore"):
         if itself:  # of all k x k pairs, k are of a picture with itself
-            pairs = counts * (counts - 1)
+            # A person with one such face has no pair; rounding would make that infinite, not NaN.
+            pairs = np.where(counts > 1, counts * (counts - 1), np.nan)
             genuine = 1 - ((sums**2).sum(axis=1) - counts) / pairs
         else:
             genuine = 1 - (centres * sums).sum(axis=1) / counts
