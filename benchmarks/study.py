@@ -1,6 +1,6 @@
 """Times a study's status with many cells, and the cost of evaluating a picture as they grow many.
 
-    python benchmarks/study.py --cells 100000 --pictures 75 150 300 600
+    python benchmarks/study.py --cells 100000 --pictures 60 125 250 500
 
 Prints a table each. Status is timed as a user sees it, in a process of its own, half of the cells
 being done. Evaluation measures the held-out people by dlib, face quality included, without a cache;
@@ -66,7 +66,7 @@ def main() -> None:
     """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=100_000)
-    parser.add_argument("--pictures", type=int, nargs="*", default=[75, 150, 300, 600])
+    parser.add_argument("--pictures", type=int, nargs="*", default=[60, 125, 250, 500])
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ person, prompt and seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,20 +102,20 @@ def mean_over_people(images: pd.DataFrame, metric: str, method: str) -> Interval
     return bootstrap(values)
 
 
-def summary(images: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+def summary(images: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
     """Every metric of every method: the mean over people with its interval.
 
     Args:
         images: measured pictures, with a column for each metric.
-        metrics: which of them.
+        metrics: which of them, by the name to call each.
 
     Returns:
         A row for each method, a column for each metric, of `Interval`.
     """
     methods = list(images["method"].unique())
     columns = {
-        metric: [mean_over_people(images, metric, method) for method in methods]
-        for metric in metrics
+        name: [mean_over_people(images, metric, method) for method in methods]
+        for name, metric in metrics.items()
     }
     return pd.DataFrame(columns, index=methods)
 

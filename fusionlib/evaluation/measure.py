@@ -74,7 +74,7 @@ def measure(
     clip: str | None = None,
     classifiers: Mapping[str, str] | None = None,
     quality: bool = True,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     strict: bool = True,
     progress: bool | None = None,
 ) -> Measurements:
@@ -162,7 +162,7 @@ def measure_identity(
     recogniser: str = "Dlib",
     detector: str = "dlib",
     against: Target = "reference",
-    cache: Path | None = None,
+    cache: str | Path | None = None,
 ) -> IdentityScores:
     """Measure how far every picture of a study is from the person it should show, and nothing else.
 

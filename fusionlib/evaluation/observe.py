@@ -73,7 +73,7 @@ def observe(
     instruments: Mapping[str, Instrument] | None = None,
     *,
     detector: str = "dlib",
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     strict: bool = False,
     progress: bool | None = None,
 ) -> Observations:
@@ -145,7 +145,7 @@ def observe(
     return Observations(by_name, faces, eyes.reshape(-1, 2, 2), unreadable)
 
 
-def _ledger(instrument: Instrument, finder: FaceFinder, cache: Path | None) -> Ledger | None:
+def _ledger(instrument: Instrument, finder: FaceFinder, cache: str | Path | None) -> Ledger | None:
     if cache is None:
         return None
     what = f"{instrument.name} {instrument.fingerprint}"
