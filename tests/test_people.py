@@ -23,15 +23,9 @@ from fusionlib.people.caption import (
     attributes,
     describe,
 )
-from fusionlib.people.identity import (
-    BACKGROUNDS,
-    EXPRESSIONS,
-    STYLES,
-    sample_person,
-    sample_view,
-    skin_color,
-)
+from fusionlib.people.identity import sample_person, skin_color
 from fusionlib.people.scenery import apply_style, draw_background
+from fusionlib.people.view import BACKGROUNDS, EXPRESSIONS, STYLES, sample_view
 
 HELDOUT = Path(__file__).parents[1] / "data" / "heldout"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fusionlib.people.identity import Person, View, stream
+from fusionlib.people.identity import Person
+from fusionlib.people.sampling import stream
+from fusionlib.people.view import View
 
 STYLE_PHRASES = {
     "photo": ("a photo of", "a portrait photo of", "a picture of"),

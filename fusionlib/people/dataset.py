@@ -26,7 +26,8 @@ from PIL import Image
 
 from fusionlib.errors import FusionError
 from fusionlib.people.caption import attributes, describe
-from fusionlib.people.identity import sample_person, sample_view
+from fusionlib.people.identity import sample_person
+from fusionlib.people.view import sample_view
 
 SAMPLES_PER_SHARD = 400
 WORDINGS = 4  # captions of each picture; the first is also in the .txt file

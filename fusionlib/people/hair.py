@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusionlib.people.head import load_head_model
-from fusionlib.people.identity import Person, stream
+from fusionlib.people.identity import Person
+from fusionlib.people.sampling import stream
 from fusionlib.people.skin import HEAD_CENTRE, hairline_margin, smoothstep, spherical
 
 Array = np.ndarray

@@ -1,24 +1,18 @@
-"""Who a person is and how a view of them differs: sampled from integers alone.
+"""Who a person is: sampled from integers alone.
 
 `sample_person(seed, index)` fixes everything that belongs to the identity (shape of the face,
-skin, eyes, hair, brows, beard, glasses); `sample_view(seed, index, view)` fixes everything that
-belongs to one picture (pose, expression, light, background, style, clothes). Both depend on
-nothing but their arguments, so any picture of the data set can be made again by itself.
+skin, eyes, hair, brows, beard, glasses) and depends on nothing but its arguments, so any picture
+of the data set can be made again by itself.
 """
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
 
-Color = tuple[float, float, float]
+from fusionlib.people.sampling import Color, choose, jitter_color, stream
 
-EXPRESSIONS = ("neutral", "laughing", "angry", "crying")
-STYLES = ("photo", "noir", "line art", "watercolor", "faded film")
-STYLE_WEIGHTS = (0.70, 0.075, 0.075, 0.075, 0.075)
-BACKGROUNDS = ("studio", "beach", "forest", "city", "snow", "night", "garden", "library")
 HAIR_STYLES = ("bald", "cropped", "short", "bob", "long", "curly", "bun")
 
 HAIR_COLORS: dict[str, Color] = {
@@ -205,50 +199,10 @@ class Person:
         return "young" if self.age < 35 else "old" if self.age >= 60 else "middle-aged"
 
 
-@dataclass(frozen=True)
-class View:
-    """One picture of a person: angles in degrees, offsets as a fraction of the picture."""
-
-    index: int
-    yaw: float
-    pitch: float
-    roll: float
-    expression: str
-    intensity: float
-    jitter: tuple[float, float, float]
-    gaze: tuple[float, float]
-    light_azimuth: float
-    light_elevation: float
-    light_strength: float
-    light_warmth: float
-    background: str
-    style: str
-    garment: Color
-    caption_seed: int
-
-
-def stream(*keys: int | str) -> np.random.Generator:
-    """A random generator that depends on `keys` alone (not on the process or on Python's hash)."""
-    words = [zlib.crc32(k.encode()) if isinstance(k, str) else int(k) for k in keys]
-    return np.random.default_rng(words)
-
-
 def skin_color(tone: float) -> Color:
     """Skin colour for a tone from 0 (very light) to 1 (very dark)."""
     r, g, b = (float(np.interp(tone, _SKIN_STEPS, _SKIN_RGB[:, i])) for i in range(3))
     return r, g, b
-
-
-def _jitter(color: Color, rng: np.random.Generator, amount: float) -> Color:
-    shift = rng.normal(0.0, amount) + rng.normal(0.0, amount / 5, 3)
-    r, g, b = (float(c) for c in np.clip(np.asarray(color) * (1 + shift), 0.02, 0.98))
-    return r, g, b
-
-
-def _choose(rng: np.random.Generator, weights: dict[str, float]) -> str:
-    names = list(weights)
-    p = np.array([weights[n] for n in names])
-    return names[int(rng.choice(len(names), p=p / p.sum()))]
 
 
 def _sample_shape(rng: np.random.Generator, gender: str) -> dict[str, float]:
@@ -291,7 +245,7 @@ def _sample_hair(
     if ancestry[0] > 0.6:  # African hair: tightly curled more often
         styles["curly"] *= 2.5
         styles["cropped"] *= 1.5
-    style = _choose(rng, styles)
+    style = choose(rng, styles)
     light = max(0.0, 1.0 - 2.2 * tone)
     colors = {"black": 0.25 + 1.2 * tone, "brown": 0.55, "blond": 0.55 * light, "red": 0.32 * light}
     total = sum(colors.values())
@@ -299,8 +253,8 @@ def _sample_hair(
     weights = {k: v / total * (1 - gray) for k, v in colors.items()}
     weights["gray"] = gray * 0.55
     weights["white"] = gray * 0.45 * float(age > 50)
-    name = _choose(rng, weights)
-    return style, name, _jitter(HAIR_COLORS[name], rng, 0.12)
+    name = choose(rng, weights)
+    return style, name, jitter_color(HAIR_COLORS[name], rng, 0.12)
 
 
 def sample_person(seed: int, index: int) -> Person:
@@ -333,11 +287,11 @@ def sample_person(seed: int, index: int) -> Person:
     shape = _sample_shape(rng, gender)
     shape["head-age-incr"] = float(np.interp(age, [18, 50, 80], [-0.2, 0.2, 0.9]))
     shape["neck-double-incr"] += 0.4 * (phenotypes["weight"] - 0.5)
-    skin = _jitter(skin_color(tone), rng, 0.035)
+    skin = jitter_color(skin_color(tone), rng, 0.035)
     red = float(rng.uniform(0.25, 0.8)) if gender == "woman" else float(rng.uniform(0.1, 0.35))
     lip = np.asarray(skin) * np.array([0.86, 0.62, 0.62])
     lips = (1 - red) * lip + red * np.array([0.66, 0.18, 0.22]) * (0.55 + 0.45 * skin[0])
-    eye_name = _choose(
+    eye_name = choose(
         rng,
         {
             "brown": 0.45,
@@ -349,8 +303,8 @@ def sample_person(seed: int, index: int) -> Person:
     )
     style, hair_name, hair = _sample_hair(rng, gender, age, ancestry, tone)
     beards = {"none": 0.5, "stubble": 0.13, "moustache": 0.1, "goatee": 0.1, "full": 0.17}
-    beard = _choose(rng, beards) if gender == "man" else "none"
-    glasses = _choose(rng, {"none": 0.74, "round": 0.13, "square": 0.13})
+    beard = choose(rng, beards) if gender == "man" else "none"
+    glasses = choose(rng, {"none": 0.74, "round": 0.13, "square": 0.13})
     frames: list[Color] = [
         (0.05, 0.05, 0.06),
         (0.35, 0.18, 0.08),
@@ -372,7 +326,7 @@ def sample_person(seed: int, index: int) -> Person:
         skin=skin,
         lips=(float(lips[0]), float(lips[1]), float(lips[2])),
         eye_name=eye_name,
-        eye=_jitter(EYE_COLORS[eye_name], rng, 0.12),
+        eye=jitter_color(EYE_COLORS[eye_name], rng, 0.12),
         hair_style=style,
         hair_name=hair_name,
         hair=hair,
@@ -395,55 +349,3 @@ def sample_person(seed: int, index: int) -> Person:
         freckles=float(rng.uniform(0.3, 1.0)) if tone < 0.3 and rng.random() < 0.2 else 0.0,
         moles=moles,
     )
-
-
-def sample_view(seed: int, index: int, view: int) -> View:
-    """Sample picture number `view` of person number `index`.
-
-    View 0 is always the reference: neutral, frontal (|yaw| < 5 degrees), even light, photo.
-    The expressions of views 1, 2, 3, ... run through a shuffled list of all four, so that any
-    few views of a person differ in expression.
-    """
-    reference = view == 0
-    rng = stream("view", seed, index, view)
-    order = stream("order", seed, index, (view - 1) // 4 if view else 0).permutation(4)
-    expression = "neutral" if reference else EXPRESSIONS[int(order[(view - 1) % 4])]
-    warmth = float(rng.normal(0.0, 0.10))
-    background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
-    style = "photo" if reference else STYLES[int(rng.choice(len(STYLES), p=STYLE_WEIGHTS))]
-    return View(
-        index=view,
-        yaw=float(rng.uniform(-4.5, 4.5) if reference else rng.uniform(-20.0, 20.0)),
-        pitch=float(rng.uniform(-2.0, 2.0) if reference else rng.uniform(-8.0, 8.0)),
-        roll=0.0 if reference else float(rng.normal(0.0, 2.0)),
-        expression=expression,
-        intensity=float(rng.uniform(0.8, 1.0)),
-        jitter=(
-            float(rng.normal(0.0, 0.008)),
-            float(rng.normal(0.0, 0.008)),
-            float(np.clip(rng.normal(1.0, 0.02), 0.95, 1.05)),
-        ),
-        gaze=(float(rng.normal(0.0, 4.0)), float(rng.normal(0.0, 2.0))),
-        light_azimuth=float(rng.uniform(-15, 15) if reference else rng.uniform(-65, 65)),
-        light_elevation=float(rng.uniform(20, 50)),
-        light_strength=float(rng.uniform(0.45, 0.55) if reference else rng.uniform(0.45, 0.85)),
-        light_warmth=0.0 if reference else float(np.clip(warmth, -0.2, 0.2)),
-        background=background if style != "line art" else "studio",
-        style=style,
-        garment=_sample_garment(rng),
-        caption_seed=int(rng.integers(2**31)),
-    )
-
-
-def _sample_garment(rng: np.random.Generator) -> Color:
-    palette = [
-        (0.12, 0.13, 0.16),
-        (0.90, 0.90, 0.88),
-        (0.20, 0.30, 0.55),
-        (0.60, 0.14, 0.16),
-        (0.18, 0.40, 0.26),
-        (0.80, 0.62, 0.22),
-        (0.45, 0.30, 0.50),
-        (0.50, 0.50, 0.52),
-    ]
-    return _jitter(palette[int(rng.integers(len(palette)))], rng, 0.06)

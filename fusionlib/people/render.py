@@ -16,7 +16,8 @@ from fusionlib.people.head import (
     load_head_model,
     vertex_normals,
 )
-from fusionlib.people.identity import Person, View, stream
+from fusionlib.people.identity import Person
+from fusionlib.people.sampling import stream
 from fusionlib.people.scenery import apply_style, draw_background
 from fusionlib.people.skin import (
     TEXELS,
@@ -29,6 +30,7 @@ from fusionlib.people.skin import (
     paint_face,
     texture_map,
 )
+from fusionlib.people.view import View
 
 Array = np.ndarray
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from fusionlib.errors import FusionError
-from fusionlib.people.identity import BACKGROUNDS, STYLES
+from fusionlib.people.view import BACKGROUNDS, STYLES
 
 Array = np.ndarray
 RGB = tuple[int, int, int]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusionlib.people.head import HeadModel, load_head_model
-from fusionlib.people.identity import Person, stream
+from fusionlib.people.identity import Person
+from fusionlib.people.sampling import stream
 
 Array = np.ndarray
 
