@@ -48,11 +48,11 @@ def hair_phrase(person: Person) -> str:
     return phrases[person.hair_style]
 
 
-def _article(words: str) -> str:
+def article(words: str) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
-def _listed(parts: list[str]) -> str:
+def listed(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
@@ -90,10 +90,10 @@ def describe(person: Person, view: View, wording: int = 0) -> str:
     # Line art has no scenery to speak of.
     say_place = view.style != "line art" and rng.random() < 0.85
     noun = person.gender if rng.random() < 0.7 else "person"
-    subject = _article(" ".join([*words, noun]))
+    subject = article(" ".join([*words, noun]))
     text = f"{style} {subject}"
     if traits:
-        text += f" with {_listed(traits)}"
+        text += f" with {listed(traits)}"
     if say_place:
         text += f" {place}"
     if expression:

@@ -196,8 +196,9 @@ def load_head_model() -> HeadModel:
     parts = {
         name: get_face_segmentation_mask(model, labels).numpy() for name, labels in _PARTS.items()
     }
-    low = all_vertices[np.unique(all_faces[parts["head"]])][:, 2].min() - 0.12
-    near = (all_vertices[:, 2] > low) & (np.abs(all_vertices[:, 0]) < 0.26)
+    # Down to the waist and the elbows: pictures of several people show that much.
+    low = all_vertices[np.unique(all_faces[parts["head"]])][:, 2].min() - 0.38
+    near = (all_vertices[:, 2] > low) & (np.abs(all_vertices[:, 0]) < 0.46)
     parts["body"] = parts["body"] & near[all_faces].all(1)
     kept = np.unique(all_faces[np.any(list(parts.values()), axis=0)])
     new = np.full(len(all_vertices), -1)

@@ -1,0 +1,333 @@
+"""Two or three people in one picture: who stands where, the rendering, the words.
+
+`sample_group(seed, index, members)` fixes the picture; the people are those of the pictures of one
+person, by number, so that each of them has references. They stand side by side at slightly
+different depths and heights, turn a little to each other, share place, light and style, and have
+expressions and clothes of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fusionlib.errors import FusionError
+from fusionlib.people import render
+from fusionlib.people.caption import (
+    BACKGROUND_PHRASES,
+    STYLE_PHRASES,
+    article,
+    attributes,
+    hair_phrase,
+    listed,
+)
+from fusionlib.people.depth import BACKDROP, inverse_depth, read_distance
+from fusionlib.people.hair import Mesh
+from fusionlib.people.head import load_head_model
+from fusionlib.people.identity import Person, sample_person
+from fusionlib.people.sampling import stream
+from fusionlib.people.scenery import apply_style, draw_background
+from fusionlib.people.skin import smoothstep
+from fusionlib.people.view import EXPRESSIONS, View, sample_view
+
+Array = np.ndarray
+
+SIZES = (2, 3)
+FIRST_VIEW = 100  # views below belong to the pictures of one person
+# What all members of a group share; the rest of a view is each one's own.
+_SCENE = (
+    "light_azimuth",
+    "light_elevation",
+    "light_strength",
+    "light_warmth",
+    "background",
+    "style",
+)
+EYE_LINE = 0.42  # of the picture's height, from the top
+
+
+@dataclass(frozen=True)
+class Member:
+    """One person of a group.
+
+    Attributes:
+        person: number of the person.
+        place: metres to the right in the picture, away from the camera, and up, from the middle.
+        view: turn of the head (degrees), expression, clothes, and the group's scene.
+    """
+
+    person: int
+    place: tuple[float, float, float]
+    view: View
+
+
+@dataclass(frozen=True)
+class Group:
+    """One picture of several people.
+
+    Attributes:
+        index: number of the group.
+        seed: of the data set.
+        members: from left to right.
+        width: metres that the picture shows at the depth of the middle.
+    """
+
+    index: int
+    seed: int
+    members: tuple[Member, ...]
+    width: float
+
+    @property
+    def scene(self) -> View:
+        """A view that holds what the members share: place, light, style."""
+        return self.members[0].view
+
+
+@dataclass(frozen=True)
+class GroupPicture:
+    """A finished picture.
+
+    Attributes:
+        image: (size, size, 3) uint8.
+        masks: (n, size, size) bool, the visible part of each member's face; disjoint.
+        depth: (size, size) uint8, near is bright (`fusionlib.people.depth`).
+    """
+
+    image: Array
+    masks: Array
+    depth: Array
+
+
+def choose_members(seed: int, index: int, people: range) -> tuple[int, ...]:
+    """Who is in group number `index`: two or three different people, by number.
+
+    Raises:
+        FusionError: If there are fewer than three people to choose from.
+    """
+    if len(people) < max(SIZES):
+        raise FusionError(
+            f"Groups need at least {max(SIZES)} people to choose from, not {len(people)}: "
+            "raise the number of people."
+        )
+    rng = stream("members", seed, index)
+    count = SIZES[int(rng.integers(len(SIZES)))]
+    return tuple(people[int(n)] for n in rng.choice(len(people), count, replace=False))
+
+
+def sample_group(seed: int, index: int, members: Sequence[int]) -> Group:
+    """Sample picture number `index` of several people.
+
+    Args:
+        seed: Seed of the data set.
+        index: Number of the group.
+        members: Two or three different people, by number, from left to right.
+
+    Raises:
+        FusionError: For another number of people, or one person twice.
+    """
+    if len(members) not in SIZES or len(set(members)) < len(members):
+        raise FusionError(f"members must be two or three different people, not {list(members)}.")
+    rng = stream("group", seed, index)
+    count = len(members)
+    # Heads are about 0.2 m wide with their hair: the gaps let shoulders overlap, and no heads.
+    gaps = rng.uniform(0.195, 0.225, 1) if count == 2 else rng.uniform(0.180, 0.198, 2)
+    across = np.concatenate([[0.0], gaps.cumsum()])
+    across -= across[-1] / 2
+    if count == 2:
+        away = rng.permutation([0.0, rng.uniform(0.03, 0.09)])
+    else:  # the middle one stands behind the others, or before them
+        middle = rng.uniform(0.10, 0.15) * (1 if rng.random() < 0.75 else -1)
+        away = np.array([rng.normal(0, 0.015), middle, rng.normal(0, 0.015)])
+    away -= away.mean()
+    up = np.clip(rng.normal(0, 0.014, count), -0.025, 0.025) + 0.22 * away
+    # Mostly an expression each, so that a caption has something to tell apart.
+    moods = rng.permutation(EXPRESSIONS)[:count]
+    if rng.random() < 0.25:
+        moods[:] = moods[0]
+    views = [sample_view(seed, person, FIRST_VIEW + index) for person in members]
+    shared = {name: getattr(views[0], name) for name in _SCENE}
+    placed = []
+    for person, view, mood, x, y, z in zip(members, views, moods, across, away, up, strict=True):
+        turned = replace(
+            view,
+            expression=str(mood),
+            yaw=float(np.clip(rng.normal(75 * x, 6.0), -22, 22)),
+            pitch=float(rng.uniform(-5, 5)),
+            roll=float(np.clip(rng.normal(12 * x, 2.5), -6, 6)),
+            **shared,
+        )
+        placed.append(Member(person, (float(x), float(y), float(z)), turned))
+    width = rng.uniform(0.44, 0.49) if count == 2 else rng.uniform(0.56, 0.60)
+    return Group(index, seed, tuple(placed), float(width))
+
+
+def render_group(group: Group, size: int = 128) -> GroupPicture:
+    """Render a group at `size` pixels (drawn at twice that, then reduced).
+
+    Raises:
+        FusionError: If `anny` or `pyvista` is missing, or `size` is too small.
+    """
+    if size < 16:
+        raise FusionError(f"The picture size must be at least 16 pixels, not {size}.")
+    pixels = 2 * size
+    plotter = render._plotter(pixels)
+    staged = []
+    for member in group.members:
+        sitter = render._sitter(sample_person(group.seed, member.person))
+        staged.append(render._stage(plotter, _placed(render._pose(sitter, member.view), member)))
+    plotter.renderer.RemoveAllViewProps()
+    for actors in staged:
+        for actor in actors.values():
+            plotter.renderer.AddActor(actor)
+    wall = _camera(plotter, group) + BACKDROP
+    render._lights(plotter, group.scene, np.array([0.0, -1.0, 0.0]), np.array([1.0, 0.0, 0.0]))
+    shot = render._shot(plotter).astype(np.float32)
+    for channel, actors in enumerate(staged):
+        _flatten(actors, channel)
+    faces = render._shot(plotter)
+    distance = read_distance(plotter)
+
+    rng = stream("group scene", group.seed, group.index)
+    background = draw_background(group.scene.background, pixels, rng).astype(np.float32)
+    image = np.where(np.isnan(distance)[..., None], background, shot)
+    styled = apply_style(np.clip(image, 0, 255).astype(np.uint8), group.scene.style, rng)
+    # More than half of a pixel belongs to one person at most.
+    shares = np.asarray(Image.fromarray(faces).reduce(2))
+    masks = np.moveaxis(shares > 128, -1, 0)[: len(group.members)]
+    depth = np.asarray(Image.fromarray(inverse_depth(distance, wall)).reduce(2))
+    return GroupPicture(render._reduce(styled, size), masks, depth)
+
+
+def _camera(plotter: Any, group: Group) -> float:
+    """Set the camera for a group; returns its distance from the middle, metres."""
+    distance = group.width / 2 / np.tan(np.radians(render.FIELD_OF_VIEW / 2))
+    focus = load_head_model().landmarks.eyes + np.array([0, 0, (EYE_LINE - 0.5) * group.width])
+    camera = plotter.camera
+    camera.position = tuple(focus - np.array([0, distance, 0]))
+    camera.focal_point = tuple(focus)
+    camera.up = (0.0, 0.0, 1.0)
+    camera.view_angle = render.FIELD_OF_VIEW
+    camera.clipping_range = (distance - 0.7, distance + 0.7)
+    return float(distance)
+
+
+def _flatten(actors: dict[str, Any], channel: int) -> None:
+    """Make ready for the mask pass: no light, the face in one of red, green, blue, the rest black.
+
+    What is black still hides what lies behind it.
+    """
+    color = np.eye(3)[channel]
+    for name, actor in actors.items():
+        actor.GetMapper().ScalarVisibilityOff()
+        actor.GetProperty().LightingOff()
+        actor.GetProperty().SetColor(*(color if name in render._FACE_PARTS else np.zeros(3)))
+    actors["face"].GetProperty().SetColor(1.0, 1.0, 1.0)
+    face = render._face_texture()[..., :1] * color.astype(np.uint8)
+    actors["face"].SetTexture(render._texture(face))
+
+
+def _placed(figure: render._Figure, member: Member) -> render._Figure:
+    """The figure with hanging arms, turned, and moved to its place."""
+    parts = {}
+    for name, part in figure.parts.items():
+        mesh = part.mesh
+        points, normals = _turned(mesh.points, part.normals, member)
+        parts[name] = replace(part, mesh=Mesh(points, mesh.faces, mesh.colors), normals=normals)
+    points, normals = _turned(figure.face_points, figure.face_normals, member)
+    assert normals is not None
+    return replace(figure, face_points=points, face_normals=normals, parts=parts)
+
+
+def _turned(points: Array, normals: Array | None, member: Member) -> tuple[Array, Array | None]:
+    """(V, 3) points and normals of a person who stands in a group.
+
+    The model spreads its arms: they are let down about the shoulders. The head turns about the
+    neck, and the shoulders follow a third of the way.
+    """
+    from scipy.spatial.transform import Rotation
+
+    view, place = member.view, np.asarray(member.place)
+    marks = load_head_model().landmarks
+    side = np.sign(points[:, 0])
+    below = marks.chin[2] - points[:, 2]
+    arm = smoothstep(np.abs(points[:, 0]), 0.13, 0.22) * smoothstep(below, -0.02, 0.04)
+    shoulder = np.stack([0.165 * side, 0 * side, 0 * side + marks.chin[2] - 0.075], 1)
+    down = Rotation.from_rotvec(np.radians(36.0) * (arm * side)[:, None] * np.array([0, 1, 0]))
+    points = shoulder + down.apply(points - shoulder)
+
+    head = smoothstep(points[:, 2] - marks.chin[2], -0.09, 0.0)[:, None]
+    yaw = -np.radians(view.yaw) * (0.35 + 0.65 * head)
+    nod = head * np.radians([view.pitch, view.roll])
+    neck = np.array([0.0, -0.03, marks.chin[2] - 0.01])
+    turn = Rotation.from_rotvec(np.concatenate([nod, yaw], 1))
+    points = neck + turn.apply(points - neck) + place
+    if normals is not None:
+        normals = turn.apply(down.apply(normals))
+    return points, normals
+
+
+def describe_group(group: Group, wording: int = 0) -> str:
+    """A caption of the picture, in one of many wordings; says style, people and place.
+
+    From "a photo of two people in a garden" to "a photo of a laughing young woman with long red
+    hair and an angry man".
+    """
+    scene = group.scene
+    rng = stream("group caption", group.seed, group.index, wording)
+    style = _pick(rng, STYLE_PHRASES[scene.style])
+    people = [sample_person(group.seed, member.person) for member in group.members]
+    who = [_said(rng, p, m.view) for p, m in zip(people, group.members, strict=True)]
+    together = _counted(people) if rng.random() < 0.5 else _counted([])
+    number = {2: "two", 3: "three"}[len(people)]
+    # Line art has no scenery to speak of.
+    place = ""
+    if scene.style != "line art" and rng.random() < 0.85:
+        place = f" {_pick(rng, BACKGROUND_PHRASES[scene.background])}"
+    form = rng.random()
+    if form < 0.25:
+        return f"{style} {number} {together}{place}"
+    if form < 0.60:
+        return f"{style} {listed(who)}{place}"
+    return f"{style} {number} {together}{place}: {listed(who)}"
+
+
+def _pick(rng: np.random.Generator, phrases: Sequence[str]) -> str:
+    return phrases[int(rng.integers(len(phrases)))]
+
+
+def _counted(people: list[Person]) -> str:
+    """`women`, `men` or, of both or unsaid, `people`."""
+    genders = {person.gender for person in people}
+    return {("woman",): "women", ("man",): "men"}.get(tuple(genders), "people")
+
+
+def _said(rng: np.random.Generator, person: Person, view: View) -> str:
+    """One member in a few words: `a laughing old man with a full beard`, `a woman`."""
+    words = [view.expression] if view.expression != "neutral" and rng.random() < 0.85 else []
+    if rng.random() < 0.4:
+        words.append(person.age_word)
+    if person.hair_style == "bald" and rng.random() < 0.6:
+        words.append("bald")
+    traits = [hair_phrase(person)] if person.hair_style != "bald" and rng.random() < 0.4 else []
+    if person.glasses != "none" and rng.random() < 0.5:
+        traits.append("glasses")
+    noun = person.gender if rng.random() < 0.85 else "person"
+    text = article(" ".join([*words, noun]))
+    return f"{text} with {listed(traits)}" if traits else text
+
+
+def group_attributes(group: Group) -> dict[str, Any]:
+    """The fields that the picture's JSON holds beside its caption."""
+    return {
+        "people": [member.person for member in group.members],
+        "style": group.scene.style,
+        "background": group.scene.background,
+        "members": [
+            attributes(sample_person(group.seed, member.person), member.view)
+            for member in group.members
+        ],
+    }
