@@ -274,6 +274,7 @@ class Model(StrEnum):
     clip = "clip"
     base = "base"
     adapter = "adapter"
+    controlnet = "controlnet"
 
 
 @app.command()
@@ -283,7 +284,8 @@ def train(
         Model,
         typer.Argument(
             help="`vae`, `clip` and `base` make a checkpoint from scratch, in this order; "
-            "`adapter` trains the method on top of a frozen checkpoint."
+            "`adapter` trains the method on top of a frozen checkpoint, `controlnet` one that "
+            "follows depth maps."
         ),
     ],
     profile: ProfileOption = "embedded",
@@ -348,20 +350,29 @@ def render(
         bool,
         typer.Option("--files", help="Write plain files and an index.csv, for small sets."),
     ] = False,
+    groups: Annotated[
+        int,
+        typer.Option(
+            help="Pictures of two or three of these people beside those of one; with `--files`, "
+            "instead of them."
+        ),
+    ] = 0,
 ) -> None:
-    """Render people who do not exist, from many sides, with captions and face masks.
+    """Render people who do not exist, from many sides, with captions, face masks and depth maps.
 
     Writes webdataset shards (`00000.tar`, ...) that `fusionlib train` reads. The pictures depend on
     the seed alone, not on the number of workers. A run that was stopped goes on. Needs the extra
     packages of `pip install "fusionlib[people]"`.
     """
-    from fusionlib.people.dataset import export_files, render_dataset
+    from fusionlib.people.dataset import export_files, export_groups, render_dataset
 
-    numbers = {"people": people, "views": views, "seed": seed, "size": size}
-    if files:
-        export_files(out, **numbers, first_person=first_person, split=split)
+    numbers = {"people": people, "seed": seed, "size": size, "first_person": first_person}
+    if files and groups:
+        export_groups(out, **numbers, groups=groups, split=split)
+    elif files:
+        export_files(out, **numbers, views=views, split=split)
     else:
-        render_dataset(out, **numbers, first_person=first_person, workers=workers, split=split)
+        render_dataset(out, **numbers, views=views, workers=workers, split=split, groups=groups)
 
 
 @data_app.command()

@@ -49,10 +49,12 @@ def hair_phrase(person: Person) -> str:
 
 
 def article(words: str) -> str:
+    """The words with `a` or `an` before them."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
 def listed(parts: list[str]) -> str:
+    """One or more phrases as a list in a sentence: `a, b and c`."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 

@@ -1,9 +1,16 @@
 """Write people as a data set: webdataset shards (img2dataset's layout) or plain files.
 
 A shard `00000.tar` holds, for each picture, `{key}.jpg`, `{key}.txt` (the caption), `{key}.json`
-(all attributes) and `{key}.mask.png` (the face, 255). The key is the person's number times 100
-plus the view's, in nine digits. Every picture depends on (seed, person, view) alone, so the number
-of worker processes changes nothing, and a shard that is there already is skipped.
+(all attributes), `{key}.mask.png` (the face, 255) and `{key}.depth.png` (near is bright). The key
+is the person's number times 100 plus the view's, in nine digits. Every picture depends on (seed,
+person, view) alone, so the number of worker processes changes nothing, and a shard that is there
+already is skipped.
+
+Pictures of several people lie in shards of their own, `groups-00000.tar`, under the keys
+`group000000000` and so on. Their JSON has `people` in place of `person`, from left to right, and
+their mask is a palette image: 0 is nobody, 1 the first of them, 2 the second, 3 the third. All of
+its colours but the first are brighter than half, so that as grey levels it is the mask of any face,
+and `fusionlib.masks_from_colors(mask, [1, 2])` gives the identity masks of equation 7.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ import json
 import multiprocessing
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,17 +33,25 @@ from PIL import Image
 
 from fusionlib.errors import FusionError
 from fusionlib.people.caption import attributes, describe
+from fusionlib.people.group import (
+    choose_members,
+    describe_group,
+    group_attributes,
+    render_group,
+    sample_group,
+)
 from fusionlib.people.identity import sample_person
 from fusionlib.people.view import sample_view
 
 SAMPLES_PER_SHARD = 400
 WORDINGS = 4  # captions of each picture; the first is also in the .txt file
+PALETTE = (0, 0, 0, 255, 140, 120, 140, 230, 140, 150, 180, 255)  # of a group's mask
 FORMAT = 1  # raised when the same seed would give other pictures
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One shard: which people, how, and where to."""
+    """One shard: which people or which groups of them, how, and where to."""
 
     path: Path
     people: range
@@ -44,6 +59,20 @@ class _Job:
     seed: int
     size: int
     split: str
+    groups: range = range(0)
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.groups) or len(self.people) * self.views
+
+    def samples(self) -> Iterator[Sample]:
+        """Its pictures, as they are rendered."""
+        if self.groups:
+            for index in self.groups:
+                yield make_group(self.seed, index, self.people, self.size, self.split)
+        else:
+            for person in self.people:
+                yield from make_samples(self.seed, person, self.views, self.size, self.split)
 
 
 @dataclass(frozen=True)
@@ -55,9 +84,14 @@ class Sample:
     files: dict[str, bytes]
 
 
-def _encode(array: np.ndarray, kind: str, **options: Any) -> bytes:
+def _encode(
+    array: np.ndarray, kind: str, palette: Sequence[int] | None = None, **options: Any
+) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind, **options)
+    image = Image.fromarray(array)
+    if palette:
+        image.putpalette(palette)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -101,8 +135,47 @@ def make_samples(
                 "txt": caption.encode(),
                 "json": json.dumps(record, ensure_ascii=False).encode(),
                 "mask.png": _encode(picture.mask, "PNG"),
+                "depth.png": _encode(picture.depth, "PNG"),
             },
         )
+
+
+def make_group(seed: int, index: int, people: range, size: int, split: str) -> Sample:
+    """Render one picture of several people.
+
+    Args:
+        seed: Seed of the data set.
+        index: Number of the group.
+        people: Numbers of the people of the set, of whom two or three are in the picture.
+        size: Height and width in pixels.
+        split: Name written into the record.
+    """
+    group = sample_group(seed, index, choose_members(seed, index, people))
+    picture = render_group(group, size)
+    labels = np.zeros((size, size), np.uint8)
+    for number, mask in enumerate(picture.masks, start=1):
+        labels[mask] = number
+    key = f"group{index:09d}"
+    captions = [describe_group(group, wording) for wording in range(WORDINGS)]
+    record = {
+        "key": key,
+        "group": index,
+        "seed": seed,
+        "split": split,
+        "width": size,
+        "height": size,
+        "caption": captions[0],
+        "captions": captions,
+        **group_attributes(group),
+    }
+    files = {
+        "jpg": _encode(picture.image, "JPEG", quality=95, subsampling=0),
+        "txt": captions[0].encode(),
+        "json": json.dumps(record, ensure_ascii=False).encode(),
+        "mask.png": _encode(labels, "PNG", palette=PALETTE),
+        "depth.png": _encode(picture.depth, "PNG"),
+    }
+    return Sample(key, record, files)
 
 
 def _start_worker() -> None:
@@ -129,13 +202,12 @@ def _write_shard(job: _Job) -> int:
     count = 0
     try:
         with tarfile.open(temporary, "w") as archive:
-            for index in job.people:
-                for sample in make_samples(job.seed, index, job.views, job.size, job.split):
-                    for suffix, content in sample.files.items():
-                        info = tarfile.TarInfo(f"{sample.key}.{suffix}")
-                        info.size = len(content)
-                        archive.addfile(info, io.BytesIO(content))
-                    count += 1
+            for sample in job.samples():
+                for suffix, content in sample.files.items():
+                    info = tarfile.TarInfo(f"{sample.key}.{suffix}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+                count += 1
         os.replace(temporary, job.path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -155,13 +227,17 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _check(people: int, views: int, workers: int) -> None:
+def _check(people: int, views: int, workers: int, groups: int = 0) -> None:
     if people < 1:
         raise FusionError(f"The number of people must be at least 1, not {people}.")
     if not 1 <= views <= 100:
         raise FusionError(f"The number of views must be from 1 to 100, not {views}.")
     if workers < 1:
         raise FusionError(f"The number of workers must be at least 1, not {workers}.")
+    if groups < 0:
+        raise FusionError(f"The number of groups must be at least 0, not {groups}.")
+    if groups:
+        choose_members(0, 0, range(people))  # complains of too few people
 
 
 def _require_renderer() -> None:
@@ -200,7 +276,10 @@ def _same_data(folder: Path, parameters: dict[str, Any]) -> None:
         old = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FusionError(f"Cannot read {path}: remove it, or choose another folder.") from error
-    for name in ("format", "views", "seed", "size", "first_person", "split", "samples_per_shard"):
+    names = ["format", "views", "seed", "size", "first_person", "split", "samples_per_shard"]
+    if old.get("groups"):
+        names += ["groups", "people"]  # members are chosen among all people
+    for name in names:
         if old.get(name) != parameters[name]:
             raise FusionError(
                 f"The folder {folder} holds people made with {name} = {old.get(name)!r}, not "
@@ -218,6 +297,7 @@ def render_dataset(
     first_person: int = 0,
     workers: int = 2,
     split: str = "train",
+    groups: int = 0,
 ) -> Path:
     """Render people into webdataset shards; resumes where an earlier run stopped.
 
@@ -231,6 +311,9 @@ def render_dataset(
             ranges that do not overlap.
         workers: Processes.
         split: Name written into each record.
+        groups: How many pictures of two or three of these people there are beside those of one.
+            They are numbered from `first_person` on, so that sets without people in common have
+            no arrangement in common either.
 
     Returns:
         Path of the manifest.
@@ -241,7 +324,7 @@ def render_dataset(
     """
     from tqdm import tqdm
 
-    _check(people, views, workers)
+    _check(people, views, workers, groups)
     _require_renderer()
     folder = _folder(out)
     each = max(1, SAMPLES_PER_SHARD // views)
@@ -252,6 +335,11 @@ def render_dataset(
         )
         for n, start in enumerate(range(first_person, last, each))
     ]
+    everyone, last = range(first_person, last), first_person + groups
+    for n, start in enumerate(range(first_person, last, SAMPLES_PER_SHARD)):
+        numbers = range(start, min(start + SAMPLES_PER_SHARD, last))
+        path = folder / f"groups-{n:05d}.tar"
+        jobs.append(_Job(path, everyone, views, seed, size, split, numbers))
     parameters = _parameters(
         people=people,
         views=views,
@@ -260,14 +348,16 @@ def render_dataset(
         first_person=first_person,
         split=split,
         samples_per_shard=each * views,
+        groups=groups,
     )
     _same_data(folder, parameters)
     manifest = folder / "manifest.json"
     done = [job for job in jobs if job.path.exists()]
     todo = [job for job in jobs if not job.path.exists()]
     _write_text(manifest, json.dumps({**parameters, "complete": not todo}, indent=2) + "\n")
-    with tqdm(total=people * views, unit="picture", desc=f"people ({split})") as bar:
-        bar.update(sum(len(job.people) for job in done) * views)
+    total = people * views + groups
+    with tqdm(total=total, unit="picture", desc=f"people ({split})") as bar:
+        bar.update(sum(len(job) for job in done))
         if todo:
             # The rasteriser's threads must not be forked.
             context = multiprocessing.get_context("spawn")
@@ -281,8 +371,8 @@ def render_dataset(
     record = {
         **parameters,
         "complete": True,
-        "samples": people * views,
-        "shards": [{"file": job.path.name, "samples": len(job.people) * views} for job in jobs],
+        "samples": total,
+        "shards": [{"file": job.path.name, "samples": len(job)} for job in jobs],
     }
     _write_text(manifest, json.dumps(record, indent=2) + "\n")
     return manifest
@@ -318,8 +408,8 @@ def export_files(
 ) -> Path:
     """Render a small set of people as plain files, with an index: what the repository carries.
 
-    Files are `{person:04d}_{view}.jpg`, `.txt`, `.json` and `.mask.png`, the person counted from
-    `first_person`; `index.csv` lists them.
+    Files are `{person:04d}_{view}.jpg`, `.txt`, `.json`, `.mask.png` and `.depth.png`, the person
+    counted from `first_person`; `index.csv` lists them.
 
     Returns:
         Path of `index.csv`.
@@ -340,15 +430,93 @@ def export_files(
                 (folder / f"{stem}.{suffix}").write_bytes(content)
             row = {**sample.record, "person": number, "file": f"{stem}.jpg"}
             rows.append({name: row[name] for name in INDEX_FIELDS})
+    return _finish(
+        folder,
+        rows,
+        people=people,
+        views=views,
+        seed=seed,
+        size=size,
+        first_person=first_person,
+        split=split,
+    )
+
+
+def export_groups(
+    out: Path | str,
+    *,
+    groups: int,
+    people: int,
+    seed: int = 0,
+    size: int = 128,
+    first_person: int = 0,
+    split: str = "heldout",
+) -> Path:
+    """Render a small set of pictures of two or three people as plain files, with an index.
+
+    Files are `{group:04d}.jpg`, `.txt`, `.json`, `.mask.png` and `.depth.png`; `index.csv` lists
+    them, with their people counted from `first_person`, as `export_files` counts them.
+
+    Args:
+        out: Folder, made if missing.
+        groups: How many pictures.
+        people: How many people there are to choose from, at least three.
+        seed: Seed of the data set.
+        size: Height and width in pixels.
+        first_person: Number of the first person.
+        split: Name written into each record.
+
+    Returns:
+        Path of `index.csv`.
+
+    Raises:
+        FusionError: As `render_dataset`.
+    """
+    from tqdm import tqdm
+
+    _check(people, 1, 1, groups)
+    if groups < 1:
+        raise FusionError(f"The number of groups must be at least 1, not {groups}.")
+    _require_renderer()
+    folder = _folder(out)
+    everyone = range(first_person, first_person + people)
+    rows = []
+    for number in tqdm(range(groups), unit="picture", desc=f"groups ({split})"):
+        sample = make_group(seed, first_person + number, everyone, size, split)
+        stem, record = f"{number:04d}", sample.record
+        for suffix, content in sample.files.items():
+            (folder / f"{stem}.{suffix}").write_bytes(content)
+        rows.append(
+            {
+                "group": number,
+                "file": f"{stem}.jpg",
+                "people": " ".join(str(person - first_person) for person in record["people"]),
+                "caption": record["caption"],
+                "expressions": " ".join(member["expression"] for member in record["members"]),
+                "style": record["style"],
+                "background": record["background"],
+            }
+        )
+    return _finish(
+        folder,
+        rows,
+        groups=groups,
+        people=people,
+        seed=seed,
+        size=size,
+        first_person=first_person,
+        split=split,
+    )
+
+
+def _finish(folder: Path, rows: list[dict[str, Any]], **values: Any) -> Path:
+    """Write the index and the manifest of a set of plain files; returns the index."""
     index = folder / "index.csv"
     with index.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, INDEX_FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    parameters = _parameters(
-        people=people, views=views, seed=seed, size=size, first_person=first_person, split=split
-    )
-    record = {**parameters, "complete": True, "samples": len(rows)}
+    record = {**_parameters(**values), "complete": True, "samples": len(rows)}
     _write_text(folder / "manifest.json", json.dumps(record, indent=2) + "\n")
     return index
 

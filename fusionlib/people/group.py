@@ -302,7 +302,7 @@ def _pick(rng: np.random.Generator, phrases: Sequence[str]) -> str:
 def _counted(people: list[Person]) -> str:
     """`women`, `men` or, of both or unsaid, `people`."""
     genders = {person.gender for person in people}
-    return {("woman",): "women", ("man",): "men"}.get(tuple(genders), "people")
+    return {"woman": "women", "man": "men"}[genders.pop()] if len(genders) == 1 else "people"
 
 
 def _said(rng: np.random.Generator, person: Person, view: View) -> str:

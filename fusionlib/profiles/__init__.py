@@ -108,6 +108,7 @@ class Training(_Strict):
     vae: Recipe | None = None
     clip: Recipe | None = None
     base: Recipe | None = None
+    controlnet: Recipe | None = None
     adapter: Recipe
 
 
@@ -119,6 +120,7 @@ class Profile(_Strict):
         base_model: folder or hub id of a Stable Diffusion checkpoint.
         adapter: folder or hub id of the fusion adapter.
         clip_model: folder or hub id of the CLIP model that scores prompt alignment.
+        controlnet: folder or hub id of the ControlNet that follows depth maps, None without one.
         resolution: side of the generated image, pixels.
         num_inference_steps: sampling steps.
         guidance_scale: classifier-free guidance.
@@ -140,6 +142,7 @@ class Profile(_Strict):
     recognisers: list[str]
     detector: str
     heldout: str | None = None
+    controlnet: str | None = None
     seed: int = 0
     training: Training
     notebooks: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -184,7 +187,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         profile = Profile.model_validate(_read(path))
     except (ValidationError, yaml.YAMLError) as error:
         raise FusionError(f"the profile {path} does not fit: {error}") from error
-    for field in ("base_model", "adapter", "clip_model", "heldout"):
+    for field in ("base_model", "adapter", "clip_model", "controlnet", "heldout"):
         value = getattr(profile, field)
         if value is not None:
             setattr(profile, field, resolve(value))

@@ -34,9 +34,11 @@ class Pictures:
         pixels: uint8 ``(n, height, width, 3)``.
         masks: face masks, uint8 0 or 1, ``(n, height, width)``.
         captions: one or more wordings for each picture.
-        person: the identity of each picture, ``(n,)``.
+        person: the identity of each picture, ``(n,)``; of one that shows several people a negative
+            number of its own, so that no other picture is taken for one of the same person.
         style: the style of each picture ("photo", "line art", ...).
         skipped: how many samples could not be read.
+        depth: depth maps, uint8, near is bright, ``(n, height, width)``; None if not asked for.
     """
 
     pixels: NDArray[np.uint8]
@@ -45,6 +47,7 @@ class Pictures:
     person: NDArray[np.int64]
     style: list[str]
     skipped: int = 0
+    depth: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -59,6 +62,7 @@ class Pictures:
             np.concatenate([self.person, self.person]),
             self.style * 2,
             self.skipped,
+            None if self.depth is None else np.concatenate([self.depth, self.depth[:, :, ::-1]]),
         )
 
     def batch(self, index: Tensor | NDArray[Any]) -> Tensor:
@@ -67,13 +71,14 @@ class Pictures:
         return chosen.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def load_pictures(folder: str | Path, size: int) -> Pictures:
+def load_pictures(folder: str | Path, size: int, *, depth: bool = False) -> Pictures:
     """Read every shard of a folder.
 
     Args:
         folder: holds ``00000.tar``, ``00001.tar``, ... with ``key.jpg``, ``key.txt``, ``key.json``
-            and, if there is one, ``key.mask.png`` for each sample.
+            and, if there are, ``key.mask.png`` and ``key.depth.png`` for each sample.
         size: side of the pictures in pixels; others are resized.
+        depth: whether to read depth maps, too; samples without one are then skipped.
 
     Returns:
         The pictures. Samples that cannot be read are skipped, counted and reported.
@@ -88,7 +93,7 @@ def load_pictures(folder: str | Path, size: int) -> Pictures:
             f"there is no shard (*.tar) in {folder}: make the training set with "
             f"`fusionlib people render {folder}`"
         )
-    pixels, masks, captions, person, style = [], [], [], [], []
+    pixels, masks, captions, person, style, depths = [], [], [], [], [], []
     skipped = 0
     for shard in tqdm(shards, desc="reading shards", mininterval=2.0):
         for key, files in _samples(shard).items():
@@ -102,7 +107,11 @@ def load_pictures(folder: str | Path, size: int) -> Pictures:
                     drawn = Image.open(io.BytesIO(files["mask.png"])).convert("L")
                     mask = (np.asarray(drawn.resize((size, size))) > 127).astype(np.uint8)
                 wordings = list(facts.get("captions") or [files["txt"].decode()])
-                identity = int(facts["person"])
+                several = "people" in facts
+                identity = -1 - len(pixels) if several else int(facts["person"])
+                if depth:
+                    grey = Image.open(io.BytesIO(files["depth.png"])).convert("L")
+                    depths.append(np.asarray(grey.resize((size, size))))
             except (KeyError, ValueError, OSError, SyntaxError) as error:
                 skipped += 1
                 logger.warning("%s: skipped sample %s (%s)", shard, key, error)
@@ -119,7 +128,13 @@ def load_pictures(folder: str | Path, size: int) -> Pictures:
             "%d of %d samples in %s were skipped", skipped, skipped + len(pixels), folder
         )
     return Pictures(
-        np.stack(pixels), np.stack(masks), captions, np.asarray(person, np.int64), style, skipped
+        np.stack(pixels),
+        np.stack(masks),
+        captions,
+        np.asarray(person, np.int64),
+        style,
+        skipped,
+        np.stack(depths) if depth else None,
     )
 
 
