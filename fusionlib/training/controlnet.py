@@ -134,7 +134,8 @@ def train(
     start = start_weights(controlnet, start_from, "controlnet")
     network = Controlled(unet, controlnet)
     if device.type == "cpu":
-        network.to(memory_format=torch.channels_last)
+        for part in (unet, controlnet):
+            part.to(memory_format=torch.channels_last)
 
     def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         generator = batch.generator

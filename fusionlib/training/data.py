@@ -93,7 +93,9 @@ def load_pictures(folder: str | Path, size: int, *, depth: bool = False) -> Pict
             f"there is no shard (*.tar) in {folder}: make the training set with "
             f"`fusionlib people render {folder}`"
         )
-    pixels, masks, captions, person, style, depths = [], [], [], [], [], []
+    pixels: list[NDArray[np.uint8]] = []
+    masks, captions, person, style = [], [], [], []
+    depths: list[NDArray[np.uint8]] = []
     skipped = 0
     for shard in tqdm(shards, desc="reading shards", mininterval=2.0):
         for key, files in _samples(shard).items():
