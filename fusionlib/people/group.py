@@ -161,7 +161,7 @@ def sample_group(seed: int, index: int, members: Sequence[int]) -> Group:
             **shared,
         )
         placed.append(Member(person, (float(x), float(y), float(z)), turned))
-    width = rng.uniform(0.44, 0.49) if count == 2 else rng.uniform(0.56, 0.60)
+    width = rng.uniform(0.42, 0.47) if count == 2 else rng.uniform(0.55, 0.59)
     return Group(index, seed, tuple(placed), float(width))
 
 
