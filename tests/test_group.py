@@ -108,14 +108,11 @@ def test_captions_say_how_many_or_who() -> None:
     assert len({describe_group(made, wording) for wording in range(40)}) > 20
 
 
-def test_depth_is_the_inverse_of_distance_between_the_wall_and_the_nearest() -> None:
-    depth = inverse_depth(np.array([[1.0, 1.5, 2.0], [3.0, 9.0, np.nan]]), wall=3.0)
-    # (1/d - 1/3) / (1 - 1/3) of 255
-    assert depth.tolist() == [[255, pytest.approx(127.5, abs=0.5), 64], [0, 0, 0]]
-    with pytest.raises(FusionError, match="before the wall"):
-        inverse_depth(np.full((2, 2), np.nan), wall=3.0)
-    with pytest.raises(FusionError, match="before the wall"):
-        inverse_depth(np.full((2, 2), 4.0), wall=3.0)
+def test_depth_maps_are_linear_in_the_inverse_of_the_distance() -> None:
+    depth = inverse_depth(np.array([[1.0, 1.5, 3.0], [2.0, np.inf, np.inf]]))
+    # From 255 at 1 m to 64 at 3 m: 64 + 191 (1/d - 1/3) / (1 - 1/3); nothing behind is 0.
+    assert depth.tolist() == [[255, 160, 64], [112, 0, 0]]
+    assert not inverse_depth(np.full((2, 2), np.inf)).any()
 
 
 # The data set, with a renderer that paints rectangles.
@@ -126,7 +123,8 @@ def paint(made: Group, size: int) -> GroupPicture:
     for number, member in enumerate(made.members):
         middle = round((member.place[0] / made.width + 0.5) * size)
         masks[number, 4:12, max(0, middle - 2) : middle + 2] = True
-    depth = np.where(masks.any(0), 200, 20).astype(np.uint8)
+    depth = np.where(masks.any(0), 1.5, np.inf).astype(np.float32)
+    depth[0, 0], depth[0, 1] = 1.0, 2.0
     return GroupPicture(np.full((size, size, 3), made.index % 256, np.uint8), masks, depth)
 
 
@@ -168,7 +166,9 @@ def test_groups_lie_in_shards_beside_the_people_and_are_read_with_them(tmp_path:
     assert pictures.masks[10:].any((1, 2)).all()
     assert pictures.depth is not None and pictures.depth.shape == (16, 16, 16)
     for mask, depth in zip(pictures.masks[10:], pictures.depth[10:], strict=True):
-        assert (depth == np.where(mask == 1, 200, 20)).all()
+        expected = np.where(mask == 1, 128, 0)  # 64 + 191 (1/1.5 - 1/2) / (1 - 1/2)
+        expected[0, 0], expected[0, 1] = 255, 64
+        assert np.array_equal(depth, expected)
     both = pictures.mirrored().depth
     assert both is not None and np.array_equal(both[16:], pictures.depth[:, :, ::-1])
     assert load_pictures(tmp_path, 16).depth is None
@@ -248,8 +248,10 @@ def test_rendered_groups_are_what_they_say() -> None:
         for mask in picture.masks:
             assert 0.02 < mask.mean() < 0.2
             assert not (mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
-            assert picture.depth[mask].min() > 40
-        assert np.median(picture.depth[:10]) == 0
+            # A face is nearer than its own shoulders' back, and than the background.
+            assert np.median(inverse_depth(picture.depth)[mask]) > 100
+            assert np.isfinite(picture.depth[mask]).all()
+        assert np.isinf(picture.depth[:10]).mean() > 0.5
         # A detector that knows nothing of the masks finds a face in each.
         faces = [find.centre for find in find_faces(Image.fromarray(picture.image))]
         found = [picture.masks[:, round(y), round(x)] for x, y in faces]

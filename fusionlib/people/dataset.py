@@ -33,6 +33,7 @@ from PIL import Image
 
 from fusionlib.errors import FusionError
 from fusionlib.people.caption import attributes, describe
+from fusionlib.people.depth import inverse_depth
 from fusionlib.people.group import (
     choose_members,
     describe_group,
@@ -135,7 +136,7 @@ def make_samples(
                 "txt": caption.encode(),
                 "json": json.dumps(record, ensure_ascii=False).encode(),
                 "mask.png": _encode(picture.mask, "PNG"),
-                "depth.png": _encode(picture.depth, "PNG"),
+                "depth.png": _encode(inverse_depth(picture.depth), "PNG"),
             },
         )
 
@@ -173,7 +174,7 @@ def make_group(seed: int, index: int, people: range, size: int, split: str) -> S
         "txt": captions[0].encode(),
         "json": json.dumps(record, ensure_ascii=False).encode(),
         "mask.png": _encode(labels, "PNG", palette=PALETTE),
-        "depth.png": _encode(picture.depth, "PNG"),
+        "depth.png": _encode(inverse_depth(picture.depth), "PNG"),
     }
     return Sample(key, record, files)
 

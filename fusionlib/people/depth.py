@@ -6,42 +6,44 @@ from typing import Any
 
 import numpy as np
 
-from fusionlib.errors import FusionError
-
 Array = np.ndarray
 
-BACKDROP = 0.4  # metres from the heads to the wall that the background is taken for
+FARTHEST = 64  # grey level of a figure's farthest point: well above the background's 0
 
 
 def read_distance(plotter: Any) -> Array:
-    """(H, W) distance along the camera's axis of what was drawn last, metres; NaN for nothing.
+    """(P, P) float32 distance along the camera's axis of what was drawn last, metres.
 
     Args:
         plotter: a `pyvista.Plotter` whose window was just rendered; its z-buffer is read.
-    """
-    return -np.asarray(plotter.get_image_depth(fill_value=np.nan), np.float32)
-
-
-def inverse_depth(distance: Array, wall: float) -> Array:
-    """A depth map: inverse distance, stretched over the picture's own range.
-
-    Args:
-        distance: (H, W) metres, > 0; NaN where there is nothing.
-        wall: distance of the background, metres: what lies there or behind is 0.
 
     Returns:
-        (H, W) uint8: 255 for the nearest point of the picture, 0 for the background. Like the
-        relative depth that estimators such as MiDaS give, it has no unit.
-
-    Raises:
-        FusionError: If nothing stands before the wall.
+        Infinite where nothing was drawn.
     """
-    nearest = np.nanmin(distance) if np.isfinite(distance).any() else np.inf
-    if not 0 < nearest < wall:
-        raise FusionError(
-            f"distance has no point before the wall at {wall:g} m (the nearest is at "
-            f"{nearest:g} m): render the people first, or move the wall back."
-        )
-    shown = np.nan_to_num(distance, nan=wall)
-    level = (1 / shown - 1 / wall) / (1 / nearest - 1 / wall)
-    return (np.clip(level, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return -np.asarray(plotter.get_image_depth(fill_value=-np.inf), np.float32)
+
+
+def halve(distance: Array) -> Array:
+    """(P / 2, P / 2) the nearest of each four: a mean with an infinite distance is none."""
+    half = len(distance) // 2
+    return distance.reshape(half, 2, half, 2).min((1, 3))
+
+
+def inverse_depth(distance: Array) -> Array:
+    """A depth map: inverse distance, stretched over the people of the picture.
+
+    Args:
+        distance: (H, W) metres, > 0; infinite where the background is.
+
+    Returns:
+        (H, W) uint8: 255 for the nearest point, `FARTHEST` for the farthest of a figure, linear in
+        1 / metres between; 0 for the background. Like the relative depth that estimators such as
+        MiDaS give, it has no unit.
+    """
+    seen = np.isfinite(distance)
+    level = np.zeros(distance.shape, np.uint8)
+    if seen.any():
+        inverse = 1 / distance[seen].astype(np.float64)
+        span = max(float(np.ptp(inverse)), 1e-9)
+        level[seen] = np.round(FARTHEST + (255 - FARTHEST) * (inverse - inverse.min()) / span)
+    return level

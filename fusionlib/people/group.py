@@ -25,8 +25,7 @@ from fusionlib.people.caption import (
     hair_phrase,
     listed,
 )
-from fusionlib.people.depth import BACKDROP, inverse_depth, read_distance
-from fusionlib.people.hair import Mesh
+from fusionlib.people.depth import halve, read_distance
 from fusionlib.people.head import load_head_model
 from fusionlib.people.identity import Person, sample_person
 from fusionlib.people.sampling import stream
@@ -94,7 +93,8 @@ class GroupPicture:
     Attributes:
         image: (size, size, 3) uint8.
         masks: (n, size, size) bool, the visible part of each member's face; disjoint.
-        depth: (size, size) uint8, near is bright (`fusionlib.people.depth`).
+        depth: (size, size) float32, metres from the camera along its axis, infinite where the
+            background is (`fusionlib.people.depth`).
     """
 
     image: Array
@@ -183,7 +183,7 @@ def render_group(group: Group, size: int = 128) -> GroupPicture:
     for actors in staged:
         for actor in actors.values():
             plotter.renderer.AddActor(actor)
-    wall = _camera(plotter, group) + BACKDROP
+    _camera(plotter, group)
     render._lights(plotter, group.scene, np.array([0.0, -1.0, 0.0]), np.array([1.0, 0.0, 0.0]))
     shot = render._shot(plotter).astype(np.float32)
     for channel, actors in enumerate(staged):
@@ -193,17 +193,16 @@ def render_group(group: Group, size: int = 128) -> GroupPicture:
 
     rng = stream("group scene", group.seed, group.index)
     background = draw_background(group.scene.background, pixels, rng).astype(np.float32)
-    image = np.where(np.isnan(distance)[..., None], background, shot)
+    image = np.where(np.isfinite(distance)[..., None], shot, background)
     styled = apply_style(np.clip(image, 0, 255).astype(np.uint8), group.scene.style, rng)
     # More than half of a pixel belongs to one person at most.
     shares = np.asarray(Image.fromarray(faces).reduce(2))
     masks = np.moveaxis(shares > 128, -1, 0)[: len(group.members)]
-    depth = np.asarray(Image.fromarray(inverse_depth(distance, wall)).reduce(2))
-    return GroupPicture(render._reduce(styled, size), masks, depth)
+    return GroupPicture(render._reduce(styled, size), masks, halve(distance))
 
 
-def _camera(plotter: Any, group: Group) -> float:
-    """Set the camera for a group; returns its distance from the middle, metres."""
+def _camera(plotter: Any, group: Group) -> None:
+    """Set the camera for a group."""
     distance = group.width / 2 / np.tan(np.radians(render.FIELD_OF_VIEW / 2))
     focus = load_head_model().landmarks.eyes + np.array([0, 0, (EYE_LINE - 0.5) * group.width])
     camera = plotter.camera
@@ -212,7 +211,6 @@ def _camera(plotter: Any, group: Group) -> float:
     camera.up = (0.0, 0.0, 1.0)
     camera.view_angle = render.FIELD_OF_VIEW
     camera.clipping_range = (distance - 0.7, distance + 0.7)
-    return float(distance)
 
 
 def _flatten(actors: dict[str, Any], channel: int) -> None:
@@ -236,7 +234,7 @@ def _placed(figure: render._Figure, member: Member) -> render._Figure:
     for name, part in figure.parts.items():
         mesh = part.mesh
         points, normals = _turned(mesh.points, part.normals, member)
-        parts[name] = replace(part, mesh=Mesh(points, mesh.faces, mesh.colors), normals=normals)
+        parts[name] = replace(part, mesh=replace(mesh, points=points), normals=normals)
     points, normals = _turned(figure.face_points, figure.face_normals, member)
     assert normals is not None
     return replace(figure, face_points=points, face_normals=normals, parts=parts)

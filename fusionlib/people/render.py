@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fusionlib.errors import FusionError
-from fusionlib.people.depth import BACKDROP, inverse_depth, read_distance
+from fusionlib.people.depth import halve, read_distance
 from fusionlib.people.hair import Mesh, glasses_mesh, hair_mesh
 from fusionlib.people.head import (
     expression_actions,
@@ -42,9 +42,10 @@ IRIS_ANGLE, PUPIL_ANGLE = 25.0, 10.5  # degrees from the gaze axis
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished picture: (size, size, 3) uint8 image, (size, size) uint8 face mask (0, 255).
+    """A finished picture.
 
-    And its (size, size) uint8 depth map, near is bright (`fusionlib.people.depth`).
+    `image`: (size, size, 3) uint8. `mask`: (size, size) uint8, 255 on the face. `depth`: (size,
+    size) float32, metres from the camera along its axis, infinite where the background is.
     """
 
     image: Array
@@ -430,8 +431,7 @@ def _render(sitter: _Sitter, view: View, size: int) -> Picture:
     shot = _shot(plotter).astype(np.float32)
     _flatten(actors)
     cover = _shot(plotter)
-    wall = plotter.camera.distance + BACKDROP
-    depth = inverse_depth(read_distance(plotter), wall)
+    distance = read_distance(plotter)
 
     rng = stream("scene", sitter.person.seed, sitter.person.index, view.index)
     background = draw_background(view.background, pixels, rng).astype(np.float32)
@@ -439,8 +439,4 @@ def _render(sitter: _Sitter, view: View, size: int) -> Picture:
     image = shot + (1 - cover[..., 1:2].astype(np.float32) / 255) * background
     styled = apply_style(np.clip(image, 0, 255).astype(np.uint8), view.style, rng)
     mask = _largest_blob(_reduce(cover[..., 0], size) > 127)
-    return Picture(
-        _reduce(styled, size),
-        mask.astype(np.uint8) * 255,
-        np.asarray(Image.fromarray(depth).reduce(2)),
-    )
+    return Picture(_reduce(styled, size), mask.astype(np.uint8) * 255, halve(distance))
