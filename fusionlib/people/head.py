@@ -28,24 +28,24 @@ def _both(**actions: float) -> dict[str, float]:
     return {f"{name}{side}": value for name, value in actions.items() for side in ("Left", "Right")}
 
 
-# Facial actions of each expression at full strength, 0..1.
+# Facial actions of each expression at full strength; 1 is the package's limit for speech.
 EXPRESSION_ACTIONS: dict[str, dict[str, float]] = {
     "neutral": {},
     "laughing": {
-        **_both(mouthSmile=1.0, mouthUpperUp=0.60, mouthLowerDown=0.30, mouthDimple=0.35),
-        **_both(cheekSquint=0.9, eyeSquint=0.40, browOuterUp=0.2, mouthStretch=0.25),
+        **_both(mouthSmile=1.25, mouthUpperUp=0.85, mouthLowerDown=0.35, mouthDimple=0.35),
+        **_both(cheekSquint=1.0, eyeSquint=0.42, browOuterUp=0.35, mouthStretch=0.30),
         "jawOpen": 0.30,
     },
     "angry": {
-        **_both(browDown=1.0, noseSneer=0.6, eyeWide=0.30, eyeSquint=0.25),
-        **_both(mouthFrown=0.5, mouthStretch=0.30, mouthUpperUp=0.30, mouthLowerDown=0.55),
-        "jawForward": 0.3,
-        "jawOpen": 0.10,
+        **_both(browDown=1.5, noseSneer=0.5, eyeWide=0.45, browOuterUp=0.45),
+        **_both(mouthFrown=0.55, mouthStretch=0.55, mouthUpperUp=0.55, mouthLowerDown=1.1),
+        "jawForward": 0.4,
+        "jawOpen": 0.16,
     },
     "crying": {
-        **_both(mouthFrown=0.95, mouthStretch=0.55, mouthLowerDown=0.55, cheekSquint=0.6),
-        **_both(eyeSquint=0.50, eyeBlink=0.22, mouthUpperUp=0.25),
-        "browInnerUp": 1.0,
+        **_both(mouthFrown=1.2, mouthStretch=0.75, mouthLowerDown=0.7, cheekSquint=0.7),
+        **_both(eyeSquint=0.55, eyeBlink=0.22, mouthUpperUp=0.25),
+        "browInnerUp": 1.4,
         "jawOpen": 0.24,
     },
     "surprised": {
@@ -55,10 +55,10 @@ EXPRESSION_ACTIONS: dict[str, dict[str, float]] = {
         "mouthFunnel": 0.35,
     },
     "disgusted": {
-        **_both(noseSneer=1.0, browDown=0.55, mouthUpperUp=0.75, eyeSquint=0.6),
-        **_both(cheekSquint=0.55, mouthFrown=0.50, mouthLowerDown=0.25),
-        "jawOpen": 0.08,
-        "mouthShrugUpper": 0.25,
+        **_both(noseSneer=1.5, browDown=0.55, mouthUpperUp=1.1, eyeSquint=0.8),
+        **_both(cheekSquint=0.8, mouthFrown=0.65, mouthLowerDown=0.45, eyeBlink=0.12),
+        "jawOpen": 0.16,
+        "tongueOut": 0.35,
     },
 }
 # What may come with an expression, each with the probability that it does.
@@ -75,11 +75,11 @@ _SOMETIMES: dict[str, list[tuple[float, dict[str, float]]]] = {
     ],
     "angry": [
         (0.3, {"jawOpen": 0.32, **_both(mouthUpperUp=0.3)}),
-        (0.4, _both(mouthLowerDown=-0.5, mouthUpperUp=-0.25, mouthPress=0.7)),
+        (0.35, {"jawOpen": -0.2, **_both(mouthLowerDown=-1.3, mouthUpperUp=-0.7, mouthPress=1.2)}),
     ],
     "crying": [(0.4, {"jawOpen": 0.22}), (0.3, _both(eyeBlink=0.18))],
     "surprised": [(0.3, {"jawOpen": -0.35}), (0.25, {"mouthFunnel": 0.25})],
-    "disgusted": [(0.35, {"jawOpen": 0.16, "tongueOut": 0.5})],
+    "disgusted": [(0.4, {"jawOpen": 0.14, "tongueOut": 0.5})],
 }
 
 _PARTS = {
@@ -289,7 +289,7 @@ def _landmarks(template: Array, faces: dict[str, Array]) -> Landmarks:
 def expression_actions(
     expression: str, intensity: float = 1.0, play: int | None = None
 ) -> dict[str, float]:
-    """Facial actions (0..1) of an expression.
+    """Facial actions (0..1, up to 1.5 where a face of flesh moves further) of an expression.
 
     Args:
         expression: One of `EXPRESSION_ACTIONS`.
@@ -317,7 +317,7 @@ def expression_actions(
             part = name.removesuffix("Left").removesuffix("Right")
             strength = stream("strength", play, part).uniform(0.85, 1.15)
             actions[name] *= side * strength
-    return {k: float(np.clip(v * intensity, 0.0, 1.0)) for k, v in actions.items()}
+    return {k: float(np.clip(v * intensity, 0.0, 1.5)) for k, v in actions.items()}
 
 
 def vertex_normals(points: Array, faces: Array) -> Array:

@@ -17,7 +17,7 @@ Array = np.ndarray
 
 # Materials, as the blue channel of the stage's code pass. Up to SKIN_MAX it is skin, and the
 # number says how much it shines.
-SKIN_MAX, EYE, WET, HAIR, CLOTH, FRAME, GLASS = 120, 144, 160, 176, 208, 224, 240
+SKIN_MAX, EYE, WET, HAIR, CLOTH, FRAME = 120, 144, 160, 176, 208, 224
 
 # How far light wanders under the skin, metres for red, green, blue, and how far it reaches
 # round to the dark side.
@@ -227,110 +227,102 @@ def shade(
     """
     from scipy.ndimage import gaussian_filter
 
-    height = len(maps.depth)
     seen = maps.cover
+    out = np.zeros((*seen.shape, 3), np.float32)
     if not seen.any():
-        return np.zeros((*maps.depth.shape, 3), np.float32)
+        return out
     middle = float(np.median(maps.depth[seen]))
-    metres = 2 * middle * np.tan(np.radians(camera.angle / 2)) / height
-    n = maps.normal
-    points = positions(maps.depth, camera)
+    metres = 2 * middle * np.tan(np.radians(camera.angle / 2)) / len(seen)
+    open_ = gaussian_filter(hollows(maps.depth, metres), 0.0010 / metres)[seen]
+    # From here on only what is seen: (N, ...) arrays.
+    n, material = maps.normal[seen], maps.material[seen]
+    points = positions(maps.depth, camera)[seen]
     view = unit(camera.position.astype(np.float32) - points)
     # Backs that face the camera (strands, the inside of a sleeve) are lit like fronts.
-    n = n * np.where((n * view).sum(-1) < -0.05, -1, 1)[..., None].astype(np.float32)
-    material = maps.material
-    skin = ((material <= SKIN_MAX) & seen).astype(np.float32)
-    hair = material == HAIR
+    n = np.where(((n * view).sum(-1) < -0.05)[:, None], -n, n)
+    skin, hair, eye = material <= SKIN_MAX, material == HAIR, material == EYE
 
-    open_ = hollows(maps.depth, metres)
-    open_ = gaussian_filter(open_, 0.0010 / metres)
-    # An eyeball is wet and clear: its hollow is dark enough by what is painted on it.
-    open_ = np.where(material == EYE, 0.55 + 0.45 * open_, open_)
-    lit = np.ones(maps.depth.shape, np.float32)
-    lit[seen] = shadow(points[seen], n[seen], shadows, light.softness)
-    lit = gaussian_filter(lit, 0.0016 / metres)
-    lit = np.where(material == EYE, 0.4 + 0.6 * lit, lit)
+    lit = np.ones(seen.shape, np.float32)
+    lit[seen] = shadow(points, n, shadows, light.softness)
+    lit = gaussian_filter(lit, 0.0016 / metres)[seen]
+    # Eyeballs and teeth are wet and clear: they gather light from wherever it comes.
+    clear = eye | (material == WET)
+    open_ = np.where(clear, 0.55 + 0.45 * open_, open_)
+    lit = np.where(clear, 0.45 + 0.55 * lit, lit)
 
     mean, across, upward = surroundings(background)
-    gray = float(mean.mean())
+    level = light.ambient / max(float(mean.mean()), 0.12)
     mean, across, upward = (0.55 * c + 0.45 * c.mean() for c in (mean, across, upward))
-    level = light.ambient / max(gray, 0.12)
     around = (
         mean
-        + 0.5 * (n @ camera.right.astype(np.float32))[..., None] * across
-        + 0.5 * (n @ camera.up.astype(np.float32))[..., None] * upward
+        + 0.5 * (n @ camera.right.astype(np.float32))[:, None] * across
+        + 0.5 * (n @ camera.up.astype(np.float32))[:, None] * upward
     )
-    dome = 0.75 + 0.25 * n[..., 2:3]
-    diffuse = (level * np.clip(around, 0, None) * dome * open_[..., None] ** 1.3).astype(np.float32)
+    dome = (level * (0.75 + 0.25 * n[:, 2]) * open_**1.3)[:, None].astype(np.float32)
+    diffuse = np.clip(around, 0, None) * dome
 
-    wrap = np.where(skin[..., None] > 0, SKIN_WRAP, np.float32(0.12))
-    wrap = np.where(hair[..., None], np.float32(0.35), wrap)
+    wrap = np.full((len(n), 3), 0.12, np.float32)
+    wrap[skin] = SKIN_WRAP
+    wrap[hair] = 0.35
     for direction, color, amount, reach in (
         (light.key, light.key_color, lit * (0.45 + 0.55 * open_), wrap),
         (light.fill, light.fill_color, open_, wrap + 0.3),
         (light.rim, light.rim_color, 0.3 + 0.7 * open_, 0.5 * wrap),
     ):
-        facing = (n @ direction.astype(np.float32))[..., None]
-        fall = np.clip((facing + reach) / (1 + reach), 0, None) ** (1 + 0.5 * reach)
-        diffuse += fall * amount[..., None] * color.astype(np.float32)
+        facing = (n @ direction.astype(np.float32))[:, None]
+        fall = np.clip((facing + reach) / (1 + reach), 0, None)
+        diffuse += fall * (amount[:, None] * color.astype(np.float32))
 
     if skin.any():
-        inside = skin[..., None] > 0
-        diffuse = np.where(inside, _scatter(diffuse, skin, metres), diffuse)
+        whole, inside = np.zeros_like(out), np.zeros(seen.shape, np.float32)
+        whole[seen], inside[seen] = diffuse, skin
+        scattered = _scatter(whole, inside, metres)[seen]
         # In hollows light bounces from skin to skin and takes its colour.
-        closed = (1 - open_)[..., None] * inside
-        diffuse = diffuse * (1 + closed * np.array([0.30, 0.02, -0.08], np.float32))
-    out = linear(maps.color) * diffuse
-    out += _shine(maps, n, view, light, lit, open_, skin)
-    return out * seen[..., None]
+        closed = 1 + (1 - open_)[:, None] * np.array([0.30, 0.02, -0.08], np.float32)
+        diffuse = np.where(skin[:, None], scattered * closed, diffuse)
+    color = linear(maps.color[seen])
+    out[seen] = color * diffuse + _shine(material, color, n, view, light, lit, open_)
+    return out
 
 
 def _shine(
-    maps: Maps, n: Array, view: Array, light: Light, lit: Array, open_: Array, skin: Array
+    material: Array, color: Array, n: Array, view: Array, light: Light, lit: Array, open_: Array
 ) -> Array:
-    """What is mirrored: the sheen of skin and hair, wet eyes, lips and teeth."""
-    material = maps.material
-    gloss = np.where(skin > 0, material / np.float32(SKIN_MAX), 0).astype(np.float32)
-    for code, value in ((EYE, 1.0), (WET, 0.55), (CLOTH, 0.04), (FRAME, 0.8), (GLASS, 1.0)):
+    """(N, 3) what is mirrored: the sheen of skin and hair, wet eyes, lips and teeth."""
+    gloss = np.where(material <= SKIN_MAX, material / np.float32(SKIN_MAX), 0).astype(np.float32)
+    for code, value in ((EYE, 1.0), (WET, 0.55), (CLOTH, 0.04), (FRAME, 0.8)):
         gloss[material == code] = value
-    eye = (material == EYE) | (material == GLASS)
-    hair = material == HAIR
+    eye, hair = material == EYE, material == HAIR
     facing = np.clip((n * view).sum(-1), 0, 1)
-    rim = 0.04 + 0.96 * (1 - facing) ** 5
-    shine = np.zeros((*gloss.shape, 3), np.float32)
+    edge = 0.35 * gloss * (1 - facing) ** 5
+    shine = np.zeros_like(n)
     if hair.any():
         # Strands hang down the surface; the sheen lies across them, shifted from strand to strand.
         down = np.array([0.0, 0.12, -1.0], np.float32)
-        nh, vh = n[hair], view[hair]
+        nh, tone = n[hair], color[hair]
         strand = unit(down - (nh @ down)[:, None] * nh)
-        tone = linear(maps.color[hair])
         bright = tone.mean(-1)
         shift = 0.5 * (bright / max(float(np.median(bright)), 1e-3) - 1)
         strand = unit(strand + np.clip(shift, -0.3, 0.3)[:, None] * nh)
-    lamps = (
+    for direction, lamp_color, amount in (
         (light.key, light.key_color, lit * open_),
         (light.fill, light.fill_color, open_),
         (light.rim, light.rim_color, open_),
-    )
-    for direction, color, amount in lamps:
-        half = unit(view + direction.astype(np.float32))
+    ):
+        direction, lamp_color = direction.astype(np.float32), lamp_color.astype(np.float32)
+        half = unit(view + direction)
         c = np.clip((n * half).sum(-1), 0, 1)
-        lamp = np.clip(6 * (n @ direction.astype(np.float32)) + 0.6, 0, 1)
-        c2 = c * c
-        c4 = c2 * c2
-        c8 = c4 * c4
-        broad, narrow = c8, (c8 * c8) * (c8 * c8) * c8  # powers of 8 and 40
-        s = gloss * (0.10 * broad + 0.34 * gloss * narrow) + 0.35 * gloss * (rim - 0.04) * broad
-        if eye.any():
-            c40 = narrow[eye]
-            s[eye] = 1.5 * c40**8 + 0.05 * c40
+        lamp = np.clip(6 * (n @ direction) + 0.6, 0, 1)
+        c8 = ((c * c) ** 2) ** 2
+        c40 = ((c8 * c8) ** 2) * c8
+        s = gloss * (0.10 * c8 + 0.34 * gloss * c40) + edge * c8
+        s[eye] = 1.5 * ((c40[eye] ** 2) ** 2) ** 2 + 0.05 * c40[eye]
+        s[hair] = 0
+        shine += (s * amount * lamp)[:, None] * lamp_color
         if hair.any():
-            th = (strand * half[hair]).sum(-1)
-            sheen = np.clip(1 - th * th, 0, 1)
-            sheen4 = sheen**4
-            s[hair] = 0.0
-            glow = 0.05 * sheen4[:, None] + (0.55 * sheen**24)[:, None] * (0.06 + tone)
-            strength = (amount[hair] * np.clip(2 * (nh @ direction.astype(np.float32)) + 0.3, 0, 1))
-            shine[hair] += glow * strength[:, None] * color.astype(np.float32)
-        shine += (s * amount * lamp)[..., None] * color.astype(np.float32)
+            along = (strand * half[hair]).sum(-1)
+            sheen = np.clip(1 - along * along, 0, 1) ** 4
+            glow = 0.05 * sheen[:, None] + (0.55 * sheen**6)[:, None] * (0.06 + tone)
+            reached = amount[hair] * np.clip(2 * (nh @ direction) + 0.3, 0, 1)
+            shine[hair] += glow * reached[:, None] * lamp_color
     return shine

@@ -178,17 +178,35 @@ def _texels(x: Array, z: Array) -> Array:
 
 
 def _strokes(
-    shape: tuple[int, int], paths: list[Array], widths: Array, fine: int = 4
+    shape: tuple[int, int],
+    paths: list[Array],
+    widths: Array,
+    shades: Array | None = None,
+    fine: int = 4,
 ) -> Array:
-    """(H, W) coverage 0..1 of polylines of (K, 2) texels, widths in texels, with soft edges."""
+    """(H, W) polylines of (K, 2) texels, 0..1 with soft edges.
+
+    `widths`: texels of each; `shades`: how strong each is, 0..1 (1 without); `fine`: pixels drawn
+    for each texel.
+    """
     from PIL import Image, ImageDraw
 
-    canvas = Image.new("L", (shape[1] * fine, shape[0] * fine))
+    out = np.zeros(shape, np.float32)
+    kept = [i for i, path in enumerate(paths) if np.isfinite(path).all()]
+    if not kept:
+        return out
+    ends = np.concatenate([paths[i] for i in kept])
+    low = np.maximum(np.floor(ends.min(0)).astype(int) - 4, 0)
+    high = np.minimum(np.ceil(ends.max(0)).astype(int) + 5, [shape[1], shape[0]])
+    width, height = (high - low).tolist()
+    canvas = Image.new("L", (width * fine, height * fine))
     draw = ImageDraw.Draw(canvas)
-    for path, width in zip(paths, widths, strict=True):
-        if np.isfinite(path).all():
-            draw.line([tuple(p) for p in (path * fine)], fill=255, width=max(1, round(width * fine)))
-    return np.asarray(canvas.reduce(fine), np.float32) / 255
+    for i in kept:
+        shade = 255 if shades is None else round(255 * float(shades[i]))
+        line = ((paths[i] - low) * fine).ravel().tolist()
+        draw.line(line, fill=shade, width=max(1, round(float(widths[i]) * fine)))
+    out[low[1] : high[1], low[0] : high[0]] = np.asarray(canvas.reduce(fine), np.float32) / 255
+    return out
 
 
 def _brow_strokes(person: Person, shape: tuple[int, int], rng: np.random.Generator) -> Array:
@@ -216,9 +234,8 @@ def _brow_strokes(person: Person, shape: tuple[int, int], rng: np.random.Generat
             )
             paths.append(texel)
         widths.append(rng.uniform(0.40, 0.75, count))
-    one = np.stack(paths[:3], 1)
-    two = np.stack(paths[3:], 1)
-    return _strokes(shape, [*one, *two], np.concatenate(widths))
+    both = [*np.stack(paths[:3], 1), *np.stack(paths[3:], 1)]
+    return _strokes(shape, both, np.concatenate(widths))
 
 
 def _brow_line(person: Person, t: Array) -> Array:
@@ -287,13 +304,13 @@ def _age_lines(person: Person, shape: tuple[int, int], rng: np.random.Generator)
         (0.45 * rng.uniform(0.2, 1.1), 1.4, frown),
         (0.40 * rng.uniform(0.3, 1.1), 2.0, corners),
     ]
-    total = np.zeros(shape, np.float32)
+    lines = [line for _, _, group in groups for line in group]
+    widths = np.concatenate([np.full(len(group), width) for _, width, group in groups])
+    depths = np.concatenate([np.full(len(group), depth) for depth, _, group in groups])
+    mask = _strokes(shape, lines, widths, depths, fine=2)
+    soft = 0.75 * gaussian_filter(mask, 0.9, truncate=3) + 0.9 * gaussian_filter(mask, 2.2, truncate=2.5)
     broken = np.clip(0.85 + 0.35 * _noise(shape, 14, rng), 0.15, 1.3)
-    for depth, width, lines in groups:
-        mask = _strokes(shape, lines, np.full(len(lines), width), fine=2)
-        soft = 0.75 * gaussian_filter(mask, 0.9) + 0.9 * gaussian_filter(mask, 2.2)
-        total = np.maximum(total, depth * soft)
-    return np.clip(age * total * broken, 0, 1)
+    return np.clip(age * soft * broken, 0, 1)
 
 
 def beard_weight(beard: str, x: Array, y: Array, z: Array) -> Array:
@@ -381,13 +398,13 @@ def paint_face(person: Person) -> Complexion:
 
     def blend(alpha: Array, target: Array | tuple[float, float, float]) -> None:
         nonlocal color
-        color = color + (np.asarray(target, np.float32) - color) * alpha[..., None]
+        color += (np.asarray(target, np.float32) - color) * alpha.astype(np.float32)[..., None]
 
     flush = skin * [1.0, 0.66, 0.62]
     cheeks = np.exp(-(((side - 0.043) / 0.020) ** 2 + ((up + 0.043) / 0.018) ** 2)) * front
     nose = np.exp(-((x / 0.016) ** 2 + ((z - marks.nose[2]) / 0.013) ** 2)) * front
     chin = np.exp(-((x / 0.018) ** 2 + ((z - marks.chin[2] - 0.006) / 0.010) ** 2)) * front
-    rosy = person.blush
+    rosy = person.blush * (0.55 + 0.45 * light)
     blend(rosy * (0.42 * cheeks + 0.36 * nose + 0.14 * chin) + 0.22 * m.ears, flush)
     # Thin skin round the eyes lets the veins through; the forehead has the least blood.
     socket = smoothstep(m.lid, 0.014, 0.001) * front
@@ -408,7 +425,7 @@ def paint_face(person: Person) -> Complexion:
     lines = _age_lines(person, shape, rng)
     blend(0.75 * lines, skin * [0.60, 0.46, 0.42])
     ridge = np.clip(np.roll(lines, 2, 0) - lines, 0, 1)
-    color = color * (1 + 0.16 * ridge[..., None])
+    color *= 1 + 0.16 * ridge[..., None]
     old = float(np.clip((person.age - 50) / 30, 0, 1))
     if old and light > 0.4:
         spots = smoothstep(_noise(shape, 6.5, rng), 1.75, 2.3) * smoothstep(up, -0.06, -0.01)
@@ -431,7 +448,7 @@ def paint_face(person: Person) -> Complexion:
         scalp = smoothstep(margin, -1.5, 3.0) * (1 - smoothstep(m.ears, 0.05, 0.3))
         strands = 1 + 0.12 * _noise(shape, 3, rng)
         blend((0.8 if hair_style == "cropped" else 0.92) * scalp, hair * 0.9)
-        color = color * (1 + (strands - 1) * scalp)[..., None]
+        color *= (1 + (strands - 1) * scalp)[..., None].astype(np.float32)
         gloss = gloss * (1 - 0.9 * scalp)
 
     beard_hair = beard_color(person)
@@ -461,7 +478,7 @@ def paint_face(person: Person) -> Complexion:
     blend(0.82 * smoothstep(lips, 0.12, 0.75), person.lips)
     crease = _noise((shape[0] // 12, shape[1]), 1.6, rng).repeat(12, 0)
     crease = np.pad(crease, ((0, shape[0] - len(crease)), (0, 0)), "edge")
-    color = color * (1 + 0.05 * (lips * crease)[..., None])
+    color *= 1 + 0.05 * (lips * crease)[..., None]
     blend(0.55 * smoothstep(m.mouth, 0.0022, 0.0003) * front, np.asarray(person.lips) * 0.42)
     gloss = gloss + (0.72 - gloss) * smoothstep(lips, 0.3, 0.9)
 
@@ -497,9 +514,9 @@ def _expression_layer(expression: str) -> tuple[Array, Array, Array]:
     around = smoothstep(m.lid, 0.012, 0.001) * front
     nose = np.exp(-((x / 0.018) ** 2 + ((m.points[..., 2] - marks.nose[2]) / 0.015) ** 2)) * front
     flush = {
-        "angry": 0.34 * cheeks + 0.16 * front * smoothstep(up, 0.02, 0.05),
-        "crying": 0.22 * cheeks + 0.42 * around + 0.34 * nose,
-        "laughing": 0.20 * cheeks,
+        "angry": 0.20 * cheeks + 0.20 * front * smoothstep(up, 0.02, 0.05),
+        "crying": 0.16 * cheeks + 0.42 * around + 0.34 * nose,
+        "laughing": 0.14 * cheeks,
         "disgusted": 0.08 * nose,
     }.get(expression, np.zeros_like(x))
 
@@ -549,16 +566,21 @@ def _expression_layer(expression: str) -> tuple[Array, Array, Array]:
             tears = np.maximum(tears, np.exp(-(drop**2)))
         pool = smoothstep(m.waterline, 0.0050, 0.0036) * smoothstep(up, -0.001, -0.003)
         tears = np.maximum(tears, 0.8 * pool) * front
-    return flush[..., None], tears[..., None], np.clip(crease, 0, 1)[..., None]
+    layers = [layer.astype(np.float32)[..., None] for layer in (flush, tears, crease.clip(0, 1))]
+    return layers[0], layers[1], layers[2]
 
 
 def paint_expression(face: Complexion, expression: str, intensity: float = 1.0) -> Complexion:
     """A neutral face with the blood, lines and tears of an expression."""
+    if expression == "neutral":
+        return face
     flush, tears, crease = _expression_layer(expression)
     color = face.color * (1 - intensity * flush * np.array([0.0, 0.42, 0.40], np.float32))
-    color = color * (1 - 0.45 * intensity * crease * np.array([0.7, 1.0, 1.0], np.float32))
+    color *= 1 - 0.45 * intensity * crease * np.array([0.7, 1.0, 1.0], np.float32)
+    if expression != "crying":
+        return Complexion(color, face.gloss)
     # A tear is a lens: bright, with a darker rim, and it shines.
-    color = color * (1 - 0.18 * (4 * tears * (1 - tears)))
+    color *= 1 - 0.18 * (4 * tears * (1 - tears))
     wet = color + 0.36 * tears**2 * (np.array([0.90, 0.95, 1.0], np.float32) - color)
     gloss = np.clip(face.gloss + tears[..., 0], 0, 1)
     return Complexion(np.clip(wet, 0, 1), gloss)
