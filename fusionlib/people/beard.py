@@ -16,10 +16,10 @@ Array = np.ndarray
 
 # Strands and their length in metres, at the chin and on the upper lip.
 _GROWTH: dict[str, tuple[int, float, float]] = {
-    "short": (1100, 0.0050, 0.0040),
-    "full": (1500, 0.0150, 0.0075),
-    "goatee": (700, 0.0110, 0.0065),
-    "moustache": (320, 0.0060, 0.0075),
+    "short": (1500, 0.0042, 0.0036),
+    "full": (2200, 0.0115, 0.0068),
+    "goatee": (900, 0.0100, 0.0062),
+    "moustache": (420, 0.0060, 0.0068),
 }
 
 
@@ -66,18 +66,18 @@ def beard_mesh(person: Person, points: Array, normals: Array) -> Mesh | None:
     side = np.sign(root[:, 0]) * np.clip(np.abs(root[:, 0]) / 0.02, 0, 1)
     fall = np.stack([0.25 * side, 0 * side - 0.15, -np.ones(count)], 1)
     fall[above, 0] = 0.9 * side[above]
-    fall = fall + rng.normal(0, 0.22, (count, 3))
+    fall = fall + rng.normal(0, 0.17, (count, 3))
     length = np.where(above, lip_length, chin_length * np.clip(weight[chosen], 0.25, 1) ** 1.2)
     # The chin's hair is the longest.
     length = length * np.where(above, 1, np.interp(np.abs(root[:, 0]), [0.0, 0.05], [1.15, 0.6]))
     length = (length * rng.uniform(0.55, 1.1, count))[:, None]
-    middle = root + length * (0.30 * outward + 0.35 * fall)
-    tip = root + length * (0.36 * outward + 0.85 * fall)
+    middle = root + length * (0.28 * outward + 0.35 * fall)
+    tip = root + length * (0.24 * outward + 0.85 * fall)
     across = np.cross(outward, fall)
     across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-9)
     tone = 1 + rng.normal(0, 0.16, (count, 1))
     color = np.clip(beard_color(person) * tone, 0.02, 1)
     gray = rng.random(count) < np.interp(person.age, [40, 70], [0.0, 0.35])
     color[gray] = 0.5 * color[gray] + 0.5 * np.array([0.62, 0.61, 0.60])
-    width = rng.uniform(0.0007, 0.0012, count)
+    width = rng.uniform(0.0005, 0.0009, count)
     return ribbons(np.stack([root - 0.001 * outward, middle, tip], 1), across, width, color)

@@ -73,8 +73,10 @@ def eye_mesh(
     colors = colors * (1 - pupil) + 0.015 * pupil
     points, normals = points @ turn.T, normals @ turn.T
     # The upper lid and its lashes shade the ball below them.
-    shade = 1 - 0.36 * smoothstep(points[:, 2], 0.10, 0.48) - 0.12 * smoothstep(
-        points[:, 2], -0.15, -0.5
+    shade = (
+        1
+        - 0.36 * smoothstep(points[:, 2], 0.10, 0.48)
+        - 0.12 * smoothstep(points[:, 2], -0.15, -0.5)
     )
     colors = np.clip(colors * shade[:, None], 0, 1)
     return Mesh(centre + radius * points, faces, colors), normals

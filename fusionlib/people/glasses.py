@@ -14,7 +14,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class _Frame:
-    """Half width and height of a lens, roundness (2 an ellipse), rim radius, metres; upward flick."""
+    """A lens: half width, half height and rim in metres, roundness (2 an ellipse), upward flick."""
 
     width: float
     height: float

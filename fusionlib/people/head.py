@@ -23,6 +23,7 @@ from fusionlib.people.sampling import stream
 
 Array = np.ndarray
 
+
 def _both(**actions: float) -> dict[str, float]:
     """Actions of the left and the right side by the name they share."""
     return {f"{name}{side}": value for name, value in actions.items() for side in ("Left", "Right")}
@@ -64,7 +65,7 @@ EXPRESSION_ACTIONS: dict[str, dict[str, float]] = {
 # What may come with an expression, each with the probability that it does.
 _SOMETIMES: dict[str, list[tuple[float, dict[str, float]]]] = {
     "neutral": [
-        (0.35, _both(mouthSmile=0.16)),
+        (0.5, _both(mouthSmile=0.20)),
         (0.2, {"browInnerUp": 0.15}),
         (0.2, _both(mouthPress=0.25)),
     ],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from fusionlib.people.hair import Mesh
@@ -14,7 +12,7 @@ __all__ = ["Mesh", "grid_faces", "join", "ribbons", "tube"]
 
 
 def grid_faces(rows: int, columns: int, closed: bool = False) -> Array:
-    """(F, 3) triangles of a grid of rows by columns; `closed` joins the last column to the first."""
+    """(F, 3) triangles of a grid; `closed` joins its last column to the first."""
     r, c = np.meshgrid(np.arange(rows - 1), np.arange(columns - (not closed)), indexing="ij")
     a, b = r * columns + c, r * columns + (c + 1) % columns
     d, e = a + columns, b + columns

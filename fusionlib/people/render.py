@@ -177,7 +177,7 @@ def pose(sitter: Sitter, view: View) -> Figure:
     mouth = np.tile([0.30, 0.09, 0.09], (len(points), 1))
     parts["mouth"] = Part(Mesh(points, model.faces["mouth"], mouth), BARE)
     tongue = np.tile([0.72, 0.36, 0.36], (len(points), 1))
-    parts["tongue"] = Part(Mesh(points, model.faces["tongue"], tongue), shade.WET)
+    parts["tongue"] = Part(Mesh(points, model.faces["tongue"], tongue), 70)
     if any(name in actions for name in ("jawOpen", "mouthUpperUpLeft", "mouthLowerDownLeft")):
         parts["teeth"] = Part(teeth_mesh(person, points, neutral), shade.WET)
 
@@ -234,9 +234,7 @@ def move(figure: Figure, rotation: Array, offset: Array) -> Figure:
     for name, part in figure.parts.items():
         mesh = part.mesh
         normals = None if part.normals is None else part.normals @ rotation.T
-        parts[name] = replace(
-            part, mesh=replace(mesh, points=moved(mesh.points)), normals=normals
-        )
+        parts[name] = replace(part, mesh=replace(mesh, points=moved(mesh.points)), normals=normals)
     return replace(
         figure,
         face_points=moved(figure.face_points),

@@ -120,15 +120,13 @@ def unit(vector: Array) -> Array:
 
 
 def positions(depth: Array, camera: Camera) -> Array:
-    """(H, W, 3) world coordinates of what each pixel shows, metres (anything where depth is inf)."""
+    """(H, W, 3) world coordinates of what is seen, metres (anything where depth is infinite)."""
     height, width = depth.shape
     reach = np.tan(np.radians(camera.angle / 2))
     across = ((np.arange(width) + 0.5) / width * 2 - 1) * reach * width / height
     down = ((np.arange(height) + 0.5) / height * 2 - 1) * reach
     rays = (
-        -camera.toward
-        + across[None, :, None] * camera.right
-        - down[:, None, None] * camera.up
+        -camera.toward + across[None, :, None] * camera.right - down[:, None, None] * camera.up
     ).astype(np.float32)
     far = np.where(np.isfinite(depth), depth, 0).astype(np.float32)
     return camera.position.astype(np.float32) + far[..., None] * rays
@@ -213,9 +211,7 @@ def surroundings(background: Array) -> tuple[Array, Array, Array]:
     return mean, across, upward
 
 
-def shade(
-    maps: Maps, camera: Camera, light: Light, shadows: ShadowMap, background: Array
-) -> Array:
+def shade(maps: Maps, camera: Camera, light: Light, shadows: ShadowMap, background: Array) -> Array:
     """(H, W, 3) linear light of what is seen, 0 where nothing is.
 
     Args:

@@ -165,9 +165,7 @@ def _front() -> tuple[Any, Array]:
     p, n = model.template[model.uv_vertex], normals[model.uv_vertex]
     inner = np.isin(model.uv_vertex, np.unique(model.faces["mouth"]))
     front = (n[:, 1] < -0.12) & (p[:, 1] < -0.06) & (np.abs(p[:, 0]) < 0.072) & ~inner
-    texel = np.stack(
-        [(model.uv[front, 0] - U0) * TEXELS, (V1 - model.uv[front, 1]) * TEXELS], 1
-    )
+    texel = np.stack([(model.uv[front, 0] - U0) * TEXELS, (V1 - model.uv[front, 1]) * TEXELS], 1)
     return LinearNDInterpolator(p[front][:, [0, 2]], texel), p[front]
 
 
@@ -246,14 +244,14 @@ def _brow_line(person: Person, t: Array) -> Array:
     )
 
 
-def _line(
-    x: Array, z: Array, rng: np.random.Generator, tremor: float = 0.0005
-) -> Array:
+def _line(x: Array, z: Array, rng: np.random.Generator, tremor: float = 0.0005) -> Array:
     """A template polyline as texels, resampled and a little irregular."""
     t = np.linspace(0, 1, 24)
     at = np.linspace(0, 1, len(x))
     phase = rng.uniform(0, 6.3, 4)
-    wave = sum(np.sin(t * f + p) / f**0.5 for f, p in zip((5.0, 9.0, 17.0, 29.0), phase, strict=True))
+    wave = sum(
+        np.sin(t * f + p) / f**0.5 for f, p in zip((5.0, 9.0, 17.0, 29.0), phase, strict=True)
+    )
     return _texels(np.interp(t, at, x) + 0.3 * tremor * wave, np.interp(t, at, z) + tremor * wave)
 
 
@@ -280,11 +278,17 @@ def _age_lines(person: Person, shape: tuple[int, int], rng: np.random.Generator)
     for sign in (1.0, -1.0):
         reach = rng.uniform(0.65, 1.0)
         t = np.linspace(0, reach, 9)
-        folds.append(_line(sign * (0.0185 + 0.0165 * t**0.8), nose + 0.001 - (nose - mouth[2] + 0.009) * t, rng))
+        folds.append(
+            _line(
+                sign * (0.0185 + 0.0165 * t**0.8), nose + 0.001 - (nose - mouth[2] + 0.009) * t, rng
+            )
+        )
         for k in range(int(rng.integers(1, 4))):
             drop = 0.0125 + 0.0032 * k + rng.normal(0, 0.0006)
             t = np.linspace(-1, rng.uniform(0.3, 0.9), 9)
-            bags.append(_line(sign * (0.032 + 0.014 * t), eyes - drop + 0.0045 * t**2 - 0.001 * t, rng))
+            bags.append(
+                _line(sign * (0.032 + 0.014 * t), eyes - drop + 0.0045 * t**2 - 0.001 * t, rng)
+            )
         for k in range(int(rng.integers(2, 5))):
             slope = 0.55 - 0.42 * k + rng.normal(0, 0.1)
             t = np.linspace(0, rng.uniform(0.6, 1.1), 7)
@@ -292,10 +296,20 @@ def _age_lines(person: Person, shape: tuple[int, int], rng: np.random.Generator)
             feet.append(_line(sign * (0.0505 + 0.0125 * t), eyes + rise, rng, 0.0003))
         t = np.linspace(0, 1, 6)
         frown.append(
-            _line(sign * (0.0055 + 0.0018 * t), eyes + 0.012 + rng.uniform(0.010, 0.016) * t, rng, 0.0003)
+            _line(
+                sign * (0.0055 + 0.0018 * t),
+                eyes + 0.012 + rng.uniform(0.010, 0.016) * t,
+                rng,
+                0.0003,
+            )
         )
         corners.append(
-            _line(sign * (0.0275 + 0.004 * t), mouth[2] - 0.004 - rng.uniform(0.008, 0.018) * t, rng, 0.0004)
+            _line(
+                sign * (0.0275 + 0.004 * t),
+                mouth[2] - 0.004 - rng.uniform(0.008, 0.018) * t,
+                rng,
+                0.0004,
+            )
         )
     groups += [
         (0.62, 2.4, folds),
@@ -308,7 +322,9 @@ def _age_lines(person: Person, shape: tuple[int, int], rng: np.random.Generator)
     widths = np.concatenate([np.full(len(group), width) for _, width, group in groups])
     depths = np.concatenate([np.full(len(group), depth) for depth, _, group in groups])
     mask = _strokes(shape, lines, widths, depths, fine=2)
-    soft = 0.75 * gaussian_filter(mask, 0.9, truncate=3) + 0.9 * gaussian_filter(mask, 2.2, truncate=2.5)
+    soft = 0.75 * gaussian_filter(mask, 0.9, truncate=3) + 0.9 * gaussian_filter(
+        mask, 2.2, truncate=2.5
+    )
     broken = np.clip(0.85 + 0.35 * _noise(shape, 14, rng), 0.15, 1.3)
     return np.clip(age * soft * broken, 0, 1)
 
@@ -392,9 +408,9 @@ def paint_face(person: Person) -> Complexion:
     blood = 0.020 * _noise(shape, 26, rng) + 0.012 * _noise(shape, 6, rng)
     color = skin * tone[..., None] * (1 - blood[..., None] * np.array([0.15, 1.0, 0.9]))
     color = color.astype(np.float32)
-    gloss = 0.36 + 0.10 * _noise(shape, 2.2, rng) + 0.06 * _noise(shape, 12, rng)
+    gloss = 0.36 + 0.07 * _noise(shape, 2.2, rng) + 0.06 * _noise(shape, 12, rng)
     middle = np.exp(-((x / 0.022) ** 2)) * smoothstep(up, -0.075, -0.02) * front
-    gloss = gloss + 0.22 * middle
+    gloss = gloss + 0.15 * middle
 
     def blend(alpha: Array, target: Array | tuple[float, float, float]) -> None:
         nonlocal color
@@ -423,13 +439,13 @@ def paint_face(person: Person) -> Complexion:
     blend(0.92 * nostril, skin * [0.16, 0.09, 0.08])
 
     lines = _age_lines(person, shape, rng)
-    blend(0.75 * lines, skin * [0.60, 0.46, 0.42])
+    blend(0.90 * lines, skin * [0.58, 0.44, 0.40])
     ridge = np.clip(np.roll(lines, 2, 0) - lines, 0, 1)
     color *= 1 + 0.16 * ridge[..., None]
     old = float(np.clip((person.age - 50) / 30, 0, 1))
     if old and light > 0.4:
-        spots = smoothstep(_noise(shape, 6.5, rng), 1.75, 2.3) * smoothstep(up, -0.06, -0.01)
-        blend(0.35 * old * spots, skin * [0.74, 0.60, 0.52])
+        spots = smoothstep(_noise(shape, 7.5, rng), 1.7, 2.4) * smoothstep(up, -0.06, -0.01)
+        blend(0.20 * old * spots, skin * [0.74, 0.60, 0.52])
     if person.freckles:
         spots = smoothstep(_noise(shape, 2.6, rng), 0.95, 1.7)
         spots = np.maximum(spots, 0.9 * smoothstep(_noise(shape, 4.0, rng), 1.2, 1.8))
@@ -491,7 +507,7 @@ def paint_face(person: Person) -> Complexion:
 
     brow = _brow_strokes(person, shape, rng)
     brow_hair = (0.10, 0.075, 0.06) if hair_style == "bald" and person.age < 50 else beard_hair
-    blend(0.45 * person.brows.strength * np.clip(1.5 * gaussian_filter(brow, 2.0), 0, 1), brow_hair)
+    blend(0.34 * person.brows.strength * np.clip(1.5 * gaussian_filter(brow, 2.0), 0, 1), brow_hair)
     blend(np.clip(0.95 * person.brows.strength * brow, 0, 1), brow_hair)
     gloss = gloss * (1 - 0.8 * np.clip(brow, 0, 1))
 
@@ -537,7 +553,12 @@ def _expression_layer(expression: str) -> tuple[Array, Array, Array]:
         if expression == "disgusted":
             for k in range(3):
                 lines.append(
-                    _line(sign * (0.004 + 0.009 * t), eyes - 0.004 + 0.004 * k - 0.006 * t, rng, 0.0002)
+                    _line(
+                        sign * (0.004 + 0.009 * t),
+                        eyes - 0.004 + 0.004 * k - 0.006 * t,
+                        rng,
+                        0.0002,
+                    )
                 )
     if expression in ("surprised", "crying"):
         for k in range(3):
@@ -551,7 +572,9 @@ def _expression_layer(expression: str) -> tuple[Array, Array, Array]:
         # No line ends like a stroke of a pen, and the forehead's are deepest in its middle.
         broken = np.clip(0.75 + 0.5 * _noise(x.shape, 13, rng), 0.1, 1.2)
         reach = 0.036 if expression == "surprised" else 0.024
-        crease = crease * broken * np.where(up > 0.032, 0.7 * smoothstep(side, reach, 0.3 * reach), 1)
+        crease = (
+            crease * broken * np.where(up > 0.032, 0.7 * smoothstep(side, reach, 0.3 * reach), 1)
+        )
 
     tears = np.zeros_like(x)
     if expression == "crying":
