@@ -44,10 +44,10 @@ EXPRESSION_ACTIONS: dict[str, dict[str, float]] = {
         "jawOpen": 0.16,
     },
     "crying": {
-        **_both(mouthFrown=1.2, mouthStretch=0.75, mouthLowerDown=0.7, cheekSquint=0.7),
-        **_both(eyeSquint=0.55, eyeBlink=0.22, mouthUpperUp=0.25),
-        "browInnerUp": 1.4,
-        "jawOpen": 0.24,
+        **_both(mouthFrown=0.95, mouthStretch=0.45, mouthLowerDown=0.5, cheekSquint=0.5),
+        **_both(eyeSquint=0.40, eyeBlink=0.10, mouthUpperUp=0.2),
+        "browInnerUp": 1.15,
+        "jawOpen": 0.2,
     },
     "surprised": {
         **_both(eyeWide=0.9, browOuterUp=0.9),
@@ -56,8 +56,8 @@ EXPRESSION_ACTIONS: dict[str, dict[str, float]] = {
         "mouthFunnel": 0.35,
     },
     "disgusted": {
-        **_both(noseSneer=1.5, browDown=0.55, mouthUpperUp=1.1, eyeSquint=0.8),
-        **_both(cheekSquint=0.8, mouthFrown=0.65, mouthLowerDown=0.45, eyeBlink=0.12),
+        **_both(noseSneer=1.25, browDown=0.5, mouthUpperUp=0.95, eyeSquint=0.7),
+        **_both(cheekSquint=0.6, mouthFrown=0.6, mouthLowerDown=0.45, eyeBlink=0.1),
         "jawOpen": 0.16,
         "tongueOut": 0.35,
     },

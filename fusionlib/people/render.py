@@ -143,7 +143,9 @@ def sit(person: Person) -> Sitter:
     turn = scale * rotation.T
     neutral = raw @ turn + shift
     mesh = hair_mesh(person, neutral)
-    hair = mesh and Part(mesh, shade.HAIR, vertex_normals(mesh.points, mesh.faces))
+    hair = None
+    if mesh is not None:
+        hair = Part(mesh, shade.HAIR, vertex_normals(mesh.points, mesh.faces))
     return Sitter(person, neutral, turn, hair, paint_face(person))
 
 

@@ -563,8 +563,8 @@ def _expression_layer(expression: str) -> tuple[Array, Array, Array]:
     if expression in ("surprised", "crying"):
         for k in range(3):
             bow = np.linspace(-0.038, 0.038, 9)
-            rise = 0.039 + 0.0095 * k - (1.6 - 0.4 * k) * bow**2
-            lines.append(_line(bow, eyes + rise, rng, 0.0009))
+            arch = 0.039 + 0.0095 * k - (1.6 - 0.4 * k) * bow**2
+            lines.append(_line(bow, eyes + arch, rng, 0.0009))
     crease = np.zeros_like(x)
     if lines:
         mask = _strokes(x.shape, lines, np.full(len(lines), 1.6), fine=2)

@@ -71,7 +71,7 @@ def sample_view(seed: int, index: int, view: int) -> View:
         pitch=float(rng.uniform(-2.0, 2.0) if reference else rng.uniform(-8.0, 8.0)),
         roll=0.0 if reference else float(rng.normal(0.0, 2.0)),
         expression=expression,
-        intensity=float(rng.uniform(0.75, 1.0)),
+        intensity=float(rng.uniform(0.7, 1.0)),
         jitter=(
             float(rng.normal(0.0, 0.008)),
             float(rng.normal(0.0, 0.008)),
@@ -88,7 +88,11 @@ def sample_view(seed: int, index: int, view: int) -> View:
         caption_seed=int(rng.integers(2**31)),
         rim_strength=float(face.uniform(0.1, 0.3) if reference else face.uniform(0.1, 0.9)),
         softness=float(face.uniform(0.008, 0.014) if reference else face.uniform(0.003, 0.014)),
-        lens=float(face.uniform(12.0, 16.0) if reference else face.uniform(10.0, 28.0)),
+        lens=float(
+            face.uniform(12.0, 16.0)
+            if reference
+            else np.exp(face.uniform(np.log(10.0), np.log(28.0)))
+        ),
         play=int(face.integers(2**31)),
     )
 
