@@ -319,12 +319,19 @@ _FACE_PARTS = {
 
 @dataclass(frozen=True)
 class _Prop:
-    """What stands on the stage: the actor, its code colour, and its textures if it has any."""
+    """What stands on the stage: an actor, and its textures by the name of what they show."""
 
     actor: Any
-    code: tuple[float, float, float]
-    texture: Any = None
-    code_texture: Any = None
+    textures: dict[str, Any]
+
+    def show(self, name: str) -> None:
+        """Wear the texture of this name, or else the vertices' own."""
+        texture = self.textures.get(name)
+        self.actor.SetTexture(texture)
+        mapper = self.actor.GetMapper()
+        mapper.SetScalarVisibility(texture is None)
+        if texture is None:
+            mapper.SelectColorArray(name)
 
 
 def _texture(image: Array) -> Any:
@@ -337,31 +344,55 @@ def _bytes(values: Array) -> Array:
     return (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _prop(poly: Any, colors: Array | None, normals: Array, code: tuple[int, int, int]) -> _Prop:
+def _prop(points: Array, faces: Array, normals: Array, colors: dict[str, Array]) -> Any:
+    """An actor without light whose vertices carry several colourings, (V, 3) each in 0..1."""
     from vtkmodules.util.numpy_support import numpy_to_vtk
     from vtkmodules.vtkRenderingCore import vtkActor, vtkPolyDataMapper
 
-    data = poly.GetPointData()
-    for name, values in (("color", colors), ("normal", normals * 0.5 + 0.5)):
-        if values is not None:
-            array = numpy_to_vtk(_bytes(values), deep=True)
-            array.SetName(name)
-            data.AddArray(array)
+    poly = _poly(points, faces)
+    for name, values in {"normal": normals * 0.5 + 0.5, **colors}.items():
+        array = numpy_to_vtk(_bytes(values), deep=True)
+        array.SetName(name)
+        poly.GetPointData().AddArray(array)
     mapper = vtkPolyDataMapper()
     mapper.SetInputData(poly)
     mapper.SetScalarModeToUsePointFieldData()
     actor = vtkActor()
     actor.SetMapper(mapper)
-    look = actor.GetProperty()
-    look.LightingOff()
-    look.SetColor(1.0, 1.0, 1.0)
-    red, green, blue = (c / 255 for c in code)
-    return _Prop(actor, (red, green, blue))
+    actor.GetProperty().LightingOff()
+    actor.GetProperty().SetColor(1.0, 1.0, 1.0)
+    return actor
 
 
 def _code(number: int) -> int:
     """The green of a figure's code, from its number (0 the first)."""
     return 255 - 16 * number
+
+
+def _plain_parts(figure: Figure, green: int) -> Any:
+    """All parts in plain colours as one actor: the fewer there are, the sooner they are drawn."""
+    points, faces, normals, colors, codes, start = [], [], [], [], [], 0
+    for name, part in figure.parts.items():
+        mesh = part.mesh
+        shading = part.normals
+        if shading is None:
+            shading = vertex_normals(mesh.points, mesh.faces)
+        used = np.zeros(len(mesh.points), bool)
+        used[mesh.faces] = True
+        number = np.cumsum(used) - 1
+        points.append(mesh.points[used])
+        normals.append(shading[used])
+        colors.append(mesh.colors[used])
+        faces.append(number[mesh.faces] + start)
+        code = np.array([255 if name in _FACE_PARTS else 0, green, part.material]) / 255
+        codes.append(np.broadcast_to(code, (len(points[-1]), 3)))
+        start += len(points[-1])
+    return _prop(
+        np.concatenate(points),
+        np.concatenate(faces),
+        np.concatenate(normals),
+        {"color": np.concatenate(colors), "code": np.concatenate(codes)},
+    )
 
 
 def _stage(plotter: Any, figures: list[Figure]) -> list[_Prop]:
@@ -374,25 +405,14 @@ def _stage(plotter: Any, figures: list[Figure]) -> list[_Prop]:
     props = []
     for number, figure in enumerate(figures):
         green = _code(number)
-        face = _poly(figure.face_points, model.uv_faces)
-        face.GetPointData().SetTCoords(numpy_to_vtk(uv.astype(np.float32), deep=True))
         gloss = figure.surface.gloss * (shade.SKIN_MAX / 255)
         codes = np.stack([texture_map().face, np.full_like(gloss, green / 255), gloss], -1)
-        prop = _prop(face, None, figure.face_normals, (255, 255, 255))
-        props.append(
-            replace(
-                prop,
-                texture=_texture(_bytes(figure.surface.color)),
-                code_texture=_texture(_bytes(codes)),
-            )
-        )
-        for name, part in figure.parts.items():
-            mesh = part.mesh
-            normals = (
-                vertex_normals(mesh.points, mesh.faces) if part.normals is None else part.normals
-            )
-            code = (255 if name in _FACE_PARTS else 0, green, part.material)
-            props.append(_prop(_poly(mesh.points, mesh.faces), mesh.colors, normals, code))
+        face = _prop(figure.face_points, model.uv_faces, figure.face_normals, {})
+        coordinates = numpy_to_vtk(uv.astype(np.float32), deep=True)
+        face.GetMapper().GetInput().GetPointData().SetTCoords(coordinates)
+        textures = {"color": _bytes(figure.surface.color), "code": _bytes(codes)}
+        props.append(_Prop(face, {name: _texture(image) for name, image in textures.items()}))
+        props.append(_Prop(_plain_parts(figure, green), {}))
     for prop in props:
         plotter.renderer.AddActor(prop.actor)
     return props
@@ -429,26 +449,13 @@ def _survey(plotter: Any, props: list[_Prop], camera: Camera, pixels: int) -> tu
     """What the camera sees; and the (P, P, 3) code pass: face, figure, material."""
     aim = _aim(plotter, camera.position, camera.toward, camera.up, camera.near, camera.far)
     aim.SetViewAngle(camera.angle)
-    for prop in props:
-        if prop.texture is not None:
-            prop.actor.SetTexture(prop.texture)
-            prop.actor.GetMapper().ScalarVisibilityOff()
-        else:
-            prop.actor.GetMapper().SelectColorArray("color")
-    color = _shot(plotter)
+    shots = {}
+    for name in ("color", "normal", "code"):
+        for prop in props:
+            prop.show(name)
+        shots[name] = _shot(plotter)
     z = _distance(plotter, pixels)
-    for prop in props:
-        prop.actor.SetTexture(None)
-        prop.actor.GetMapper().ScalarVisibilityOn()
-        prop.actor.GetMapper().SelectColorArray("normal")
-    normal = _shot(plotter)
-    for prop in props:
-        prop.actor.GetMapper().ScalarVisibilityOff()
-        if prop.code_texture is not None:
-            prop.actor.SetTexture(prop.code_texture)
-        else:
-            prop.actor.GetProperty().SetColor(*prop.code)
-    code = _shot(plotter)
+    color, normal, code = shots["color"], shots["normal"], shots["code"]
     near, far = camera.near, camera.far
     depth = np.where(z < 1, near * far / (far - z * (far - near)), np.inf).astype(np.float32)
     cover = code[..., 1] > 0

@@ -37,7 +37,8 @@ class TextureMap:
 
     `points`: template coordinates in metres; `lips`, `ears`: masks in 0..1; `lid`: distance to
     the nearer eyelid's edge in metres; `waterline`: to where the lid meets the eyeball; `mouth`:
-    to the mouth's rim.
+    to the mouth's rim; `face`: 1 on the face, 0 on scalp, ears and neck; `longitude`, `polar`:
+    degrees, see `spherical`.
     """
 
     points: Array
@@ -47,6 +48,8 @@ class TextureMap:
     waterline: Array
     mouth: Array
     face: Array
+    longitude: Array
+    polar: Array
 
 
 def spherical(points: Array) -> tuple[Array, Array]:
@@ -115,7 +118,7 @@ def texture_map() -> TextureMap:
     lid = cKDTree(_edges(model, model.lid_edge)).query(points)[0]
     waterline = cKDTree(_edges(model, model.faces["socket"])).query(points)[0]
     mouth = cKDTree(_edges(model, model.faces["mouth"])).query(points)[0]
-    longitude, _ = spherical(points)
+    longitude, polar = spherical(points)
     marks = model.landmarks
     jaw = marks.chin[2] - 0.014 + 0.45 * np.clip(points[..., 1] - marks.chin[1], 0, 1)
     face = (points[..., 2] > jaw) & (longitude < 100)
@@ -127,6 +130,8 @@ def texture_map() -> TextureMap:
         waterline=waterline.astype(np.float32),
         mouth=mouth.astype(np.float32),
         face=face.astype(np.float32),
+        longitude=longitude.astype(np.float32),
+        polar=polar.astype(np.float32),
     )
 
 
@@ -363,6 +368,14 @@ def beard_weight(beard: str, x: Array, y: Array, z: Array) -> Array:
     return parts[beard]
 
 
+@functools.lru_cache(maxsize=8)
+def _beard_area(beard: str) -> Array:
+    """(H, W) `beard_weight` of each texel, none on the lips."""
+    m = texture_map()
+    weight = beard_weight(beard, m.points[..., 0], m.points[..., 1], m.points[..., 2])
+    return (weight * (1 - smoothstep(m.lips, 0.15, 0.5))).astype(np.float32)
+
+
 def beard_color(person: Person) -> Array:
     """(3,) colour of beard and brows, 0..1: the hair's, a little darker, grey hair's a mixture."""
     dark = {"blond": 0.72, "white": 0.95, "gray": 0.85}.get(person.hair_name, 0.9)
@@ -458,7 +471,7 @@ def paint_face(person: Person) -> Complexion:
 
     # Hair under the shell, so that no skin shines through, and the whole of cropped hair.
     if hair_style != "bald":
-        longitude, polar = spherical(m.points)
+        longitude, polar = m.longitude, m.polar
         margin = hairline_margin(person, longitude, polar, covers_ears=False)
         margin = margin + 1.2 * _noise(shape, 7, rng)
         scalp = smoothstep(margin, -1.5, 3.0) * (1 - smoothstep(m.ears, 0.05, 0.3))
@@ -468,14 +481,13 @@ def paint_face(person: Person) -> Complexion:
         gloss = gloss * (1 - 0.9 * scalp)
 
     beard_hair = beard_color(person)
-    lipless = 1 - smoothstep(m.lips, 0.15, 0.5)
     if person.beard == "none" and person.gender == "man":
         # A shaved beard still shows, bluish where hair is dark.
-        weight = gaussian_filter(beard_weight("stubble", x, y, z), 4) * lipless
+        weight = gaussian_filter(_beard_area("stubble"), 4)
         dark = max(0.0, 0.55 - float(np.mean(hair)))
         blend(0.24 * dark * weight * (1 + 0.3 * _noise(shape, 2, rng)), skin * [0.52, 0.55, 0.58])
     elif person.beard != "none":
-        weight = beard_weight(person.beard, x, y, z) * lipless
+        weight = _beard_area(person.beard)
         under, count, length, opaque = {
             "stubble": (0.30, 5200, 1.6, 0.55),
             "short": (0.68, 5600, 4.0, 0.80),
