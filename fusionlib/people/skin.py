@@ -426,8 +426,10 @@ def paint_face(person: Person) -> Complexion:
     gloss = gloss + 0.15 * middle
 
     def blend(alpha: Array, target: Array | tuple[float, float, float]) -> None:
-        nonlocal color
-        color += (np.asarray(target, np.float32) - color) * alpha.astype(np.float32)[..., None]
+        on = alpha > 0.002
+        part = color[on]
+        goal = np.asarray(target, np.float32)
+        color[on] = part + (goal - part) * alpha[on].astype(np.float32)[:, None]
 
     flush = skin * [1.0, 0.66, 0.62]
     cheeks = np.exp(-(((side - 0.043) / 0.020) ** 2 + ((up + 0.043) / 0.018) ** 2)) * front
@@ -454,7 +456,7 @@ def paint_face(person: Person) -> Complexion:
     lines = _age_lines(person, shape, rng)
     blend(0.90 * lines, skin * [0.58, 0.44, 0.40])
     ridge = np.clip(np.roll(lines, 2, 0) - lines, 0, 1)
-    color *= 1 + 0.16 * ridge[..., None]
+    np.multiply(color, 1 + 0.16 * ridge[..., None], out=color)
     old = float(np.clip((person.age - 50) / 30, 0, 1))
     if old and light > 0.4:
         spots = smoothstep(_noise(shape, 7.5, rng), 1.7, 2.4) * smoothstep(up, -0.06, -0.01)
@@ -477,7 +479,7 @@ def paint_face(person: Person) -> Complexion:
         scalp = smoothstep(margin, -1.5, 3.0) * (1 - smoothstep(m.ears, 0.05, 0.3))
         strands = 1 + 0.12 * _noise(shape, 3, rng)
         blend((0.8 if hair_style == "cropped" else 0.92) * scalp, hair * 0.9)
-        color *= (1 + (strands - 1) * scalp)[..., None].astype(np.float32)
+        np.multiply(color, (1 + (strands - 1) * scalp)[..., None].astype(np.float32), out=color)
         gloss = gloss * (1 - 0.9 * scalp)
 
     beard_hair = beard_color(person)
@@ -506,7 +508,7 @@ def paint_face(person: Person) -> Complexion:
     blend(0.82 * smoothstep(lips, 0.12, 0.75), person.lips)
     crease = _noise((shape[0] // 12, shape[1]), 1.6, rng).repeat(12, 0)
     crease = np.pad(crease, ((0, shape[0] - len(crease)), (0, 0)), "edge")
-    color *= 1 + 0.05 * (lips * crease)[..., None]
+    np.multiply(color, 1 + 0.05 * (lips * crease)[..., None], out=color)
     blend(0.55 * smoothstep(m.mouth, 0.0022, 0.0003) * front, np.asarray(person.lips) * 0.42)
     gloss = gloss + (0.72 - gloss) * smoothstep(lips, 0.3, 0.9)
 
