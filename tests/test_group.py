@@ -19,7 +19,6 @@ from fusionlib.errors import FusionError
 from fusionlib.layout import masks_from_colors
 from fusionlib.people import dataset, group
 from fusionlib.people.caption import STYLE_PHRASES
-from fusionlib.people.depth import inverse_depth
 from fusionlib.people.group import (
     Group,
     GroupPicture,
@@ -29,6 +28,7 @@ from fusionlib.people.group import (
     sample_group,
 )
 from fusionlib.people.identity import sample_person
+from fusionlib.people.render import inverse_depth
 from fusionlib.people.view import EXPRESSIONS
 from fusionlib.training.data import load_pictures
 
@@ -259,7 +259,7 @@ def test_rendered_groups_are_what_they_say() -> None:
         # Nothing of a head lies in another.
         heads = [
             group._placed(
-                render._pose(render._sitter(sample_person(0, member.person)), member.view), member
+                render.pose(render.sit(sample_person(0, member.person)), member.view), member
             ).face_points
             for member in made.members
         ]

@@ -16,14 +16,17 @@ import pytest
 from PIL import Image
 
 from fusionlib.errors import FusionError
-from fusionlib.people import dataset
+from fusionlib.people import dataset, shade
 from fusionlib.people.caption import (
     BACKGROUND_PHRASES,
     STYLE_PHRASES,
     attributes,
     describe,
 )
-from fusionlib.people.identity import sample_person, skin_color
+from fusionlib.people.glasses import FRAMES
+from fusionlib.people.head import expression_actions
+from fusionlib.people.identity import SHAPE_MEAN, SHAPE_SPREAD, sample_person, skin_color
+from fusionlib.people.render import inverse_depth
 from fusionlib.people.scenery import apply_style, draw_background
 from fusionlib.people.view import BACKGROUNDS, EXPRESSIONS, STYLES, sample_view
 
@@ -49,7 +52,21 @@ def test_people_are_spread_widely_and_plausibly() -> None:
     assert all(18 <= p.age <= 80 for p in people)
     assert all(p.beard == "none" for p in people if p.gender == "woman")
     assert len({p.hair_style for p in people}) == 7
-    assert {p.glasses for p in people} == {"none", "round", "square"}
+    assert {p.glasses for p in people} == {"none", *FRAMES}
+
+
+def test_no_part_of_a_face_is_extreme_in_all_its_measures() -> None:
+    for index in range(100):
+        person = sample_person(0, index)
+        if person.gender == "woman":  # whose mean differs
+            continue
+        nose = [
+            (person.shape[k] - SHAPE_MEAN.get(k, 0.0)) / spread
+            for k, spread in SHAPE_SPREAD.items()
+            if k.startswith("nose-")
+        ]
+        assert np.linalg.norm(nose) < 1.2 * np.sqrt(len(nose))
+        assert np.abs(nose).max() <= 2.0 + 1e-9
 
 
 def test_skin_darkens_with_tone() -> None:
@@ -77,10 +94,91 @@ def test_view_zero_is_the_reference_and_no_view_leaves_its_range() -> None:
                 assert abs(view.yaw) < 5 and abs(view.light_azimuth) <= 15
 
 
-def test_four_views_after_the_reference_show_all_expressions() -> None:
+def test_the_views_after_the_reference_show_all_expressions() -> None:
+    assert len(EXPRESSIONS) == 6
     for person in range(20):
-        shown = {sample_view(3, person, v).expression for v in range(1, 5)}
-        assert shown == set(EXPRESSIONS)
+        for first in (1, 7):
+            shown = {sample_view(3, person, v).expression for v in range(first, first + 6)}
+            assert shown == set(EXPRESSIONS)
+
+
+def test_lenses_run_from_long_to_wide_and_the_reference_has_a_portrait_lens() -> None:
+    lenses = [sample_view(0, p, v).lens for p in range(60) for v in range(1, 4)]
+    assert 10 <= min(lenses) < 11.5 and 25 < max(lenses) <= 28
+    assert all(12 <= sample_view(0, p, 0).lens <= 16 for p in range(60))
+
+
+def test_expressions_vary_but_depend_on_their_seed_alone() -> None:
+    for name in EXPRESSIONS:
+        assert expression_actions(name, 0.9, 5) == expression_actions(name, 0.9, 5)
+        plays = [expression_actions(name, 1.0, seed) for seed in range(30)]
+        assert all(0 <= v <= 1.5 for actions in plays for v in actions.values())
+        assert len({tuple(sorted(p.items())) for p in plays}) > 1
+    laugh = expression_actions("laughing", 1.0, 3)
+    assert laugh["mouthSmileLeft"] != laugh["mouthSmileRight"]
+    # Whatever comes along, a laugh is nearer to other laughs than to tears.
+    names = sorted({n for e in EXPRESSIONS for n in expression_actions(e)})
+
+    def vector(actions: dict[str, float]) -> np.ndarray:
+        return np.array([actions.get(n, 0.0) for n in names])
+
+    centres = {e: vector(expression_actions(e)) for e in EXPRESSIONS}
+    for name in EXPRESSIONS:
+        for seed in range(20):
+            face = vector(expression_actions(name, 1.0, seed))
+            nearest = min(centres, key=lambda e: float(np.linalg.norm(face - centres[e])))
+            assert nearest == name
+    with pytest.raises(FusionError, match="bored.*laughing"):
+        expression_actions("bored")
+
+
+# Light, on maps made by hand.
+
+
+def test_a_pit_is_darker_than_the_plane_and_a_slope_is_not() -> None:
+    row, column = np.mgrid[-80:80, -80:80]
+    plane = 1.0 + 0.002 * column
+    assert np.allclose(shade.hollows(plane, 0.001)[45:115, 45:115], 1, atol=1e-4)
+    pit = 1.0 + 0.01 * np.exp(-((row**2 + column**2) / 60))
+    open_ = shade.hollows(pit, 0.001)
+    assert open_[80, 80] < 0.8 < open_[20, 20]
+    assert shade.hollows(2.0 - pit, 0.001)[80, 80] > 0.99  # a hill
+
+
+def test_what_stands_before_the_lamp_casts_a_shadow() -> None:
+    key = np.array([0.0, -1.0, 0.0])
+    right, up = np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])
+    # A screen ten centimetres before the wall hides the left half of it.
+    depth = np.zeros((64, 64), np.float32)
+    depth[:, :32] = -0.1
+    seen = shade.ShadowMap(depth, np.zeros(3), key, right, up, 0.2)
+    x = np.linspace(-0.15, 0.15, 31, dtype=np.float32)
+    wall = np.stack([x, 0 * x, 0 * x], 1)
+    lit = shade.shadow(wall, np.tile(key, (31, 1)).astype(np.float32), seen, 0.01)
+    assert (lit[x < -0.03] == 0).all() and (lit[x > 0.03] == 1).all()
+    assert 0 < lit[15] < 1  # and its edge is soft
+
+
+def test_light_wanders_under_the_skin_red_further_than_blue() -> None:
+    light = np.zeros((32, 64, 3), np.float32)
+    light[:, :32] = 1
+    spread = shade._scatter(light, np.ones((32, 64), np.float32), 0.001)
+    assert spread[16, 32, 0] > 1.5 * spread[16, 32, 2] > 0 and spread[16, 34, 0] > 0
+    assert spread[16, 10] == pytest.approx(1, abs=1e-3)
+
+
+def test_developing_keeps_the_order_of_lights_and_ends_in_white() -> None:
+    ramp = np.linspace(0, 3, 300, dtype=np.float32)[:, None].repeat(3, 1)
+    out = shade.develop(ramp)[:, 0]
+    assert (np.diff(out) >= 0).all() and out[0] == 0 and 250 < out[-1] <= 255
+    middle = np.array([[[90, 120, 60]]], np.uint8)
+    assert shade.develop(shade.linear(middle)) == pytest.approx(middle, abs=4)
+
+
+def test_inverse_depth_is_bright_where_it_is_near() -> None:
+    depth = np.array([[np.inf, 1.0], [1.2, 1.5]], np.float32)
+    assert inverse_depth(depth).tolist()[0] == [0, 255]
+    assert inverse_depth(depth)[1, 1] == 64 < inverse_depth(depth)[1, 0] < 255
 
 
 def test_most_pictures_are_photos() -> None:
@@ -346,3 +444,48 @@ def test_the_renderer_makes_the_committed_people_again() -> None:
         mask = np.asarray(Image.open(io.BytesIO(sample.files["mask.png"]))) > 0
         old = np.asarray(Image.open(HELDOUT / f"0000_{number}.mask.png")) > 0
         assert (mask & old).sum() / (mask | old).sum() > 0.98
+
+
+@pytest.mark.slow
+def test_two_figures_on_one_stage_have_masks_and_distances_of_their_own() -> None:
+    pytest.importorskip("anny")
+    pytest.importorskip("pyvista")
+    from fusionlib.people import render
+
+    view = sample_view(0, 1, 0)
+    camera = render.portrait_camera(view)
+    background = np.full((128, 128, 3), 120, np.uint8)
+    figures = [
+        render.move(render.pose(render.sit(sample_person(0, i)), view), np.eye(3), np.array(offset))
+        for i, offset in ((1, [-0.06, 0.0, 0.0]), (2, [0.06, 0.20, 0.0]))
+    ]
+    light = render.view_light(view, camera)
+    shot = render.photograph(figures, camera, light, background, reach=0.4)
+    assert set(np.unique(shot.figure)) == {0, 1, 2}
+    assert np.array_equal(np.isfinite(shot.depth), shot.figure > 0)
+    assert (shot.image[shot.figure == 0] == 120).all()
+    faces = [shot.face & (shot.figure == number) for number in (1, 2)]
+    assert min(f.sum() for f in faces) > 300
+    near, far = (float(np.median(shot.depth[f])) for f in faces)
+    assert far - near == pytest.approx(0.20, abs=0.03)
+    # The nearer one stands to the person's right, the picture's left, and hides the other.
+    assert np.nonzero(faces[0])[1].mean() < np.nonzero(faces[1])[1].mean()
+    assert faces[0].sum() > faces[1].sum()
+    with pytest.raises(FusionError, match="not 0"):
+        render.photograph([], camera, light, background)
+
+
+@pytest.mark.slow
+def test_a_portrait_is_deterministic_with_a_face_in_its_middle_and_a_depth() -> None:
+    pytest.importorskip("anny")
+    pytest.importorskip("pyvista")
+    from fusionlib.people.render import render_views
+
+    person, view = sample_person(0, 3), sample_view(0, 3, 0)
+    first, again = (render_views(person, [view], 64)[0] for _ in range(2))
+    assert np.array_equal(first.image, again.image)
+    assert first.depth.shape == (64, 64) and np.isfinite(first.depth[32, 32])
+    assert first.mask[32, 32] == 255 and 0.1 < (first.mask > 0).mean() < 0.6
+    assert np.isfinite(first.depth[first.mask > 0]).mean() > 0.98
+    face = first.depth[first.mask > 0]
+    assert face.min() < first.depth[np.isfinite(first.depth)].mean()

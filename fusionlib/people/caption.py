@@ -27,6 +27,7 @@ BACKGROUND_PHRASES = {
 }
 BEARD_PHRASES = {
     "stubble": "stubble",
+    "short": "a short beard",
     "moustache": "a moustache",
     "goatee": "a goatee",
     "full": "a full beard",

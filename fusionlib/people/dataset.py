@@ -33,7 +33,6 @@ from PIL import Image
 
 from fusionlib.errors import FusionError
 from fusionlib.people.caption import attributes, describe
-from fusionlib.people.depth import inverse_depth
 from fusionlib.people.group import (
     choose_members,
     describe_group,
@@ -42,12 +41,13 @@ from fusionlib.people.group import (
     sample_group,
 )
 from fusionlib.people.identity import sample_person
+from fusionlib.people.render import inverse_depth
 from fusionlib.people.view import sample_view
 
 SAMPLES_PER_SHARD = 400
 WORDINGS = 4  # captions of each picture; the first is also in the .txt file
 PALETTE = (0, 0, 0, 255, 140, 120, 140, 230, 140, 150, 180, 255)  # of a group's mask
-FORMAT = 1  # raised when the same seed would give other pictures
+FORMAT = 2  # raised when the same seed would give other pictures
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from fusionlib.errors import FusionError
-from fusionlib.people import render
 from fusionlib.people.caption import (
     BACKGROUND_PHRASES,
     STYLE_PHRASES,
@@ -25,11 +24,12 @@ from fusionlib.people.caption import (
     hair_phrase,
     listed,
 )
-from fusionlib.people.depth import halve, read_distance
 from fusionlib.people.head import load_head_model
 from fusionlib.people.identity import Person, sample_person
+from fusionlib.people.render import Figure, photograph, pose, sit, view_light
 from fusionlib.people.sampling import stream
 from fusionlib.people.scenery import apply_style, draw_background
+from fusionlib.people.shade import Camera
 from fusionlib.people.skin import smoothstep
 from fusionlib.people.view import EXPRESSIONS, View, sample_view
 
@@ -43,9 +43,13 @@ _SCENE = (
     "light_elevation",
     "light_strength",
     "light_warmth",
+    "fill_color",
+    "rim_strength",
+    "softness",
     "background",
     "style",
 )
+FIELD_OF_VIEW = 14.0  # degrees: a portrait lens, little perspective
 EYE_LINE = 0.42  # of the picture's height, from the top
 
 
@@ -94,7 +98,7 @@ class GroupPicture:
         image: (size, size, 3) uint8.
         masks: (n, size, size) bool, the visible part of each member's face; disjoint.
         depth: (size, size) float32, metres from the camera along its axis, infinite where the
-            background is (`fusionlib.people.depth`).
+            background is .
     """
 
     image: Array
@@ -174,61 +178,49 @@ def render_group(group: Group, size: int = 128) -> GroupPicture:
     if size < 16:
         raise FusionError(f"The picture size must be at least 16 pixels, not {size}.")
     pixels = 2 * size
-    plotter = render._plotter(pixels)
-    staged = []
-    for member in group.members:
-        sitter = render._sitter(sample_person(group.seed, member.person))
-        staged.append(render._stage(plotter, _placed(render._pose(sitter, member.view), member)))
-    plotter.renderer.RemoveAllViewProps()
-    for actors in staged:
-        for actor in actors.values():
-            plotter.renderer.AddActor(actor)
-    _camera(plotter, group)
-    render._lights(plotter, group.scene, np.array([0.0, -1.0, 0.0]), np.array([1.0, 0.0, 0.0]))
-    shot = render._shot(plotter).astype(np.float32)
-    for channel, actors in enumerate(staged):
-        _flatten(actors, channel)
-    faces = render._shot(plotter)
-    distance = read_distance(plotter)
-
+    figures = [
+        _placed(pose(sit(sample_person(group.seed, member.person)), member.view), member)
+        for member in group.members
+    ]
     rng = stream("group scene", group.seed, group.index)
-    background = draw_background(group.scene.background, pixels, rng).astype(np.float32)
-    image = np.where(np.isfinite(distance)[..., None], shot, background)
-    styled = apply_style(np.clip(image, 0, 255).astype(np.uint8), group.scene.style, rng)
+    background = draw_background(group.scene.background, pixels, rng)
+    camera = _camera(group)
+    light = view_light(group.scene, camera)
+    shot = photograph(figures, camera, light, background, reach=0.7 * group.width)
+    styled = apply_style(np.clip(shot.image, 0, 255).astype(np.uint8), group.scene.style, rng)
     # More than half of a pixel belongs to one person at most.
-    shares = np.asarray(Image.fromarray(faces).reduce(2))
-    masks = np.moveaxis(shares > 128, -1, 0)[: len(group.members)]
-    return GroupPicture(render._reduce(styled, size), masks, halve(distance))
+    masks = [
+        _quarters(shot.face & (shot.figure == number)).mean(-1) > 0.5
+        for number in range(1, len(figures) + 1)
+    ]
+    image = Image.fromarray(styled).resize((size, size), Image.Resampling.LANCZOS)
+    # The nearest of the four: a mean with the infinite background is no distance.
+    return GroupPicture(np.asarray(image), np.stack(masks), _quarters(shot.depth).min(-1))
 
 
-def _camera(plotter: Any, group: Group) -> None:
-    """Set the camera for a group."""
-    distance = group.width / 2 / np.tan(np.radians(render.FIELD_OF_VIEW / 2))
+def _quarters(array: Array) -> Array:
+    """(P, P) at twice the picture's size to (P / 2, P / 2, 4)."""
+    half = len(array) // 2
+    return array.reshape(half, 2, half, 2).swapaxes(1, 2).reshape(half, half, 4)
+
+
+def _camera(group: Group) -> Camera:
+    """Straight on, so far away that the picture is as wide as the group wants it."""
+    distance = group.width / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2))
     focus = load_head_model().landmarks.eyes + np.array([0, 0, (EYE_LINE - 0.5) * group.width])
-    camera = plotter.camera
-    camera.position = tuple(focus - np.array([0, distance, 0]))
-    camera.focal_point = tuple(focus)
-    camera.up = (0.0, 0.0, 1.0)
-    camera.view_angle = render.FIELD_OF_VIEW
-    camera.clipping_range = (distance - 0.7, distance + 0.7)
+    toward = np.array([0.0, -1.0, 0.0])
+    return Camera(
+        position=focus + distance * toward,
+        toward=toward,
+        right=np.array([1.0, 0.0, 0.0]),
+        up=np.array([0.0, 0.0, 1.0]),
+        angle=FIELD_OF_VIEW,
+        near=float(distance) - 0.7,
+        far=float(distance) + 0.7,
+    )
 
 
-def _flatten(actors: dict[str, Any], channel: int) -> None:
-    """Make ready for the mask pass: no light, the face in one of red, green, blue, the rest black.
-
-    What is black still hides what lies behind it.
-    """
-    color = np.eye(3)[channel]
-    for name, actor in actors.items():
-        actor.GetMapper().ScalarVisibilityOff()
-        actor.GetProperty().LightingOff()
-        actor.GetProperty().SetColor(*(color if name in render._FACE_PARTS else np.zeros(3)))
-    actors["face"].GetProperty().SetColor(1.0, 1.0, 1.0)
-    face = render._face_texture()[..., :1] * color.astype(np.uint8)
-    actors["face"].SetTexture(render._texture(face))
-
-
-def _placed(figure: render._Figure, member: Member) -> render._Figure:
+def _placed(figure: Figure, member: Member) -> Figure:
     """The figure with hanging arms, turned, and moved to its place."""
     parts = {}
     for name, part in figure.parts.items():

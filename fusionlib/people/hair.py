@@ -1,4 +1,4 @@
-"""Hair and glasses as meshes over the head.
+"""Hair as a mesh over the head.
 
 Hair is a grid of longitudes and rows: the upper rows follow the skull (each point is a fixed
 mix of three scalp vertices, so the shell fits every head), the lower rows of long hair fall
@@ -233,68 +233,3 @@ def _join(a: Mesh, b: Mesh) -> Mesh:
         np.concatenate([a.faces, b.faces + len(a.points)]),
         np.concatenate([a.colors, b.colors]),
     )
-
-
-def _tube(path: Array, radius: float, color: tuple[float, float, float]) -> Mesh:
-    """A tube along (N, 3) points."""
-    sides = 8
-    tangent = np.gradient(path, axis=0)
-    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
-    up = np.where(np.abs(tangent[:, 1:2]) < 0.9, [[0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]])
-    first = np.cross(tangent, up)
-    first /= np.linalg.norm(first, axis=1, keepdims=True)
-    second = np.cross(tangent, first)
-    angle = np.linspace(0, 2 * np.pi, sides, endpoint=False)
-    ring = path[:, None] + radius * (
-        np.cos(angle)[None, :, None] * first[:, None]
-        + np.sin(angle)[None, :, None] * second[:, None]
-    )
-    keep = np.ones(ring.shape[:2], bool)
-    faces = _grid_faces(len(path), sides, keep)
-    return Mesh(ring.reshape(-1, 3), faces, np.tile(np.asarray(color), (len(path) * sides, 1)))
-
-
-def glasses_mesh(person: Person, eyes: tuple[Array, Array], front: float) -> Mesh | None:
-    """Frames round the two eye centres (left, right), or None.
-
-    Args:
-        person: Whose glasses.
-        eyes: Centres of the left and the right eye, (3,) metres.
-        front: y of the bridge of the nose, which the frame must clear (metres).
-    """
-    if person.glasses == "none":
-        return None
-    power, width, height = (
-        (2.0, 0.0235, 0.0215) if person.glasses == "round" else (5.0, 0.0265, 0.0185)
-    )
-    angle = np.linspace(0, 2 * np.pi, 49)
-    cos, sin = np.cos(angle), np.sin(angle)
-    ox = np.sign(cos) * np.abs(cos) ** (2 / power) * width
-    oz = np.sign(sin) * np.abs(sin) ** (2 / power) * height
-    radius = 0.0013
-    tubes = []
-    for sign, eye in zip((1.0, -1.0), eyes, strict=True):
-        centre_x = eye[0]
-        x = centre_x + ox
-        y = front + 0.25 * (np.abs(x) - 0.015).clip(0) * 0.8
-        tubes.append(_tube(np.stack([x, y, eye[2] - 0.001 + oz], 1), radius, person.glasses_color))
-        outer = np.array([centre_x + sign * width, y.max(), eye[2] + 0.004])
-        temple = np.stack(
-            [
-                np.linspace(outer[0], sign * max(0.078, abs(outer[0])), 8),
-                np.linspace(outer[1], -0.045, 8),
-                np.linspace(outer[2], outer[2] + 0.004, 8),
-            ],
-            1,
-        )
-        tubes.append(_tube(temple, radius, person.glasses_color))
-    inner = [eyes[0][0] - width, eyes[1][0] + width]
-    bridge_x = np.linspace(inner[0] + 0.001, inner[1] - 0.001, 9)
-    bridge = np.stack(
-        [bridge_x, np.full(9, front), np.full(9, (eyes[0][2] + eyes[1][2]) / 2 + 0.004)], 1
-    )
-    tubes.append(_tube(bridge, radius, person.glasses_color))
-    mesh = tubes[0]
-    for other in tubes[1:]:
-        mesh = _join(mesh, other)
-    return mesh

@@ -19,50 +19,68 @@ import numpy as np
 
 from fusionlib.errors import FusionError
 from fusionlib.people.identity import Person
+from fusionlib.people.sampling import stream
 
 Array = np.ndarray
 
+
+def _both(**actions: float) -> dict[str, float]:
+    """Actions of the left and the right side by the name they share."""
+    return {f"{name}{side}": value for name, value in actions.items() for side in ("Left", "Right")}
+
+
+# Facial actions of each expression at full strength; 1 is the package's limit for speech.
 EXPRESSION_ACTIONS: dict[str, dict[str, float]] = {
     "neutral": {},
     "laughing": {
-        "mouthSmileLeft": 0.9,
-        "mouthSmileRight": 0.9,
-        "jawOpen": 0.33,
-        "mouthUpperUpLeft": 0.45,
-        "mouthUpperUpRight": 0.45,
-        "cheekSquintLeft": 0.7,
-        "cheekSquintRight": 0.7,
-        "eyeSquintLeft": 0.4,
-        "eyeSquintRight": 0.4,
-        "browOuterUpLeft": 0.2,
-        "browOuterUpRight": 0.2,
+        **_both(mouthSmile=1.25, mouthUpperUp=0.85, mouthLowerDown=0.35, mouthDimple=0.35),
+        **_both(cheekSquint=1.0, eyeSquint=0.42, browOuterUp=0.35, mouthStretch=0.30),
+        "jawOpen": 0.30,
     },
     "angry": {
-        "browDownLeft": 1.0,
-        "browDownRight": 1.0,
-        "noseSneerLeft": 0.8,
-        "noseSneerRight": 0.8,
-        "eyeWideLeft": 0.25,
-        "eyeWideRight": 0.25,
-        "mouthFrownLeft": 0.55,
-        "mouthFrownRight": 0.55,
-        "mouthPressLeft": 0.5,
-        "mouthPressRight": 0.5,
+        **_both(browDown=1.5, noseSneer=0.5, eyeWide=0.45, browOuterUp=0.45),
+        **_both(mouthFrown=0.55, mouthStretch=0.55, mouthUpperUp=0.55, mouthLowerDown=1.1),
         "jawForward": 0.4,
+        "jawOpen": 0.16,
     },
     "crying": {
-        "browInnerUp": 1.0,
-        "mouthFrownLeft": 1.0,
-        "mouthFrownRight": 1.0,
-        "mouthStretchLeft": 0.4,
-        "mouthStretchRight": 0.4,
-        "mouthShrugLower": 0.5,
-        "eyeSquintLeft": 0.6,
-        "eyeSquintRight": 0.6,
-        "eyeBlinkLeft": 0.2,
-        "eyeBlinkRight": 0.2,
-        "jawOpen": 0.12,
+        **_both(mouthFrown=0.95, mouthStretch=0.45, mouthLowerDown=0.5, cheekSquint=0.5),
+        **_both(eyeSquint=0.40, eyeBlink=0.10, mouthUpperUp=0.2),
+        "browInnerUp": 1.15,
+        "jawOpen": 0.2,
     },
+    "surprised": {
+        **_both(eyeWide=0.9, browOuterUp=0.9),
+        "browInnerUp": 0.75,
+        "jawOpen": 0.62,
+        "mouthFunnel": 0.35,
+    },
+    "disgusted": {
+        **_both(noseSneer=1.25, browDown=0.5, mouthUpperUp=0.95, eyeSquint=0.7),
+        **_both(cheekSquint=0.6, mouthFrown=0.6, mouthLowerDown=0.45, eyeBlink=0.1),
+        "jawOpen": 0.16,
+        "tongueOut": 0.35,
+    },
+}
+# What may come with an expression, each with the probability that it does.
+_SOMETIMES: dict[str, list[tuple[float, dict[str, float]]]] = {
+    "neutral": [
+        (0.5, _both(mouthSmile=0.20)),
+        (0.2, {"browInnerUp": 0.15}),
+        (0.2, _both(mouthPress=0.25)),
+    ],
+    "laughing": [
+        (0.35, {"jawOpen": 0.25}),
+        (0.25, _both(eyeBlink=0.25)),
+        (0.15, {"tongueOut": 0.12}),
+    ],
+    "angry": [
+        (0.3, {"jawOpen": 0.32, **_both(mouthUpperUp=0.3)}),
+        (0.35, {"jawOpen": -0.2, **_both(mouthLowerDown=-1.3, mouthUpperUp=-0.7, mouthPress=1.2)}),
+    ],
+    "crying": [(0.4, {"jawOpen": 0.22}), (0.3, _both(eyeBlink=0.18))],
+    "surprised": [(0.3, {"jawOpen": -0.35}), (0.25, {"mouthFunnel": 0.25})],
+    "disgusted": [(0.4, {"jawOpen": 0.14, "tongueOut": 0.5})],
 }
 
 _PARTS = {
@@ -106,6 +124,7 @@ class HeadModel:
         uv_faces: (F, 3) the head part's triangles as texture corners.
         skull: (S,) vertices used to align faces.
         landmarks: Points of the template.
+        lid_edge: Vertices of the eyelids' front edge, where lashes grow.
         action_rows: Row of `shapes` of each facial action.
         anny: The model of the package, which maps parameters to coefficients.
     """
@@ -118,6 +137,7 @@ class HeadModel:
     uv_faces: Array
     skull: Array
     landmarks: Landmarks
+    lid_edge: Array
     action_rows: dict[str, int]
     anny: Any
 
@@ -234,9 +254,19 @@ def load_head_model() -> HeadModel:
         uv_faces=inverse.reshape(-1, 3),
         skull=head_vertices[high & no_ear],
         landmarks=landmarks,
+        lid_edge=_ring(faces["head"], np.intersect1d(faces["head"], faces["socket"]), 3),
         action_rows={name: first + i for i, name in enumerate(model.facial_action_labels)},
         anny=model,
     )
+
+
+def _ring(faces: Array, start: Array, steps: int) -> Array:
+    """Vertices that are so many edges away from the start."""
+    near = start
+    for _ in range(steps):
+        inner = near
+        near = np.unique(faces[np.isin(faces, inner).any(1)])
+    return np.setdiff1d(near, inner)
 
 
 def _landmarks(template: Array, faces: dict[str, Array]) -> Landmarks:
@@ -258,8 +288,16 @@ def _landmarks(template: Array, faces: dict[str, Array]) -> Landmarks:
     )
 
 
-def expression_actions(expression: str, intensity: float = 1.0) -> dict[str, float]:
-    """Facial actions of an expression, scaled by `intensity`.
+def expression_actions(
+    expression: str, intensity: float = 1.0, play: int | None = None
+) -> dict[str, float]:
+    """Facial actions (0..1, up to 1.5 where a face of flesh moves further) of an expression.
+
+    Args:
+        expression: One of `EXPRESSION_ACTIONS`.
+        intensity: Factor on all of them, 0..1.
+        play: Seed of what differs from one laugh to the next: the parts' strengths, the two
+            sides, what comes along; none without.
 
     Raises:
         FusionError: For an unknown expression.
@@ -268,7 +306,20 @@ def expression_actions(expression: str, intensity: float = 1.0) -> dict[str, flo
         raise FusionError(
             f"Unknown expression '{expression}': choose one of {', '.join(EXPRESSION_ACTIONS)}."
         )
-    return {k: v * intensity for k, v in EXPRESSION_ACTIONS[expression].items()}
+    actions = dict(EXPRESSION_ACTIONS[expression])
+    if play is not None:
+        rng = stream("play", play)
+        for probability, more in _SOMETIMES[expression]:
+            amount = rng.uniform(0.6, 1.0) * (rng.random() < probability)
+            for name, value in more.items():
+                actions[name] = actions.get(name, 0.0) + amount * value
+        left = 1 + float(np.clip(rng.normal(0.0, 0.09), -0.2, 0.2))
+        for name in actions:
+            side = left if name.endswith("Left") else 2 - left if name.endswith("Right") else 1.0
+            part = name.removesuffix("Left").removesuffix("Right")
+            strength = stream("strength", play, part).uniform(0.85, 1.15)
+            actions[name] *= side * strength
+    return {k: float(np.clip(v * intensity, 0.0, 1.5)) for k, v in actions.items()}
 
 
 def vertex_normals(points: Array, faces: Array) -> Array:

@@ -42,99 +42,113 @@ _SKIN_RGB = np.array(
     ]
 )
 # Parameters (the part before "-incr" and the like) that shape the face, with their spread.
-# The two sides of the face share a value, up to a small asymmetry.
+# The two sides of the face share a value, up to a small asymmetry. The package's 1 is a sculptor's
+# limit, not a person's: what reads as a caricature (turned-up noses, long chins, tiny mouths) is
+# kept small, what tells faces apart and stays human is let free.
 SHAPE_SPREAD: dict[str, float] = {
-    "cheek-trans-up": 0.5,
-    "cheek-volume-incr": 0.55,
-    "cheek-inner-incr": 0.4,
-    "cheek-bones-incr": 0.6,
-    "chin-jaw-drop-incr": 0.45,
-    "chin-height-incr": 0.5,
-    "chin-prominent-incr": 0.5,
-    "chin-bones-incr": 0.6,
-    "chin-width-incr": 0.6,
-    "chin-cleft-incr": 0.4,
-    "chin-prognathism-incr": 0.4,
-    "ear-lobe-incr": 0.5,
-    "ear-shape-round": 0.5,
-    "ear-rot-forward": 0.4,
-    "ear-trans-up": 0.4,
-    "ear-scale-vert-incr": 0.5,
-    "ear-flap-incr": 0.5,
-    "ear-scale-incr": 0.5,
-    "ear-wing-incr": 0.6,
-    "eyebrows-angle-up": 0.5,
-    "eyebrows-trans-up": 0.5,
-    "eyebrows-trans-forward": 0.5,
-    "eye-corner1-up": 0.5,
-    "eye-height1-incr": 0.35,
-    "eye-scale-incr": 0.5,
-    "eye-push1-out": 0.3,
-    "eye-eyefold-up": 0.4,
-    "eye-height3-incr": 0.35,
-    "eye-height2-incr": 0.35,
-    "eye-bag-incr": 0.4,
-    "eye-push2-out": 0.3,
-    "eye-trans-up": 0.4,
-    "eye-bag-height-incr": 0.3,
-    "eye-epicanthus-out": 0.4,
-    "eye-eyefold-angle-up": 0.4,
-    "eye-bag-out": 0.4,
-    "eye-corner2-up": 0.5,
-    "eye-trans-out": 0.45,
-    "forehead-temple-incr": 0.5,
-    "forehead-trans-forward": 0.4,
-    "forehead-scale-vert-incr": 0.35,
-    "forehead-nubian-incr": 0.3,
-    "head-scale-vert-incr": 0.3,
-    "head-fat-incr": 0.5,
-    "head-back-scale-depth-incr": 0.3,
-    "head-scale-depth-incr": 0.35,
-    "head-scale-horiz-incr": 0.45,
-    "mouth-lowerlip-height-incr": 0.5,
-    "mouth-scale-horiz-incr": 0.55,
-    "mouth-cupidsbow-incr": 0.5,
-    "mouth-laugh-lines-out": 0.4,
-    "mouth-scale-depth-incr": 0.3,
-    "mouth-lowerlip-volume-incr": 0.55,
-    "mouth-angles-up": 0.3,
-    "mouth-upperlip-ext-up": 0.3,
-    "mouth-lowerlip-width-incr": 0.4,
-    "mouth-trans-forward": 0.35,
-    "mouth-upperlip-width-incr": 0.4,
-    "mouth-scale-vert-incr": 0.45,
-    "mouth-dimples-out": 0.4,
-    "mouth-upperlip-height-incr": 0.5,
-    "mouth-upperlip-volume-incr": 0.55,
-    "mouth-cupidsbow-width-incr": 0.4,
-    "mouth-upperlip-middle-up": 0.3,
-    "mouth-trans-up": 0.45,
-    "mouth-philtrum-volume-incr": 0.4,
-    "neck-scale-depth-incr": 0.3,
-    "neck-double-incr": 0.3,
-    "neck-scale-horiz-incr": 0.4,
-    "nose-nostrils-angle-up": 0.45,
-    "nose-flaring-incr": 0.5,
-    "nose-curve-convex": 0.55,
-    "nose-scale-depth-incr": 0.5,
-    "nose-scale-vert-incr": 0.5,
-    "nose-point-width-incr": 0.55,
-    "nose-scale-horiz-incr": 0.5,
-    "nose-width1-incr": 0.5,
-    "nose-trans-forward": 0.35,
-    "nose-trans-up": 0.4,
-    "nose-hump-incr": 0.5,
-    "nose-nostrils-width-incr": 0.5,
-    "nose-greek-incr": 0.45,
-    "nose-point-up": 0.5,
-    "nose-width2-incr": 0.5,
-    "nose-width3-incr": 0.5,
-    "nose-septumangle-incr": 0.4,
-    "nose-base-up": 0.4,
-    "nose-compression-uncompress": 0.3,
-    "nose-volume-incr": 0.5,
+    "cheek-trans-up": 0.50,
+    "cheek-volume-incr": 0.62,
+    "cheek-inner-incr": 0.45,
+    "cheek-bones-incr": 0.68,
+    "chin-jaw-drop-incr": 0.22,
+    "chin-height-incr": 0.42,
+    "chin-prominent-incr": 0.42,
+    "chin-bones-incr": 0.58,
+    "chin-width-incr": 0.62,
+    "chin-cleft-incr": 0.35,
+    "chin-prognathism-incr": 0.20,
+    "ear-lobe-incr": 0.45,
+    "ear-shape-round": 0.45,
+    "ear-rot-forward": 0.25,
+    "ear-trans-up": 0.30,
+    "ear-scale-vert-incr": 0.35,
+    "ear-flap-incr": 0.35,
+    "ear-scale-incr": 0.30,
+    "ear-wing-incr": 0.35,
+    "eyebrows-angle-up": 0.55,
+    "eyebrows-trans-up": 0.60,
+    "eyebrows-trans-forward": 0.60,
+    "eye-corner1-up": 0.55,
+    "eye-height1-incr": 0.32,
+    "eye-scale-incr": 0.50,
+    "eye-push1-out": 0.28,
+    "eye-eyefold-up": 0.28,
+    "eye-height3-incr": 0.32,
+    "eye-height2-incr": 0.32,
+    "eye-bag-incr": 0.45,
+    "eye-push2-out": 0.28,
+    "eye-trans-up": 0.48,
+    "eye-bag-height-incr": 0.28,
+    "eye-epicanthus-out": 0.50,
+    "eye-eyefold-angle-up": 0.30,
+    "eye-bag-out": 0.35,
+    "eye-corner2-up": 0.60,
+    "eye-trans-out": 0.52,
+    "forehead-temple-incr": 0.55,
+    "forehead-trans-forward": 0.45,
+    "forehead-scale-vert-incr": 0.40,
+    "forehead-nubian-incr": 0.38,
+    "head-scale-vert-incr": 0.36,
+    "head-fat-incr": 0.55,
+    "head-back-scale-depth-incr": 0.25,
+    "head-scale-depth-incr": 0.30,
+    "head-scale-horiz-incr": 0.52,
+    "mouth-lowerlip-height-incr": 0.42,
+    "mouth-scale-horiz-incr": 0.34,
+    "mouth-cupidsbow-incr": 0.42,
+    "mouth-laugh-lines-out": 0.35,
+    "mouth-scale-depth-incr": 0.25,
+    "mouth-lowerlip-volume-incr": 0.48,
+    "mouth-angles-up": 0.22,
+    "mouth-upperlip-ext-up": 0.22,
+    "mouth-lowerlip-width-incr": 0.35,
+    "mouth-trans-forward": 0.28,
+    "mouth-upperlip-width-incr": 0.35,
+    "mouth-scale-vert-incr": 0.35,
+    "mouth-dimples-out": 0.32,
+    "mouth-upperlip-height-incr": 0.42,
+    "mouth-upperlip-volume-incr": 0.48,
+    "mouth-cupidsbow-width-incr": 0.35,
+    "mouth-upperlip-middle-up": 0.22,
+    "mouth-trans-up": 0.48,
+    "mouth-philtrum-volume-incr": 0.35,
+    "neck-scale-depth-incr": 0.28,
+    "neck-double-incr": 0.28,
+    "neck-scale-horiz-incr": 0.38,
+    "nose-nostrils-angle-up": 0.20,
+    "nose-flaring-incr": 0.48,
+    "nose-curve-convex": 0.48,
+    "nose-scale-depth-incr": 0.36,
+    "nose-scale-vert-incr": 0.30,
+    "nose-point-width-incr": 0.38,
+    "nose-scale-horiz-incr": 0.52,
+    "nose-width1-incr": 0.52,
+    "nose-trans-forward": 0.25,
+    "nose-trans-up": 0.36,
+    "nose-hump-incr": 0.50,
+    "nose-nostrils-width-incr": 0.42,
+    "nose-greek-incr": 0.42,
+    "nose-point-up": 0.20,
+    "nose-width2-incr": 0.52,
+    "nose-width3-incr": 0.52,
+    "nose-septumangle-incr": 0.20,
+    "nose-base-up": 0.18,
+    "nose-compression-uncompress": 0.22,
+    "nose-volume-incr": 0.34,
 }
-# What tells the genders apart beyond the phenotype: a shift of the mean.
+# Within a part of the face several parameters pull together: their joint length, in spreads, is
+# at most this times the square root of their number.
+_PART_BOUND = 1.12
+# Where the mean differs from the package's zero: eyes look less tired. And what tells the genders
+# apart beyond the phenotype: a shift of the mean.
+SHAPE_MEAN = {
+    "eye-scale-incr": 0.20,
+    "eye-height1-incr": 0.15,
+    "eye-height2-incr": 0.30,
+    "eye-height3-incr": 0.15,
+    "mouth-angles-up": 0.25,
+    "mouth-scale-horiz-incr": 0.12,
+}
 FEMININE_SHIFT = {
     "chin-width-incr": -0.3,
     "chin-bones-incr": -0.3,
@@ -142,7 +156,7 @@ FEMININE_SHIFT = {
     "nose-scale-horiz-incr": -0.25,
     "nose-volume-incr": -0.25,
     "nose-hump-incr": -0.2,
-    "eye-scale-incr": 0.3,
+    "eye-scale-incr": 0.25,
     "mouth-upperlip-volume-incr": 0.15,
     "mouth-lowerlip-volume-incr": 0.15,
     "head-fat-incr": -0.15,
@@ -191,6 +205,7 @@ class Person:
     glasses: str
     glasses_color: Color
     freckles: float
+    blush: float
     moles: tuple[tuple[float, float], ...] = field(default=())
 
     @property
@@ -206,10 +221,18 @@ def skin_color(tone: float) -> Color:
 
 
 def _sample_shape(rng: np.random.Generator, gender: str) -> dict[str, float]:
+    labels = list(SHAPE_SPREAD)
+    z = np.clip(rng.normal(0.0, 1.0, len(labels)), -2.0, 2.0)
+    parts = np.array([label.split("-")[0] for label in labels])
+    for part in np.unique(parts):
+        inside = parts == part
+        bound = _PART_BOUND * np.sqrt(inside.sum())
+        z[inside] *= min(1.0, bound / np.linalg.norm(z[inside]))
     shape: dict[str, float] = {}
-    for label, spread in SHAPE_SPREAD.items():
-        mean = FEMININE_SHIFT.get(label, 0.0) if gender == "woman" else 0.0
-        value = float(np.clip(rng.normal(mean, spread), -1.0, 1.0))
+    for label, spread, score in zip(labels, SHAPE_SPREAD.values(), z, strict=True):
+        mean = SHAPE_MEAN.get(label, 0.0)
+        mean += FEMININE_SHIFT.get(label, 0.0) if gender == "woman" else 0.0
+        value = float(np.clip(mean + spread * score, -1.0, 1.0))
         if label.startswith(_SIDED):
             for side in "lr":
                 shape[f"{side}-{label}"] = float(np.clip(value + rng.normal(0.0, 0.05), -1.0, 1.0))
@@ -288,9 +311,11 @@ def sample_person(seed: int, index: int) -> Person:
     shape["head-age-incr"] = float(np.interp(age, [18, 50, 80], [-0.2, 0.2, 0.9]))
     shape["neck-double-incr"] += 0.4 * (phenotypes["weight"] - 0.5)
     skin = jitter_color(skin_color(tone), rng, 0.035)
-    red = float(rng.uniform(0.25, 0.8)) if gender == "woman" else float(rng.uniform(0.1, 0.35))
-    lip = np.asarray(skin) * np.array([0.86, 0.62, 0.62])
-    lips = (1 - red) * lip + red * np.array([0.66, 0.18, 0.22]) * (0.55 + 0.45 * skin[0])
+    red = float(rng.uniform(0.05, 0.35)) if gender == "woman" else float(rng.uniform(0.0, 0.12))
+    if gender == "woman" and rng.random() < 0.25:  # lipstick
+        red = float(rng.uniform(0.5, 0.85))
+    lip = np.asarray(skin) * np.array([0.88, 0.64, 0.63])
+    lips = (1 - red) * lip + red * np.array([0.68, 0.20, 0.24]) * (0.5 + 0.5 * skin[0])
     eye_name = choose(
         rng,
         {
@@ -302,9 +327,26 @@ def sample_person(seed: int, index: int) -> Person:
         },
     )
     style, hair_name, hair = _sample_hair(rng, gender, age, ancestry, tone)
-    beards = {"none": 0.5, "stubble": 0.13, "moustache": 0.1, "goatee": 0.1, "full": 0.17}
+    beards = {
+        "none": 0.48,
+        "stubble": 0.13,
+        "short": 0.13,
+        "full": 0.10,
+        "goatee": 0.08,
+        "moustache": 0.08,
+    }
     beard = choose(rng, beards) if gender == "man" else "none"
-    glasses = choose(rng, {"none": 0.74, "round": 0.13, "square": 0.13})
+    glasses = choose(
+        rng,
+        {
+            "none": 0.74,
+            "round": 0.07,
+            "square": 0.08,
+            "rimless": 0.04,
+            "cat-eye": 0.05 * (gender == "woman"),
+            "aviator": 0.03,
+        },
+    )
     frames: list[Color] = [
         (0.05, 0.05, 0.06),
         (0.35, 0.18, 0.08),
@@ -336,10 +378,10 @@ def sample_person(seed: int, index: int) -> Person:
         fringe=float(rng.random() < (0.3 if gender == "woman" else 0.12)),
         parting=float(rng.uniform(-1.0, 1.0)),
         brows=Brows(
-            thickness=float(rng.uniform(0.0026, 0.0052)) * brow_scale,
-            height=float(rng.normal(0.0, 0.0012)),
+            thickness=float(rng.uniform(0.0026, 0.0048)) * brow_scale,
+            height=float(rng.normal(0.0, 0.0016)),
             length=float(rng.uniform(0.9, 1.1)),
-            slope=float(rng.normal(-0.08, 0.09)),
+            slope=float(rng.normal(-0.05, 0.07)),
             arch=float(rng.uniform(0.1, 0.9)),
             strength=float(rng.uniform(0.7, 1.0)),
         ),
@@ -347,5 +389,6 @@ def sample_person(seed: int, index: int) -> Person:
         glasses=glasses,
         glasses_color=frames[int(rng.integers(len(frames)))],
         freckles=float(rng.uniform(0.3, 1.0)) if tone < 0.3 and rng.random() < 0.2 else 0.0,
+        blush=float(rng.uniform(0.35, 1.0)),
         moles=moles,
     )

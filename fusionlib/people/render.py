@@ -1,32 +1,42 @@
-"""From a person and a view to a picture and its face mask, off-screen with `pyvista`."""
+"""From a person and a view to a picture, its face mask and its depth, off-screen with `pyvista`.
+
+A sitter (what all pictures of a person share) is posed for a view, which gives a figure. Figures
+are put on a stage and photographed: the rasteriser draws what is where, `shade` lights it. One
+figure makes a portrait (`render_views`); several, moved apart by `move`, make a group
+(`photograph`).
+"""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fusionlib.errors import FusionError
-from fusionlib.people.depth import halve, read_distance
-from fusionlib.people.hair import Mesh, glasses_mesh, hair_mesh
+from fusionlib.people import shade
+from fusionlib.people.beard import beard_mesh
+from fusionlib.people.eyes import eye_mesh, lash_mesh
+from fusionlib.people.glasses import glasses_mesh
+from fusionlib.people.hair import Mesh, hair_mesh
 from fusionlib.people.head import (
     expression_actions,
     load_head_model,
     vertex_normals,
 )
 from fusionlib.people.identity import Person
+from fusionlib.people.mouth import teeth_mesh
 from fusionlib.people.sampling import stream
 from fusionlib.people.scenery import apply_style, draw_background
+from fusionlib.people.shade import Camera, Light, Maps, ShadowMap
 from fusionlib.people.skin import (
-    TEXELS,
     U0,
     U1,
     V0,
     V1,
-    beard_weight,
+    Complexion,
     paint_expression,
     paint_face,
     texture_map,
@@ -35,9 +45,9 @@ from fusionlib.people.view import View
 
 Array = np.ndarray
 
-FIELD_OF_VIEW = 14.0  # degrees: a portrait lens, little perspective
-PICTURE_HEIGHT = 0.285  # metres of the head's plane that the picture shows
-IRIS_ANGLE, PUPIL_ANGLE = 25.0, 10.5  # degrees from the gaze axis
+PICTURE_HEIGHT = 0.262  # metres of the head's plane that the picture shows
+BARE = 46  # gloss of skin that has no texture, as a material
+MAX_FIGURES = 12
 
 
 @dataclass(frozen=True)
@@ -54,16 +64,50 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
+    """A mesh in plain colours, what it is made of (a code of `shade`), and its normals if known."""
+
     mesh: Mesh
-    material: dict[str, float]
+    material: int
     normals: Array | None = None
 
 
-SKIN = {"ambient": 0.22, "diffuse": 0.85, "specular": 0.10, "specular_power": 12.0}
-MATTE = {"ambient": 0.22, "diffuse": 0.85, "specular": 0.0, "specular_power": 1.0}
-HAIR = {"ambient": 0.28, "diffuse": 0.85, "specular": 0.16, "specular_power": 10.0}
-WET = {"ambient": 0.30, "diffuse": 0.75, "specular": 0.55, "specular_power": 45.0}
+@dataclass(frozen=True)
+class Figure:
+    """A posed head ready to draw: the textured face and the plainly coloured parts."""
+
+    face_points: Array
+    face_normals: Array
+    surface: Complexion
+    parts: dict[str, Part]
+
+
+@dataclass(frozen=True)
+class Sitter:
+    """What all pictures of a person share: aligned neutral vertices, hair, the face's surface.
+
+    `turn`: (3, 3), right-multiplied, takes the model's displacements to aligned coordinates.
+    """
+
+    person: Person
+    neutral: Array
+    turn: Array
+    hair: Part | None
+    surface: Complexion
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A photograph before its style: (P, P, ...) arrays at the stage's pixels.
+
+    `image`: 0..255 float32. `figure`: 0 where the background is, else the figure's number from 1.
+    `face`: bool, where a figure shows its face. `depth`: metres, infinite in the background.
+    """
+
+    image: Array
+    figure: Array
+    face: Array
+    depth: Array
 
 
 def _require_pyvista() -> Any:
@@ -91,132 +135,53 @@ def _plotter(pixels: int) -> Any:
     return plotter
 
 
-@functools.lru_cache(maxsize=1)
-def _eyeball() -> tuple[Array, Array, Array]:
-    """Unit sphere round the gaze axis -y, with rings dense about the iris; polar angle of each."""
-    rings = np.concatenate([np.linspace(0.5, 40, 34), np.linspace(46, 150, 14)])
-    theta, phi = np.radians(rings)[:, None], np.linspace(0, 2 * np.pi, 40, endpoint=False)[None]
-    points = np.stack(
-        [np.sin(theta) * np.cos(phi), -np.cos(theta) + 0 * phi, np.sin(theta) * np.sin(phi)], -1
-    )
-    r, c = np.meshgrid(np.arange(len(rings) - 1), np.arange(40), indexing="ij")
-    a, b = r * 40 + c, r * 40 + (c + 1) % 40
-    faces = np.concatenate(
-        [
-            np.stack([a, b, b + 40], -1).reshape(-1, 3),
-            np.stack([a, b + 40, a + 40], -1).reshape(-1, 3),
-        ]
-    )
-    return points.reshape(-1, 3), faces, np.repeat(rings, 40)
-
-
-def _eye_mesh(centre: Array, radius: float, person: Person, gaze: tuple[float, float]) -> Mesh:
-    points, faces, polar = _eyeball()
-    yaw, pitch = np.radians(gaze)
-    turn = np.array(
-        [[np.cos(yaw), np.sin(yaw), 0], [-np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]]
-    ) @ np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
-    white, iris = np.array([0.93, 0.91, 0.89]), np.asarray(person.eye)
-    shade = np.interp(polar, [PUPIL_ANGLE, IRIS_ANGLE - 5, IRIS_ANGLE], [1.25, 1.0, 0.45])
-    colors = np.where((polar < IRIS_ANGLE)[:, None], iris * shade[:, None], white)
-    colors = np.where((polar < PUPIL_ANGLE)[:, None], [0.02, 0.02, 0.02], colors)
-    return Mesh(centre + radius * points @ turn.T, faces, np.clip(colors, 0, 1))
-
-
-def _teeth_mesh(neutral: Array, rim: Array) -> Mesh:
-    """A row of upper teeth behind the neutral upper lip; seen only when the mouth opens."""
-    middle = neutral[rim].mean(0)
-    front = neutral[rim][:, 1].min()
-    angle = np.linspace(-1.15, 1.15, 41)
-    x, y = 0.023 * np.sin(angle), front + 0.0065 + 0.026 * (1 - np.cos(angle))
-    notch = 0.0006 * np.abs(np.sin(angle * 9))
-    rows = []
-    for z, back in ((0.012, 0.003), (0.004, 0.0), (-0.0045, 0.0), (-0.0065, 0.002)):
-        rows.append(np.stack([x, y + back, middle[2] + z + notch * (z < 0)], 1))
-    points = np.concatenate(rows)
-    n = len(angle)
-    r, c = np.meshgrid(np.arange(len(rows) - 1), np.arange(n - 1), indexing="ij")
-    a = r * n + c
-    faces = np.concatenate(
-        [
-            np.stack([a, a + 1, a + n + 1], -1).reshape(-1, 3),
-            np.stack([a, a + n + 1, a + n], -1).reshape(-1, 3),
-        ]
-    )
-    gap = np.clip(np.abs(np.sin(angle * 6.5 + np.pi / 2)) * 6, 0.78, 1)
-    colors = np.tile(np.array([0.93, 0.90, 0.84]) * gap[:, None], (len(rows), 1))
-    return Mesh(points, faces, colors)
-
-
-@dataclass(frozen=True)
-class _Figure:
-    """A posed head ready to draw: the textured face and the plainly coloured parts."""
-
-    face_points: Array
-    face_normals: Array
-    texture: Array
-    parts: dict[str, _Part]
-
-
-@dataclass(frozen=True)
-class _Sitter:
-    """What all pictures of a person share: aligned neutral vertices, hair, texture.
-
-    `turn`: (3, 3), right-multiplied, takes the model's displacements to aligned coordinates.
-    """
-
-    person: Person
-    neutral: Array
-    turn: Array
-    hair: Mesh | None
-    texture: Array
-
-
-def _sitter(person: Person) -> _Sitter:
+def sit(person: Person) -> Sitter:
+    """Prepare a person for their pictures (about a tenth of a second)."""
     model = load_head_model()
     raw = model.neutral(person)
     scale, rotation, shift = model.alignment(raw)
     turn = scale * rotation.T
     neutral = raw @ turn + shift
-    return _Sitter(person, neutral, turn, hair_mesh(person, neutral), paint_face(person))
+    mesh = hair_mesh(person, neutral)
+    hair = None
+    if mesh is not None:
+        hair = Part(mesh, shade.HAIR, vertex_normals(mesh.points, mesh.faces))
+    return Sitter(person, neutral, turn, hair, paint_face(person))
 
 
-def _pose(sitter: _Sitter, view: View) -> _Figure:
+def _lid_actions(gaze: tuple[float, float]) -> dict[str, float]:
+    """The upper lids follow the eyes up and down (degrees, down is positive)."""
+    down = gaze[1] / 30
+    name = "eyeLookDown" if down > 0 else "eyeLookUp"
+    return {f"{name}{side}": min(abs(down), 0.4) for side in ("Left", "Right")}
+
+
+def pose(sitter: Sitter, view: View) -> Figure:
     """Shape the person for a view: expression, hair, eyes, glasses, clothes."""
     model, person, neutral = load_head_model(), sitter.person, sitter.neutral
-    actions = expression_actions(view.expression, view.intensity)
+    gaze = (
+        float(np.clip(-0.85 * view.yaw + view.gaze[0], -20, 20)),
+        float(np.clip(-0.85 * view.pitch + view.gaze[1], -10, 10)),
+    )
+    actions = expression_actions(view.expression, view.intensity, view.play)
+    for name, value in _lid_actions(gaze).items():
+        actions[name] = actions.get(name, 0.0) + value
     points = neutral + model.displacement(actions) @ sitter.turn
 
     skin_faces = np.concatenate([model.faces["head"], model.faces["neck"], model.faces["body"]])
     normals = vertex_normals(points, skin_faces)
-    if person.beard == "full":
-        t = model.template
-        weight = beard_weight(person, t[:, 0], t[:, 1], t[:, 2])
-        on_head = np.zeros(len(t))
-        on_head[np.unique(model.faces["head"])] = 1
-        lips = np.zeros(len(t))
-        np.maximum.at(lips, model.uv_vertex, _lip_weight())
-        grow = (
-            0.007
-            * weight
-            * on_head
-            * (1 - lips)
-            * np.where(t[:, 2] < model.landmarks.mouth[2], 1, 0.35)
-        )
-        points = points + grow[:, None] * normals
-        normals = vertex_normals(points, skin_faces)
     skin = np.tile(np.asarray(person.skin), (len(points), 1))
-    parts: dict[str, _Part] = {}
+    parts: dict[str, Part] = {}
     neck = np.concatenate([model.faces["neck"], model.faces["body"]])
-    parts["neck"] = _Part(Mesh(points, neck, skin), SKIN, normals)
-    parts["socket"] = _Part(Mesh(points, model.faces["socket"], skin * [0.75, 0.55, 0.55]), MATTE)
-    mouth = np.tile([0.26, 0.07, 0.07], (len(points), 1))
-    parts["mouth"] = _Part(Mesh(points, model.faces["mouth"], mouth), MATTE)
-    tongue = np.tile([0.62, 0.27, 0.27], (len(points), 1))
-    parts["tongue"] = _Part(Mesh(points, model.faces["tongue"], tongue), MATTE)
-    if view.expression in ("laughing", "crying"):
-        rim = np.intersect1d(model.faces["head"], model.faces["mouth"])
-        parts["teeth"] = _Part(_teeth_mesh(neutral, rim), WET)
+    parts["neck"] = Part(Mesh(points, neck, skin * [1.0, 0.96, 0.95]), BARE, normals)
+    socket = Mesh(points, model.faces["socket"], skin * [0.75, 0.50, 0.48])
+    parts["socket"] = Part(socket, BARE)
+    mouth = np.tile([0.30, 0.09, 0.09], (len(points), 1))
+    parts["mouth"] = Part(Mesh(points, model.faces["mouth"], mouth), BARE)
+    tongue = np.tile([0.72, 0.36, 0.36], (len(points), 1))
+    parts["tongue"] = Part(Mesh(points, model.faces["tongue"], tongue), 70)
+    if any(name in actions for name in ("jawOpen", "mouthUpperUpLeft", "mouthLowerDownLeft")):
+        parts["teeth"] = Part(teeth_mesh(person, points, neutral), shade.WET)
 
     centres = []
     for side in ("eye.L", "eye.R"):
@@ -224,48 +189,119 @@ def _pose(sitter: _Sitter, view: View) -> _Figure:
         low, high = eye.min(0), eye.max(0)
         centre = (low + high) / 2
         radius = float((high - low)[[0, 2]].mean() / 2)
-        gaze = (
-            float(np.clip(-0.8 * view.yaw + view.gaze[0], -16, 16)),
-            float(np.clip(-0.8 * view.pitch + view.gaze[1], -8, 8)),
-        )
-        parts[side] = _Part(_eye_mesh(centre, radius, person, gaze), WET)
+        ball, cornea = eye_mesh(person, centre, radius, gaze)
+        parts[side] = Part(ball, shade.EYE, cornea)
         centres.append(centre)
+    parts["lashes"] = Part(lash_mesh(person, points, neutral), shade.CLOTH)
 
     if sitter.hair is not None:
-        parts["hair"] = _Part(sitter.hair, HAIR)
+        parts["hair"] = sitter.hair
+    beard = beard_mesh(person, points, normals)
+    if beard is not None:
+        parts["beard"] = Part(beard, shade.HAIR)
     marks = model.landmarks
     bridge = model.uv_vertex[
         (np.abs(model.template[model.uv_vertex, 0]) < 0.012)
-        & (np.abs(model.template[model.uv_vertex, 2] - marks.eyes[2]) < 0.012)
+        & (np.abs(model.template[model.uv_vertex, 2] - marks.eyes[2]) < 0.010)
     ]
     glasses = glasses_mesh(
-        person, (centres[0], centres[1]), float(neutral[bridge, 1].min()) - 0.004
+        person, (centres[0], centres[1]), float(neutral[bridge, 1].min()) - 0.003
     )
     if glasses is not None:
-        parts["glasses"] = _Part(glasses, WET)
+        parts["glasses"] = Part(glasses, shade.FRAME)
 
     # The garment is the body itself, a little wider, going below the skin at the collar.
     below = marks.chin[2] - 0.060 + 0.35 * np.clip(model.template[:, 1] + 0.07, -0.2, 0.2)
     offset = np.clip(0.8 * (below - model.template[:, 2]), -0.006, 0.007)[:, None] * normals
     cloth = np.tile(np.asarray(view.garment), (len(points), 1))
-    parts["garment"] = _Part(Mesh(points + offset, model.faces["body"], cloth), MATTE)
-    texture = paint_expression(sitter.texture, view.expression)
-    return _Figure(points[model.uv_vertex], normals[model.uv_vertex], texture, parts)
+    parts["garment"] = Part(Mesh(points + offset, model.faces["body"], cloth), shade.CLOTH)
+    surface = paint_expression(sitter.surface, view.expression, view.intensity)
+    return Figure(points[model.uv_vertex], normals[model.uv_vertex], surface, parts)
 
 
-@functools.lru_cache(maxsize=1)
-def _face_texture() -> Array:
-    face = (texture_map().face * 255).astype(np.uint8)
-    return np.stack([face, np.full_like(face, 255), np.zeros_like(face)], -1)
+def move(figure: Figure, rotation: Array, offset: Array) -> Figure:
+    """The figure turned and moved, rigidly.
+
+    Args:
+        figure: What to move.
+        rotation: (3, 3) rotation about the point between the template's eyes.
+        offset: (3,) metres, after the rotation.
+    """
+    pivot = load_head_model().landmarks.eyes
+
+    def moved(points: Array) -> Array:
+        return (points - pivot) @ rotation.T + pivot + offset
+
+    parts = {}
+    for name, part in figure.parts.items():
+        mesh = part.mesh
+        normals = None if part.normals is None else part.normals @ rotation.T
+        parts[name] = replace(part, mesh=replace(mesh, points=moved(mesh.points)), normals=normals)
+    return replace(
+        figure,
+        face_points=moved(figure.face_points),
+        face_normals=figure.face_normals @ rotation.T,
+        parts=parts,
+    )
 
 
-@functools.lru_cache(maxsize=1)
-def _lip_weight() -> Array:
-    """(U,) how much each texture corner of the head is lip, 0..1."""
-    model, m = load_head_model(), texture_map()
-    column = np.clip(((model.uv[:, 0] - U0) * TEXELS).astype(int), 0, m.lips.shape[1] - 1)
-    row = np.clip(((V1 - model.uv[:, 1]) * TEXELS).astype(int), 0, m.lips.shape[0] - 1)
-    return m.lips[row, column]
+def portrait_camera(view: View) -> Camera:
+    """The camera of a view: turned round the head, as far away as its lens asks."""
+    marks = load_head_model().landmarks
+    focus = marks.eyes + np.array([0.0, 0.045, -0.016])
+    yaw, pitch = np.radians([view.yaw, view.pitch])
+    # Turning the head by yaw is moving the camera round it the other way.
+    toward = np.array([np.sin(yaw) * np.cos(pitch), -np.cos(yaw) * np.cos(pitch), np.sin(pitch)])
+    height = PICTURE_HEIGHT * view.jitter[2]
+    distance = height / 2 / np.tan(np.radians(view.lens / 2))
+    right = np.array([np.cos(yaw), np.sin(yaw), 0.0])
+    up = np.cross(right, -toward)
+    focus = focus + height * (view.jitter[0] * right + view.jitter[1] * up)
+    roll = np.radians(view.roll)
+    right, up = (
+        np.cos(roll) * right + np.sin(roll) * up,
+        np.cos(roll) * up - np.sin(roll) * right,
+    )
+    return Camera(
+        position=focus + distance * toward,
+        toward=toward,
+        right=right,
+        up=up,
+        angle=view.lens,
+        near=max(distance - 0.5, 0.1),
+        far=distance + 0.6,
+    )
+
+
+def view_light(view: View, camera: Camera) -> Light:
+    """The lamps of a view: a key light, a fill light across from it and a rim light behind."""
+    azimuth, elevation = np.radians([view.light_azimuth, view.light_elevation])
+    side = np.sign(view.light_azimuth) or 1.0
+
+    def direction(around: float, above: float) -> Array:
+        level = np.cos(around) * camera.toward + np.sin(around) * camera.right
+        return np.cos(above) * level + np.sin(above) * camera.up
+
+    w = view.light_warmth
+    key = np.array(
+        [
+            1.0 - 0.8 * max(-w, 0),
+            1.0 - 0.35 * max(w, 0) - 0.1 * max(-w, 0),
+            1.0 - max(w, 0),
+        ]
+    )
+    strength = view.light_strength
+    fill = np.asarray(view.fill_color)
+    return Light(
+        key=direction(azimuth, elevation),
+        key_color=(0.55 + 1.0 * strength) * key**2.2,
+        fill=direction(-0.6 * side, 0.15),
+        fill_color=0.50 * (1.0 - 0.75 * strength) * fill**2.2,
+        rim=direction(-2.35 * side, 0.55),
+        rim_color=0.9 * view.rim_strength * (0.5 * key + 0.5 * fill) ** 2.2,
+        ambient=0.27,
+        softness=view.softness,
+    )
 
 
 def _poly(points: Array, faces: Array) -> Any:
@@ -275,73 +311,27 @@ def _poly(points: Array, faces: Array) -> Any:
     return pyvista.PolyData(points.astype(np.float32), cells)
 
 
-def _camera(plotter: Any, view: View) -> tuple[Array, Array]:
-    marks = load_head_model().landmarks
-    focus = marks.eyes + np.array([0.0, 0.045, -0.022])
-    yaw, pitch = np.radians([view.yaw, view.pitch])
-    # Turning the head by yaw is moving the camera round it the other way.
-    toward = np.array([np.sin(yaw) * np.cos(pitch), -np.cos(yaw) * np.cos(pitch), np.sin(pitch)])
-    height = PICTURE_HEIGHT * view.jitter[2]
-    distance = height / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2))
-    right = np.array([np.cos(yaw), np.sin(yaw), 0.0])
-    up = np.cross(right, -toward)
-    focus = focus + height * (view.jitter[0] * right + view.jitter[1] * up)
-    camera = plotter.camera
-    camera.position = tuple(focus + distance * toward)
-    camera.focal_point = tuple(focus)
-    camera.up = tuple(up)
-    camera.view_angle = FIELD_OF_VIEW
-    camera.roll = camera.roll + view.roll
-    camera.clipping_range = (distance - 0.5, distance + 0.6)
-    return toward, right
+_FACE_PARTS = {
+    *("face", "eye.L", "eye.R", "lashes", "socket", "mouth", "tongue", "teeth", "beard"),
+    "glasses",
+}
 
 
-def _lights(plotter: Any, view: View, toward: Array, right: Array) -> None:
-    pyvista = _require_pyvista()
-    plotter.remove_all_lights()
-    azimuth, elevation = np.radians([view.light_azimuth, view.light_elevation])
-    up = np.cross(right, -toward)
-    direction = (
-        np.cos(elevation) * (np.cos(azimuth) * toward + np.sin(azimuth) * right)
-        + np.sin(elevation) * up
-    )
-    w = view.light_warmth
-    warm = (1.0, 1.0 - 0.35 * max(w, 0) - 0.1 * max(-w, 0), 1.0 - max(w, 0))
-    cool = (1.0 - 0.8 * max(-w, 0), warm[1], warm[2])
-    centre = np.asarray(load_head_model().landmarks.eyes)
-    for vector, strength, color in (
-        (direction, view.light_strength, cool),
-        (toward, 1.0 - 0.75 * view.light_strength, (1.0, 1.0, 1.0)),
-        (up, 0.12, (1.0, 1.0, 1.0)),
-    ):
-        light = pyvista.Light(
-            position=tuple(centre + 2 * vector),
-            focal_point=tuple(centre),
-            color=color,
-            intensity=float(strength),
-            light_type="scene light",
-        )
-        light.positional = False
-        plotter.add_light(light)
+@dataclass(frozen=True)
+class _Prop:
+    """What stands on the stage: an actor, and its textures by the name of what they show."""
 
+    actor: Any
+    textures: dict[str, Any]
 
-_FACE_PARTS = {"face", "eye.L", "eye.R", "socket", "mouth", "tongue", "teeth", "glasses"}
-
-
-def _actor(poly: Any, material: dict[str, float]) -> Any:
-    from vtkmodules.vtkRenderingCore import vtkActor, vtkPolyDataMapper
-
-    mapper = vtkPolyDataMapper()
-    mapper.SetInputData(poly)
-    actor = vtkActor()
-    actor.SetMapper(mapper)
-    look = actor.GetProperty()
-    look.SetInterpolationToPhong()
-    look.SetAmbient(material["ambient"])
-    look.SetDiffuse(material["diffuse"])
-    look.SetSpecular(material["specular"])
-    look.SetSpecularPower(material["specular_power"])
-    return actor
+    def show(self, name: str) -> None:
+        """Wear the texture of this name, or else the vertices' own."""
+        texture = self.textures.get(name)
+        self.actor.SetTexture(texture)
+        mapper = self.actor.GetMapper()
+        mapper.SetScalarVisibility(texture is None)
+        if texture is None:
+            mapper.SelectColorArray(name)
 
 
 def _texture(image: Array) -> Any:
@@ -350,48 +340,200 @@ def _texture(image: Array) -> Any:
     return texture
 
 
-def _stage(plotter: Any, figure: _Figure) -> dict[str, Any]:
-    """Put the figure's parts on the stage; returns the actors by part name."""
+def _bytes(values: Array) -> Array:
+    return (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _prop(points: Array, faces: Array, normals: Array, colors: dict[str, Array]) -> Any:
+    """An actor without light whose vertices carry several colourings, (V, 3) each in 0..1."""
+    from vtkmodules.util.numpy_support import numpy_to_vtk
+    from vtkmodules.vtkRenderingCore import vtkActor, vtkPolyDataMapper
+
+    poly = _poly(points, faces)
+    for name, values in {"normal": normals * 0.5 + 0.5, **colors}.items():
+        array = numpy_to_vtk(_bytes(values), deep=True)
+        array.SetName(name)
+        poly.GetPointData().AddArray(array)
+    mapper = vtkPolyDataMapper()
+    mapper.SetInputData(poly)
+    mapper.SetScalarModeToUsePointFieldData()
+    actor = vtkActor()
+    actor.SetMapper(mapper)
+    actor.GetProperty().LightingOff()
+    actor.GetProperty().SetColor(1.0, 1.0, 1.0)
+    return actor
+
+
+def _code(number: int) -> int:
+    """The green of a figure's code, from its number (0 the first)."""
+    return 255 - 16 * number
+
+
+def _plain_parts(figure: Figure, green: int) -> Any:
+    """All parts in plain colours as one actor: the fewer there are, the sooner they are drawn."""
+    points, faces, normals, colors, codes, start = [], [], [], [], [], 0
+    for name, part in figure.parts.items():
+        mesh = part.mesh
+        shading = part.normals
+        if shading is None:
+            shading = vertex_normals(mesh.points, mesh.faces)
+        used = np.zeros(len(mesh.points), bool)
+        used[mesh.faces] = True
+        number = np.cumsum(used) - 1
+        points.append(mesh.points[used])
+        normals.append(shading[used])
+        colors.append(mesh.colors[used])
+        faces.append(number[mesh.faces] + start)
+        code = np.array([255 if name in _FACE_PARTS else 0, green, part.material]) / 255
+        codes.append(np.broadcast_to(code, (len(points[-1]), 3)))
+        start += len(points[-1])
+    return _prop(
+        np.concatenate(points),
+        np.concatenate(faces),
+        np.concatenate(normals),
+        {"color": np.concatenate(colors), "code": np.concatenate(codes)},
+    )
+
+
+def _stage(plotter: Any, figures: list[Figure]) -> list[_Prop]:
+    """Put the figures on the stage."""
     from vtkmodules.util.numpy_support import numpy_to_vtk
 
     model = load_head_model()
     plotter.renderer.RemoveAllViewProps()
-    face = _poly(figure.face_points, model.uv_faces)
     uv = np.stack([(model.uv[:, 0] - U0) / (U1 - U0), (model.uv[:, 1] - V0) / (V1 - V0)], 1)
-    face.GetPointData().SetTCoords(numpy_to_vtk(uv.astype(np.float32), deep=True))
-    face.GetPointData().SetNormals(numpy_to_vtk(figure.face_normals.astype(np.float32), deep=True))
-    actors = {"face": _actor(face, SKIN)}
-    actors["face"].SetTexture(_texture(figure.texture))
-    for name, part in figure.parts.items():
-        mesh = part.mesh
-        poly = _poly(mesh.points, mesh.faces)
-        normals = vertex_normals(mesh.points, mesh.faces) if part.normals is None else part.normals
-        data = poly.GetPointData()
-        data.SetNormals(numpy_to_vtk(normals.astype(np.float32), deep=True))
-        colors = (np.clip(mesh.colors, 0, 1) * 255).astype(np.uint8)
-        data.SetScalars(numpy_to_vtk(colors, deep=True))
-        actors[name] = _actor(poly, part.material)
-    for actor in actors.values():
-        plotter.renderer.AddActor(actor)
-    return actors
-
-
-def _flatten(actors: dict[str, Any]) -> None:
-    """Make ready for the mask pass: no light, the face yellow and everything else green.
-
-    Then red is the face mask and green is what the figure covers of the background.
-    """
-    for name, actor in actors.items():
-        actor.GetMapper().ScalarVisibilityOff()
-        actor.GetProperty().LightingOff()
-        actor.GetProperty().SetColor(1.0 if name in _FACE_PARTS else 0.0, 1.0, 0.0)
-    actors["face"].GetProperty().SetColor(1.0, 1.0, 1.0)
-    actors["face"].SetTexture(_texture(_face_texture()))
+    props = []
+    for number, figure in enumerate(figures):
+        green = _code(number)
+        gloss = figure.surface.gloss * (shade.SKIN_MAX / 255)
+        codes = np.stack([texture_map().face, np.full_like(gloss, green / 255), gloss], -1)
+        face = _prop(figure.face_points, model.uv_faces, figure.face_normals, {})
+        coordinates = numpy_to_vtk(uv.astype(np.float32), deep=True)
+        face.GetMapper().GetInput().GetPointData().SetTCoords(coordinates)
+        textures = {"color": _bytes(figure.surface.color), "code": _bytes(codes)}
+        props.append(_Prop(face, {name: _texture(image) for name, image in textures.items()}))
+        props.append(_Prop(_plain_parts(figure, green), {}))
+    for prop in props:
+        plotter.renderer.AddActor(prop.actor)
+    return props
 
 
 def _shot(plotter: Any) -> Array:
     plotter.ren_win.Render()
     return np.asarray(plotter.image)
+
+
+def _distance(plotter: Any, pixels: int) -> Array:
+    """(P, P) the z-buffer, 0 near to 1 far, of what was drawn last; row 0 at the top."""
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+    from vtkmodules.vtkCommonCore import vtkFloatArray
+
+    values = vtkFloatArray()
+    plotter.ren_win.GetZbufferData(0, 0, pixels - 1, pixels - 1, values)
+    return vtk_to_numpy(values).reshape(pixels, pixels)[::-1].astype(np.float64)
+
+
+def _aim(plotter: Any, position: Array, toward: Array, up: Array, near: float, far: float) -> Any:
+    from vtkmodules.vtkRenderingCore import vtkCamera
+
+    camera = vtkCamera()
+    camera.SetPosition(*position)
+    camera.SetFocalPoint(*(position - toward))
+    camera.SetViewUp(*up)
+    camera.SetClippingRange(near, far)
+    plotter.renderer.SetActiveCamera(camera)
+    return camera
+
+
+def _survey(plotter: Any, props: list[_Prop], camera: Camera, pixels: int) -> tuple[Maps, Array]:
+    """What the camera sees; and the (P, P, 3) code pass: face, figure, material."""
+    aim = _aim(plotter, camera.position, camera.toward, camera.up, camera.near, camera.far)
+    aim.SetViewAngle(camera.angle)
+    shots = {}
+    for name in ("color", "normal", "code"):
+        for prop in props:
+            prop.show(name)
+        shots[name] = _shot(plotter)
+    z = _distance(plotter, pixels)
+    color, normal, code = shots["color"], shots["normal"], shots["code"]
+    near, far = camera.near, camera.far
+    depth = np.where(z < 1, near * far / (far - z * (far - near)), np.inf).astype(np.float32)
+    cover = code[..., 1] > 0
+    maps = Maps(
+        color=color,
+        normal=shade.unit(normal.astype(np.float32) / 127.5 - 1),
+        material=code[..., 2],
+        depth=np.where(cover, depth, np.inf).astype(np.float32),
+        cover=cover,
+    )
+    return maps, code
+
+
+def _shadows(plotter: Any, light: Light, centre: Array, reach: float, pixels: int) -> ShadowMap:
+    """What the key light sees within `reach` metres of the centre."""
+    up = np.array([0.0, 0.0, 1.0]) if abs(light.key[2]) < 0.95 else np.array([0.0, 1.0, 0.0])
+    right = shade.unit(np.cross(up, light.key))
+    up = np.cross(light.key, right)
+    near, far = 1.0, 1.0 + 4 * reach
+    back = near + 2 * reach
+    aim = _aim(plotter, centre + back * light.key, light.key, up, near, far)
+    aim.ParallelProjectionOn()
+    aim.SetParallelScale(reach)
+    plotter.ren_win.Render()
+    depth = near + _distance(plotter, pixels) * (far - near) - back
+    return ShadowMap(depth.astype(np.float32), centre, light.key, right, up, reach)
+
+
+def photograph(
+    figures: list[Figure],
+    camera: Camera,
+    light: Light,
+    background: Array,
+    centre: Array | None = None,
+    reach: float = 0.24,
+) -> Shot:
+    """Photograph one or several figures.
+
+    Args:
+        figures: At most 12, each at its place (see `move`).
+        camera: From where.
+        light: The lamps.
+        background: (P, P, 3) uint8 picture behind them; its side is the photograph's.
+        centre: (3,) middle of what casts shadows, metres; a head at its own place without.
+        reach: Metres round it within which shadows are computed.
+
+    Raises:
+        FusionError: For no figures or too many, or if `pyvista` is missing.
+    """
+    if not 1 <= len(figures) <= MAX_FIGURES:
+        raise FusionError(
+            f"A photograph shows 1 to {MAX_FIGURES} figures, not {len(figures)}: change the list."
+        )
+    pixels = len(background)
+    plotter = _plotter(pixels)
+    props = _stage(plotter, figures)
+    maps, code = _survey(plotter, props, camera, pixels)
+    if centre is None:
+        centre = load_head_model().landmarks.eyes + np.array([0.0, 0.06, -0.03])
+    shadows = _shadows(plotter, light, centre, reach, pixels)
+    lit = shade.develop(shade.shade(maps, camera, light, shadows, background))
+    image = np.where(maps.cover[..., None], lit, background.astype(np.float32))
+    figure = np.where(maps.cover, (255 - code[..., 1].astype(int) + 8) // 16 + 1, 0)
+    return Shot(image, figure.astype(np.uint8), (code[..., 0] > 127) & maps.cover, maps.depth)
+
+
+def inverse_depth(depth: Array) -> Array:
+    """(H, W) metres to uint8 as depth ControlNets take it: near is bright, the background 0.
+
+    The nearest point is 255 and the farthest of a figure 64, linear in 1 / metres.
+    """
+    seen = np.isfinite(depth)
+    out = np.zeros(depth.shape, np.uint8)
+    if seen.any():
+        inverse = 1 / depth[seen].astype(np.float64)
+        span = max(float(np.ptp(inverse)), 1e-9)
+        out[seen] = np.round(64 + 191 * (inverse - inverse.min()) / span)
+    return out
 
 
 def _reduce(image: Array, size: int) -> Array:
@@ -406,7 +548,7 @@ def render_views(person: Person, views: list[View], size: int = 128) -> list[Pic
     """
     if size < 16:
         raise FusionError(f"The picture size must be at least 16 pixels, not {size}.")
-    sitter = _sitter(person)
+    sitter = sit(person)
     return [_render(sitter, view, size) for view in views]
 
 
@@ -421,22 +563,15 @@ def _largest_blob(mask: Array) -> Array:
     return labels == sizes.argmax()
 
 
-def _render(sitter: _Sitter, view: View, size: int) -> Picture:
+def _render(sitter: Sitter, view: View, size: int) -> Picture:
     pixels = 2 * size
-    plotter = _plotter(pixels)
-    figure = _pose(sitter, view)
-    actors = _stage(plotter, figure)
-    toward, right = _camera(plotter, view)
-    _lights(plotter, view, toward, right)
-    shot = _shot(plotter).astype(np.float32)
-    _flatten(actors)
-    cover = _shot(plotter)
-    distance = read_distance(plotter)
-
     rng = stream("scene", sitter.person.seed, sitter.person.index, view.index)
-    background = draw_background(view.background, pixels, rng).astype(np.float32)
-    # The stage is black, so the shot is already weighted by how much the figure covers.
-    image = shot + (1 - cover[..., 1:2].astype(np.float32) / 255) * background
-    styled = apply_style(np.clip(image, 0, 255).astype(np.uint8), view.style, rng)
-    mask = _largest_blob(_reduce(cover[..., 0], size) > 127)
-    return Picture(_reduce(styled, size), mask.astype(np.uint8) * 255, halve(distance))
+    background = draw_background(view.background, pixels, rng)
+    camera = portrait_camera(view)
+    shot = photograph([pose(sitter, view)], camera, view_light(view, camera), background)
+    styled = apply_style(np.clip(shot.image, 0, 255).astype(np.uint8), view.style, rng)
+    face = _reduce(shot.face.astype(np.uint8) * 255, size) > 127
+    mask = _largest_blob(face).astype(np.uint8) * 255
+    # The nearest of the four: a mean with the infinite background is no distance.
+    depth = shot.depth.reshape(size, 2, size, 2).min((1, 3))
+    return Picture(_reduce(styled, size), mask, depth)

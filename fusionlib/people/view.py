@@ -12,7 +12,7 @@ import numpy as np
 
 from fusionlib.people.sampling import Color, jitter_color, stream
 
-EXPRESSIONS = ("neutral", "laughing", "angry", "crying")
+EXPRESSIONS = ("neutral", "laughing", "angry", "crying", "surprised", "disgusted")
 STYLES = ("photo", "noir", "line art", "watercolor", "faded film")
 STYLE_WEIGHTS = (0.70, 0.075, 0.075, 0.075, 0.075)
 BACKGROUNDS = ("studio", "beach", "forest", "city", "snow", "night", "garden", "library")
@@ -20,7 +20,11 @@ BACKGROUNDS = ("studio", "beach", "forest", "city", "snow", "night", "garden", "
 
 @dataclass(frozen=True)
 class View:
-    """One picture of a person: angles in degrees, offsets as a fraction of the picture."""
+    """One picture of a person: angles in degrees, offsets as a fraction of the picture.
+
+    `lens` is the whole field of view in degrees (10 a long lens, 28 a wide one); `softness` the
+    metres by which shadows fade; `play` seeds what differs from one laugh to the next.
+    """
 
     index: int
     yaw: float
@@ -38,19 +42,26 @@ class View:
     style: str
     garment: Color
     caption_seed: int
+    fill_color: Color = (1.0, 1.0, 1.0)
+    rim_strength: float = 0.3
+    softness: float = 0.008
+    lens: float = 14.0
+    play: int = 0
 
 
 def sample_view(seed: int, index: int, view: int) -> View:
     """Sample picture number `view` of person number `index`.
 
     View 0 is always the reference: neutral, frontal (|yaw| < 5 degrees), even light, photo.
-    The expressions of views 1, 2, 3, ... run through a shuffled list of all four, so that any
+    The expressions of views 1, 2, 3, ... run through a shuffled list of all of them, so that any
     few views of a person differ in expression.
     """
     reference = view == 0
     rng = stream("view", seed, index, view)
-    order = stream("order", seed, index, (view - 1) // 4 if view else 0).permutation(4)
-    expression = "neutral" if reference else EXPRESSIONS[int(order[(view - 1) % 4])]
+    kinds = len(EXPRESSIONS)
+    order = stream("order", seed, index, max(view - 1, 0) // kinds).permutation(kinds)
+    expression = "neutral" if reference else EXPRESSIONS[int(order[(view - 1) % kinds])]
+    face = stream("face", seed, index, view)
     warmth = float(rng.normal(0.0, 0.10))
     background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
     style = "photo" if reference else STYLES[int(rng.choice(len(STYLES), p=STYLE_WEIGHTS))]
@@ -60,13 +71,13 @@ def sample_view(seed: int, index: int, view: int) -> View:
         pitch=float(rng.uniform(-2.0, 2.0) if reference else rng.uniform(-8.0, 8.0)),
         roll=0.0 if reference else float(rng.normal(0.0, 2.0)),
         expression=expression,
-        intensity=float(rng.uniform(0.8, 1.0)),
+        intensity=float(rng.uniform(0.7, 1.0)),
         jitter=(
             float(rng.normal(0.0, 0.008)),
             float(rng.normal(0.0, 0.008)),
             float(np.clip(rng.normal(1.0, 0.02), 0.95, 1.05)),
         ),
-        gaze=(float(rng.normal(0.0, 4.0)), float(rng.normal(0.0, 2.0))),
+        gaze=(float(rng.normal(0.0, 2.5)), float(rng.normal(0.0, 1.5))),
         light_azimuth=float(rng.uniform(-15, 15) if reference else rng.uniform(-65, 65)),
         light_elevation=float(rng.uniform(20, 50)),
         light_strength=float(rng.uniform(0.45, 0.55) if reference else rng.uniform(0.45, 0.85)),
@@ -75,6 +86,14 @@ def sample_view(seed: int, index: int, view: int) -> View:
         style=style,
         garment=_sample_garment(rng),
         caption_seed=int(rng.integers(2**31)),
+        rim_strength=float(face.uniform(0.1, 0.3) if reference else face.uniform(0.1, 0.9)),
+        softness=float(face.uniform(0.008, 0.014) if reference else face.uniform(0.003, 0.014)),
+        lens=float(
+            face.uniform(12.0, 16.0)
+            if reference
+            else np.exp(face.uniform(np.log(10.0), np.log(28.0)))
+        ),
+        play=int(face.integers(2**31)),
     )
 
 

@@ -1,0 +1,67 @@
+"""Triangle meshes: the pieces of which people, hats and glasses are made."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fusionlib.people.hair import Mesh
+
+Array = np.ndarray
+
+__all__ = ["Mesh", "grid_faces", "join", "ribbons", "tube"]
+
+
+def grid_faces(rows: int, columns: int, closed: bool = False) -> Array:
+    """(F, 3) triangles of a grid; `closed` joins its last column to the first."""
+    r, c = np.meshgrid(np.arange(rows - 1), np.arange(columns - (not closed)), indexing="ij")
+    a, b = r * columns + c, r * columns + (c + 1) % columns
+    d, e = a + columns, b + columns
+    return np.concatenate(
+        [np.stack([a, b, e], -1).reshape(-1, 3), np.stack([a, e, d], -1).reshape(-1, 3)]
+    )
+
+
+def join(meshes: list[Mesh]) -> Mesh:
+    """Several meshes as one."""
+    starts = np.cumsum([0] + [len(m.points) for m in meshes[:-1]])
+    return Mesh(
+        np.concatenate([m.points for m in meshes]),
+        np.concatenate([m.faces + s for m, s in zip(meshes, starts, strict=True)]),
+        np.concatenate([m.colors for m in meshes]),
+    )
+
+
+def tube(path: Array, radius: float, color: Array | tuple[float, float, float]) -> Mesh:
+    """A tube of eight sides along (N, 3) points."""
+    sides = 8
+    tangent = np.gradient(path, axis=0)
+    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+    up = np.where(np.abs(tangent[:, 1:2]) < 0.9, [[0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]])
+    first = np.cross(tangent, up)
+    first /= np.linalg.norm(first, axis=1, keepdims=True)
+    second = np.cross(tangent, first)
+    angle = np.linspace(0, 2 * np.pi, sides, endpoint=False)
+    ring = path[:, None] + radius * (
+        np.cos(angle)[None, :, None] * first[:, None]
+        + np.sin(angle)[None, :, None] * second[:, None]
+    )
+    colors = np.tile(np.asarray(color), (len(path) * sides, 1))
+    return Mesh(ring.reshape(-1, 3), grid_faces(len(path), sides, closed=True), colors)
+
+
+def ribbons(paths: Array, across: Array, width: Array, colors: Array) -> Mesh:
+    """Flat strands that taper to a point.
+
+    Args:
+        paths: (N, K, 3) points of each strand from root to tip.
+        across: (N, 3) unit vectors along the strands' width.
+        width: (N,) width at the root, in the paths' unit.
+        colors: (N, 3) or (N, K, 3) colours in 0..1.
+    """
+    n, k, _ = paths.shape
+    taper = np.linspace(1.0, 0.12, k)[None, :, None] * width[:, None, None] / 2
+    pair = np.stack([paths - taper * across[:, None], paths + taper * across[:, None]], 2)
+    strip = grid_faces(k, 2)
+    faces = (strip[None] + (np.arange(n) * 2 * k)[:, None, None]).reshape(-1, 3)
+    colors = np.broadcast_to(colors[:, None] if colors.ndim == 2 else colors, (n, k, 3))
+    return Mesh(pair.reshape(-1, 3), faces, np.repeat(colors.reshape(-1, 3), 2, 0))
