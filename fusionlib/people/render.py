@@ -18,7 +18,7 @@ from fusionlib.people.head import (
 )
 from fusionlib.people.identity import Person
 from fusionlib.people.sampling import stream
-from fusionlib.people.scenery import apply_style, draw_background
+from fusionlib.people.scenery import compose, draw_background
 from fusionlib.people.skin import (
     TEXELS,
     U0,
@@ -30,7 +30,9 @@ from fusionlib.people.skin import (
     paint_face,
     texture_map,
 )
+from fusionlib.people.styles import LENS_STYLES, apply_style
 from fusionlib.people.view import View
+from fusionlib.people.wardrobe import dress
 
 Array = np.ndarray
 
@@ -52,6 +54,8 @@ class _Part:
     mesh: Mesh
     material: dict[str, float]
     normals: Array | None = None
+    uv: Array | None = None  # where the mesh has a picture on it instead of colours
+    texture: Array | None = None
 
 
 SKIN = {"ambient": 0.22, "diffuse": 0.85, "specular": 0.10, "specular_power": 12.0}
@@ -238,11 +242,8 @@ def _pose(sitter: _Sitter, view: View) -> _Figure:
     if glasses is not None:
         parts["glasses"] = _Part(glasses, WET)
 
-    # The garment is the body itself, a little wider, going below the skin at the collar.
-    below = marks.chin[2] - 0.060 + 0.35 * np.clip(model.template[:, 1] + 0.07, -0.2, 0.2)
-    offset = np.clip(0.8 * (below - model.template[:, 2]), -0.006, 0.007)[:, None] * normals
-    cloth = np.tile(np.asarray(view.garment), (len(points), 1))
-    parts["garment"] = _Part(Mesh(points + offset, model.faces["body"], cloth), MATTE)
+    for name, cloth in dress(view.clothes, points).items():
+        parts[name] = _Part(cloth.mesh, MATTE, cloth.normals, cloth.uv, cloth.texture)
     texture = paint_expression(sitter.texture, view.expression)
     return _Figure(points[model.uv_vertex], normals[model.uv_vertex], texture, parts)
 
@@ -299,14 +300,11 @@ def _lights(plotter: Any, view: View, toward: Array, right: Array) -> None:
         np.cos(elevation) * (np.cos(azimuth) * toward + np.sin(azimuth) * right)
         + np.sin(elevation) * up
     )
-    w = view.light_warmth
-    warm = (1.0, 1.0 - 0.35 * max(w, 0) - 0.1 * max(-w, 0), 1.0 - max(w, 0))
-    cool = (1.0 - 0.8 * max(-w, 0), warm[1], warm[2])
     centre = np.asarray(load_head_model().landmarks.eyes)
     for vector, strength, color in (
-        (direction, view.light_strength, cool),
-        (toward, 1.0 - 0.75 * view.light_strength, (1.0, 1.0, 1.0)),
-        (up, 0.12, (1.0, 1.0, 1.0)),
+        (direction, view.light_strength, view.light_color),
+        (toward, 1.0 - 0.75 * view.light_strength, view.fill_color),
+        (up, 0.12, view.ambient_color),
     ):
         light = pyvista.Light(
             position=tuple(centre + 2 * vector),
@@ -362,9 +360,14 @@ def _stage(plotter: Any, figure: _Figure) -> dict[str, Any]:
         normals = vertex_normals(mesh.points, mesh.faces) if part.normals is None else part.normals
         data = poly.GetPointData()
         data.SetNormals(numpy_to_vtk(normals.astype(np.float32), deep=True))
-        colors = (np.clip(mesh.colors, 0, 1) * 255).astype(np.uint8)
-        data.SetScalars(numpy_to_vtk(colors, deep=True))
-        actors[name] = _actor(poly, part.material)
+        if part.uv is None or part.texture is None:
+            colors = (np.clip(mesh.colors, 0, 1) * 255).astype(np.uint8)
+            data.SetScalars(numpy_to_vtk(colors, deep=True))
+            actors[name] = _actor(poly, part.material)
+        else:
+            data.SetTCoords(numpy_to_vtk(part.uv.astype(np.float32), deep=True))
+            actors[name] = _actor(poly, part.material)
+            actors[name].SetTexture(_texture(part.texture))
     for actor in actors.values():
         plotter.renderer.AddActor(actor)
     return actors
@@ -377,6 +380,7 @@ def _flatten(actors: dict[str, Any]) -> None:
     """
     for name, actor in actors.items():
         actor.GetMapper().ScalarVisibilityOff()
+        actor.SetTexture(None)
         actor.GetProperty().LightingOff()
         actor.GetProperty().SetColor(1.0 if name in _FACE_PARTS else 0.0, 1.0, 0.0)
     actors["face"].GetProperty().SetColor(1.0, 1.0, 1.0)
@@ -422,14 +426,17 @@ def _render(sitter: _Sitter, view: View, size: int) -> Picture:
     actors = _stage(plotter, figure)
     toward, right = _camera(plotter, view)
     _lights(plotter, view, toward, right)
-    shot = _shot(plotter).astype(np.float32)
+    shot = _shot(plotter)
     _flatten(actors)
     cover = _shot(plotter)
 
     rng = stream("scene", sitter.person.seed, sitter.person.index, view.index)
-    background = draw_background(view.background, pixels, rng).astype(np.float32)
+    # What a pen or a brush draws has edges; what a lens sees behind a face is soft.
+    blur = 1.0 if view.style in LENS_STYLES else 0.35
+    background = draw_background(view.scene, pixels, rng, time=view.time, blur=blur)
     # The stage is black, so the shot is already weighted by how much the figure covers.
-    image = shot + (1 - cover[..., 1:2].astype(np.float32) / 255) * background
-    styled = apply_style(np.clip(image, 0, 255).astype(np.uint8), view.style, rng)
+    figure_cover = cover[..., 1].astype(np.float32) / 255
+    image = compose(shot, figure_cover, background, view.scene, rng)
+    styled = apply_style(image, view.style, rng, figure=figure_cover)
     mask = _largest_blob(_reduce(cover[..., 0], size) > 127)
     return Picture(_reduce(styled, size), mask.astype(np.uint8) * 255)

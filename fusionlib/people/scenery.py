@@ -72,7 +72,7 @@ SCENES: dict[str, dict[str, SceneLight]] = {
     "studio": {"day": _INDOOR},
     "beach": {"day": _SUN, "sunset": _LOW_SUN},
     "city": {"day": _OVERCAST, "sunset": _LOW_SUN},
-    "night city": {"night": _NIGHT},
+    "night": {"night": _NIGHT},
     "snow": {"day": _OVERCAST, "sunset": _LOW_SUN},
     "jungle": {"day": _SHADE},
     "forest": {"day": _SHADE, "autumn": _LOW_SUN},
@@ -503,7 +503,7 @@ def _city(size: int, rng: np.random.Generator, time: str, blur: float) -> Image.
     return image
 
 
-def _night_city(size: int, rng: np.random.Generator, time: str, blur: float) -> Image.Image:
+def _night(size: int, rng: np.random.Generator, time: str, blur: float) -> Image.Image:
     walls = [(34, 36, 58), (44, 38, 52), (28, 34, 48), (52, 44, 60)]
     sky = [(0.0, (10, 12, 34)), (0.6, (52, 38, 84)), (1.0, (18, 18, 30))]
     image = _street(size, rng, blur, sky, walls, (44, 36, 76), 0.8)
@@ -1232,7 +1232,7 @@ _DRAW: dict[str, Callable[[int, np.random.Generator, str, float], Image.Image]] 
     "studio": _studio,
     "beach": _beach,
     "city": _city,
-    "night city": _night_city,
+    "night": _night,
     "snow": _snow,
     "jungle": _jungle,
     "forest": _forest,
