@@ -1303,13 +1303,13 @@ def compose(
 
 
 def _snowfall(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    for count, r, alpha in ((70, 0.005, 230), (26, 0.009, 190), (7, 0.02, 110)):
+    for count, r, alpha in ((80, 0.0042, 220), (30, 0.008, 180), (8, 0.018, 110)):
         sheet = _Sheet(image.width)
         for _ in range(count):
             x, y = rng.uniform(0, 1, 2)
-            # Few large flakes before the face: it should stay readable.
-            if r > 0.006 and abs(x - 0.5) < 0.26 and 0.2 < y < 0.8:
+            # Hardly any before the face: it should stay readable.
+            if np.hypot((x - 0.5) / 0.24, (y - 0.5) / 0.34) < 1 and rng.random() < 0.85:
                 continue
             sheet.disc(x, y, r * rng.uniform(0.7, 1.2), (255, 255, 255), alpha, 1.2)
-        image = sheet.over(image, 0.25 * r)
+        image = sheet.over(image, 0.3 * r)
     return image

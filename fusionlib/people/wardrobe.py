@@ -24,7 +24,7 @@ Array = np.ndarray
 
 # The painted part of the body as seen from the front, in metres of the template.
 X0, X1, Z0, Z1 = -0.26, 0.26, 0.48, 0.66
-TEXEL = 0.0008
+TEXEL = 0.001
 # Directions are counted from this point inside the neck: `phi` from the front to the person's
 # left, `up` from the horizontal, both in degrees.
 NECK = np.array([0.0, -0.030, 0.600])
@@ -192,13 +192,33 @@ def _roll(
     return _grid(points, color, closed)
 
 
+def _stand(
+    neck: _Neck, color: Array, *, low: Array, high: Array, lift: float, open_at: float = 0.0
+) -> Cloth:
+    """An upright collar from `low` to `high` degrees, `lift` off the neck, folded in at the top."""
+    closed = open_at == 0
+    phi = np.linspace(open_at - 180, 180 - open_at, 97)[: -1 if closed else None] + 180
+    profile = [(0, 0.5), (0.2, 0.9), (0.6, 1.0), (0.92, 1.05), (1.0, 0.9), (0.98, 0.6), (0.7, 0.3)]
+    behind = (1 - np.cos(np.radians(phi))) / 2
+    rows = [
+        neck.at(
+            phi,
+            np.interp(behind, [0, 1], low) * (1 - t) + np.interp(behind, [0, 1], high) * t,
+            f * lift,
+        )
+        for t, f in profile
+    ]
+    tone = np.array([0.9, 1.0, 1.0, 1.0, 0.95, 0.6, 0.45])[:, None, None]
+    return _grid(np.stack(rows), tone * np.asarray(color), closed)
+
+
 def _collar(neck: _Neck, color: Array, point: float = 24.0, open_at: float = 7.0) -> Cloth:
     """A folded collar with two points in front, `point` degrees long."""
     phi = np.linspace(open_at, 360 - open_at, 91)
     front = np.minimum(phi, 360 - phi)
     rise = 7 * (1 - np.cos(np.radians(front))) / 2
     low = -12 + rise - point * np.exp(-(((front - 24) / 13) ** 2))
-    high = 9 + rise - 12 * np.exp(-((front / 16) ** 2))
+    high = 4 + rise - 12 * np.exp(-((front / 16) ** 2))
     stand = [(0.0, 0.002), (0.6, 0.004), (1.0, 0.006), (0.96, 0.0095), (0.5, 0.0115), (0.0, 0.013)]
     rows = []
     for k, (t, lift) in enumerate(stand):
@@ -496,18 +516,23 @@ def paint_cloth(clothes: Clothes) -> Array:
     image = np.asarray(paint.image, np.float32)
     height, width = image.shape[:2]
     rng = stream("folds", clothes.seed)
-    # Folds run from the neck over the shoulders: noise drawn out along the radius.
-    x = np.linspace(X0, X1, width)[None] / 0.1
-    z = (np.linspace(Z1, Z0, height)[:, None] - 0.60) / 0.1
-    angle, radius = np.arctan2(x, -z), np.hypot(x, z)
-    folds = np.zeros((height, width))
-    for k in range(5):
+    angle, radius = _polar(height // 2, width // 2)
+    folds = np.zeros_like(angle)
+    for _ in range(4):
         phase, count = rng.uniform(0, 2 * np.pi), rng.uniform(5, 15)
-        folds += np.sin(count * angle + 1.5 * np.sin(2 * radius + 5 * phase) + phase) / 5
-    shade = 1 + 0.09 * folds * np.clip(radius - 0.3, 0, 1)
-    grain = rng.normal(1, 0.018, (height, width))
-    painted = np.clip(image * (shade * grain)[..., None], 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(painted)
+        folds += np.sin(count * angle + 1.5 * np.sin(2 * radius + 5 * phase) + phase) / 4
+    grain = 0.02 * rng.standard_normal(angle.shape, np.float32)
+    shade = Image.fromarray(1 + grain + 0.09 * folds * np.clip(radius - 0.3, 0, 1))
+    image = image * np.asarray(shade.resize((width, height), Image.Resampling.BILINEAR))[..., None]
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=1)
+def _polar(height: int, width: int) -> tuple[Array, Array]:
+    """Angle and radius (in 10 cm) about the neck: folds run from it over the shoulders."""
+    x = np.linspace(X0, X1, width, dtype=np.float32)[None] / 0.1
+    z = (np.linspace(Z1, Z0, height, dtype=np.float32)[:, None] - 0.60) / 0.1
+    return np.arctan2(x, -z), np.hypot(x, z)
 
 
 def _hem(clothes: Clothes, phi: Array) -> Array:
@@ -521,7 +546,7 @@ def _hem(clothes: Clothes, phi: Array) -> Array:
         return crew + 4
     if clothes.kind == "sailor suit":
         return crew - 4 - 22 * deep
-    return crew + 2
+    return crew + 4
 
 
 def dress(clothes: Clothes, points: Array) -> dict[str, Cloth]:
@@ -563,10 +588,11 @@ def _trim(c: Clothes, neck: _Neck, thick: float) -> dict[str, Cloth]:
     if c.kind in ("t-shirt", "sweater"):
         rib = 0.85 if c.kind == "sweater" else 0.92
         lift = 0.45 * thick + 0.004
-        return {"rib": _roll(neck, rib * color, up=crew, height=9 + 500 * thick, lift=lift)}
+        return {"rib": _roll(neck, rib * color, up=crew - 1, height=9 + 500 * thick, lift=lift)}
     if c.kind == "turtleneck":
-        folds = (0.93 + 0.07 * np.sin(28 * np.radians(phi)))[None, :, None]
-        return {"roll": _roll(neck, folds * color, up=3 + 6 * behind, height=36, lift=0.012)}
+        roll = _stand(neck, color, low=(-26, -10), high=(14, 20), lift=0.007)
+        fold = _stand(neck, 0.95 * color, low=(-2, 4), high=(15, 21), lift=0.010)
+        return {"roll": roll, "fold": fold}
     if c.kind in ("shirt", "overalls"):
         return {"collar": _collar(neck, color if c.pattern == "plain" else 0.5 * (color + accent))}
     if c.kind == "suit":
@@ -575,19 +601,19 @@ def _trim(c: Clothes, neck: _Neck, thick: float) -> dict[str, Cloth]:
     if c.kind == "white coat":
         return {"collar": _collar(neck, color, 30, 22), "stethoscope": _stethoscope(neck)}
     if c.kind == "chef jacket":
-        stand = _roll(neck, color, up=-6 + 7 * behind, height=26, lift=0.009)
+        stand = _stand(neck, color, low=(-26, -8), high=(5, 14), lift=0.008, open_at=5)
         return {"stand": stand, "scarf": _bow(neck, accent)}
     if c.kind == "hoodie":
         lift = 0.012 + 0.026 * behind
         return {"hood": _roll(neck, 0.93 * color, up=-12 + 10 * behind, height=30, lift=lift)}
     if c.kind == "winter jacket":
-        stand = _roll(neck, 0.95 * color, up=-8 + 9 * behind, height=26, lift=0.022)
+        stand = _stand(neck, 0.95 * color, low=(-30, -10), high=(2, 12), lift=0.024, open_at=14)
         folds = (0.9 + 0.1 * np.sin(40 * np.radians(phi) + 2 * c.seed % 7))[None, :, None]
         scarf = _roll(neck, folds * accent, up=2 + 7 * behind, height=24, lift=0.017)
         return {"stand": stand, "scarf": scarf}
     if c.kind == "fire coat":
-        stand = _roll(neck, color, up=-4 + 9 * behind, height=30, lift=0.016)
-        band = _roll(neck, accent, up=-9 + 9 * behind, height=9, lift=0.020)
+        stand = _stand(neck, color, low=(-34, -12), high=(8, 18), lift=0.017, open_at=8)
+        band = _stand(neck, accent, low=(-10, 0), high=(-3, 7), lift=0.0185, open_at=9)
         return {"stand": stand, "band": band}
     if c.kind == "safety vest":
         return {"collar": _collar(neck, accent)}
