@@ -48,7 +48,6 @@ HEADWEAR = (
     "hard hat",
     "crown",
     "helmet",
-    "chef hat",
 )
 
 _DYES: dict[str, Color] = {
@@ -102,7 +101,7 @@ _COSTUME: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 }
 _ROLE_HEADWEAR: dict[str, tuple[str, float, tuple[str, ...]]] = {
     "astronaut": ("helmet", 0.6, ("white",)),
-    "chef": ("chef hat", 0.85, ("white",)),
+    "chef": ("headscarf", 0.6, ("white", "white", "red")),
     "royal": ("crown", 0.9, ("yellow",)),
     "farmer": ("straw hat", 0.85, ("yellow",)),
     "builder": ("hard hat", 0.95, ("yellow", "white", "orange", "blue")),

@@ -18,7 +18,7 @@ from fusionlib.people.head import (
 )
 from fusionlib.people.identity import Person
 from fusionlib.people.sampling import stream
-from fusionlib.people.scenery import compose, draw_background
+from fusionlib.people.scenery import draw_background, surround
 from fusionlib.people.skin import (
     TEXELS,
     U0,
@@ -435,8 +435,9 @@ def _render(sitter: _Sitter, view: View, size: int) -> Picture:
     blur = 1.0 if view.style in LENS_STYLES else 0.35
     background = draw_background(view.scene, pixels, rng, time=view.time, blur=blur)
     # The stage is black, so the shot is already weighted by how much the figure covers.
-    figure_cover = cover[..., 1].astype(np.float32) / 255
-    image = compose(shot, figure_cover, background, view.scene, rng)
-    styled = apply_style(image, view.style, rng, figure=figure_cover)
+    covered = cover[..., 1].astype(np.float32) / 255
+    image = np.clip(shot + (1 - covered[..., None]) * background, 0, 255).astype(np.uint8)
+    image = surround(image, covered, background, view.scene, rng)
+    styled = apply_style(image, view.style, rng, figure=covered)
     mask = _largest_blob(_reduce(cover[..., 0], size) > 127)
     return Picture(_reduce(styled, size), mask.astype(np.uint8) * 255)

@@ -229,7 +229,8 @@ def _frond(
         blade = 0.34 * length * (1 - 0.55 * t[k])
         along = np.arctan2(*(rib[k] - rib[k - 1])[::-1])
         for turn in (0.75, -0.75):
-            outline = _leaf(*rib[k], blade, 0.17 * blade, along + turn, 0.15)
+            x, y = float(rib[k, 0]), float(rib[k, 1])
+            outline = _leaf(x, y, blade, 0.17 * blade, along + turn, 0.15)
             sheet.polygon(outline, _shade(color, rng.uniform(0.75, 1.2)))
     sheet.line(rib, _shade(color, 0.8), 0.006)
 
@@ -342,9 +343,9 @@ def _beach(size: int, rng: np.random.Generator, time: str, blur: float) -> Image
         y = h + 0.01 + (shore - h) * t
         sheet.disc(x, y, w, (255, 244, 226) if sunset else (236, 250, 255), int(90 + 120 * t), 0.05)
     image = sheet.over(image, 0.005 * blur)
-    x = np.linspace(0, 1, 65)
+    across = np.linspace(0, 1, 65)
     phase = rng.uniform(0, 6)
-    edge = shore + 0.02 * np.sin(7 * x + phase) + 0.008 * np.sin(19 * x + 2 * phase)
+    edge = shore + 0.02 * np.sin(7 * across + phase) + 0.008 * np.sin(19 * across + 2 * phase)
     sheet = _Sheet(size)
     _ground(sheet, edge - 0.012, (250, 252, 252))
     _ground(sheet, edge + 0.012, _shade(sand, 0.80))
@@ -872,10 +873,12 @@ def _desert(size: int, rng: np.random.Generator, time: str, blur: float) -> Imag
                 ],
                 _shade(rock, 0.8),
             )
-    x = np.linspace(0, 1, 65)
+    across = np.linspace(0, 1, 65)
     for k in range(4):  # dunes: a bright and a shaded flank
         crest, y = rng.uniform(0.1, 0.9), h + 0.03 + 0.12 * k
-        line = y + 0.10 * np.abs(x - crest) ** 1.3 + 0.012 * np.sin(9 * x + 5 * rng.random())
+        line = (
+            y + 0.10 * np.abs(across - crest) ** 1.3 + 0.012 * np.sin(9 * across + 5 * rng.random())
+        )
         bright = _mix(_shade(sand, 0.9 + 0.05 * k), sky[-1][1], 0.3 - 0.1 * k)
         _ground(sheet, line, bright)
         peak = line.min()
@@ -890,7 +893,7 @@ def _desert(size: int, rng: np.random.Generator, time: str, blur: float) -> Imag
         sheet.polygon(tail, _shade(bright, 0.76), 190)
     for y in np.linspace(h + 0.3, 1, 16):  # ripples of the wind
         sheet.line(
-            np.stack([x, y + 0.008 * np.sin(20 * x + 30 * y) + 0.02 * x], 1),
+            np.stack([across, y + 0.008 * np.sin(20 * across + 30 * y) + 0.02 * across], 1),
             _shade(sand, 0.86),
             0.004,
             130,
@@ -1272,31 +1275,30 @@ def draw_background(
     return np.asarray(_DRAW[scene](size, rng, time or times[0], blur).convert("RGB"))
 
 
-def compose(
-    figure: Array, cover: Array, background: Array, scene: str, rng: np.random.Generator
+def surround(
+    image: Array, cover: Array, background: Array, scene: str, rng: np.random.Generator
 ) -> Array:
-    """Put a figure before its scene, whose light bends a little round its edge.
+    """Let a scene act on the figures before it: its light bends round their edges, snow falls.
 
     Args:
-        figure: (H, W, 3) uint8 picture of the figure on black.
-        cover: (H, W) how much of each pixel the figure covers, 0..1.
-        background: (H, W, 3) uint8.
-        scene: One of `SCENES`; in the snow, flakes fall before the figure.
-        rng: Decides where.
+        image: (H, H, 3) uint8 picture of the figures before their background.
+        cover: (H, H) how much of each pixel the figures cover, 0..1.
+        background: (H, H, 3) uint8.
+        scene: One of `SCENES`.
+        rng: Decides where the flakes fall.
 
     Returns:
-        (H, W, 3) uint8 picture.
+        (H, H, 3) uint8 picture.
     """
-    size = figure.shape[0]
+    size = len(image)
     a = cover[..., None].astype(np.float32)
-    image = figure.astype(np.float32) + (1 - a) * background
     near = Image.fromarray((cover * 255).astype(np.uint8))
     near = near.filter(ImageFilter.GaussianBlur(0.012 * size))
     soft = Image.fromarray(background).resize((32, 32), Image.Resampling.BOX)
     around = np.asarray(soft.resize((size, size), Image.Resampling.BICUBIC), np.float32)
     edge = a * (1 - np.asarray(near, np.float32)[..., None] / 255)
-    image = image + 0.5 * edge * (around - 0.6 * image)
-    done = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
+    bent = image + 0.5 * edge * (around - 0.6 * image)
+    done = Image.fromarray(np.clip(bent, 0, 255).astype(np.uint8))
     if scene == "snow":
         done = _snowfall(done.convert("RGBA"), rng).convert("RGB")
     return np.asarray(done)

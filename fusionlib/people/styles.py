@@ -39,13 +39,13 @@ def _blur(x: Array, sigma: float) -> Array:
     return soft[0] if x.ndim == 2 else np.stack(soft, -1)
 
 
-def _smooth(image: Array, radius: float) -> Array:
-    """(H, W, 3) floats 0..1, small detail taken away and edges kept (median, then mode)."""
-    side = 2 * max(1, round(radius)) + 1
-    small = Image.fromarray((image * 255).astype(np.uint8)).reduce(2)
-    flat = small.filter(ImageFilter.MedianFilter(min(side, 5)))
-    size = (image.shape[1], image.shape[0])
-    return np.asarray(flat.resize(size, Image.Resampling.BILINEAR), np.float32) / 255
+def _smooth(image: Array, unit: float) -> Array:
+    """(H, W, 3) floats 0..1 by a median: small detail goes, edges stay."""
+    picture = Image.fromarray((image * 255).astype(np.uint8))
+    step = max(1, round(unit))
+    flat = picture.reduce(step).filter(ImageFilter.MedianFilter(3))
+    whole = flat.resize(picture.size, Image.Resampling.BICUBIC)
+    return np.asarray(whole, np.float32) / 255
 
 
 def _ink(gray: Array, unit: float, width: float = 1.1, gain: float = 26.0) -> Array:
@@ -103,7 +103,7 @@ def _watercolor(x: Array, unit: float, rng: np.random.Generator, figure: Array |
     size = len(x)
     wobble = [1.3 * unit * noise(size, rng, 18, 1) for _ in range(2)]
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
-    y = _smooth(x, 2.5 * unit)
+    y = _smooth(x, unit)
     face = 0.0 if figure is None else figure
     keep = 1 - 0.6 * face  # the brush wanders, but not over a face
     where = [rows + keep * wobble[0], columns + keep * wobble[1]]
@@ -183,7 +183,7 @@ def _neon(x: Array, unit: float, rng: np.random.Generator, figure: Array | None)
 
 def _comic(x: Array, unit: float, rng: np.random.Generator, figure: Array | None) -> Array:
     size = len(x)
-    y = _smooth(x, 2 * unit)
+    y = _smooth(x, unit)
     gray = _blur(y @ _LUMA, 0.8 * unit)[..., None]
     levels = np.array([0.14, 0.38, 0.62, 0.84, 1.0], np.float32)
     edges = np.array([0.16, 0.36, 0.56, 0.76], np.float32)

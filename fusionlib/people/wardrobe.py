@@ -193,9 +193,17 @@ def _roll(
 
 
 def _stand(
-    neck: _Neck, color: Array, *, low: Array, high: Array, lift: float, open_at: float = 0.0
+    neck: _Neck,
+    color: Array,
+    *,
+    low: tuple[float, float],
+    high: tuple[float, float],
+    lift: float,
+    open_at: float = 0.0,
 ) -> Cloth:
-    """An upright collar from `low` to `high` degrees, `lift` off the neck, folded in at the top."""
+    """An upright collar `lift` metres off the neck and folded in at the top.
+
+    `low` and `high` are its edges in degrees `up`, in front and at the nape."""
     closed = open_at == 0
     phi = np.linspace(open_at - 180, 180 - open_at, 97)[: -1 if closed else None] + 180
     profile = [(0, 0.5), (0.2, 0.9), (0.6, 1.0), (0.92, 1.05), (1.0, 0.9), (0.98, 0.6), (0.7, 0.3)]
@@ -542,7 +550,7 @@ def _hem(clothes: Clothes, phi: Array) -> Array:
     deep = np.exp(-((front / 34) ** 2))
     if clothes.kind == "dress":
         return crew - 10 - 34 * np.exp(-((front / 46) ** 2))
-    if clothes.kind in ("suit", "white coat", "safety vest", "shirt", "overalls", "robe"):
+    if clothes.kind in ("suit", "white coat", "safety vest", "shirt", "overalls"):
         return crew + 4
     if clothes.kind == "sailor suit":
         return crew - 4 - 22 * deep
@@ -604,8 +612,8 @@ def _trim(c: Clothes, neck: _Neck, thick: float) -> dict[str, Cloth]:
         stand = _stand(neck, color, low=(-26, -8), high=(5, 14), lift=0.008, open_at=5)
         return {"stand": stand, "scarf": _bow(neck, accent)}
     if c.kind == "hoodie":
-        lift = 0.012 + 0.026 * behind
-        return {"hood": _roll(neck, 0.93 * color, up=-12 + 10 * behind, height=30, lift=lift)}
+        full = 0.012 + 0.026 * behind
+        return {"hood": _roll(neck, 0.93 * color, up=-12 + 10 * behind, height=30, lift=full)}
     if c.kind == "winter jacket":
         stand = _stand(neck, 0.95 * color, low=(-30, -10), high=(2, 12), lift=0.024, open_at=14)
         folds = (0.9 + 0.1 * np.sin(40 * np.radians(phi) + 2 * c.seed % 7))[None, :, None]
