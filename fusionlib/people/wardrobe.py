@@ -203,7 +203,8 @@ def _stand(
 ) -> Cloth:
     """An upright collar `lift` metres off the neck and folded in at the top.
 
-    `low` and `high` are its edges in degrees `up`, in front and at the nape."""
+    `low` and `high` are its edges in degrees `up`, in front and at the nape.
+    """
     closed = open_at == 0
     phi = np.linspace(open_at - 180, 180 - open_at, 97)[: -1 if closed else None] + 180
     profile = [(0, 0.5), (0.2, 0.9), (0.6, 1.0), (0.92, 1.05), (1.0, 0.9), (0.98, 0.6), (0.7, 0.3)]
