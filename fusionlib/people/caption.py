@@ -182,23 +182,28 @@ def describe(person: Person, view: View, wording: int = 0) -> str:
     """
     rng = stream("caption", view.caption_seed, *([wording] if wording else []))
     before, after = EXPRESSION_PHRASES[view.expression]
+    plain = rng.random() < 0.2  # as short as a prompt: "a photo of a laughing person"
     adjectives, last = [], ""
     if view.expression == "neutral":
-        if rng.random() < 0.2:
+        if plain:
+            pass
+        elif rng.random() < 0.2:
             last = _one(rng, after)
         elif rng.random() < 0.1:
             adjectives.append(_one(rng, before))
-    elif rng.random() < 0.7:
+    elif plain or rng.random() < 0.7:
         adjectives.append(_one(rng, before))
     else:
         last = _one(rng, after)
-    if rng.random() < 0.45:
+    if not plain and rng.random() < 0.45:
         adjectives.append(person.age_word)
-    if person.hair_style == "bald" and view.headwear == "none" and rng.random() < 0.7:
+    if person.hair_style == "bald" and view.headwear == "none" and not plain and rng.random() < 0.7:
         adjectives.append("bald")
     noun, role = _noun(rng, person, view)
-    traits, worn = _traits(rng, person, view), _worn(rng, view)
-    place = _one(rng, SCENE_PHRASES[view.scene]) if rng.random() < 0.85 else ""
+    traits, worn = ([], []) if plain else (_traits(rng, person, view), _worn(rng, view))
+    if plain and view.role == "person":
+        noun = "person"
+    place = _one(rng, SCENE_PHRASES[view.scene]) if rng.random() < (0.6 if plain else 0.9) else ""
     if place and view.time in TIME_PHRASES and rng.random() < 0.5:
         place += f" {TIME_PHRASES[view.time]}"
     begin, follow = STYLE_PHRASES[view.style]

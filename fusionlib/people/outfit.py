@@ -27,7 +27,7 @@ CLOTHES = (
     "sweater",
     "turtleneck",
     "hoodie",
-    "dress",
+    "tank top",
     "suit",
     "winter jacket",
     "space suit",
@@ -133,19 +133,19 @@ def sample_clothes(rng: np.random.Generator, role: str, scene: str) -> Clothes:
         "sweater": 2.0,
         "turtleneck": 1.0,
         "hoodie": 1.5,
-        "dress": 1.2,
+        "tank top": 1.2,
         "suit": 2.0,
         "winter jacket": 0.2,
     }
     if scene == "snow":
-        everyday |= {"winter jacket": 9.0, "t-shirt": 0.1, "dress": 0.1, "sweater": 4.0}
+        everyday |= {"winter jacket": 9.0, "t-shirt": 0.1, "tank top": 0.1, "sweater": 4.0}
     elif scene in ("beach", "desert"):
         everyday |= {"t-shirt": 8.0, "suit": 0.3, "sweater": 0.2, "turtleneck": 0.1, "hoodie": 0.4}
     kind = choose(rng, everyday)
     patterns = {"plain": 1.0}
     if kind == "shirt":
         patterns |= {"checked": 0.5, "striped": 0.25}
-    elif kind in ("t-shirt", "dress"):
+    elif kind in ("t-shirt", "tank top"):
         patterns |= {"striped": 0.35, "dotted": 0.25}
     elif kind in ("sweater", "turtleneck"):
         patterns = {"knitted": 1.0, "striped": 0.4 * (kind == "sweater")}

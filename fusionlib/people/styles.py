@@ -167,7 +167,7 @@ def _neon(x: Array, unit: float, rng: np.random.Generator, figure: Array | None)
     form = np.clip(1.15 * gray, 0, 0.92) ** 1.3
     between = np.exp(-(((u - middle) / 0.34) ** 2))[..., None]
     own = x * np.array([0.92, 0.80, 1.0], np.float32)
-    person = form[..., None] * (0.18 + 0.95 * lamp) * (1 - 0.55 * between) + 0.60 * between * own
+    person = form[..., None] * (0.18 + 0.95 * lamp) * (1 - 0.55 * between) + 0.75 * between * own
     dark = np.array([0.10, 0.07, 0.20], np.float32) * (0.35 + gray[..., None])
     glow = np.clip(_ink(1 - gray, unit, 1.6, 12) + 1.6 * np.clip(gray - 0.72, 0, 1), 0, 1)
     scene = dark + 0.75 * glow[..., None] * lamp

@@ -501,7 +501,7 @@ _PAINT: dict[str, Callable[[_Paint, Clothes], None]] = {
 # How far the cloth stands off the skin, in metres.
 _THICK = {
     "t-shirt": 0.006,
-    "dress": 0.004,
+    "tank top": 0.004,
     "shirt": 0.007,
     "sweater": 0.010,
     "turtleneck": 0.008,
@@ -549,7 +549,7 @@ def _hem(clothes: Clothes, phi: Array) -> Array:
     front = np.abs(phi)
     crew = -14 + 9 * (1 - np.cos(np.radians(phi))) / 2
     deep = np.exp(-((front / 34) ** 2))
-    if clothes.kind == "dress":
+    if clothes.kind == "tank top":
         return crew - 10 - 34 * np.exp(-((front / 46) ** 2))
     if clothes.kind in ("suit", "white coat", "safety vest", "shirt", "overalls"):
         return crew + 4
