@@ -276,7 +276,7 @@ def _stethoscope(neck: _Neck) -> Cloth:
 def _space_ring(neck: _Neck, color: Array) -> dict[str, Cloth]:
     """The ring that a helmet locks into: a level hoop, wide of the neck."""
     turn, tube = np.radians(np.arange(0, 360, 5.0)), np.linspace(0, 2 * np.pi, 13)
-    middle = neck.centre + [0, 0.002, -0.018]
+    middle = neck.centre + [0, 0.004, -0.004]
 
     def hoop(radius: float, width: float, tall: float, lift: float, tone: Array) -> Cloth:
         r = radius + width * np.cos(tube)[:, None]
@@ -608,7 +608,7 @@ def _trim(c: Clothes, neck: _Neck, thick: float) -> dict[str, Cloth]:
         tie = _tie(neck, accent, np.clip(accent * 0.5 + 0.35, 0, 1))
         return {"collar": _collar(neck, white, 18, 5), "tie": tie}
     if c.kind == "white coat":
-        return {"collar": _collar(neck, color, 30, 22), "stethoscope": _stethoscope(neck)}
+        return {"collar": _collar(neck, color, 32, 15), "stethoscope": _stethoscope(neck)}
     if c.kind == "chef jacket":
         stand = _stand(neck, color, low=(-26, -8), high=(5, 14), lift=0.008, open_at=5)
         return {"stand": stand, "scarf": _bow(neck, accent)}
@@ -634,7 +634,7 @@ def _trim(c: Clothes, neck: _Neck, thick: float) -> dict[str, Cloth]:
         )
         return {
             "fur": _roll(
-                neck, fur, up=-16 + 12 * behind, height=34, lift=0.030, rough=0.05, seed=c.seed
+                neck, fur, up=-11 + 12 * behind, height=34, lift=0.033, rough=0.05, seed=c.seed
             )
         }
     if c.kind == "space suit":
