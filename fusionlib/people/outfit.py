@@ -43,11 +43,13 @@ HEADWEAR = (
     "none",
     "beanie",
     "straw hat",
+    "brimmed hat",
     "cap",
     "headscarf",
     "hard hat",
     "crown",
     "helmet",
+    "chef hat",
 )
 
 _DYES: dict[str, Color] = {
@@ -101,7 +103,7 @@ _COSTUME: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 }
 _ROLE_HEADWEAR: dict[str, tuple[str, float, tuple[str, ...]]] = {
     "astronaut": ("helmet", 0.6, ("white",)),
-    "chef": ("headscarf", 0.6, ("white", "white", "red")),
+    "chef": ("chef hat", 0.85, ("white",)),
     "royal": ("crown", 0.9, ("yellow",)),
     "farmer": ("straw hat", 0.85, ("yellow",)),
     "builder": ("hard hat", 0.95, ("yellow", "white", "orange", "blue")),
@@ -165,11 +167,18 @@ def sample_headwear(rng: np.random.Generator, role: str, scene: str) -> Headwear
         kind, share, colors = _ROLE_HEADWEAR[role]
         color = {"straw hat": _STRAW, "crown": _GOLD}.get(kind) or _dye(rng, colors, 0.04)[1]
         return Headwear(kind, color) if draw < share else Headwear("none", color)
-    weights = {"none": 0.86, "cap": 0.06, "headscarf": 0.03, "beanie": 0.03, "straw hat": 0.02}
+    weights = {
+        "none": 0.84,
+        "cap": 0.06,
+        "headscarf": 0.03,
+        "beanie": 0.03,
+        "straw hat": 0.02,
+        "brimmed hat": 0.02,
+    }
     if scene == "snow":
         weights |= {"none": 0.5, "beanie": 0.45}
     elif scene in ("beach", "farm", "desert", "garden"):
-        weights |= {"none": 0.7, "straw hat": 0.2}
+        weights |= {"none": 0.65, "straw hat": 0.18, "brimmed hat": 0.06}
     kind = choose(rng, weights if role == "person" else {"none": 1.0})
     color = _STRAW if kind == "straw hat" else _dye(rng, tuple(_DYES))[1]
     return Headwear(kind, color)
