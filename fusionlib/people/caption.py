@@ -95,6 +95,7 @@ BEARD_PHRASES = {
     "stubble": "stubble",
     "moustache": "a moustache",
     "goatee": "a goatee",
+    "short": "a short beard",
     "full": "a full beard",
 }
 

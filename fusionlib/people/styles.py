@@ -113,7 +113,7 @@ def _watercolor(x: Array, unit: float, rng: np.random.Generator, figure: Array |
     steps = 6 * mean
     washed = (np.floor(steps) + np.clip(4 * (steps % 1) - 1.5, 0, 1)) / 6
     tone = 0.55 * mean + 0.45 * washed
-    y = np.clip(tone + 1.5 * (y - mean), 0, 1)
+    y = np.clip(tone + 1.3 * (y - mean), 0, 1)
     # Pigment gathers at the edge of a wash and settles unevenly in the paper.
     edge = np.abs(y.mean(-1) - _blur(y.mean(-1), 2.2 * unit))
     paper = noise(size, rng, 90, 1)
