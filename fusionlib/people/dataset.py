@@ -71,12 +71,12 @@ def make_samples(
         person_index: Number of the person.
         views: Pictures of that person, 1 to 100; the first is the reference.
         size: Height and width in pixels.
-        split: Name written into the record.
+        split: Name written into the record; `train` leaves held-out combinations out.
     """
     from fusionlib.people.render import render_views
 
     person = sample_person(seed, person_index)
-    plan = [sample_view(seed, person_index, v) for v in range(views)]
+    plan = [sample_view(seed, person_index, v, split=split) for v in range(views)]
     for view, picture in zip(plan, render_views(person, plan, size), strict=True):
         key = f"{person_index * 100 + view.index:09d}"
         captions = [describe(person, view, wording) for wording in range(WORDINGS)]
@@ -230,7 +230,7 @@ def render_dataset(
         first_person: Number of the first person; sets that must not share people use
             ranges that do not overlap.
         workers: Processes.
-        split: Name written into each record.
+        split: Name written into each record; `train` leaves held-out combinations out.
 
     Returns:
         Path of the manifest.
@@ -295,7 +295,11 @@ INDEX_FIELDS = (
     "caption",
     "expression",
     "style",
-    "background",
+    "scene",
+    "time",
+    "role",
+    "clothes",
+    "headwear",
     "gender",
     "age",
     "hair",
@@ -303,6 +307,7 @@ INDEX_FIELDS = (
     "glasses",
     "yaw",
     "pitch",
+    "held_out",
 )
 
 
