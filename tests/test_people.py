@@ -18,17 +18,30 @@ from PIL import Image
 from fusionlib.errors import FusionError
 from fusionlib.people import dataset, shade
 from fusionlib.people.caption import (
-    BACKGROUND_PHRASES,
+    EXPRESSION_PHRASES,
+    MOST_WORDS,
+    SCENE_PHRASES,
     STYLE_PHRASES,
     attributes,
     describe,
+    role_name,
 )
 from fusionlib.people.glasses import FRAMES
 from fusionlib.people.head import expression_actions
 from fusionlib.people.identity import SHAPE_MEAN, SHAPE_SPREAD, sample_person, skin_color
+from fusionlib.people.outfit import (
+    CLOTHES,
+    HEADWEAR,
+    ROLES,
+    Clothes,
+    sample_clothes,
+    sample_headwear,
+)
 from fusionlib.people.render import inverse_depth
-from fusionlib.people.scenery import apply_style, draw_background
-from fusionlib.people.view import BACKGROUNDS, EXPRESSIONS, STYLES, sample_view
+from fusionlib.people.sampling import stream
+from fusionlib.people.scenery import SCENES, draw_background, surround
+from fusionlib.people.styles import apply_style
+from fusionlib.people.view import EXPRESSIONS, STYLES, is_held_out, sample_view
 
 HELDOUT = Path(__file__).parents[1] / "data" / "heldout"
 
@@ -88,9 +101,11 @@ def test_view_zero_is_the_reference_and_no_view_leaves_its_range() -> None:
             view = sample_view(0, person, number)
             assert view == sample_view(0, person, number)
             assert abs(view.yaw) <= 20 and abs(view.pitch) <= 8
-            assert view.background in BACKGROUNDS and view.style in STYLES
+            assert view.time in SCENES[view.scene] and view.style in STYLES
+            assert view.role in ROLES and view.headwear in HEADWEAR
             if number == 0:
                 assert view.expression == "neutral" and view.style == "photo"
+                assert view.role == "person" and view.headwear == "none"
                 assert abs(view.yaw) < 5 and abs(view.light_azimuth) <= 15
 
 
@@ -181,75 +196,270 @@ def test_inverse_depth_is_bright_where_it_is_near() -> None:
     assert inverse_depth(depth)[1, 1] == 64 < inverse_depth(depth)[1, 0] < 255
 
 
-def test_most_pictures_are_photos() -> None:
-    styles = [sample_view(0, p, v).style for p in range(300) for v in range(1, 4)]
-    assert 0.64 < styles.count("photo") / len(styles) < 0.76
-    assert set(styles) == set(STYLES)
+def test_about_half_of_the_pictures_are_photos() -> None:
+    views = [sample_view(0, p, v) for p in range(300) for v in range(1, 4)]
+    styles, roles = [v.style for v in views], [v.role for v in views]
+    assert 0.45 < styles.count("photo") / len(styles) < 0.6
+    assert 0.45 < roles.count("person") / len(roles) < 0.7
+    assert set(styles) == set(STYLES) and set(roles) == set(ROLES)
+    assert {v.scene for v in views} == set(SCENES)
+
+
+def test_held_out_combinations_are_about_a_tenth_and_hold_out_no_prompt_of_the_paper() -> None:
+    triples = [(s, c, e) for s in STYLES for c in SCENES for e in EXPRESSIONS]
+    assert 0.05 < np.mean([is_held_out(*t) for t in triples]) < 0.16
+    for names in (STYLES, SCENES, EXPRESSIONS):  # each name alone is seen in training
+        for name in names:
+            assert not all(is_held_out(*t) for t in triples if name in t)
+    assert not any(
+        is_held_out("photo", "garden", "laughing", role) for role in ("person", "astronaut")
+    )
+    assert not is_held_out("photo", "snow", "angry")
+    free = next(t for t in triples if not is_held_out(*t))
+    roles = [r for r in ROLES[1:] for c in SCENES if is_held_out(free[0], c, free[2], r)]
+    assert set(roles) <= set(ROLES[1:]) and roles
+
+
+def test_training_never_shows_a_held_out_combination_and_other_splits_do() -> None:
+    def held(split: str) -> list[bool]:
+        views = [sample_view(0, p, v, split=split) for p in range(120) for v in range(5)]
+        return [is_held_out(v.style, v.scene, v.expression, v.role) for v in views]
+
+    assert not any(held("train"))
+    assert 0.05 < np.mean(held("heldout")) < 0.25
+    # The split decides what is shown and nothing else.
+    for person in range(20):
+        a, b = (sample_view(0, person, 1, split=s) for s in ("train", "heldout"))
+        assert (a.yaw, a.expression, a.caption_seed) == (b.yaw, b.expression, b.caption_seed)
+
+
+def test_light_comes_from_the_scene() -> None:
+    for person in range(60):
+        view = sample_view(0, person, 1)
+        light = SCENES[view.scene][view.time]
+        assert light.azimuth[0] <= abs(view.light_azimuth) <= light.azimuth[1]
+        assert light.strength[0] <= view.light_strength <= light.strength[1]
+        assert view.light_color == light.key and view.fill_color == light.fill
+
+
+def test_roles_wear_their_clothes_and_the_snow_is_cold() -> None:
+    worn = {
+        role: {sample_clothes(stream("t", k), role, "studio").kind for k in range(20)}
+        for role in ROLES
+    }
+    assert len(worn["person"]) > 4
+    costumes = [next(iter(worn[role])) for role in ROLES[1:]]
+    assert all(len(worn[role]) == 1 for role in ROLES[1:]) and len(set(costumes)) == len(costumes)
+    assert not worn["person"] & set(costumes)
+
+    def share(scene: str) -> float:
+        drawn = [sample_clothes(stream("t", k), "person", scene).kind for k in range(100)]
+        return drawn.count("winter jacket") / len(drawn)
+
+    assert share("snow") > 0.3 > 0.1 > share("beach")
+    hats = [sample_headwear(stream("t", k), "royal", "studio").kind for k in range(50)]
+    assert hats.count("crown") > 35
 
 
 def test_captions_say_what_the_picture_shows() -> None:
-    for person_index in range(80):
+    said = {"style": 0, "expression": 0, "scene": 0}
+    total = 0
+    for person_index in range(150):
         person = sample_person(0, person_index)
         for number in range(4):
             view = sample_view(0, person_index, number)
             text = describe(person, view)
             assert text == describe(person, view)
-            assert text.startswith(STYLE_PHRASES[view.style])
+            assert len(text.split()) <= MOST_WORDS + 3  # at the worst, what cannot be left out
             other_gender = {"woman": "man", "man": "woman"}[person.gender]
-            assert re.search(rf"\b({person.gender}|person)\b", text)
+            nouns = (person.gender, "person", role_name(person, view))
+            assert any(re.search(rf"\b{noun}\b", text) for noun in nouns)
             assert not re.search(rf"\b{other_gender}\b", text)
-            if view.expression != "neutral":
-                assert view.expression in text
+            for other in set(ROLES) - {view.role, "person"}:
+                assert not re.search(rf"\b{other}\b", text)
+            total += 1
+            said["style"] += any(p in text for words in STYLE_PHRASES[view.style] for p in words)
+            words = [w for both in EXPRESSION_PHRASES[view.expression] for w in both]
+            said["expression"] += any(w in text for w in words)
+            said["scene"] += any(p in text for p in SCENE_PHRASES[view.scene])
             for other in set(EXPRESSIONS) - {view.expression, "neutral"}:
-                assert other not in text
+                assert not re.search(rf"\b{other}\b", text)
+            for name in set(STYLES) - {view.style, "photo"}:
+                assert not re.search(rf"\b{name}\b", text)
             if person.glasses == "none":
                 assert "glasses" not in text
             if person.hair_style != "bald":
                 assert "bald" not in text
-            for name in set(BACKGROUNDS) - {view.background}:
-                assert not any(text.endswith(phrase) for phrase in BACKGROUND_PHRASES[name])
-            assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|  ", text)
+            assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|  | ,|,$", text)
+    assert said["style"] > 0.75 * total and said["scene"] > 0.75 * total
+    assert said["expression"] > 0.6 * total
+
+
+def test_a_style_that_is_no_photo_is_always_said() -> None:
+    for person_index in range(60):
+        person = sample_person(0, person_index)
+        for number in range(1, 5):
+            view = sample_view(0, person_index, number)
+            if view.style != "photo":
+                phrases = [p for words in STYLE_PHRASES[view.style] for p in words]
+                for wording in range(4):
+                    assert any(p in describe(person, view, wording) for p in phrases)
 
 
 def test_captions_are_worded_in_several_ways() -> None:
     person, view = sample_person(0, 0), sample_view(0, 0, 1)
     texts = {describe(person, view, wording) for wording in range(40)}
-    assert len(texts) > 15
-    genders = [person.gender in text.split() for text in texts]
-    assert any(genders) and not all(genders)
+    assert len(texts) > 25
+    starts = {text.split()[0] for text in texts}
+    assert len(starts) > 2
 
 
-@pytest.mark.parametrize("name", BACKGROUNDS)
-def test_backgrounds_are_deterministic_pictures(name: str) -> None:
-    first = draw_background(name, 64, np.random.default_rng(5))
+def test_the_prompts_of_the_paper_are_captions() -> None:
+    """A prompt that no caption resembles would be outside of what the text model has seen."""
+    texts = set()
+    for person_index in range(700):
+        person = sample_person(1, person_index)
+        view = sample_view(1, person_index, 1 + person_index % len(EXPRESSIONS))
+        texts |= {describe(person, view, wording) for wording in range(4)}
+    assert {"a photo of a person", "a photo of a laughing person"} <= texts
+    assert any(re.match("a photo of an (angry|furious) .*in the snow", t) for t in texts)
+    assert any(re.match(r"(\w+ )?astronaut .*in a garden", t) for t in texts)
+    assert any(t.startswith("line art of") for t in texts)
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_scenes_are_deterministic_pictures_of_any_size(name: str) -> None:
+    time = list(SCENES[name])[-1]
+    first, again, large = (
+        draw_background(name, size, np.random.default_rng(5), time=time) for size in (64, 64, 128)
+    )
     assert first.shape == (64, 64, 3) and first.dtype == np.uint8
-    assert np.array_equal(first, draw_background(name, 64, np.random.default_rng(5)))
+    assert np.array_equal(first, again)
+    reduced = np.asarray(Image.fromarray(large).reduce(2), np.float32)
+    assert np.abs(reduced - first).mean() < 14  # the same layout
+    other = draw_background(name, 64, np.random.default_rng(6), time=time)
+    assert np.abs(other.astype(int) - first).mean() > 2
 
 
-def test_backgrounds_differ() -> None:
-    means = [
-        draw_background(n, 64, np.random.default_rng(0)).reshape(-1, 3).mean(0) for n in BACKGROUNDS
+def test_scenes_differ_more_than_their_layouts() -> None:
+    def look(name: str, number: int) -> np.ndarray:
+        picture = draw_background(name, 64, np.random.default_rng(number))
+        return picture.reshape(4, 16, 4, 16, 3).mean((1, 3)).ravel()
+
+    names = [n for n in SCENES if n != "studio"]  # a wall of any colour
+    known = {n: np.mean([look(n, k) for k in range(3)], 0) for n in names}
+    right = [
+        min(names, key=lambda n: float(np.abs(known[n] - look(name, number)).sum())) == name
+        for name in names
+        for number in (20,)
     ]
-    gaps = [np.abs(a - b).max() for i, a in enumerate(means) for b in means[:i]]
-    assert min(gaps) > 5
+    assert np.mean(right) > 0.8
+
+
+def test_blur_takes_detail_away() -> None:
+    sharp, soft = (
+        draw_background("library", 128, np.random.default_rng(0), blur=b).astype(float)
+        for b in (0.0, 2.0)
+    )
+    assert np.abs(np.diff(soft, axis=1)).mean() < 0.7 * np.abs(np.diff(sharp, axis=1)).mean()
+
+
+def test_a_scene_acts_on_the_figure_at_its_edge_alone() -> None:
+    cover = np.zeros((96, 96), np.float32)
+    cover[20:, 24:72] = 1
+    background = np.full((96, 96, 3), 250, np.uint8)
+    image = np.where(cover[..., None] > 0, 60, background).astype(np.uint8)
+    out = surround(image, cover, background, "studio", np.random.default_rng(0))
+    assert np.array_equal(out[cover == 0], image[cover == 0])
+    assert np.abs(out[50:80, 40:56].astype(int) - 60).max() <= 3
+    assert out[60, 24].mean() > 70
+    snowed = surround(image, cover, background, "snow", np.random.default_rng(0))
+    assert (snowed[cover > 0].astype(int) - out[cover > 0] > 60).any()
+
+
+def _portrait() -> tuple[np.ndarray, np.ndarray]:
+    """A flat stand-in for a rendered head: picture and cover."""
+    v, u = np.mgrid[-1:1:128j, -1:1:128j]
+    cover = (np.hypot(u / 0.5, v / 0.7) < 1).astype(np.float32)
+    picture = draw_background("garden", 128, np.random.default_rng(1)).copy()
+    shade = np.clip(0.75 + 0.3 * u, 0, 1)[..., None] * [214, 160, 130]
+    for x in (-0.2, 0.2):
+        shade = np.where((np.hypot((u - x) / 0.09, (v + 0.1) / 0.05) < 1)[..., None], 30, shade)
+    return np.where(cover[..., None] > 0, shade, picture).astype(np.uint8), cover
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_styles_change_the_picture_as_they_should(style: str) -> None:
-    picture = draw_background("garden", 64, np.random.default_rng(1))
-    out = apply_style(picture, style, np.random.default_rng(0))
+    picture, cover = _portrait()
+    out = apply_style(picture, style, np.random.default_rng(0), figure=cover)
+    assert np.array_equal(out, apply_style(picture, style, np.random.default_rng(0), figure=cover))
     assert out.shape == picture.shape and out.dtype == np.uint8
     colorless = bool((out[..., 0] == out[..., 1]).all() and (out[..., 1] == out[..., 2]).all())
     assert colorless == (style in ("noir", "line art"))
     assert np.array_equal(out, picture) == (style == "photo")
+    # The eyes stay darker than the cheeks: a face remains a face.
+    eye, cheek = out[56:60, 49:53].mean(), out[72:76, 49:53].mean()
+    assert eye < cheek - 12
+    assert apply_style(picture, style, np.random.default_rng(0)).shape == picture.shape
+
+
+def test_what_makes_each_style() -> None:
+    picture, cover = _portrait()
+
+    def styled(style: str) -> np.ndarray:
+        return apply_style(picture, style, np.random.default_rng(0), figure=cover).astype(float)
+
+    outside = cover == 0
+    drawing = styled("line art")
+    assert (drawing > 235).mean() > 0.7 and (drawing < 90).any()  # lines on paper, no grey fills
+    neon = styled("neon")
+    assert neon[outside].mean() < 0.5 * picture[outside].mean()  # a dark scene
+    left, right = neon[:, :48][cover[:, :48] > 0].mean(0), neon[:, 80:][cover[:, 80:] > 0].mean(0)
+    assert abs((left - right)[0]) + abs((left - right)[2]) > 30  # lit in two colours
+    paper = styled("watercolor")
+    assert paper[:4].mean() > 225 and paper[:, :4].mean() > 225  # a margin of bare paper
+    faded = styled("faded film")
+    assert faded.min() > 15 and np.ptp(faded, axis=-1).mean() < np.ptp(picture, axis=-1).mean()
+    comic = styled("comic")
+    ring = np.hypot(*np.meshgrid(*[np.linspace(-1, 1, 128) / r for r in (0.5, 0.7)]))
+    assert comic[np.abs(ring - 1) < 0.02].mean() < 70  # inked outline
+    noir = styled("noir")
+    corners = [(slice(a, a + 12), slice(b, b + 12)) for a in (0, 116) for b in (0, 116)]
+    assert all(noir[c].mean() < 0.75 * picture[c].mean() for c in corners)
 
 
 def test_unknown_names_are_refused() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(FusionError, match="moon.*beach"):
         draw_background("moon", 64, rng)
+    with pytest.raises(FusionError, match="no library at 'dawn'.*day"):
+        draw_background("library", 64, rng, time="dawn")
     with pytest.raises(FusionError, match="cubist.*watercolor"):
         apply_style(np.zeros((8, 8, 3), np.uint8), "cubist", rng)
+
+
+@pytest.mark.parametrize("kind", CLOTHES)
+def test_cloth_is_painted_as_large_as_the_front_of_a_body(kind: str) -> None:
+    from fusionlib.people.wardrobe import paint_cloth
+
+    clothes = Clothes(kind, "plain", "red", (0.7, 0.1, 0.1), (0.1, 0.2, 0.7), 3)
+    first = paint_cloth(clothes)
+    assert first.shape == (180, 520, 3) and first.dtype == np.uint8
+    assert np.array_equal(first, paint_cloth(clothes))
+    mean = first.reshape(-1, 3).mean(0)
+    assert max(mean[0], mean[2]) > mean[1]
+
+
+def test_patterns_show() -> None:
+    from fusionlib.people.wardrobe import paint_cloth
+
+    spread = {
+        pattern: paint_cloth(
+            Clothes("t-shirt", pattern, "red", (0.7, 0.1, 0.1), (0.9, 0.9, 0.9), 3)
+        )[..., 1].std()
+        for pattern in ("plain", "striped", "checked", "dotted")
+    }
+    assert all(spread[p] > spread["plain"] + 20 for p in ("striped", "checked", "dotted"))
 
 
 # The data set's layout, with a renderer that paints plain squares.
@@ -266,7 +476,7 @@ class _Painter:
     ) -> Iterator[dataset.Sample]:
         self.people.append(person)
         for number in range(views):
-            view = sample_view(seed, person, number)
+            view = sample_view(seed, person, number, split=split)
             who = sample_person(seed, person)
             key = f"{person * 100 + number:09d}"
             record = {"key": key, "person": person, "view": number, "split": split}
@@ -423,7 +633,7 @@ def test_the_committed_heldout_set_is_whole() -> None:
             assert row["expression"] == "neutral" and row["style"] == "photo"
         # The committed captions are what the code of today says about these people.
         person = sample_person(record["seed"], record["person"])
-        view = sample_view(record["seed"], record["person"], record["view"])
+        view = sample_view(record["seed"], record["person"], record["view"], split=record["split"])
         assert [describe(person, view, w) for w in range(dataset.WORDINGS)] == record["captions"]
         assert record["captions"][0] == row["caption"]
     total = sum(p.stat().st_size for p in HELDOUT.iterdir())
@@ -489,3 +699,29 @@ def test_a_portrait_is_deterministic_with_a_face_in_its_middle_and_a_depth() -> 
     assert np.isfinite(first.depth[first.mask > 0]).mean() > 0.98
     face = first.depth[first.mask > 0]
     assert face.min() < first.depth[np.isfinite(first.depth)].mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CLOTHES)
+def test_clothes_fit_every_body(kind: str) -> None:
+    """They wrap the neck without entering it, and leave the face free."""
+    pytest.importorskip("anny")
+    from fusionlib.people.head import load_head_model
+    from fusionlib.people.wardrobe import NECK, dress
+
+    model = load_head_model()
+    clothes = Clothes(kind, "plain", "red", (0.7, 0.1, 0.1), (0.1, 0.2, 0.7), 3)
+    for number in range(4):
+        raw = model.neutral(sample_person(4, number))
+        scale, rotation, shift = model.alignment(raw)
+        points = raw @ (scale * rotation.T) + shift
+        mouth = points[np.unique(model.faces["mouth"])][:, 2].mean()
+        pieces = dress(clothes, points)
+        assert pieces["garment"].texture is not None and pieces["garment"].uv is not None
+        for piece in pieces.values():
+            cloth = piece.mesh.points
+            assert np.isfinite(cloth).all() and np.isfinite(piece.normals).all()
+            assert piece.mesh.faces.max() < len(cloth) == len(piece.normals)
+            front = cloth[(np.abs(cloth[:, 0]) < 0.05) & (cloth[:, 1] < NECK[1])]
+            assert len(front) == 0 or front[:, 2].max() < mouth - 0.01
+            assert np.linalg.norm(cloth - NECK, axis=1).min() > 0.02

@@ -1,7 +1,8 @@
 """Synthetic people: sampled identities, rendered in several views, with captions and masks.
 
 No real person's face is used anywhere. A person is sampled from a seed (`identity`), shaped
-by the parametric human of the `anny` package (`head`), painted and dressed (`skin`, `hair`),
-rendered off-screen by `pyvista` (`render`), described in words (`caption`) and written in
-img2dataset's layout (`dataset`).
+by the parametric human of the `anny` package (`head`), painted and dressed (`skin`, `hair`,
+`wardrobe`), rendered off-screen by `pyvista` (`render`) before a scene (`scenery`) in a style
+(`styles`), described in words (`caption`) and written in img2dataset's layout (`dataset`). What a
+picture of a person shows is a `view`: scene, role and clothes (`outfit`), light, expression.
 """

@@ -106,12 +106,12 @@ def make_samples(
         person_index: Number of the person.
         views: Pictures of that person, 1 to 100; the first is the reference.
         size: Height and width in pixels.
-        split: Name written into the record.
+        split: Name written into the record; `train` leaves held-out combinations out.
     """
     from fusionlib.people.render import render_views
 
     person = sample_person(seed, person_index)
-    plan = [sample_view(seed, person_index, v) for v in range(views)]
+    plan = [sample_view(seed, person_index, v, split=split) for v in range(views)]
     for view, picture in zip(plan, render_views(person, plan, size), strict=True):
         key = f"{person_index * 100 + view.index:09d}"
         captions = [describe(person, view, wording) for wording in range(WORDINGS)]
@@ -149,9 +149,9 @@ def make_group(seed: int, index: int, people: range, size: int, split: str) -> S
         index: Number of the group.
         people: Numbers of the people of the set, of whom two or three are in the picture.
         size: Height and width in pixels.
-        split: Name written into the record.
+        split: Name written into the record; `train` leaves held-out combinations out.
     """
-    group = sample_group(seed, index, choose_members(seed, index, people))
+    group = sample_group(seed, index, choose_members(seed, index, people), split=split)
     picture = render_group(group, size)
     labels = np.zeros((size, size), np.uint8)
     for number, mask in enumerate(picture.masks, start=1):
@@ -311,7 +311,7 @@ def render_dataset(
         first_person: Number of the first person; sets that must not share people use
             ranges that do not overlap.
         workers: Processes.
-        split: Name written into each record.
+        split: Name written into each record; `train` leaves held-out combinations out.
         groups: How many pictures of two or three of these people there are beside those of one.
             They are numbered from `first_person` on, so that sets without people in common have
             no arrangement in common either.
@@ -386,7 +386,11 @@ INDEX_FIELDS = (
     "caption",
     "expression",
     "style",
-    "background",
+    "scene",
+    "time",
+    "role",
+    "clothes",
+    "headwear",
     "gender",
     "age",
     "hair",
@@ -394,6 +398,7 @@ INDEX_FIELDS = (
     "glasses",
     "yaw",
     "pitch",
+    "held_out",
 )
 
 
@@ -495,7 +500,8 @@ def export_groups(
                 "caption": record["caption"],
                 "expressions": " ".join(member["expression"] for member in record["members"]),
                 "style": record["style"],
-                "background": record["background"],
+                "scene": record["scene"],
+                "roles": " ".join(member["role"] for member in record["members"]),
             }
         )
     return _finish(

@@ -17,21 +17,28 @@ from PIL import Image
 
 from fusionlib.errors import FusionError
 from fusionlib.people.caption import (
-    BACKGROUND_PHRASES,
+    EXPRESSION_PHRASES,
+    MOST_WORDS,
+    SCENE_PHRASES,
     STYLE_PHRASES,
+    TIME_PHRASES,
     article,
     attributes,
     hair_phrase,
     listed,
+    one_of,
+    role_name,
 )
 from fusionlib.people.head import load_head_model
 from fusionlib.people.identity import Person, sample_person
+from fusionlib.people.outfit import sample_clothes, sample_headwear
 from fusionlib.people.render import Figure, photograph, pose, sit, view_light
 from fusionlib.people.sampling import stream
-from fusionlib.people.scenery import apply_style, draw_background
+from fusionlib.people.scenery import draw_background, surround
 from fusionlib.people.shade import Camera
 from fusionlib.people.skin import smoothstep
-from fusionlib.people.view import EXPRESSIONS, View, sample_view
+from fusionlib.people.styles import LENS_STYLES, apply_style
+from fusionlib.people.view import EXPRESSIONS, View, is_held_out, sample_view
 
 Array = np.ndarray
 
@@ -42,11 +49,12 @@ _SCENE = (
     "light_azimuth",
     "light_elevation",
     "light_strength",
-    "light_warmth",
+    "light_color",
     "fill_color",
     "rim_strength",
     "softness",
-    "background",
+    "scene",
+    "time",
     "style",
 )
 FIELD_OF_VIEW = 14.0  # degrees: a portrait lens, little perspective
@@ -98,7 +106,7 @@ class GroupPicture:
         image: (size, size, 3) uint8.
         masks: (n, size, size) bool, the visible part of each member's face; disjoint.
         depth: (size, size) float32, metres from the camera along its axis, infinite where the
-            background is .
+            background is.
     """
 
     image: Array
@@ -122,13 +130,14 @@ def choose_members(seed: int, index: int, people: range) -> tuple[int, ...]:
     return tuple(people[int(n)] for n in rng.choice(len(people), count, replace=False))
 
 
-def sample_group(seed: int, index: int, members: Sequence[int]) -> Group:
+def sample_group(seed: int, index: int, members: Sequence[int], *, split: str = "train") -> Group:
     """Sample picture number `index` of several people.
 
     Args:
         seed: Seed of the data set.
         index: Number of the group.
         members: Two or three different people, by number, from left to right.
+        split: In `train`, nobody shows a combination that is held out (`is_held_out`).
 
     Raises:
         FusionError: For another number of people, or one person twice.
@@ -148,25 +157,43 @@ def sample_group(seed: int, index: int, members: Sequence[int]) -> Group:
         away = np.array([rng.normal(0, 0.015), middle, rng.normal(0, 0.015)])
     away -= away.mean()
     up = np.clip(rng.normal(0, 0.014, count), -0.025, 0.025) + 0.22 * away
-    # Mostly an expression each, so that a caption has something to tell apart.
-    moods = rng.permutation(EXPRESSIONS)[:count]
-    if rng.random() < 0.25:
-        moods[:] = moods[0]
-    views = [sample_view(seed, person, FIRST_VIEW + index) for person in members]
-    shared = {name: getattr(views[0], name) for name in _SCENE}
+    scene = sample_view(seed, members[0], FIRST_VIEW + index, split=split)
+    train = split == "train"
     placed = []
-    for person, view, mood, x, y, z in zip(members, views, moods, across, away, up, strict=True):
-        turned = replace(
-            view,
-            expression=str(mood),
+    moods = _moods(rng, scene, count, train)
+    for person, mood, x, y, z in zip(members, moods, across, away, up, strict=True):
+        own = sample_view(seed, person, FIRST_VIEW + index, split=split)
+        apart = train and is_held_out(scene.style, scene.scene, mood, own.role)
+        role = "person" if apart else own.role
+        hat = sample_headwear(rng, role, scene.scene)
+        view = replace(
+            own,
+            expression=mood,
             yaw=float(np.clip(rng.normal(75 * x, 6.0), -22, 22)),
             pitch=float(rng.uniform(-5, 5)),
             roll=float(np.clip(rng.normal(12 * x, 2.5), -6, 6)),
-            **shared,
+            role=role,
+            clothes=sample_clothes(rng, role, scene.scene),
+            headwear=hat.kind,
+            headwear_color=hat.color,
+            **{name: getattr(scene, name) for name in _SCENE},
         )
-        placed.append(Member(person, (float(x), float(y), float(z)), turned))
+        placed.append(Member(person, (float(x), float(y), float(z)), view))
     width = rng.uniform(0.42, 0.47) if count == 2 else rng.uniform(0.55, 0.59)
     return Group(index, seed, tuple(placed), float(width))
+
+
+def _moods(rng: np.random.Generator, scene: View, count: int, train: bool) -> list[str]:
+    """Mostly an expression each, so that a caption has something to tell apart; else one for all.
+
+    In training none that is held out from this style and scene.
+    """
+    names = [
+        str(name)
+        for name in rng.permutation(EXPRESSIONS)
+        if not (train and is_held_out(scene.style, scene.scene, str(name)))
+    ]
+    return names[:1] * count if rng.random() < 0.25 else (names * count)[:count]
 
 
 def render_group(group: Group, size: int = 128) -> GroupPicture:
@@ -182,20 +209,24 @@ def render_group(group: Group, size: int = 128) -> GroupPicture:
         _placed(pose(sit(sample_person(group.seed, member.person)), member.view), member)
         for member in group.members
     ]
-    rng = stream("group scene", group.seed, group.index)
-    background = draw_background(group.scene.background, pixels, rng)
+    rng, scene = stream("group scene", group.seed, group.index), group.scene
+    blur = 1.0 if scene.style in LENS_STYLES else 0.35
+    background = draw_background(scene.scene, pixels, rng, time=scene.time, blur=blur)
     camera = _camera(group)
-    light = view_light(group.scene, camera)
+    light = view_light(scene, camera)
     shot = photograph(figures, camera, light, background, reach=0.7 * group.width)
-    styled = apply_style(np.clip(shot.image, 0, 255).astype(np.uint8), group.scene.style, rng)
+    cover = (shot.figure > 0).astype(np.float32)
+    image = np.clip(shot.image, 0, 255).astype(np.uint8)
+    image = surround(image, cover, background, scene.scene, rng)
+    styled = apply_style(image, scene.style, rng, figure=cover)
     # More than half of a pixel belongs to one person at most.
     masks = [
         _quarters(shot.face & (shot.figure == number)).mean(-1) > 0.5
         for number in range(1, len(figures) + 1)
     ]
-    image = Image.fromarray(styled).resize((size, size), Image.Resampling.LANCZOS)
+    reduced = Image.fromarray(styled).resize((size, size), Image.Resampling.LANCZOS)
     # The nearest of the four: a mean with the infinite background is no distance.
-    return GroupPicture(np.asarray(image), np.stack(masks), _quarters(shot.depth).min(-1))
+    return GroupPicture(np.asarray(reduced), np.stack(masks), _quarters(shot.depth).min(-1))
 
 
 def _quarters(array: Array) -> Array:
@@ -263,51 +294,58 @@ def _turned(points: Array, normals: Array | None, member: Member) -> tuple[Array
 def describe_group(group: Group, wording: int = 0) -> str:
     """A caption of the picture, in one of many wordings; says style, people and place.
 
-    From "a photo of two people in a garden" to "a photo of a laughing young woman with long red
-    hair and an angry man".
+    From "two people in a garden, photo" to "a photo of a laughing woman with long red hair and an
+    angry man"; at most `MOST_WORDS` words.
     """
     scene = group.scene
     rng = stream("group caption", group.seed, group.index, wording)
-    style = _pick(rng, STYLE_PHRASES[scene.style])
     people = [sample_person(group.seed, member.person) for member in group.members]
-    who = [_said(rng, p, m.view) for p, m in zip(people, group.members, strict=True)]
-    together = _counted(people) if rng.random() < 0.5 else _counted([])
+    said = [_said(rng, p, m.view) for p, m in zip(people, group.members, strict=True)]
     number = {2: "two", 3: "three"}[len(people)]
-    # Line art has no scenery to speak of.
-    place = ""
-    if scene.style != "line art" and rng.random() < 0.85:
-        place = f" {_pick(rng, BACKGROUND_PHRASES[scene.background])}"
+    together = f"{number} {_together(people) if rng.random() < 0.5 else 'people'}"
+    place = f" {one_of(rng, SCENE_PHRASES[scene.scene])}" if rng.random() < 0.85 else ""
+    if place and scene.time in TIME_PHRASES and rng.random() < 0.5:
+        place += f" {TIME_PHRASES[scene.time]}"
+    begin, follow = STYLE_PHRASES[scene.style]
+    start, end = f"{one_of(rng, begin)} ", ""
+    if rng.random() < 0.3:
+        start, end = "", f", {one_of(rng, follow)}"
     form = rng.random()
-    if form < 0.25:
-        return f"{style} {number} {together}{place}"
-    if form < 0.60:
-        return f"{style} {listed(who)}{place}"
-    return f"{style} {number} {together}{place}: {listed(who)}"
+    text = ""
+    # The least important words go first where there are too many.
+    for words in range(len(said[0]) if form > 0.25 else 1):
+        each = listed([wordings[words] for wordings in said])
+        subject = together if form < 0.25 else each if form < 0.65 else f"{together}, {each},"
+        text = f"{start}{subject}{place}{end}".replace(",,", ",").removesuffix(",")
+        if len(text.replace("-", " ").split()) <= MOST_WORDS:
+            break
+    return text
 
 
-def _pick(rng: np.random.Generator, phrases: Sequence[str]) -> str:
-    return phrases[int(rng.integers(len(phrases)))]
-
-
-def _counted(people: list[Person]) -> str:
-    """`women`, `men` or, of both or unsaid, `people`."""
+def _together(people: list[Person]) -> str:
+    """`women`, `men` or, for both, `people`."""
     genders = {person.gender for person in people}
     return {"woman": "women", "man": "men"}[genders.pop()] if len(genders) == 1 else "people"
 
 
-def _said(rng: np.random.Generator, person: Person, view: View) -> str:
-    """One member in a few words: `a laughing old man with a full beard`, `a woman`."""
-    words = [view.expression] if view.expression != "neutral" and rng.random() < 0.85 else []
-    if rng.random() < 0.4:
-        words.append(person.age_word)
-    if person.hair_style == "bald" and rng.random() < 0.6:
-        words.append("bald")
-    traits = [hair_phrase(person)] if person.hair_style != "bald" and rng.random() < 0.4 else []
+def _said(rng: np.random.Generator, person: Person, view: View) -> list[str]:
+    """One member in ever fewer words: `a laughing old man with glasses`, ..., `a laughing man`."""
+    before, _ = EXPRESSION_PHRASES[view.expression]
+    shown = view.expression != "neutral" and rng.random() < 0.85
+    mood = [one_of(rng, before)] if shown else []
+    more = [person.age_word] if rng.random() < 0.3 else []
+    if person.hair_style == "bald" and view.headwear == "none" and rng.random() < 0.5:
+        more.append("bald")
+    if view.role != "person" and rng.random() < 0.8:
+        noun = role_name(person, view)
+    else:
+        noun = person.gender if rng.random() < 0.85 else "person"
+    traits = [hair_phrase(person)] if person.hair_style != "bald" and rng.random() < 0.35 else []
     if person.glasses != "none" and rng.random() < 0.5:
         traits.append("glasses")
-    noun = person.gender if rng.random() < 0.85 else "person"
-    text = article(" ".join([*words, noun]))
-    return f"{text} with {listed(traits)}" if traits else text
+    full = article(" ".join([*mood, *more, noun]))
+    with_traits = f"{full} with {listed(traits)}" if traits else full
+    return [with_traits, full, article(" ".join([*mood, noun])), article(noun)]
 
 
 def group_attributes(group: Group) -> dict[str, Any]:
@@ -315,7 +353,8 @@ def group_attributes(group: Group) -> dict[str, Any]:
     return {
         "people": [member.person for member in group.members],
         "style": group.scene.style,
-        "background": group.scene.background,
+        "scene": group.scene.scene,
+        "time": group.scene.time,
         "members": [
             attributes(sample_person(group.seed, member.person), member.view)
             for member in group.members

@@ -29,7 +29,7 @@ from fusionlib.people.head import (
 from fusionlib.people.identity import Person
 from fusionlib.people.mouth import teeth_mesh
 from fusionlib.people.sampling import stream
-from fusionlib.people.scenery import apply_style, draw_background
+from fusionlib.people.scenery import draw_background, surround
 from fusionlib.people.shade import Camera, Light, Maps, ShadowMap
 from fusionlib.people.skin import (
     U0,
@@ -41,7 +41,9 @@ from fusionlib.people.skin import (
     paint_face,
     texture_map,
 )
+from fusionlib.people.styles import LENS_STYLES, apply_style
 from fusionlib.people.view import View
+from fusionlib.people.wardrobe import dress
 
 Array = np.ndarray
 
@@ -70,6 +72,8 @@ class Part:
     mesh: Mesh
     material: int
     normals: Array | None = None
+    uv: Array | None = None
+    texture: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -210,11 +214,8 @@ def pose(sitter: Sitter, view: View) -> Figure:
     if glasses is not None:
         parts["glasses"] = Part(glasses, shade.FRAME)
 
-    # The garment is the body itself, a little wider, going below the skin at the collar.
-    below = marks.chin[2] - 0.060 + 0.35 * np.clip(model.template[:, 1] + 0.07, -0.2, 0.2)
-    offset = np.clip(0.8 * (below - model.template[:, 2]), -0.006, 0.007)[:, None] * normals
-    cloth = np.tile(np.asarray(view.garment), (len(points), 1))
-    parts["garment"] = Part(Mesh(points + offset, model.faces["body"], cloth), shade.CLOTH)
+    for name, cloth in dress(view.clothes, points).items():
+        parts[name] = Part(cloth.mesh, shade.CLOTH, cloth.normals, cloth.uv, cloth.texture)
     surface = paint_expression(sitter.surface, view.expression, view.intensity)
     return Figure(points[model.uv_vertex], normals[model.uv_vertex], surface, parts)
 
@@ -282,14 +283,7 @@ def view_light(view: View, camera: Camera) -> Light:
         level = np.cos(around) * camera.toward + np.sin(around) * camera.right
         return np.cos(above) * level + np.sin(above) * camera.up
 
-    w = view.light_warmth
-    key = np.array(
-        [
-            1.0 - 0.8 * max(-w, 0),
-            1.0 - 0.35 * max(w, 0) - 0.1 * max(-w, 0),
-            1.0 - max(w, 0),
-        ]
-    )
+    key = np.asarray(view.light_color)
     strength = view.light_strength
     fill = np.asarray(view.fill_color)
     return Light(
@@ -373,6 +367,8 @@ def _plain_parts(figure: Figure, green: int) -> Any:
     """All parts in plain colours as one actor: the fewer there are, the sooner they are drawn."""
     points, faces, normals, colors, codes, start = [], [], [], [], [], 0
     for name, part in figure.parts.items():
+        if part.texture is not None:
+            continue
         mesh = part.mesh
         shading = part.normals
         if shading is None:
@@ -395,10 +391,26 @@ def _plain_parts(figure: Figure, green: int) -> Any:
     )
 
 
-def _stage(plotter: Any, figures: list[Figure]) -> list[_Prop]:
-    """Put the figures on the stage."""
+def _painted_part(part: Part, green: int) -> _Prop:
+    """A part with a texture of its own: a garment."""
+    assert part.texture is not None and part.uv is not None and part.normals is not None
+    code = np.array([0, green, part.material]) / 255
+    colors = {"code": np.broadcast_to(code, part.mesh.points.shape)}
+    actor = _prop(part.mesh.points, part.mesh.faces, part.normals, colors)
+    _wrap(actor, part.uv)
+    return _Prop(actor, {"color": _texture(part.texture)})
+
+
+def _wrap(actor: Any, uv: Array) -> None:
+    """Give an actor's vertices their (V, 2) texture coordinates."""
     from vtkmodules.util.numpy_support import numpy_to_vtk
 
+    coordinates = numpy_to_vtk(uv.astype(np.float32), deep=True)
+    actor.GetMapper().GetInput().GetPointData().SetTCoords(coordinates)
+
+
+def _stage(plotter: Any, figures: list[Figure]) -> list[_Prop]:
+    """Put the figures on the stage."""
     model = load_head_model()
     plotter.renderer.RemoveAllViewProps()
     uv = np.stack([(model.uv[:, 0] - U0) / (U1 - U0), (model.uv[:, 1] - V0) / (V1 - V0)], 1)
@@ -408,11 +420,12 @@ def _stage(plotter: Any, figures: list[Figure]) -> list[_Prop]:
         gloss = figure.surface.gloss * (shade.SKIN_MAX / 255)
         codes = np.stack([texture_map().face, np.full_like(gloss, green / 255), gloss], -1)
         face = _prop(figure.face_points, model.uv_faces, figure.face_normals, {})
-        coordinates = numpy_to_vtk(uv.astype(np.float32), deep=True)
-        face.GetMapper().GetInput().GetPointData().SetTCoords(coordinates)
+        _wrap(face, uv)
         textures = {"color": _bytes(figure.surface.color), "code": _bytes(codes)}
         props.append(_Prop(face, {name: _texture(image) for name, image in textures.items()}))
         props.append(_Prop(_plain_parts(figure, green), {}))
+        painted = [part for part in figure.parts.values() if part.texture is not None]
+        props += [_painted_part(part, green) for part in painted]
     for prop in props:
         plotter.renderer.AddActor(prop.actor)
     return props
@@ -566,10 +579,17 @@ def _largest_blob(mask: Array) -> Array:
 def _render(sitter: Sitter, view: View, size: int) -> Picture:
     pixels = 2 * size
     rng = stream("scene", sitter.person.seed, sitter.person.index, view.index)
-    background = draw_background(view.background, pixels, rng)
+    background = draw_background(
+        view.scene, pixels, rng, time=view.time, blur=1.0 if view.style in LENS_STYLES else 0.35
+    )
     camera = portrait_camera(view)
     shot = photograph([pose(sitter, view)], camera, view_light(view, camera), background)
-    styled = apply_style(np.clip(shot.image, 0, 255).astype(np.uint8), view.style, rng)
+    image, cover = (
+        np.clip(shot.image, 0, 255).astype(np.uint8),
+        (shot.figure > 0).astype(np.float32),
+    )
+    image = surround(image, cover, background, view.scene, rng)
+    styled = apply_style(image, view.style, rng, figure=cover)
     face = _reduce(shot.face.astype(np.uint8) * 255, size) > 127
     mask = _largest_blob(face).astype(np.uint8) * 255
     # The nearest of the four: a mean with the infinite background is no distance.
