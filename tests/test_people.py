@@ -444,7 +444,7 @@ def test_cloth_is_painted_as_large_as_the_front_of_a_body(kind: str) -> None:
 
     clothes = Clothes(kind, "plain", "red", (0.7, 0.1, 0.1), (0.1, 0.2, 0.7), 3)
     first = paint_cloth(clothes)
-    assert first.shape == (180, 520, 3) and first.dtype == np.uint8
+    assert first.shape == (400, 920, 3) and first.dtype == np.uint8  # millimetres
     assert np.array_equal(first, paint_cloth(clothes))
     mean = first.reshape(-1, 3).mean(0)
     assert max(mean[0], mean[2]) > mean[1]
