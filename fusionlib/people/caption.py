@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fusionlib.people.hairstyle import hair_phrase
 from fusionlib.people.identity import Person
 from fusionlib.people.sampling import stream
 from fusionlib.people.view import View
@@ -33,21 +34,6 @@ BEARD_PHRASES = {
 }
 
 
-def hair_phrase(person: Person) -> str:
-    """`long red hair`, `brown hair in a bun`, ... (empty for a bald person)."""
-    color = person.hair_name
-    phrases = {
-        "bald": "",
-        "cropped": f"very short {color} hair",
-        "short": f"short {color} hair",
-        "bob": f"a {color} bob haircut",
-        "long": f"long {color} hair",
-        "curly": f"curly {color} hair",
-        "bun": f"{color} hair in a bun",
-    }
-    return phrases[person.hair_style]
-
-
 def _article(words: str) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
@@ -69,12 +55,12 @@ def describe(person: Person, view: View, wording: int = 0) -> str:
     place = place_words[int(rng.integers(len(place_words)))]
     words = [person.age_word] if rng.random() < 0.7 else []
     # A bald head is said before the noun, hair after it.
-    bald = person.hair_style == "bald"
+    bald = person.hair.style == "bald"
     if bald and rng.random() < 0.85:
         words.append("bald")
     traits = []
     if not bald and rng.random() < 0.7:
-        traits.append(hair_phrase(person))
+        traits.append(hair_phrase(person.hair))
     if person.beard != "none" and rng.random() < 0.85:
         traits.append(BEARD_PHRASES[person.beard])
     if person.glasses != "none" and rng.random() < 0.85:
@@ -110,9 +96,9 @@ def attributes(person: Person, view: View) -> dict[str, Any]:
         "gender": person.gender,
         "age": person.age,
         "age_word": person.age_word,
-        "hair": hair_phrase(person) or "bald",
-        "hair_style": person.hair_style,
-        "hair_color": person.hair_name,
+        "hair": hair_phrase(person.hair) or "bald",
+        "hair_style": person.hair.style,
+        "hair_color": person.hair.color_name,
         "beard": person.beard,
         "glasses": person.glasses,
         "eyes": person.eye_name,

@@ -16,6 +16,7 @@ from fusionlib.people.head import (
     load_head_model,
     vertex_normals,
 )
+from fusionlib.people.headwear import headwear_mesh
 from fusionlib.people.identity import Person
 from fusionlib.people.sampling import stream
 from fusionlib.people.scenery import apply_style, draw_background
@@ -225,8 +226,14 @@ def _pose(sitter: _Sitter, view: View) -> _Figure:
         parts[side] = _Part(_eye_mesh(centre, radius, person, gaze), WET)
         centres.append(centre)
 
-    if sitter.hair is not None:
-        parts["hair"] = _Part(sitter.hair, HAIR)
+    hair = sitter.hair
+    if view.headwear != "none":
+        hair = hair_mesh(person, neutral, view.headwear)
+        hat = headwear_mesh(view.headwear, view.headwear_color, neutral)
+        if hat is not None:
+            parts["headwear"] = _Part(hat, MATTE, hat.normals)
+    if hair is not None:
+        parts["hair"] = _Part(hair, HAIR, hair.normals)
     marks = model.landmarks
     bridge = model.uv_vertex[
         (np.abs(model.template[model.uv_vertex, 0]) < 0.012)

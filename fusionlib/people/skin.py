@@ -14,6 +14,7 @@ import numpy as np
 
 from fusionlib.people.head import HeadModel, load_head_model
 from fusionlib.people.identity import Person
+from fusionlib.people.scalp import paint_scalp, smoothstep, spherical
 from fusionlib.people.sampling import stream
 
 Array = np.ndarray
@@ -21,13 +22,6 @@ Array = np.ndarray
 # The head's island in the texture, v upwards, and its resolution in texels per unit.
 U0, U1, V0, V1 = 0.635, 1.0, 0.14, 0.825
 TEXELS = 1024
-HEAD_CENTRE = np.array([0.0, -0.055, 0.745])
-
-# The hairline: polar angle from the crown (degrees) at longitudes from the front (0) to the
-# nape (180), for hair that leaves the ears free and for hair that hangs over them.
-_LONGITUDE = np.array([0.0, 30.0, 50.0, 66.0, 78.0, 92.0, 105.0, 122.0, 140.0, 180.0])
-_HAIRLINE_SHORT = np.array([60.0, 62.0, 69.0, 84.0, 98.0, 95.0, 92.0, 114.0, 130.0, 134.0])
-_HAIRLINE_LONG = np.array([60.0, 62.0, 70.0, 92.0, 150.0, 160.0, 160.0, 160.0, 160.0, 160.0])
 
 
 @dataclass(frozen=True)
@@ -44,32 +38,6 @@ class TextureMap:
     lid: Array
     mouth: Array
     face: Array
-
-
-def spherical(points: Array) -> tuple[Array, Array]:
-    """Longitude (0 front, 180 nape) and polar angle from the crown, degrees, of (..., 3) points."""
-    d = points - HEAD_CENTRE
-    radius = np.hypot(d[..., 0], d[..., 1])
-    longitude = np.degrees(np.arctan2(np.abs(d[..., 0]), -d[..., 1]))
-    return longitude, np.degrees(np.arctan2(radius, d[..., 2]))
-
-
-def hairline_margin(person: Person, longitude: Array, polar: Array, covers_ears: bool) -> Array:
-    """Degrees inside the person's hairline (negative outside)."""
-    line = np.interp(longitude, _LONGITUDE, _HAIRLINE_LONG if covers_ears else _HAIRLINE_SHORT)
-    front = np.clip(1 - longitude / 55.0, 0, 1)
-    temple = np.exp(-(((longitude - 32.0) / 14.0) ** 2))
-    recede = np.clip(-person.hairline, 0, 4)
-    line = line + front * (1.6 * person.hairline) - temple * 2.5 * recede
-    if person.fringe:
-        line = line + 10.0 * np.clip((58.0 - longitude) / 20.0, 0, 1)
-    return line - polar
-
-
-def smoothstep(x: Array | float, low: float, high: float) -> Array:
-    """0 at `low`, 1 at `high`, smooth between (`low` may be the larger)."""
-    t = np.clip((np.asarray(x) - low) / (high - low), 0.0, 1.0)
-    return t * t * (3 - 2 * t)
 
 
 def _shared_edges(model: HeadModel, part: str) -> Array:
@@ -174,7 +142,7 @@ def paint_face(person: Person) -> Array:
     x, y, z = m.points[..., 0], m.points[..., 1], m.points[..., 2]
     up = z - marks.eyes[2]
     side = np.abs(x)
-    skin, hair = np.asarray(person.skin), np.asarray(person.hair)
+    skin, hair = np.asarray(person.skin), np.asarray(person.hair.color)
     front = smoothstep(y, -0.075, -0.095)
 
     tone = 1 + 0.018 * _noise(shape, 40, rng) + 0.010 * _noise(shape, 8, rng)
@@ -222,21 +190,15 @@ def paint_face(person: Person) -> Array:
         spot = smoothstep(np.hypot(x - mole_x, up - mole_up), 0.0026, 0.0014)
         blend(0.85 * spot * front, skin * [0.35, 0.28, 0.25])
 
-    # Hair under the shell, so that no skin shines through, and the whole of cropped hair.
-    if person.hair_style != "bald":
-        longitude, polar = spherical(m.points)
-        margin = hairline_margin(person, longitude, polar, covers_ears=False)
-        margin = margin + 1.2 * _noise(shape, 7, rng)
-        scalp = smoothstep(margin, -1.5, 3.0) * (1 - smoothstep(m.ears, 0.05, 0.3))
-        strands = 1 + 0.12 * _noise(shape, 3, rng)
-        blend((0.8 if person.hair_style == "cropped" else 0.92) * scalp, hair * 0.9)
-        color = color * (1 + (strands - 1) * scalp)[..., None]
+    # The scalp under the hair, and the whole of hair cut to the skin.
+    if person.hair.style != "bald":
+        color = paint_scalp(color, person.hair, m.points, m.ears, rng)
 
     if person.beard != "none":
         weight = beard_weight(person, x, y, z) * (1 - smoothstep(m.lips, 0.2, 0.6))
         strength = 0.38 if person.beard == "stubble" else 0.93
         speckle = np.clip(1 + 0.12 * _noise(shape, 3, rng), 0, 1.3)
-        beard_hair = hair * (0.92 if person.hair_name != "blond" else 0.75)
+        beard_hair = hair * (0.92 if person.hair.color_name != "blond" else 0.75)
         blend(np.clip(strength * weight * speckle, 0, 1), beard_hair)
 
     blend(0.9 * m.lips, person.lips)
@@ -260,8 +222,8 @@ def paint_face(person: Person) -> Array:
         * smoothstep(side, start - 0.002, start + 0.003)
         * smoothstep(side, end + 0.002, end - 0.006)
     )
-    dark = {"blond": 0.62, "white": 0.75, "gray": 0.7}.get(person.hair_name, 0.85)
-    brow_hair = (0.09, 0.07, 0.06) if person.hair_style == "bald" and age < 0.3 else hair * dark
+    dark = {"blond": 0.62, "white": 0.75, "gray": 0.7}.get(person.hair.color_name, 0.85)
+    brow_hair = (0.09, 0.07, 0.06) if person.hair.style == "bald" and age < 0.3 else hair * dark
     blend(
         np.clip(brow.strength * inside * (1 + 0.1 * _noise(shape, 3, rng)), 0, 1) * front, brow_hair
     )

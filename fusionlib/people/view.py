@@ -38,6 +38,8 @@ class View:
     style: str
     garment: Color
     caption_seed: int
+    headwear: str = "none"
+    headwear_color: Color = (0.16, 0.22, 0.38)
 
 
 def sample_view(seed: int, index: int, view: int) -> View:
