@@ -80,11 +80,11 @@ _RECIPES: dict[str, _Recipe] = {
                     width=0.0022, clump=0.0),
     "cropped": _Recipe(0.016, 0.010, 0.010, "whorl", 0.005, lift=0.7, mess=0.35, count=3200,
                        steps=4, width=0.0030, clump=0.15),
-    "side part": _Recipe(0.085, 0.032, 0.032, "side", 0.015, lift=0.35, gravity=0.12),
+    "side part": _Recipe(0.070, 0.026, 0.028, "side", 0.017, lift=0.6, gravity=0.3),
     "messy": _Recipe(0.060, 0.032, 0.032, "whorl", 0.016, lift=0.75, mess=0.65, wave=0.003,
                      clump=0.55),
     "slicked back": _Recipe(0.14, 0.10, 0.07, "back", 0.009, gravity=0.4, mess=0.05),
-    "quiff": _Recipe(0.085, 0.018, 0.018, "quiff", 0.020, lift=0.9, gravity=0.5, clump=0.45),
+    "quiff": _Recipe(0.085, 0.018, 0.018, "quiff", 0.020, lift=0.7, gravity=0.5, clump=0.4, count=2500),
     "fringe crop": _Recipe(0.055, 0.022, 0.022, "whorl", 0.011, lift=0.4, mess=0.25),
     "pixie": _Recipe(0.085, 0.055, 0.045, "side", 0.015, lift=0.4, mess=0.2, gravity=0.09),
     "short afro": _Recipe(0.012, 0.011, 0.011, "afro", 0.018, mess=1.5, wave=0.0016,
@@ -102,8 +102,8 @@ _RECIPES: dict[str, _Recipe] = {
                         count=1700, gravity=0.06, wave=0.006, wavelength=0.12),
     "long straight": _Recipe(0.42, 0.36, 0.32, "side", 0.014, lift=0.35, mess=0.05, steps=15,
                              count=1600, gravity=0.06),
-    "long wavy": _Recipe(0.40, 0.34, 0.30, "side", 0.018, lift=0.5, mess=0.08, wave=0.014,
-                         wavelength=0.085, steps=24, count=1150, gravity=0.06, width=0.0052,
+    "long wavy": _Recipe(0.40, 0.34, 0.30, "side", 0.020, lift=0.5, mess=0.08, wave=0.020,
+                         wavelength=0.10, steps=24, count=1150, gravity=0.06, width=0.0052,
                          clump=0.5),
     "ponytail": _Recipe(0.24, 0.24, 0.20, "tie", 0.006, mess=0.04, steps=12, count=1700),
     "bun": _Recipe(0.24, 0.24, 0.20, "tie", 0.006, mess=0.04, steps=12, count=1700),
@@ -166,7 +166,9 @@ def _sow(person: Person, recipe: _Recipe, rng: np.random.Generator) -> _Locks:
     hair = person.hair
     d, longitude, polar = _roots(9000)
     margin = hairline_margin(hair, np.abs(longitude), polar).astype(np.float32)
-    dense = smoothstep(margin, -2.5, 5.0)
+    margin = margin + 1.6 * rng.standard_normal(len(d)).astype(np.float32)
+    edge = np.interp(np.abs(longitude), [50, 65], [-3.0, 1.0])
+    dense = smoothstep((margin - edge) / 9.0, 0.0, 1.0)
     if hair.style == "horseshoe":
         dense = dense * 0.8
     keep = np.flatnonzero(rng.random(len(d)) < dense)
@@ -174,7 +176,10 @@ def _sow(person: Person, recipe: _Recipe, rng: np.random.Generator) -> _Locks:
         keep = rng.permutation(keep)[: recipe.count]
     d, longitude, polar, margin = d[keep], longitude[keep], polar[keep], margin[keep]
     n = len(d)
+    # A side parting is at the side.
     part = 0.30 * hair.parting
+    if hair.style == "side part":
+        part = (0.25 + 0.15 * abs(hair.parting)) * (1.0 if hair.parting > 0 else -1.0)
     side = np.where(d[:, 0] - part + rng.normal(0.0, 0.02, n) > 0, 1.0, -1.0).astype(np.float32)
 
     away = np.abs(longitude)
@@ -185,7 +190,7 @@ def _sow(person: Person, recipe: _Recipe, rng: np.random.Generator) -> _Locks:
     length = length * (0.8 + 0.4 * hair.length) * (1 + spread * rng.standard_normal(n)).clip(0.4, 1.4)
     # Short hairs at the hairline soften its edge.
     if recipe.comb not in ("tie", "plaits", "back"):
-        length = length * (0.55 + 0.45 * smoothstep(margin, -2.0, 7.0))
+        length = np.minimum(length, 0.010 + 0.5 * smoothstep(margin, -1.0, 7.0) ** 2)
 
     # Upper roots lie over lower ones.
     layer = 0.35 + 0.45 * smoothstep(polar, 110, 15) + 0.35 * rng.random(n)
@@ -224,11 +229,11 @@ def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array, Arr
 
     def part(u: Array, p: Array) -> Array:
         behind = smoothstep(u[:, 1], 0.05, 0.55)[:, None]
-        sweep = 0.55 if covers_ears(hair) else 0.15
+        sweep = 0.55 if covers_ears(hair) else 0.5
         c = np.stack([side, np.full(n, sweep), np.full(n, -0.15)], 1)
         c = c * (1 - behind) + behind * _unit(radial(u))
         sides = smoothstep(u[:, 2], 0.5, 0.1)[:, None] * 0.8
-        return c * (1 - sides) + sides * _DOWN
+        return c * (1 - sides) + sides * np.array([0.0, 0.0 if covers_ears(hair) else 0.6, -1.0])
 
     def back(u: Array, p: Array) -> Array:
         c = np.stack([0.10 * np.sign(u[:, 0]), np.ones(n), np.full(n, -0.25)], 1)
@@ -297,7 +302,9 @@ def _grow(
     n, steps = len(locks.side), recipe.steps
     comb = _combing(hair, recipe, locks)
     over_ears = covers_ears(hair)
-    twist = (recipe.mess * rng.standard_normal(n)).astype(np.float32)
+    # The short hairs of the hairline grow every which way.
+    mess = recipe.mess + 0.45 * smoothstep(locks.margin, 4.0, -1.0)
+    twist = (mess * rng.standard_normal(n)).astype(np.float32)
     cos, sin = np.cos(twist)[:, None], np.sin(twist)[:, None]
     lift = recipe.lift * (0.5 + rng.random(n)) * (0.3 + 0.7 * smoothstep(locks.margin, 2, 12))
     if recipe.comb == "quiff":
@@ -307,6 +314,7 @@ def _grow(
     step = (locks.length / steps)[:, None]
     path = np.empty((n, steps + 1, 3), np.float32)
     path[:, 0] = p
+    reach = 0.065 if recipe.comb == "quiff" else 0.04  # metres along which it leaves the skull
     hold = recipe.comb in ("tie", "plaits")
     settling = 0.0 if recipe.comb == "afro" else 0.75 * max(0.0, 1 - 0.75 * recipe.lift)
     for k in range(steps):
@@ -321,7 +329,7 @@ def _grow(
         )
         hang = 0 * hang if hold else hang
         move = c * (1 - hang)[:, None] + _DOWN * hang[:, None]
-        rise = 1.0 if recipe.comb == "afro" else max(0.0, 1 - 1.7 * s)
+        rise = 1.0 if recipe.comb == "afro" else np.clip(1 - s * locks.length / reach, 0, 1)
         move = move + (lift * rise)[:, None] * u
         # Against the skull only what does not go into it is left of a move.
         height = locks.height * min(1.0, 0.15 + 2.2 * (k + 1) / steps * max(1.0, steps / 8))
@@ -383,7 +391,7 @@ def _curl(hair: Hair, recipe: _Recipe, path: Array, rng: np.random.Generator) ->
     if recipe.coil:
         phase = rng.uniform(0, 2 * np.pi, n)
     else:  # neighbours wave together
-        phase = 3.0 * np.sin(path[:, 0] @ np.array([61.0, 47.0, 53.0])) + rng.normal(0, 0.5, n)
+        phase = 1.5 * np.sin(path[:, 0] @ np.array([24.0, 31.0, 19.0])) + rng.normal(0, 0.35, n)
         wavelength = recipe.wavelength * (0.96 + 0.08 * rng.random(n))
     angle = 2 * np.pi * run / wavelength[:, None] + phase[:, None]
     ramp = size[:, None] * smoothstep(run, 0.0, 0.6 * recipe.wavelength)
@@ -464,7 +472,7 @@ def _shell(person: Person, head: Skull, recipe: _Recipe, rng: np.random.Generato
     rise = np.sqrt(smoothstep(margin, 1.0, 26.0 if recipe.comb == "afro" else 14.0))
     depth = thick * share * bump * rise - 0.003 * smoothstep(margin, 4.0, 0.0)
     points = head.surface(u, depth)
-    tone = 0.58 * (1 + 0.12 * rng.standard_normal(columns))[None] + 0 * polar
+    tone = 0.70 * (1 + 0.12 * rng.standard_normal(columns))[None] + 0 * polar
     gray = np.array([0.5, 0.5, 0.5])
     base = np.asarray(hair.color) * (1 - hair.gray) + gray * hair.gray
     colors = np.clip(base * tone[..., None], 0, 1).reshape(-1, 3)
@@ -497,9 +505,9 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
     head = skull(vertices)
     locks = _sow(person, recipe, rng)
     path = _grow(hair, recipe, head, locks, rng)
+    path = _clump(path, recipe.clump * (0.6 + 0.8 * rng.random()), rng)
     path = _trim(hair, path, locks, rng)
     path = _curl(hair, recipe, path, rng)
-    path = _clump(path, recipe.clump * (0.6 + 0.8 * rng.random()), rng)
     n, points, _ = path.shape
     s = np.linspace(0, 1, points)[None]
     taper = (0.75 + 0.25 * smoothstep(s, 0, 0.2)) * (1 - 0.75 * smoothstep(s, 0.55, 1.0))
@@ -507,12 +515,92 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
         taper = 1 - 0.35 * smoothstep(s, 0.8, 1.0)
     lower = smoothstep(locks.height / max(locks.height.max(), 1e-6), 0.8, 0.3)[:, None]
     width = recipe.width * (0.65 + 0.5 * rng.random((n, 1)) + 0.7 * lower) * taper
-    shade = (0.62 + 0.38 * smoothstep(s, 0.0, 0.3)) * (1 + 0.08 * smoothstep(s, 0.5, 1))
-    buried = 0.72 + 0.28 * smoothstep(locks.height / max(locks.height.max(), 1e-6), 0.15, 0.7)
+    run = s * locks.length[:, None]
+    shade = (0.66 + 0.34 * smoothstep(run, 0.0, 0.03)) * (1 + 0.08 * smoothstep(s, 0.5, 1))
+    buried = 0.70 + 0.30 * smoothstep(locks.height / max(locks.height.max(), 1e-6), 0.15, 0.7)
     colors = _tones(hair, n, rng)[:, None] * (shade * buried[:, None] * _open(path))[..., None]
     mesh = _ribbons(path, width, colors, rng)
     mesh = _join(_shell(person, head, recipe, rng), mesh)
+    for part in _tied(hair, head, rng):
+        mesh = _join(mesh, part)
     return mesh
+
+
+def _strands(hair: Hair, path: Array, size: float, rng: np.random.Generator) -> Mesh:
+    """Locks of one width along (N, K, 3) paths, as `hair_mesh` colours them."""
+    n, points, _ = path.shape
+    s = np.linspace(0, 1, points)[None]
+    width = size * (0.7 + 0.6 * rng.random((n, 1))) * (1 - 0.7 * smoothstep(s, 0.7, 1.0))
+    colors = _tones(hair, n, rng)[:, None] * (0.75 + 0.25 * rng.random((n, 1, 1)))
+    return _ribbons(path.astype(np.float32), width, np.broadcast_to(colors, path.shape), rng)
+
+
+def _tied(hair: Hair, head: Skull, rng: np.random.Generator) -> list[Mesh]:
+    """What hangs from the knots of tied hair: a tail, a bun, two plaits."""
+    knot = head.surface(_tie_point(hair), 0.008)
+    if hair.style == "bun":
+        return [_bun(hair, knot, _tie_point(hair), rng)]
+    if hair.style == "ponytail":
+        n, t = 300, np.linspace(0, 1, 14)[None, :, None]
+        start = knot + 0.008 * rng.standard_normal((n, 1, 3))
+        swing = 0.05 * hair.parting + 0.045 * rng.standard_normal((n, 1))
+        length = (0.20 + 0.08 * hair.length) * (1 + 0.12 * rng.standard_normal((n, 1)))
+        t = t[..., 0]
+        x = swing * np.sin(np.pi * 0.6 * t)
+        y = (0.055 + 0.012 * rng.standard_normal((n, 1))) * np.sin(np.pi * np.minimum(1.2 * t, 0.7))
+        z = 0.028 * np.sin(np.pi * np.minimum(2.2 * t, 1.0)) - length * t**1.4
+        return [_strands(hair, start + np.stack([x, y, z], -1), 0.006, rng)]
+    if hair.style == "plaits":
+        return [_plait(hair, head, side, rng) for side in (1.0, -1.0)]
+    return []
+
+
+def _bun(hair: Hair, knot: Array, outward: Array, rng: np.random.Generator) -> Mesh:
+    """A ball of hair wound round its axis."""
+    size = 0.026 + 0.008 * hair.volume
+    n, t = 170, np.linspace(0, 1, 12)[None]
+    first = _unit(np.cross(outward, [1.0, 0.1, 0.0]))
+    second = np.cross(outward, first)
+    layer = rng.uniform(0.80, 1.0, (n, 1))
+    turn = rng.uniform(0, 2 * np.pi, (n, 1)) + t * rng.uniform(1.5, 3.2, (n, 1))
+    latitude = rng.uniform(-0.9, 1.45, (n, 1)) + 0.5 * rng.standard_normal((n, 1)) * t
+    flat = np.cos(latitude)[..., None] * (
+        np.cos(turn)[..., None] * first + np.sin(turn)[..., None] * second
+    )
+    ball = flat * 1.15 + 0.85 * np.sin(latitude)[..., None] * outward
+    centre = knot + 0.62 * size * outward
+    path = (centre + size * layer[..., None] * ball).astype(np.float32)
+    # The frames turn about the head; a bun's strips must turn about the bun.
+    mesh = _ribbons(path - centre.astype(np.float32) + _CENTRE + [0, 0, 1e-4], 
+                    np.full((n, 12), 0.006), np.broadcast_to(_tones(hair, n, rng)[:, None]
+                    * (0.55 + 0.45 * (layer[..., None] - 0.8) / 0.2), path.shape), rng, 0.2)
+    points = mesh.points + centre - _CENTRE
+    return replace(mesh, points=points)
+
+
+def _plait(hair: Hair, head: Skull, side: float, rng: np.random.Generator) -> Mesh:
+    """Three strands, one over the other, from behind the ear down over the shoulder."""
+    length = 0.20 + 0.06 * hair.length
+    t = np.linspace(0, 1, 90)
+    start = head.surface(_unit(np.array([0.80 * side, 0.42, -0.42])), 0.006)
+    forward = smoothstep(t, 0.0, 0.55)
+    x = start[0] + side * (0.012 * np.sin(np.pi * t) + 0.010 * t)
+    y = start[1] + (-0.075 - start[1]) * forward
+    spine = np.stack([x, y, start[2] - length * t], 1)
+    size = 0.0095 * (0.85 + 0.25 * hair.volume) * (1 - 0.35 * t)
+    paths = []
+    for strand in range(3):
+        turn = 2 * np.pi * (t * length / 0.055 + strand / 3)
+        offset = np.stack([size * np.sin(turn), -0.55 * size * np.sin(2 * turn), 0 * t], 1)
+        middle = spine + offset
+        for _ in range(16):  # each strand is a bundle of locks
+            a = rng.uniform(0, 2 * np.pi)
+            r = 0.62 * size
+            paths.append(middle + np.stack([r * np.cos(a), r * np.sin(a), 0 * t], 1))
+    path = np.asarray(paths)
+    tail = spine[-1] + np.array([0, 0, -0.045]) * np.linspace(0, 1, 90)[:, None]
+    brush = tail[None] + 0.012 * rng.standard_normal((14, 1, 3)) * np.linspace(0.2, 1, 90)[:, None]
+    return _strands(hair, np.concatenate([path, brush])[:, ::2], 0.0045, rng)
 
 
 def _trim(hair: Hair, path: Array, locks: _Locks, rng: np.random.Generator) -> Array:

@@ -17,7 +17,7 @@ HAIR_COLORS: dict[str, Color] = {
     "light brown": (0.45, 0.31, 0.19),
     "blond": (0.80, 0.64, 0.38),
     "strawberry blond": (0.76, 0.47, 0.25),
-    "red": (0.58, 0.22, 0.08),
+    "red": (0.50, 0.22, 0.11),
     "auburn": (0.34, 0.11, 0.06),
     "gray": (0.52, 0.52, 0.53),
     "white": (0.83, 0.82, 0.80),
@@ -62,9 +62,9 @@ _MAY_HAVE_FRINGE = ("bob", "shoulder", "long straight", "long wavy", "ponytail",
 
 # The hairline: polar angle from the crown (degrees) at longitudes from the front (0) to the
 # nape (180), for hair that leaves the ears free and for hair that hangs over them.
-_LONGITUDE = np.array([0.0, 30.0, 50.0, 66.0, 78.0, 92.0, 105.0, 122.0, 140.0, 180.0])
-_LINE_SHORT = np.array([57.0, 59.0, 67.0, 84.0, 99.0, 91.0, 87.0, 110.0, 130.0, 134.0])
-_LINE_LONG = np.array([57.0, 59.0, 66.0, 80.0, 92.0, 91.0, 92.0, 116.0, 130.0, 134.0])
+_LONGITUDE = np.array([0, 15, 30, 45, 56, 66, 78, 92, 105, 122, 140, 180])
+_LINE_SHORT = np.array([55, 56, 59, 66, 75, 87, 99, 91, 87, 110, 130, 134])
+_LINE_LONG = np.array([55, 56, 59, 66, 74, 83, 92, 91, 92, 116, 130, 134])
 
 
 @dataclass(frozen=True)
