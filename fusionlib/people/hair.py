@@ -68,8 +68,8 @@ class _Recipe:
     wave: float = 0.0
     wavelength: float = 0.06
     coil: bool = False
-    count: int = 2200
-    steps: int = 9
+    count: int = 2000
+    steps: int = 8
     width: float = 0.0042
     clump: float = 0.35
 
@@ -94,27 +94,31 @@ _RECIPES: dict[str, _Recipe] = {
     "curly": _Recipe(0.085, 0.060, 0.060, "whorl", 0.026, lift=0.9, mess=0.6, wave=0.0075,
                      wavelength=0.026, coil=True, count=850, steps=22, width=0.0058, clump=0.0),
     "long curly": _Recipe(0.30, 0.27, 0.25, "side", 0.026, lift=0.8, mess=0.25, wave=0.010,
-                          wavelength=0.036, coil=True, count=640, steps=36, width=0.0070,
+                          wavelength=0.036, coil=True, count=640, steps=18, width=0.0070,
                           gravity=0.05, clump=0.0),
-    "bob": _Recipe(0.30, 0.22, 0.14, "side", 0.015, lift=0.4, mess=0.05, steps=12, count=1900,
+    "bob": _Recipe(0.30, 0.22, 0.14, "side", 0.015, lift=0.4, mess=0.05, steps=10, count=1800,
                    gravity=0.06),
-    "shoulder": _Recipe(0.34, 0.27, 0.2, "side", 0.016, lift=0.4, mess=0.07, steps=14,
+    "shoulder": _Recipe(0.34, 0.27, 0.2, "side", 0.016, lift=0.4, mess=0.07, steps=12,
                         count=1700, gravity=0.06, wave=0.006, wavelength=0.12),
-    "long straight": _Recipe(0.42, 0.36, 0.32, "side", 0.014, lift=0.35, mess=0.05, steps=15,
+    "long straight": _Recipe(0.42, 0.36, 0.32, "side", 0.014, lift=0.35, mess=0.05, steps=12,
                              count=1600, gravity=0.06),
     "long wavy": _Recipe(0.40, 0.34, 0.30, "side", 0.020, lift=0.5, mess=0.08, wave=0.020,
-                         wavelength=0.10, steps=24, count=1150, gravity=0.06, width=0.0052,
+                         wavelength=0.10, steps=20, count=1150, gravity=0.06, width=0.0052,
                          clump=0.5),
-    "ponytail": _Recipe(0.24, 0.24, 0.20, "tie", 0.006, mess=0.04, steps=12, count=1700),
-    "bun": _Recipe(0.24, 0.24, 0.20, "tie", 0.006, mess=0.04, steps=12, count=1700),
-    "plaits": _Recipe(0.24, 0.24, 0.2, "plaits", 0.006, mess=0.03, steps=12, count=1700),
-    "braids": _Recipe(0.38, 0.34, 0.30, "side", 0.012, lift=0.3, mess=0.04, steps=30, count=260,
-                      width=0.0085, gravity=0.05, clump=0.0),
+    "ponytail": _Recipe(0.24, 0.24, 0.20, "tie", 0.006, mess=0.04, steps=9, count=1700),
+    "bun": _Recipe(0.24, 0.24, 0.20, "tie", 0.006, mess=0.04, steps=9, count=1700),
+    "plaits": _Recipe(0.24, 0.24, 0.2, "plaits", 0.006, mess=0.03, steps=9, count=1700),
+    "braids": _Recipe(0.38, 0.34, 0.30, "side", 0.012, lift=0.3, mess=0.04, steps=16, count=240,
+                      width=0.0080, gravity=0.05, clump=0.0),
 }  # fmt: skip
 
 
 def _unit(v: Array) -> Array:
-    return v / np.maximum(np.sqrt((v * v).sum(-1, keepdims=True)), 1e-9)
+    return v / np.maximum(np.sqrt(_dot(v, v)), 1e-9)[..., None]
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return np.einsum("...i,...i->...", a, b)
 
 
 def _grid_faces(rows: int, columns: int, keep: Array) -> Array:
@@ -213,13 +217,13 @@ def _tie_point(hair: Hair) -> Array:
     return direction(np.array(longitude), np.array(polar)).astype(np.float32)
 
 
-def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array, Array], Array]:
-    """A function of (N, 3) unit directions and points that says where the comb pulls there."""
+def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array], Array]:
+    """A function of (N, 3) unit directions that says where the comb pulls there."""
     side = locks.side
     n = len(side)
     radial = lambda u: u - _WHORL * [np.sign(hair.parting) or 1.0, 1, 1]  # noqa: E731
 
-    def whorl(u: Array, p: Array) -> Array:
+    def whorl(u: Array) -> Array:
         c = _unit(radial(u))
         front = smoothstep(u[:, 1], 0.35, -0.1) * smoothstep(u[:, 2], 0.35, 0.7)
         sweep = np.array([0.45 * hair.parting, -1.0, 0.0])
@@ -227,7 +231,7 @@ def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array, Arr
         sides = smoothstep(u[:, 2], 0.55, 0.1)[:, None]
         return c * (1 - sides) + sides * np.array([0.0, -0.15, -1.0])
 
-    def part(u: Array, p: Array) -> Array:
+    def part(u: Array) -> Array:
         behind = smoothstep(u[:, 1], 0.05, 0.55)[:, None]
         sweep = 0.55 if covers_ears(hair) else 0.5
         c = np.stack([side, np.full(n, sweep), np.full(n, -0.15)], 1)
@@ -235,20 +239,20 @@ def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array, Arr
         sides = smoothstep(u[:, 2], 0.5, 0.1)[:, None] * 0.8
         return c * (1 - sides) + sides * np.array([0.0, 0.0 if covers_ears(hair) else 0.6, -1.0])
 
-    def back(u: Array, p: Array) -> Array:
+    def back(u: Array) -> Array:
         c = np.stack([0.10 * np.sign(u[:, 0]), np.ones(n), np.full(n, -0.25)], 1)
         behind = smoothstep(u[:, 1], 0.35, 0.75)[:, None]
         return c * (1 - behind) + behind * np.array([0.0, 0.1, -1.0])
 
-    def quiff(u: Array, p: Array) -> Array:
+    def quiff(u: Array) -> Array:
         top = smoothstep(locks.polar, 75, 60)[:, None]
         c = np.stack([0.25 * hair.parting + 0 * side, np.full(n, 0.8), np.zeros(n)], 1)
-        return c * top + (1 - top) * whorl(u, p)
+        return c * top + (1 - top) * whorl(u)
 
-    def tie(u: Array, p: Array) -> Array:
+    def tie(u: Array) -> Array:
         return _tie_point(hair) - u
 
-    def plaits(u: Array, p: Array) -> Array:
+    def plaits(u: Array) -> Array:
         knot = np.stack([0.80 * side, np.full(n, 0.42), np.full(n, -0.42)], 1)
         return knot - u
 
@@ -258,7 +262,7 @@ def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array, Arr
     if not locks.fringe.any():
         return chosen
     sweep = np.array([0.35 * hair.parting, -1.0, -0.35])
-    return lambda u, p: np.where(locks.fringe[:, None], sweep, chosen(u, p))
+    return lambda u: np.where(locks.fringe[:, None], sweep, chosen(u))
 
 
 def _keep_clear(
@@ -317,10 +321,13 @@ def _grow(
     reach = 0.065 if recipe.comb == "quiff" else 0.04  # metres along which it leaves the skull
     hold = recipe.comb in ("tie", "plaits")
     settling = 0.0 if recipe.comb == "afro" else 0.75 * max(0.0, 1 - 0.75 * recipe.lift)
+    u, r, radius = head.reach(p)
     for k in range(steps):
-        u, r, radius = head.reach(p)
-        c = comb(u, p)
-        c = _unit(c - (c * u).sum(-1, keepdims=True) * u)
+        c = comb(u).astype(np.float32)
+        if hold:  # straight to the knot, but for a fringe
+            aim = _unit(u + c * ~locks.fringe[:, None] / (steps - k))
+            tied = head.surface(aim, locks.height * min(1.0, (k + 1) / 3)).astype(np.float32)
+        c = _unit(c - _dot(c, u)[:, None] * u)
         c = c * cos + np.cross(u, c) * sin
         s = (k + 0.5) / steps
         # Hair hangs once it is over the edge of the head.
@@ -336,12 +343,17 @@ def _grow(
         least = radius + height
         if over_ears:
             least = least + _ear_bump(u)
-        inward = np.minimum((move * u).sum(-1), 0) * (r < least + 0.003)
+        inward = np.minimum(_dot(move, u), 0) * (r < least + 0.003)
         move = _unit(move - inward[:, None] * u)
         p = p + step * move
         u, r, radius = head.reach(p)
         least = radius + height + (_ear_bump(u) if over_ears else 0)
         p = _keep_clear(u, r, least, locks, over_ears, settling).astype(np.float32)
+        if hold:
+            p = np.where(locks.fringe[:, None], p, tied)
+            u, r, radius = head.reach(p)
+        else:  # mostly moved along u
+            r = np.maximum(r, least)
         path[:, k + 1] = p
     return path
 
@@ -364,6 +376,14 @@ def _cut(path: Array, height: Array) -> Array:
     path = path.copy()
     path[rows] = path[rows[:, None], low] * (1 - t) + path[rows[:, None], low + 1] * t
     return path
+
+
+def _refined(path: Array, factor: int) -> Array:
+    """The same (N, K, 3) paths with `factor` times as many steps."""
+    t = np.arange((path.shape[1] - 1) * factor + 1) / factor
+    low = np.minimum(t.astype(int), path.shape[1] - 2)
+    part = (t - low)[None, :, None].astype(np.float32)
+    return path[:, low] * (1 - part) + path[:, low + 1] * part
 
 
 def _frames(path: Array) -> tuple[Array, Array, Array]:
@@ -507,7 +527,11 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
     path = _grow(hair, recipe, head, locks, rng)
     path = _clump(path, recipe.clump * (0.6 + 0.8 * rng.random()), rng)
     path = _trim(hair, path, locks, rng)
+    if hair.style == "long curly":
+        path = _refined(path, 2)
     path = _curl(hair, recipe, path, rng)
+    if hair.style == "braids":
+        path = _refined(path, 6)
     n, points, _ = path.shape
     s = np.linspace(0, 1, points)[None]
     taper = (0.75 + 0.25 * smoothstep(s, 0, 0.2)) * (1 - 0.75 * smoothstep(s, 0.55, 1.0))
@@ -518,6 +542,9 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
     run = s * locks.length[:, None]
     shade = (0.66 + 0.34 * smoothstep(run, 0.0, 0.03)) * (1 + 0.08 * smoothstep(s, 0.5, 1))
     buried = 0.70 + 0.30 * smoothstep(locks.height / max(locks.height.max(), 1e-6), 0.15, 0.7)
+    if hair.style == "braids":  # strand over strand
+        over = np.abs(np.sin(np.pi * (run / 0.015 + rng.random((n, 1)))))
+        width, shade = width * (0.8 + 0.3 * over), shade * (0.45 + 0.65 * over)
     colors = _tones(hair, n, rng)[:, None] * (shade * buried[:, None] * _open(path))[..., None]
     mesh = _ribbons(path, width, colors, rng)
     mesh = _join(_shell(person, head, recipe, rng), mesh)
@@ -543,7 +570,7 @@ def _tied(hair: Hair, head: Skull, rng: np.random.Generator) -> list[Mesh]:
     if hair.style == "ponytail":
         n, t = 300, np.linspace(0, 1, 14)[None, :, None]
         start = knot + 0.008 * rng.standard_normal((n, 1, 3))
-        swing = 0.05 * hair.parting + 0.045 * rng.standard_normal((n, 1))
+        swing = 0.05 * hair.parting + 0.020 * rng.standard_normal((n, 1))
         length = (0.20 + 0.08 * hair.length) * (1 + 0.12 * rng.standard_normal((n, 1)))
         t = t[..., 0]
         x = swing * np.sin(np.pi * 0.6 * t)
@@ -587,20 +614,20 @@ def _plait(hair: Hair, head: Skull, side: float, rng: np.random.Generator) -> Me
     x = start[0] + side * (0.012 * np.sin(np.pi * t) + 0.010 * t)
     y = start[1] + (-0.075 - start[1]) * forward
     spine = np.stack([x, y, start[2] - length * t], 1)
-    size = 0.0095 * (0.85 + 0.25 * hair.volume) * (1 - 0.35 * t)
+    size = 0.0085 * (0.85 + 0.25 * hair.volume) * (1 - 0.35 * t)
     paths = []
     for strand in range(3):
         turn = 2 * np.pi * (t * length / 0.055 + strand / 3)
         offset = np.stack([size * np.sin(turn), -0.55 * size * np.sin(2 * turn), 0 * t], 1)
         middle = spine + offset
-        for _ in range(16):  # each strand is a bundle of locks
+        for _ in range(20):  # each strand is a bundle of locks
             a = rng.uniform(0, 2 * np.pi)
-            r = 0.62 * size
+            r = 0.65 * size * np.sqrt(rng.random())
             paths.append(middle + np.stack([r * np.cos(a), r * np.sin(a), 0 * t], 1))
     path = np.asarray(paths)
     tail = spine[-1] + np.array([0, 0, -0.045]) * np.linspace(0, 1, 90)[:, None]
     brush = tail[None] + 0.012 * rng.standard_normal((14, 1, 3)) * np.linspace(0.2, 1, 90)[:, None]
-    return _strands(hair, np.concatenate([path, brush])[:, ::2], 0.0045, rng)
+    return _strands(hair, np.concatenate([path, brush])[:, ::2], 0.0055, rng)
 
 
 def _trim(hair: Hair, path: Array, locks: _Locks, rng: np.random.Generator) -> Array:

@@ -94,7 +94,7 @@ class Skull:
         from scipy.ndimage import map_coordinates
 
         d = points - HEAD_CENTRE.astype(points.dtype)
-        distance = np.sqrt((d * d).sum(-1))
+        distance = np.sqrt(np.einsum("...i,...i->...", d, d))
         n = d / np.maximum(distance, 1e-9)[..., None]
         polar = np.degrees(np.arccos(np.clip(n[..., 2], -1, 1)))
         longitude = np.degrees(np.arctan2(n[..., 0], -n[..., 1]))
