@@ -15,7 +15,9 @@ import numpy as np
 
 from fusionlib.people.hairstyle import Hair, covers_ears, hairline_margin
 from fusionlib.people.head import load_head_model
+from fusionlib.people.headwear import pressed
 from fusionlib.people.identity import Person
+from fusionlib.people.mesh import Mesh, join
 from fusionlib.people.sampling import stream
 from fusionlib.people.scalp import (
     COLUMNS,
@@ -33,19 +35,6 @@ Array = np.ndarray
 _DOWN = np.array([0.0, 0.0, -1.0], np.float32)
 _CENTRE = HEAD_CENTRE.astype(np.float32)
 _WHORL = np.array([0.10, 0.52, 0.85], np.float32)  # from here hair radiates, a little to a side
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """A triangle mesh: (V, 3) points, (F, 3) faces, (V, 3) colours in 0..1.
-
-    `normals`: (V, 3) unit vectors where they are not those of the faces.
-    """
-
-    points: Array
-    faces: Array
-    colors: Array
-    normals: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -445,7 +434,7 @@ def _tones(hair: Hair, n: int, rng: np.random.Generator) -> Array:
     if hair.gray and hair.color_name not in ("gray", "white"):
         share = np.clip(hair.gray + 0.25 * rng.standard_normal(n) * hair.gray, 0, 1)[:, None]
         silver = np.array([0.66, 0.66, 0.66]) * np.exp(0.12 * rng.standard_normal((n, 1)))
-        mixed = 0.55 * (rng.random((n, 1)) < share) + 0.45 * share
+        mixed = 0.4 * (rng.random((n, 1)) < share) + 0.6 * share
         colors = colors + mixed * (silver - colors)
     return np.clip(colors, 0, 1)
 
@@ -477,7 +466,9 @@ def _ribbons(
     )
 
 
-def _shell(person: Person, head: Skull, recipe: _Recipe, rng: np.random.Generator) -> Mesh:
+def _shell(
+    person: Person, head: Skull, recipe: _Recipe, rng: np.random.Generator, under: str
+) -> Mesh:
     """The dark ground under the locks; it sinks into the skin before the hairline."""
     hair = person.hair
     columns = COLUMNS
@@ -491,6 +482,8 @@ def _shell(person: Person, head: Skull, recipe: _Recipe, rng: np.random.Generato
     bump = 1 + 0.10 * _bumps(u, 0.35, rng) if recipe.comb == "afro" else 1.0
     rise = np.sqrt(smoothstep(margin, 1.0, 26.0 if recipe.comb == "afro" else 14.0))
     depth = thick * share * bump * rise - 0.003 * smoothstep(margin, 4.0, 0.0)
+    if under != "none":
+        depth = np.minimum(depth, 0.6 * pressed(under, longitude, polar))
     points = head.surface(u, depth)
     tone = 0.70 * (1 + 0.12 * rng.standard_normal(columns))[None] + 0 * polar
     gray = np.array([0.5, 0.5, 0.5])
@@ -509,6 +502,18 @@ def _open(path: Array) -> Array:
     return 1 - 0.62 * below * behind
 
 
+def _press(path: Array, head: Skull, kind: str) -> Array:
+    """Lay (N, K, 3) paths close to the skull where headwear covers them."""
+    flat = path.reshape(-1, 3)
+    u, r, radius = head.reach(flat)
+    longitude = np.degrees(np.arctan2(u[:, 0], -u[:, 1]))
+    polar = np.degrees(np.arccos(np.clip(u[:, 2], -1, 1)))
+    room = pressed(kind, longitude, polar)
+    lower = smoothstep(polar, 135, 120)  # what hangs below the head is free
+    r = np.where(lower > 0, np.minimum(r, radius + room + 0.1 * (1 - lower)), r)
+    return (_CENTRE + u * r[:, None]).reshape(path.shape).astype(np.float32)
+
+
 def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | None:
     """The person's hair over a head with these vertices, or None for a bald head.
 
@@ -519,6 +524,8 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
     """
     hair = person.hair
     if hair.style == "bald":
+        return None
+    if under == "headscarf":
         return None
     recipe = _RECIPES[hair.style]
     rng = stream("hair", person.seed, person.index)
@@ -532,6 +539,8 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
     path = _curl(hair, recipe, path, rng)
     if hair.style == "braids":
         path = _refined(path, 6)
+    if under != "none":
+        path = _press(path, head, under)
     n, points, _ = path.shape
     s = np.linspace(0, 1, points)[None]
     taper = (0.75 + 0.25 * smoothstep(s, 0, 0.2)) * (1 - 0.75 * smoothstep(s, 0.55, 1.0))
@@ -547,10 +556,12 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
         width, shade = width * (0.8 + 0.3 * over), shade * (0.45 + 0.65 * over)
     colors = _tones(hair, n, rng)[:, None] * (shade * buried[:, None] * _open(path))[..., None]
     mesh = _ribbons(path, width, colors, rng)
-    mesh = _join(_shell(person, head, recipe, rng), mesh)
-    for part in _tied(hair, head, rng):
-        mesh = _join(mesh, part)
-    return mesh
+    parts = [_shell(person, head, recipe, rng, under), mesh]
+    # A knot under the rim of a hat is pressed flat with the rest.
+    knot = np.degrees(np.arccos(_tie_point(hair)[2]))
+    if under == "none" or hair.style == "plaits" or pressed(under, 180.0, knot) > 0.02:
+        parts += _tied(hair, head, rng)
+    return join(parts)
 
 
 def _strands(hair: Hair, path: Array, size: float, rng: np.random.Generator) -> Mesh:

@@ -16,7 +16,7 @@ from fusionlib.people.head import (
     load_head_model,
     vertex_normals,
 )
-from fusionlib.people.headwear import headwear_mesh
+from fusionlib.people.headwear import SHINY, headwear_mesh
 from fusionlib.people.identity import Person
 from fusionlib.people.sampling import stream
 from fusionlib.people.scenery import apply_style, draw_background
@@ -231,7 +231,7 @@ def _pose(sitter: _Sitter, view: View) -> _Figure:
         hair = hair_mesh(person, neutral, view.headwear)
         hat = headwear_mesh(view.headwear, view.headwear_color, neutral)
         if hat is not None:
-            parts["headwear"] = _Part(hat, MATTE, hat.normals)
+            parts["headwear"] = _Part(hat, WET if view.headwear in SHINY else MATTE, hat.normals)
     if hair is not None:
         parts["hair"] = _Part(hair, HAIR, hair.normals)
     marks = model.landmarks
