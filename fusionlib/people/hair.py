@@ -64,7 +64,7 @@ class _Recipe:
 
 
 _RECIPES: dict[str, _Recipe] = {
-    "horseshoe": _Recipe(0.025, 0.022, 0.02, "whorl", 0.006, mess=0.3, steps=5),
+    "horseshoe": _Recipe(0.032, 0.030, 0.025, "whorl", 0.012, lift=0.5, mess=0.35, steps=6),
     "buzz": _Recipe(0.005, 0.004, 0.004, "whorl", 0.002, lift=0.8, mess=0.4, count=2600, steps=2,
                     width=0.0022, clump=0.0),
     "cropped": _Recipe(0.016, 0.010, 0.010, "whorl", 0.005, lift=0.7, mess=0.35, count=3200,
@@ -73,17 +73,18 @@ _RECIPES: dict[str, _Recipe] = {
     "messy": _Recipe(0.060, 0.032, 0.032, "whorl", 0.016, lift=0.75, mess=0.65, wave=0.003,
                      clump=0.55),
     "slicked back": _Recipe(0.14, 0.10, 0.07, "back", 0.009, gravity=0.4, mess=0.05),
-    "quiff": _Recipe(0.085, 0.018, 0.018, "quiff", 0.020, lift=0.7, gravity=0.5, clump=0.4, count=2500),
+    "quiff": _Recipe(0.085, 0.018, 0.018, "quiff", 0.020, lift=0.7, gravity=0.5, clump=0.4,
+                     count=2500),
     "fringe crop": _Recipe(0.055, 0.022, 0.022, "whorl", 0.011, lift=0.4, mess=0.25),
     "pixie": _Recipe(0.085, 0.055, 0.045, "side", 0.015, lift=0.4, mess=0.2, gravity=0.09),
     "short afro": _Recipe(0.012, 0.011, 0.011, "afro", 0.018, mess=1.5, wave=0.0016,
-                          wavelength=0.008, coil=True, count=2600, steps=9, width=0.0022),
+                          wavelength=0.008, coil=True, count=2600, steps=8, width=0.0022),
     "afro": _Recipe(0.018, 0.018, 0.018, "afro", 0.055, mess=1.5, wave=0.0020,
-                    wavelength=0.010, coil=True, count=2900, steps=9, width=0.0024),
+                    wavelength=0.010, coil=True, count=2800, steps=8, width=0.0024),
     "curly": _Recipe(0.085, 0.060, 0.060, "whorl", 0.026, lift=0.9, mess=0.6, wave=0.0075,
                      wavelength=0.026, coil=True, count=850, steps=22, width=0.0058, clump=0.0),
     "long curly": _Recipe(0.30, 0.27, 0.25, "side", 0.026, lift=0.8, mess=0.25, wave=0.010,
-                          wavelength=0.036, coil=True, count=640, steps=18, width=0.0070,
+                          wavelength=0.036, coil=True, count=470, steps=18, width=0.0076,
                           gravity=0.05, clump=0.0),
     "bob": _Recipe(0.30, 0.22, 0.14, "side", 0.015, lift=0.4, mess=0.05, steps=10, count=1800,
                    gravity=0.06),
@@ -180,7 +181,9 @@ def _sow(person: Person, recipe: _Recipe, rng: np.random.Generator) -> _Locks:
     back = smoothstep(away, 95, 135)
     length = recipe.top * top + (1 - top) * (recipe.side + (recipe.back - recipe.side) * back)
     spread = 0.10 if covers_ears(hair) else 0.22
-    length = length * (0.8 + 0.4 * hair.length) * (1 + spread * rng.standard_normal(n)).clip(0.4, 1.4)
+    length = (
+        length * (0.8 + 0.4 * hair.length) * (1 + spread * rng.standard_normal(n)).clip(0.4, 1.4)
+    )
     # Short hairs at the hairline soften its edge.
     if recipe.comb not in ("tie", "plaits", "back"):
         length = np.minimum(length, 0.010 + 0.5 * smoothstep(margin, -1.0, 7.0) ** 2)
@@ -226,7 +229,7 @@ def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array], Ar
         c = np.stack([side, np.full(n, sweep), np.full(n, -0.15)], 1)
         c = c * (1 - behind) + behind * _unit(radial(u))
         sides = smoothstep(u[:, 2], 0.5, 0.1)[:, None] * 0.8
-        return c * (1 - sides) + sides * np.array([0.0, 0.0 if covers_ears(hair) else 0.6, -1.0])
+        return c * (1 - sides) + sides * np.array([0.0, 0.2 if covers_ears(hair) else 0.6, -1.0])
 
     def back(u: Array) -> Array:
         c = np.stack([0.10 * np.sign(u[:, 0]), np.ones(n), np.full(n, -0.25)], 1)
@@ -250,7 +253,8 @@ def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array], Ar
     chosen = fields[recipe.comb]
     if not locks.fringe.any():
         return chosen
-    sweep = np.array([0.35 * hair.parting, -1.0, -0.35])
+    across = 0.9 * (np.sign(hair.parting) or 1.0) if hair.style == "pixie" else 0.35 * hair.parting
+    sweep = np.array([across, -1.0, -0.35])
     return lambda u: np.where(locks.fringe[:, None], sweep, chosen(u))
 
 
@@ -404,7 +408,7 @@ def _curl(hair: Hair, recipe: _Recipe, path: Array, rng: np.random.Generator) ->
         wavelength = recipe.wavelength * (0.96 + 0.08 * rng.random(n))
     angle = 2 * np.pi * run / wavelength[:, None] + phase[:, None]
     ramp = size[:, None] * smoothstep(run, 0.0, 0.6 * recipe.wavelength)
-    turn = rng.choice([-1.0, 1.0], n)[:, None] if recipe.coil else 1.0
+    turn = rng.choice([-1.0, 1.0], n)[:, None] if recipe.coil else np.ones((n, 1))
     sideways, outwards = np.sin(angle) * ramp * turn, np.cos(angle) * ramp
     outwards = outwards * (1.0 if recipe.coil else 0.3)
     return (path + sideways[..., None] * across + outwards[..., None] * normal).astype(np.float32)
@@ -434,7 +438,7 @@ def _tones(hair: Hair, n: int, rng: np.random.Generator) -> Array:
     if hair.gray and hair.color_name not in ("gray", "white"):
         share = np.clip(hair.gray + 0.25 * rng.standard_normal(n) * hair.gray, 0, 1)[:, None]
         silver = np.array([0.66, 0.66, 0.66]) * np.exp(0.12 * rng.standard_normal((n, 1)))
-        mixed = 0.4 * (rng.random((n, 1)) < share) + 0.6 * share
+        mixed = 0.3 * (rng.random((n, 1)) < share) + 0.7 * share
         colors = colors + mixed * (silver - colors)
     return np.clip(colors, 0, 1)
 
@@ -491,12 +495,12 @@ def _shell(
     colors = np.clip(base * tone[..., None], 0, 1).reshape(-1, 3)
     normals = _unit(u).reshape(-1, 3)
     faces = _grid_faces(ROWS, columns, margin > -1.0)
-    return Mesh(points.reshape(-1, 3), faces[:, [0, 2, 1]], colors, normals)
+    return Mesh(points.reshape(-1, 3), faces, colors, normals)
 
 
 def _open(path: Array) -> Array:
     """(N, K) how much light reaches the points: little behind the face and next to the neck."""
-    x, y, z = path[..., 0], path[..., 1], path[..., 2]
+    y, z = path[..., 1], path[..., 2]
     below = smoothstep(z, 0.72, 0.66)
     behind = smoothstep(y, -0.075, -0.015)
     return 1 - 0.62 * below * behind
@@ -535,7 +539,7 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
     path = _clump(path, recipe.clump * (0.6 + 0.8 * rng.random()), rng)
     path = _trim(hair, path, locks, rng)
     if hair.style == "long curly":
-        path = _refined(path, 2)
+        path = _refined(path, 3)
     path = _curl(hair, recipe, path, rng)
     if hair.style == "braids":
         path = _refined(path, 6)
@@ -548,6 +552,7 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
         taper = 1 - 0.35 * smoothstep(s, 0.8, 1.0)
     lower = smoothstep(locks.height / max(locks.height.max(), 1e-6), 0.8, 0.3)[:, None]
     width = recipe.width * (0.65 + 0.5 * rng.random((n, 1)) + 0.7 * lower) * taper
+    width = width * np.clip(locks.length / 0.03, 0.45, 1)[:, None]
     run = s * locks.length[:, None]
     shade = (0.66 + 0.34 * smoothstep(run, 0.0, 0.03)) * (1 + 0.08 * smoothstep(s, 0.5, 1))
     buried = 0.70 + 0.30 * smoothstep(locks.height / max(locks.height.max(), 1e-6), 0.15, 0.7)
@@ -609,9 +614,16 @@ def _bun(hair: Hair, knot: Array, outward: Array, rng: np.random.Generator) -> M
     centre = knot + 0.62 * size * outward
     path = (centre + size * layer[..., None] * ball).astype(np.float32)
     # The frames turn about the head; a bun's strips must turn about the bun.
-    mesh = _ribbons(path - centre.astype(np.float32) + _CENTRE + [0, 0, 1e-4], 
-                    np.full((n, 12), 0.006), np.broadcast_to(_tones(hair, n, rng)[:, None]
-                    * (0.55 + 0.45 * (layer[..., None] - 0.8) / 0.2), path.shape), rng, 0.2)
+    mesh = _ribbons(
+        path - centre.astype(np.float32) + _CENTRE + [0, 0, 1e-4],
+        np.full((n, 12), 0.006),
+        np.broadcast_to(
+            _tones(hair, n, rng)[:, None] * (0.55 + 0.45 * (layer[..., None] - 0.8) / 0.2),
+            path.shape,
+        ),
+        rng,
+        0.2,
+    )
     points = mesh.points + centre - _CENTRE
     return replace(mesh, points=points)
 
@@ -669,9 +681,7 @@ def _join(a: Mesh, b: Mesh) -> Mesh:
         np.concatenate([a.points, b.points]),
         np.concatenate([a.faces, b.faces + len(a.points)]),
         np.concatenate([a.colors, b.colors]),
-        None
-        if a.normals is None or b.normals is None
-        else np.concatenate([a.normals, b.normals]),
+        None if a.normals is None or b.normals is None else np.concatenate([a.normals, b.normals]),
     )
 
 

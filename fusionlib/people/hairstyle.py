@@ -15,8 +15,8 @@ HAIR_COLORS: dict[str, Color] = {
     "dark brown": (0.15, 0.085, 0.055),
     "brown": (0.27, 0.16, 0.095),
     "light brown": (0.45, 0.31, 0.19),
-    "blond": (0.80, 0.64, 0.38),
-    "strawberry blond": (0.76, 0.47, 0.25),
+    "blond": (0.74, 0.60, 0.39),
+    "strawberry blond": (0.68, 0.44, 0.26),
     "red": (0.50, 0.22, 0.11),
     "auburn": (0.34, 0.11, 0.06),
     "gray": (0.52, 0.52, 0.53),
@@ -176,8 +176,8 @@ def sample_hair(
     color_name, color, gray = _sample_color(rng, gender, age, tone)
     recede = float(np.interp(age, [28, 50, 75], [0.0, 1.5, 3.0])) if gender == "man" else 0.0
     hairline = float(np.clip(rng.normal(-recede, 0.9 + 0.4 * recede), -5.0, 1.5))
-    if style == "fringe crop":
-        fringe = float(rng.uniform(0.35, 0.9))
+    if style in ("fringe crop", "pixie"):
+        fringe = float(rng.uniform(0.3, 0.9))
     else:
         wears = style in _MAY_HAVE_FRINGE and rng.random() < (0.33 if gender == "woman" else 0.1)
         fringe = float(rng.uniform(0.7, 1.0)) if wears else 0.0
@@ -214,7 +214,7 @@ def hairline_margin(hair: Hair, longitude: Array, polar: Array) -> Array:
     line = line + front * (1.5 * hair.hairline) - temple * 2.6 * recede
     margin = line - polar
     if hair.style == "horseshoe":
-        bare = np.interp(longitude, [0, 62, 75, 110, 180], [100, 84, 66, 60, 58]) - 2 * hair.length
+        bare = np.interp(longitude, [0, 58, 70, 110, 180], [100, 84, 58, 50, 50]) - 2 * hair.length
         margin = np.minimum(margin, polar - bare)
     return margin
 

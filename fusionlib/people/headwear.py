@@ -111,9 +111,9 @@ def _cap(head: Skull, color: Array) -> Mesh:
 def _straw(head: Skull, color: Array) -> Mesh:
     t, longitude, u = _dome(head, "straw hat", 34)
     grid = head.surface(u, 0.011 + 0.030 * smoothstep(t, 0.9, 0.45))
-    top = grid[0, 0, 2] - 0.006
-    grid[..., 2] = np.where(grid[..., 2] > top - 0.01, top - 0.01 + 0.3 * (grid[..., 2] - top + 0.01),
-                            grid[..., 2])  # fmt: skip
+    # A flat top: what would stand higher is pressed down.
+    top = grid[0, 0, 2] - 0.016
+    grid[..., 2] = np.minimum(grid[..., 2], top) + 0.3 * np.maximum(grid[..., 2] - top, 0)
     weave = 0.10 * np.cos(np.pi * np.arange(34))[:, None] * np.cos(np.radians(longitude) * 48)
     rings = 0.10 * np.cos(2 * np.pi * np.arange(34) / 3.0)[:, None]
     colors = _STRAW * (0.92 + weave + rings)[..., None]
@@ -167,13 +167,15 @@ def _chef(head: Skull, color: Array) -> Mesh:
     top = HEAD_CENTRE[2] + 0.105
     fold = 1 + 0.045 * np.cos(lon * 15)
     rows, tones = [], []
-    for f, wide, fluted in ((0, 1.0, 0), (0.5, 1.0, 0), (1.0, 1.0, 0)):
-        rows.append(np.c_[(axis + wide * out)[:, :2], z0 + f * (top - z0)])
+    for f in (0.0, 0.5, 1.0):
+        rows.append(np.c_[(axis + out)[:, :2], z0 + f * (top - z0)])
         tones.append(np.full(_COLUMNS, 0.96))
-    profile = [(0.004, 1.05), (0.020, 1.26), (0.042, 1.34), (0.062, 1.22), (0.072, 0.85), (0.074, 0.3),
-               (0.074, 0.01)]  # fmt: skip
+    rises = (0.004, 0.020, 0.042, 0.062, 0.072, 0.074, 0.074)
+    widths = (1.05, 1.26, 1.34, 1.22, 0.85, 0.3, 0.01)
     for rise, wide in profile:
-        rows.append(np.c_[(axis + (wide * fold)[:, None] * out)[:, :2], np.full(_COLUMNS, top + rise)])
+        rows.append(
+            np.c_[(axis + (wide * fold)[:, None] * out)[:, :2], np.full(_COLUMNS, top + rise)]
+        )
         tones.append(0.97 + 0.05 * np.cos(lon * 15))
     base = 0.85 * _WHITE + 0.15 * color if color.mean() > 0.6 else _WHITE
     return _mesh(np.stack(rows[::-1]), base * np.stack(tones[::-1])[..., None])
@@ -189,8 +191,10 @@ def _crown(head: Skull, color: Array) -> Mesh:
     height = 0.026 + 0.026 * tooth**1.3
     t = np.linspace(0, 1, 9)[:, None]
     wall = ring + t[..., None] * (height[:, None] * [0.0, 0.0, 1.0] + 0.010 * out)
-    tone = 0.92 + 0.16 * np.cos(np.radians(longitude) * 24) * (t > 0.2) - 0.25 * np.exp(
-        -(((t - 0.22) / 0.06) ** 2)
+    tone = (
+        0.92
+        + 0.16 * np.cos(np.radians(longitude) * 24) * (t > 0.2)
+        - 0.25 * np.exp(-(((t - 0.22) / 0.06) ** 2))
     )
     colors = np.broadcast_to(_GOLD * tone[..., None], wall.shape).copy()
     gems = np.hypot((tooth - 1)[None] * 2.3, (t - 0.42) * 5) < 0.75
@@ -225,19 +229,23 @@ def _scarf(head: Skull, color: Array) -> Mesh:
     """Round the face, over the head, under the chin and down the neck in folds."""
     a = np.linspace(0, 2 * np.pi, _COLUMNS, endpoint=False)
     # The opening leaves the face free from the hairline to the chin, and hides the ears.
-    start = direction(64.0 * np.sign(np.sin(a)) * np.abs(np.sin(a)) ** 0.8, 103.5 - 44.5 * np.cos(a))
+    start = direction(
+        64.0 * np.sign(np.sin(a)) * np.abs(np.sin(a)) ** 0.8, 103.5 - 44.5 * np.cos(a)
+    )
     pole = np.array([0.0, 0.97, -0.24])
     angle = np.arccos(np.clip(start @ pole, -1, 1))[None, :, None]
     t = np.linspace(0, 1, 40)[:, None, None]
     u = (np.sin((1 - t) * angle) * start + np.sin(t * angle) * pole) / np.sin(angle)
     u /= np.linalg.norm(u, axis=-1, keepdims=True)
     s = t[..., 0]
-    fold = 0.0022 * np.sin(38 * s + 2.2 * np.cos(a) + 1.5 * np.sin(2 * a)) * smoothstep(s, 0.05, 0.3)
+    fold = (
+        0.0022 * np.sin(38 * s + 2.2 * np.cos(a) + 1.5 * np.sin(2 * a)) * smoothstep(s, 0.05, 0.3)
+    )
     height = 0.004 + 0.012 * smoothstep(s, 0.0, 0.16) + fold - 0.004 * smoothstep(s, 0.03, 0.0)
     ear = direction(np.array(100.0), np.array(102.0))
     beside = np.stack([np.abs(u[..., 0]), u[..., 1], u[..., 2]], -1) @ ear
     hood = head.surface(u, height + 0.014 * smoothstep(beside, 0.62, 0.97))
-    tone = 0.94 + 0.07 * np.sin(38 * s + 2.2 * np.cos(a) + 1.5 * np.sin(2 * a))
+    tone = 0.94 + 0.07 * crease
     drop = np.linspace(0, 1, 24)[:, None]
     folds = 1 + 0.05 * np.sin(7 * a + 9 * drop) + 0.03 * np.sin(13 * a - 5 * drop)
     wide = (0.080 + 0.072 * drop**1.5) * folds

@@ -23,7 +23,7 @@ class Mesh:
 
 
 def grid_faces(rows: int, columns: int, closed: bool = False) -> Array:
-    """(F, 3) triangles of a grid of rows by columns; `closed` joins the last column to the first."""
+    """(F, 3) triangles of a grid; `closed` joins the last column to the first."""
     r, c = np.meshgrid(np.arange(rows - 1), np.arange(columns - (not closed)), indexing="ij")
     a, b = r * columns + c, r * columns + (c + 1) % columns
     d, e = a + columns, b + columns

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fusionlib.errors import FusionError
-from fusionlib.people.hair import Mesh, glasses_mesh, hair_mesh
+from fusionlib.people.hair import glasses_mesh, hair_mesh
 from fusionlib.people.head import (
     expression_actions,
     load_head_model,
@@ -18,6 +18,7 @@ from fusionlib.people.head import (
 )
 from fusionlib.people.headwear import SHINY, headwear_mesh
 from fusionlib.people.identity import Person
+from fusionlib.people.mesh import Mesh
 from fusionlib.people.sampling import stream
 from fusionlib.people.scenery import apply_style, draw_background
 from fusionlib.people.skin import (

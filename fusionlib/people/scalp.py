@@ -150,7 +150,7 @@ def paint_scalp(
     cover = {"buzz": 0.80, "cropped": 0.85, "horseshoe": 0.75}.get(hair.style, 0.9)
     weight = cover * smoothstep(margin, -2.5, 5.0) * (1 - smoothstep(ears, 0.05, 0.3))
     fine = 1 + 0.13 * gaussian_filter(rng.normal(0.0, 1.0, polar.shape), 0.7) * 2.0
-    fade = 1.0
+    fade = np.ones_like(polar)
     if hair.style in ("buzz", "cropped", "quiff", "fringe crop"):  # clipped shorter at the sides
         fade = 1 - 0.35 * smoothstep(polar, 62, 95)
     base = np.asarray(hair.color) * (1 - hair.gray) + np.array([0.55, 0.55, 0.55]) * hair.gray

@@ -14,8 +14,8 @@ import numpy as np
 
 from fusionlib.people.head import HeadModel, load_head_model
 from fusionlib.people.identity import Person
-from fusionlib.people.scalp import paint_scalp, smoothstep, spherical
 from fusionlib.people.sampling import stream
+from fusionlib.people.scalp import paint_scalp, smoothstep, spherical
 
 Array = np.ndarray
 
