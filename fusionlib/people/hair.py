@@ -396,7 +396,7 @@ def _curl(hair: Hair, recipe: _Recipe, path: Array, rng: np.random.Generator) ->
     """Wind waves or coils round the paths."""
     if not recipe.wave:
         return path
-    n, points, _ = path.shape
+    n = len(path)
     _, normal, across = _frames(path)
     run = np.cumsum(np.linalg.norm(np.diff(path, axis=1, prepend=path[:, :1]), axis=-1), 1)
     size = recipe.wave * (0.5 + 0.7 * hair.curl) * (0.8 + 0.4 * rng.random(n))
@@ -408,9 +408,9 @@ def _curl(hair: Hair, recipe: _Recipe, path: Array, rng: np.random.Generator) ->
         wavelength = recipe.wavelength * (0.96 + 0.08 * rng.random(n))
     angle = 2 * np.pi * run / wavelength[:, None] + phase[:, None]
     ramp = size[:, None] * smoothstep(run, 0.0, 0.6 * recipe.wavelength)
-    turn = rng.choice([-1.0, 1.0], n)[:, None] if recipe.coil else np.ones((n, 1))
-    sideways, outwards = np.sin(angle) * ramp * turn, np.cos(angle) * ramp
-    outwards = outwards * (1.0 if recipe.coil else 0.3)
+    turn = rng.choice([-1.0, 1.0], n) if recipe.coil else np.ones(n)
+    sideways: Array = np.sin(angle) * ramp * turn[:, None]
+    outwards: Array = np.cos(angle) * ramp * (1.0 if recipe.coil else 0.3)
     return (path + sideways[..., None] * across + outwards[..., None] * normal).astype(np.float32)
 
 
@@ -494,8 +494,8 @@ def _shell(
     base = np.asarray(hair.color) * (1 - hair.gray) + gray * hair.gray
     colors = np.clip(base * tone[..., None], 0, 1).reshape(-1, 3)
     normals = _unit(u).reshape(-1, 3)
-    faces = _grid_faces(ROWS, columns, margin > -1.0)
-    return Mesh(points.reshape(-1, 3), faces, colors, normals)
+    used, faces = np.unique(_grid_faces(ROWS, columns, margin > -1.0), return_inverse=True)
+    return Mesh(points.reshape(-1, 3)[used], faces.reshape(-1, 3), colors[used], normals[used])
 
 
 def _open(path: Array) -> Array:
@@ -663,8 +663,11 @@ def _trim(hair: Hair, path: Array, locks: _Locks, rng: np.random.Generator) -> A
         line += 0.004 * rng.standard_normal(n)
     elif hair.style == "shoulder":
         line[:] = marks.chin[2] - 0.015 - 0.04 * hair.length + 0.008 * rng.standard_normal(n)
+    front = np.abs(locks.longitude) < 50
+    if not covers_ears(hair):  # nobody's hair hangs into their eyes
+        above = marks.eyes[2] + 0.018 + 0.015 * hair.curl
+        line = np.where(front, above + 0.005 * rng.random(n), line)
     if hair.fringe:
-        front = np.abs(locks.longitude) < 46
         brow = marks.eyes[2] + 0.022 + 0.026 * (1 - hair.fringe)
         brow = brow + 0.003 * np.abs(rng.standard_normal(n))
         line = np.where(locks.fringe | (front & (hair.style == "fringe crop")), brow, line)

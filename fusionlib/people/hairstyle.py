@@ -32,7 +32,7 @@ DYED = ("blue", "pink", "purple", "green")
 # fraction that is varied (0 straight, 1 tight).
 _STYLES: dict[str, tuple[str, float, float, float]] = {
     "bald": ("", 0.0, 6.0, 0.0),
-    "horseshoe": ("{} hair round a bald crown", 0.0, 3.0, 0.0),
+    "horseshoe": ("receding {} hair", 0.0, 3.0, 0.0),
     "buzz": ("a {} buzz cut", 1.0, 7.0, 0.0),
     "cropped": ("very short {} hair", 2.0, 10.0, 0.0),
     "side part": ("short {} hair with a side parting", 2.0, 13.0, 0.1),

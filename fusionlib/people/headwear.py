@@ -172,10 +172,9 @@ def _chef(head: Skull, color: Array) -> Mesh:
         tones.append(np.full(_COLUMNS, 0.96))
     rises = (0.004, 0.020, 0.042, 0.062, 0.072, 0.074, 0.074)
     widths = (1.05, 1.26, 1.34, 1.22, 0.85, 0.3, 0.01)
-    for rise, wide in profile:
-        rows.append(
-            np.c_[(axis + (wide * fold)[:, None] * out)[:, :2], np.full(_COLUMNS, top + rise)]
-        )
+    for rise, wide in zip(rises, widths, strict=True):
+        spread = axis + (wide * fold)[:, None] * out
+        rows.append(np.c_[spread[:, :2], np.full(_COLUMNS, top + rise)])
         tones.append(0.97 + 0.05 * np.cos(lon * 15))
     base = 0.85 * _WHITE + 0.15 * color if color.mean() > 0.6 else _WHITE
     return _mesh(np.stack(rows[::-1]), base * np.stack(tones[::-1])[..., None])
@@ -238,9 +237,8 @@ def _scarf(head: Skull, color: Array) -> Mesh:
     u = (np.sin((1 - t) * angle) * start + np.sin(t * angle) * pole) / np.sin(angle)
     u /= np.linalg.norm(u, axis=-1, keepdims=True)
     s = t[..., 0]
-    fold = (
-        0.0022 * np.sin(38 * s + 2.2 * np.cos(a) + 1.5 * np.sin(2 * a)) * smoothstep(s, 0.05, 0.3)
-    )
+    crease = np.sin(38 * s + 2.2 * np.cos(a) + 1.5 * np.sin(2 * a))
+    fold = 0.0022 * crease * smoothstep(s, 0.05, 0.3)
     height = 0.004 + 0.012 * smoothstep(s, 0.0, 0.16) + fold - 0.004 * smoothstep(s, 0.03, 0.0)
     ear = direction(np.array(100.0), np.array(102.0))
     beside = np.stack([np.abs(u[..., 0]), u[..., 1], u[..., 2]], -1) @ ear

@@ -145,11 +145,11 @@ def paint_scalp(
     from scipy.ndimage import gaussian_filter
 
     longitude, polar = spherical(points)
-    ragged = gaussian_filter(rng.normal(0.0, 1.0, polar.shape), 1.6) * 4.0
+    ragged = gaussian_filter(rng.standard_normal(polar.shape, np.float32), 1.6) * 4.0
     margin = hairline_margin(hair, longitude, polar) + 1.6 * ragged
     cover = {"buzz": 0.80, "cropped": 0.85, "horseshoe": 0.75}.get(hair.style, 0.9)
     weight = cover * smoothstep(margin, -2.5, 5.0) * (1 - smoothstep(ears, 0.05, 0.3))
-    fine = 1 + 0.13 * gaussian_filter(rng.normal(0.0, 1.0, polar.shape), 0.7) * 2.0
+    fine = 1 + 0.13 * gaussian_filter(rng.standard_normal(polar.shape, np.float32), 0.7) * 2.0
     fade = np.ones_like(polar)
     if hair.style in ("buzz", "cropped", "quiff", "fringe crop"):  # clipped shorter at the sides
         fade = 1 - 0.35 * smoothstep(polar, 62, 95)
