@@ -83,8 +83,8 @@ _RECIPES: dict[str, _Recipe] = {
                     wavelength=0.010, coil=True, count=2800, steps=8, width=0.0024),
     "curly": _Recipe(0.085, 0.060, 0.060, "whorl", 0.026, lift=0.9, mess=0.6, wave=0.0075,
                      wavelength=0.026, coil=True, count=850, steps=22, width=0.0058, clump=0.0),
-    "long curly": _Recipe(0.30, 0.27, 0.25, "side", 0.026, lift=0.8, mess=0.25, wave=0.010,
-                          wavelength=0.036, coil=True, count=470, steps=18, width=0.0076,
+    "long curly": _Recipe(0.30, 0.27, 0.25, "side", 0.026, lift=0.8, mess=0.30, wave=0.0095,
+                          wavelength=0.034, coil=True, count=460, steps=18, width=0.0060,
                           gravity=0.05, clump=0.0),
     "bob": _Recipe(0.30, 0.22, 0.14, "side", 0.015, lift=0.4, mess=0.05, steps=10, count=1800,
                    gravity=0.06),
@@ -190,6 +190,8 @@ def _sow(person: Person, recipe: _Recipe, rng: np.random.Generator) -> _Locks:
 
     # Upper roots lie over lower ones.
     layer = 0.35 + 0.45 * smoothstep(polar, 110, 15) + 0.35 * rng.random(n)
+    if recipe.comb == "afro":  # only what is near its surface is seen
+        layer = 0.72 + 0.40 * rng.random(n)
     thick = recipe.thick * (0.55 + 0.45 * hair.volume)
     height = thick * layer * (0.25 + 0.75 * smoothstep(margin, 0, 16))
     fringe = np.zeros(n, bool)
@@ -414,7 +416,7 @@ def _curl(hair: Hair, recipe: _Recipe, path: Array, rng: np.random.Generator) ->
     return (path + sideways[..., None] * across + outwards[..., None] * normal).astype(np.float32)
 
 
-def _clump(path: Array, strength: float, rng: np.random.Generator) -> Array:
+def _clump(path: Array, strength: float, locks: _Locks, rng: np.random.Generator) -> Array:
     """Draw the tips of neighbours together, as hair does."""
     if not strength:
         return path
@@ -423,8 +425,9 @@ def _clump(path: Array, strength: float, rng: np.random.Generator) -> Array:
     n, points, _ = path.shape
     leaders = rng.choice(n, max(1, n // 9), replace=False)
     nearest = leaders[cKDTree(path[leaders, 0]).query(path[:, 0])[1]]
+    alike = (locks.side[nearest] == locks.side) & (locks.fringe[nearest] == locks.fringe)
     pull = strength * np.linspace(0, 1, points, dtype=np.float32) ** 1.5
-    return path + pull[None, :, None] * (path[nearest] - path)
+    return path + (alike[:, None] * pull)[..., None] * (path[nearest] - path)
 
 
 def _tones(hair: Hair, n: int, rng: np.random.Generator) -> Array:
@@ -481,15 +484,15 @@ def _shell(
     u = direction(longitude, polar)
     margin = hairline_margin(hair, np.abs(longitude), polar)
     thick = recipe.thick * (0.55 + 0.45 * hair.volume)
-    share = {"afro": 0.86, "curly": 0.45}.get(recipe.comb, 0.30)
-    share = 0.5 if hair.style == "curly" else share
+    share = {"short afro": 0.72, "afro": 0.72, "curly": 0.5}.get(hair.style, 0.30)
     bump = 1 + 0.10 * _bumps(u, 0.35, rng) if recipe.comb == "afro" else 1.0
     rise = np.sqrt(smoothstep(margin, 1.0, 26.0 if recipe.comb == "afro" else 14.0))
     depth = thick * share * bump * rise - 0.003 * smoothstep(margin, 4.0, 0.0)
     if under != "none":
         depth = np.minimum(depth, 0.6 * pressed(under, longitude, polar))
     points = head.surface(u, depth)
-    tone = 0.70 * (1 + 0.12 * rng.standard_normal(columns))[None] + 0 * polar
+    ground = 0.42 if recipe.coil else 0.70  # seen between curls, or at a parting
+    tone = ground * (1 + 0.12 * rng.standard_normal(columns))[None] + 0 * polar
     gray = np.array([0.5, 0.5, 0.5])
     base = np.asarray(hair.color) * (1 - hair.gray) + gray * hair.gray
     colors = np.clip(base * tone[..., None], 0, 1).reshape(-1, 3)
@@ -536,7 +539,7 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
     head = skull(vertices)
     locks = _sow(person, recipe, rng)
     path = _grow(hair, recipe, head, locks, rng)
-    path = _clump(path, recipe.clump * (0.6 + 0.8 * rng.random()), rng)
+    path = _clump(path, recipe.clump * (0.6 + 0.8 * rng.random()), locks, rng)
     path = _trim(hair, path, locks, rng)
     if hair.style == "long curly":
         path = _refined(path, 3)
@@ -675,7 +678,8 @@ def _trim(hair: Hair, path: Array, locks: _Locks, rng: np.random.Generator) -> A
     if hair.style in ("bob", "shoulder"):  # the ends turn in
         bend = np.linspace(0, 1, path.shape[1], dtype=np.float32) ** 4 * (0.22 - 0.1 * hair.curl)
         axis = np.array([0.0, -0.045], np.float32)
-        path[..., :2] += bend[None, :, None] * (axis - path[..., :2])
+        hanging = ~locks.fringe[:, None] * bend
+        path[..., :2] += hanging[..., None] * (axis - path[..., :2])
     return path
 
 

@@ -229,7 +229,7 @@ def _scarf(head: Skull, color: Array) -> Mesh:
     a = np.linspace(0, 2 * np.pi, _COLUMNS, endpoint=False)
     # The opening leaves the face free from the hairline to the chin, and hides the ears.
     start = direction(
-        64.0 * np.sign(np.sin(a)) * np.abs(np.sin(a)) ** 0.8, 103.5 - 44.5 * np.cos(a)
+        58.0 * np.sign(np.sin(a)) * np.abs(np.sin(a)) ** 0.8, 103.5 - 44.5 * np.cos(a)
     )
     pole = np.array([0.0, 0.97, -0.24])
     angle = np.arccos(np.clip(start @ pole, -1, 1))[None, :, None]
@@ -248,7 +248,12 @@ def _scarf(head: Skull, color: Array) -> Mesh:
     folds = 1 + 0.05 * np.sin(7 * a + 9 * drop) + 0.03 * np.sin(13 * a - 5 * drop)
     wide = (0.080 + 0.072 * drop**1.5) * folds
     neck = np.stack(
-        [wide * np.sin(a), -0.045 - wide * np.cos(a) * 0.95, 0.678 - 0.15 * drop + 0 * a], -1
+        [
+            wide * np.sin(a),
+            -0.045 - wide * np.cos(a) * 0.95,
+            0.668 - 0.022 * np.cos(a) - 0.145 * drop,
+        ],
+        -1,
     )
     shade = 0.92 + 0.09 * np.sin(7 * a + 9 * drop + 0.8)
     return join([_mesh(hood, color * tone[..., None]), _mesh(neck, color * shade[..., None])])
