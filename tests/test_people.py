@@ -402,7 +402,9 @@ def test_hair_and_headwear_fit_every_head() -> None:
         """How many points hide the eyes from a camera in front."""
         from_eye = np.abs(np.abs(points[:, 0]) - marks.eye_left[0])
         level = np.abs(points[:, 2] - marks.eyes[2])
-        return int(((from_eye < 0.012) & (level < 0.006) & (points[:, 1] < -0.10)).sum())
+        return int(
+            ((from_eye < 0.012) & (level < 0.006) & (points[:, 1] < marks.eyes[1] - 0.008)).sum()
+        )
 
     for index, style in enumerate(HAIR_STYLES):
         person = sample_person(5, index)
@@ -431,7 +433,7 @@ def test_hair_and_headwear_fit_every_head() -> None:
         _, distance, radius = skull(head).reach(mesh.points.astype(np.float32))
         upper = mesh.points[:, 2] > marks.eyes[2]
         depth = (radius - distance)[upper]
-        assert np.percentile(depth, 99) < 0.004 and depth.max() < 0.03
+        assert np.percentile(depth, 99) < 0.004 and depth.max() < 0.05
         # A beanie lies over the hair beneath it: nothing sticks out of its top.
         under = hair_mesh(person, head, "beanie")
         assert under is not None

@@ -668,7 +668,7 @@ def _trim(hair: Hair, path: Array, locks: _Locks, rng: np.random.Generator) -> A
         line[:] = marks.chin[2] - 0.015 - 0.04 * hair.length + 0.008 * rng.standard_normal(n)
     front = np.abs(locks.longitude) < 50
     if not covers_ears(hair):  # nobody's hair hangs into their eyes
-        above = marks.eyes[2] + 0.018 + 0.015 * hair.curl
+        above = marks.eyes[2] + (0.032 if hair.style == "curly" else 0.018)
         line = np.where(front, above + 0.005 * rng.random(n), line)
     if hair.fringe:
         brow = marks.eyes[2] + 0.022 + 0.026 * (1 - hair.fringe)
