@@ -49,7 +49,7 @@ from fusionlib.people.wardrobe import dress
 
 Array = np.ndarray
 
-PICTURE_HEIGHT = 0.262  # metres of the head's plane that the picture shows
+PICTURE_HEIGHT = 0.270  # metres of the head's plane that the picture shows
 BARE = 46  # gloss of skin that has no texture, as a material
 MAX_FIGURES = 12
 
@@ -260,7 +260,7 @@ def move(figure: Figure, rotation: Array, offset: Array) -> Figure:
 def portrait_camera(view: View) -> Camera:
     """The camera of a view: turned round the head, as far away as its lens asks."""
     marks = load_head_model().landmarks
-    focus = marks.eyes + np.array([0.0, 0.045, -0.016])
+    focus = marks.eyes + np.array([0.0, 0.045, -0.021])
     yaw, pitch = np.radians([view.yaw, view.pitch])
     # Turning the head by yaw is moving the camera round it the other way.
     toward = np.array([np.sin(yaw) * np.cos(pitch), -np.cos(yaw) * np.cos(pitch), np.sin(pitch)])
