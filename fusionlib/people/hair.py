@@ -669,7 +669,8 @@ def _trim(hair: Hair, path: Array, locks: _Locks, rng: np.random.Generator) -> A
     front = np.abs(locks.longitude) < 50
     if not covers_ears(hair):  # nobody's hair hangs into their eyes
         above = marks.eyes[2] + (0.032 if hair.style == "curly" else 0.018)
-        line = np.where(front, above + 0.005 * rng.random(n), line)
+        before = front | ((path[:, -1, 1] < -0.085) & (np.abs(path[:, -1, 0]) < 0.065))
+        line = np.where(before, above + 0.005 * rng.random(n), line)
     if hair.fringe:
         brow = marks.eyes[2] + 0.022 + 0.026 * (1 - hair.fringe)
         brow = brow + 0.003 * np.abs(rng.standard_normal(n))
