@@ -9,6 +9,7 @@ import re
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,15 @@ from fusionlib.people.caption import (
     role_name,
 )
 from fusionlib.people.glasses import FRAMES
+from fusionlib.people.hairstyle import (
+    DYED,
+    HAIR_COLORS,
+    HAIR_STYLES,
+    hair_phrase,
+    hairline_margin,
+)
 from fusionlib.people.head import expression_actions
-from fusionlib.people.identity import SHAPE_MEAN, SHAPE_SPREAD, sample_person, skin_color
+from fusionlib.people.identity import SHAPE_MEAN, SHAPE_SPREAD, Person, sample_person, skin_color
 from fusionlib.people.outfit import (
     CLOTHES,
     HEADWEAR,
@@ -64,7 +72,7 @@ def test_people_are_spread_widely_and_plausibly() -> None:
     assert {p.age_word for p in people} == {"young", "middle-aged", "old"}
     assert all(18 <= p.age <= 80 for p in people)
     assert all(p.beard == "none" for p in people if p.gender == "woman")
-    assert len({p.hair_style for p in people}) == 7
+    assert len({p.hair.style for p in people}) > 16
     assert {p.glasses for p in people} == {"none", *FRAMES}
 
 
@@ -80,6 +88,53 @@ def test_no_part_of_a_face_is_extreme_in_all_its_measures() -> None:
         ]
         assert np.linalg.norm(nose) < 1.2 * np.sqrt(len(nose))
         assert np.abs(nose).max() <= 2.0 + 1e-9
+
+
+def test_every_hair_style_is_worn_and_many_by_both_genders() -> None:
+    people = [sample_person(1, i) for i in range(1500)]
+    worn = {g: {p.hair.style for p in people if p.gender == g} for g in ("woman", "man")}
+    assert worn["woman"] | worn["man"] == set(HAIR_STYLES) and len(HAIR_STYLES) >= 14
+    assert len(worn["woman"] & worn["man"]) >= 12
+    assert not worn["woman"] & {"bald", "horseshoe"}
+    assert {p.hair.color_name for p in people} == set(HAIR_COLORS)
+
+
+def test_hair_color_goes_with_skin_and_age() -> None:
+    people = [sample_person(2, i) for i in range(800)]
+
+    def share(names: set[str], group: list[Person]) -> float:
+        return sum(p.hair.color_name in names for p in group) / len(group)
+
+    dark = [p for p in people if sum(p.skin) < 1.2]
+    light = [p for p in people if sum(p.skin) > 2.2]
+    assert share({"blond", "red", "strawberry blond"}, dark) < 0.02
+    assert share({"blond", "red", "strawberry blond"}, light) > 0.15
+    young, old = ([p for p in people if low <= p.age < low + 12] for low in (18, 69))
+    assert share({"gray", "white"}, young) == 0 and np.mean([p.hair.gray for p in young]) < 0.01
+    assert share({"gray", "white"}, old) > 0.35 and np.mean([p.hair.gray for p in old]) > 0.5
+    assert share(set(DYED), people) < 0.06
+
+
+def test_hair_is_said_in_plain_words() -> None:
+    hair = sample_person(0, 0).hair
+    hair = replace(hair, style="bob", color_name="brown", fringe=1.0, gray=0.0)
+    assert hair_phrase(hair) == "a brown bob with a fringe"
+    assert hair_phrase(replace(hair, style="plaits")) == "brown hair in two plaits and a fringe"
+    assert hair_phrase(replace(hair, style="curly", gray=0.5)) == "curly graying brown hair"
+    assert hair_phrase(replace(hair, style="bald")) == ""
+    for style in HAIR_STYLES[1:]:
+        assert "brown" in hair_phrase(replace(hair, style=style))
+
+
+def test_the_hairline_is_where_the_style_says() -> None:
+    hair = replace(sample_person(0, 0).hair, style="cropped", hairline=0.0)
+    crown, brow, nape = (np.array(a) for a in ((0.0, 10.0), (0.0, 80.0), (180.0, 120.0)))
+    assert hairline_margin(hair, *crown) > 0 > hairline_margin(hair, *brow)
+    assert hairline_margin(hair, *nape) > 0
+    assert hairline_margin(replace(hair, hairline=-4.0), *brow) < hairline_margin(hair, *brow)
+    tonsure = replace(hair, style="horseshoe")
+    assert hairline_margin(tonsure, *crown) < 0 < hairline_margin(tonsure, *nape)
+    assert hairline_margin(replace(hair, style="bald"), *nape) < 0
 
 
 def test_skin_darkens_with_tone() -> None:
@@ -288,7 +343,7 @@ def test_captions_say_what_the_picture_shows() -> None:
                 assert not re.search(rf"\b{name}\b", text)
             if person.glasses == "none":
                 assert "glasses" not in text
-            if person.hair_style != "bald":
+            if person.hair.style != "bald":
                 assert "bald" not in text
             assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|  | ,|,$", text)
     assert said["style"] > 0.75 * total and said["scene"] > 0.75 * total
@@ -638,6 +693,60 @@ def test_the_committed_heldout_set_is_whole() -> None:
         assert record["captions"][0] == row["caption"]
     total = sum(p.stat().st_size for p in HELDOUT.iterdir())
     assert total < 8_000_000
+
+
+@pytest.mark.slow
+def test_hair_and_headwear_fit_every_head() -> None:
+    pytest.importorskip("anny")
+    from fusionlib.people.hair import hair_mesh
+    from fusionlib.people.head import load_head_model
+    from fusionlib.people.headwear import HEADWEAR, headwear_mesh
+    from fusionlib.people.scalp import skull
+
+    model = load_head_model()
+    marks = model.landmarks
+
+    def over_an_eye(points: np.ndarray) -> int:
+        """How many points hide the eyes from a camera in front."""
+        from_eye = np.abs(np.abs(points[:, 0]) - marks.eye_left[0])
+        level = np.abs(points[:, 2] - marks.eyes[2])
+        return int(
+            ((from_eye < 0.012) & (level < 0.006) & (points[:, 1] < marks.eyes[1] - 0.008)).sum()
+        )
+
+    for index, style in enumerate(HAIR_STYLES):
+        person = sample_person(5, index)
+        person = replace(person, hair=replace(person.hair, style=style))
+        raw = model.neutral(person)
+        scale, rotation, shift = model.alignment(raw)
+        head = raw @ (scale * rotation.T) + shift
+        mesh = hair_mesh(person, head)
+        assert (mesh is None) == (style == "bald")
+        kind = HEADWEAR[index % len(HEADWEAR)]
+        hat = headwear_mesh(kind, (0.5, 0.1, 0.1), head)
+        assert hat is not None
+        for part in (mesh, hat):
+            if part is None:
+                continue
+            assert np.isfinite(part.points).all() and np.isfinite(part.normals).all()
+            assert part.faces.min() >= 0 and part.faces.max() < len(part.points)
+            assert part.colors.min() >= 0 and part.colors.max() <= 1
+            assert over_an_eye(part.points) == 0, (style, kind)
+        if mesh is None:
+            continue
+        assert len(mesh.faces) < 60_000
+        again = hair_mesh(person, head)
+        assert again is not None and np.array_equal(mesh.points, again.points)
+        # Hair lies on the skull, but for a few strands drawn through it by their neighbours.
+        _, distance, radius = skull(head).reach(mesh.points.astype(np.float32))
+        upper = mesh.points[:, 2] > marks.eyes[2]
+        depth = (radius - distance)[upper]
+        assert np.percentile(depth, 99) < 0.004 and depth.max() < 0.05
+        # A beanie lies over the hair beneath it: nothing sticks out of its top.
+        under = hair_mesh(person, head, "beanie")
+        assert under is not None
+        top = headwear_mesh("beanie", (0.5, 0.1, 0.1), head)
+        assert top is not None and under.points[:, 2].max() < top.points[:, 2].max()
 
 
 @pytest.mark.slow

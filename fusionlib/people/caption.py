@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fusionlib.people.hairstyle import hair_phrase
 from fusionlib.people.identity import Person
 from fusionlib.people.sampling import stream
 from fusionlib.people.view import View, is_held_out
@@ -107,21 +108,6 @@ def role_name(person: Person, view: View) -> str:
     return view.role
 
 
-def hair_phrase(person: Person) -> str:
-    """`long red hair`, `brown hair in a bun`, ... (empty for a bald person)."""
-    color = person.hair_name
-    phrases = {
-        "bald": "",
-        "cropped": f"very short {color} hair",
-        "short": f"short {color} hair",
-        "bob": f"a {color} bob haircut",
-        "long": f"long {color} hair",
-        "curly": f"curly {color} hair",
-        "bun": f"{color} hair in a bun",
-    }
-    return phrases[person.hair_style]
-
-
 def article(words: str) -> str:
     """The words with `a` or `an` before them."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
@@ -159,8 +145,8 @@ def _traits(rng: np.random.Generator, person: Person, view: View) -> list[str]:
     """What `with ...` says: hair, beard, glasses; each is mentioned or not."""
     traits = []
     hatted = view.headwear not in ("none", "helmet")
-    if person.hair_style != "bald" and rng.random() < (0.3 if hatted else 0.5):
-        traits.append(hair_phrase(person))
+    if person.hair.style != "bald" and rng.random() < (0.3 if hatted else 0.5):
+        traits.append(hair_phrase(person.hair))
     if person.beard != "none" and rng.random() < 0.6:
         traits.append(BEARD_PHRASES[person.beard])
     if person.glasses != "none" and rng.random() < 0.65:
@@ -201,7 +187,7 @@ def describe(person: Person, view: View, wording: int = 0) -> str:
         last = one_of(rng, after)
     if not plain and rng.random() < 0.45:
         adjectives.append(person.age_word)
-    if person.hair_style == "bald" and view.headwear == "none" and not plain and rng.random() < 0.7:
+    if person.hair.style == "bald" and view.headwear == "none" and not plain and rng.random() < 0.7:
         adjectives.append("bald")
     noun, role = _noun(rng, person, view)
     traits, worn = ([], []) if plain else (_traits(rng, person, view), _worn(rng, view))
@@ -254,9 +240,9 @@ def attributes(person: Person, view: View) -> dict[str, Any]:
         "gender": person.gender,
         "age": person.age,
         "age_word": person.age_word,
-        "hair": hair_phrase(person) or "bald",
-        "hair_style": person.hair_style,
-        "hair_color": person.hair_name,
+        "hair": hair_phrase(person.hair) or "bald",
+        "hair_style": person.hair.style,
+        "hair_color": person.hair.color_name,
         "beard": person.beard,
         "glasses": person.glasses,
         "eyes": person.eye_name,

@@ -10,7 +10,7 @@ from fusionlib.people.head import HeadModel, load_head_model
 from fusionlib.people.identity import Person
 from fusionlib.people.mesh import Mesh, grid_faces, join, ribbons
 from fusionlib.people.sampling import stream
-from fusionlib.people.skin import smoothstep
+from fusionlib.people.scalp import smoothstep
 
 Array = np.ndarray
 

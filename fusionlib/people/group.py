@@ -24,19 +24,19 @@ from fusionlib.people.caption import (
     TIME_PHRASES,
     article,
     attributes,
-    hair_phrase,
     listed,
     one_of,
     role_name,
 )
+from fusionlib.people.hairstyle import hair_phrase
 from fusionlib.people.head import load_head_model
 from fusionlib.people.identity import Person, sample_person
 from fusionlib.people.outfit import sample_clothes, sample_headwear
 from fusionlib.people.render import Figure, photograph, pose, sit, view_light
 from fusionlib.people.sampling import stream
+from fusionlib.people.scalp import smoothstep
 from fusionlib.people.scenery import draw_background, surround
 from fusionlib.people.shade import Camera
-from fusionlib.people.skin import smoothstep
 from fusionlib.people.styles import LENS_STYLES, apply_style
 from fusionlib.people.view import EXPRESSIONS, View, is_held_out, sample_view
 
@@ -57,6 +57,7 @@ _SCENE = (
     "time",
     "style",
 )
+_WIDE = ("straw hat", "brimmed hat", "helmet")  # would reach into the neighbour's head
 FIELD_OF_VIEW = 14.0  # degrees: a portrait lens, little perspective
 EYE_LINE = 0.42  # of the picture's height, from the top
 
@@ -174,7 +175,7 @@ def sample_group(seed: int, index: int, members: Sequence[int], *, split: str = 
             roll=float(np.clip(rng.normal(12 * x, 2.5), -6, 6)),
             role=role,
             clothes=sample_clothes(rng, role, scene.scene),
-            headwear=hat.kind,
+            headwear="none" if hat.kind in _WIDE else hat.kind,
             headwear_color=hat.color,
             **{name: getattr(scene, name) for name in _SCENE},
         )
@@ -334,13 +335,15 @@ def _said(rng: np.random.Generator, person: Person, view: View) -> list[str]:
     shown = view.expression != "neutral" and rng.random() < 0.85
     mood = [one_of(rng, before)] if shown else []
     more = [person.age_word] if rng.random() < 0.3 else []
-    if person.hair_style == "bald" and view.headwear == "none" and rng.random() < 0.5:
+    if person.hair.style == "bald" and view.headwear == "none" and rng.random() < 0.5:
         more.append("bald")
     if view.role != "person" and rng.random() < 0.8:
         noun = role_name(person, view)
     else:
         noun = person.gender if rng.random() < 0.85 else "person"
-    traits = [hair_phrase(person)] if person.hair_style != "bald" and rng.random() < 0.35 else []
+    traits = (
+        [hair_phrase(person.hair)] if person.hair.style != "bald" and rng.random() < 0.35 else []
+    )
     if person.glasses != "none" and rng.random() < 0.5:
         traits.append("glasses")
     full = article(" ".join([*mood, *more, noun]))

@@ -11,18 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fusionlib.people.hairstyle import Hair, sample_hair
 from fusionlib.people.sampling import Color, choose, jitter_color, stream
 
-HAIR_STYLES = ("bald", "cropped", "short", "bob", "long", "curly", "bun")
-
-HAIR_COLORS: dict[str, Color] = {
-    "black": (0.06, 0.05, 0.05),
-    "brown": (0.25, 0.14, 0.08),
-    "blond": (0.80, 0.63, 0.34),
-    "red": (0.58, 0.20, 0.07),
-    "gray": (0.52, 0.52, 0.53),
-    "white": (0.78, 0.77, 0.75),
-}
 EYE_COLORS: dict[str, Color] = {
     "brown": (0.30, 0.16, 0.07),
     "dark": (0.13, 0.08, 0.05),
@@ -192,14 +183,7 @@ class Person:
     lips: Color
     eye_name: str
     eye: Color
-    hair_style: str
-    hair_name: str
-    hair: Color
-    hairline: float
-    hair_volume: float
-    hair_length: float
-    fringe: float
-    parting: float
+    hair: Hair
     brows: Brows
     beard: str
     glasses: str
@@ -239,45 +223,6 @@ def _sample_shape(rng: np.random.Generator, gender: str) -> dict[str, float]:
         else:
             shape[label] = value
     return shape
-
-
-def _sample_hair(
-    rng: np.random.Generator, gender: str, age: int, ancestry: np.ndarray, tone: float
-) -> tuple[str, str, Color]:
-    """Style, colour name and colour of the hair; a man's may be missing, old hair is gray."""
-    if gender == "woman":
-        styles: dict[str, float] = {
-            "cropped": 3,
-            "short": 13,
-            "bob": 22,
-            "long": 34,
-            "curly": 13,
-            "bun": 15,
-        }
-    else:
-        bald = float(np.interp(age, [25, 45, 70], [5, 16, 30]))
-        styles = {
-            "bald": bald,
-            "cropped": 22,
-            "short": 34,
-            "bob": 5,
-            "long": 6,
-            "curly": 14,
-            "bun": 3,
-        }
-    if ancestry[0] > 0.6:  # African hair: tightly curled more often
-        styles["curly"] *= 2.5
-        styles["cropped"] *= 1.5
-    style = choose(rng, styles)
-    light = max(0.0, 1.0 - 2.2 * tone)
-    colors = {"black": 0.25 + 1.2 * tone, "brown": 0.55, "blond": 0.55 * light, "red": 0.32 * light}
-    total = sum(colors.values())
-    gray = float(np.interp(age, [38, 55, 70, 80], [0.0, 0.35, 0.85, 0.95]))
-    weights = {k: v / total * (1 - gray) for k, v in colors.items()}
-    weights["gray"] = gray * 0.55
-    weights["white"] = gray * 0.45 * float(age > 50)
-    name = choose(rng, weights)
-    return style, name, jitter_color(HAIR_COLORS[name], rng, 0.12)
 
 
 def sample_person(seed: int, index: int) -> Person:
@@ -326,7 +271,7 @@ def sample_person(seed: int, index: int) -> Person:
             "gray": 0.2 * max(0.0, 1 - 2.2 * tone),
         },
     )
-    style, hair_name, hair = _sample_hair(rng, gender, age, ancestry, tone)
+    hair = sample_hair(stream("hair style", seed, index), gender, age, ancestry, tone)
     beards = {
         "none": 0.48,
         "stubble": 0.13,
@@ -369,14 +314,7 @@ def sample_person(seed: int, index: int) -> Person:
         lips=(float(lips[0]), float(lips[1]), float(lips[2])),
         eye_name=eye_name,
         eye=jitter_color(EYE_COLORS[eye_name], rng, 0.12),
-        hair_style=style,
-        hair_name=hair_name,
         hair=hair,
-        hairline=float(rng.normal(0.0, 1.0) - (2.0 * (gender == "man") * (age > 45))),
-        hair_volume=float(rng.uniform(0.6, 1.5)),
-        hair_length=float(rng.uniform(0.0, 1.0)),
-        fringe=float(rng.random() < (0.3 if gender == "woman" else 0.12)),
-        parting=float(rng.uniform(-1.0, 1.0)),
         brows=Brows(
             thickness=float(rng.uniform(0.0026, 0.0048)) * brow_scale,
             height=float(rng.normal(0.0, 0.0016)),

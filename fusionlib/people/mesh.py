@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
 
-from fusionlib.people.hair import Mesh
+import numpy as np
 
 Array = np.ndarray
 
-__all__ = ["Mesh", "grid_faces", "join", "ribbons", "tube"]
+
+@dataclass(frozen=True)
+class Mesh:
+    """A triangle mesh: (V, 3) points, (F, 3) faces, (V, 3) colours in 0..1.
+
+    `normals`: (V, 3) unit vectors where they are not those of the faces.
+    """
+
+    points: Array
+    faces: Array
+    colors: Array
+    normals: Array | None = None
 
 
 def grid_faces(rows: int, columns: int, closed: bool = False) -> Array:
-    """(F, 3) triangles of a grid; `closed` joins its last column to the first."""
+    """(F, 3) triangles of a grid; `closed` joins the last column to the first."""
     r, c = np.meshgrid(np.arange(rows - 1), np.arange(columns - (not closed)), indexing="ij")
     a, b = r * columns + c, r * columns + (c + 1) % columns
     d, e = a + columns, b + columns
@@ -22,12 +33,14 @@ def grid_faces(rows: int, columns: int, closed: bool = False) -> Array:
 
 
 def join(meshes: list[Mesh]) -> Mesh:
-    """Several meshes as one."""
+    """Several meshes as one; it has normals if all of them have."""
     starts = np.cumsum([0] + [len(m.points) for m in meshes[:-1]])
+    normals = [m.normals for m in meshes if m.normals is not None]
     return Mesh(
         np.concatenate([m.points for m in meshes]),
         np.concatenate([m.faces + s for m, s in zip(meshes, starts, strict=True)]),
         np.concatenate([m.colors for m in meshes]),
+        np.concatenate(normals) if len(normals) == len(meshes) else None,
     )
 
 

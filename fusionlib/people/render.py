@@ -20,13 +20,15 @@ from fusionlib.people import shade
 from fusionlib.people.beard import beard_mesh
 from fusionlib.people.eyes import eye_mesh, lash_mesh
 from fusionlib.people.glasses import glasses_mesh
-from fusionlib.people.hair import Mesh, hair_mesh
+from fusionlib.people.hair import hair_mesh
 from fusionlib.people.head import (
     expression_actions,
     load_head_model,
     vertex_normals,
 )
+from fusionlib.people.headwear import SHINY, headwear_mesh
 from fusionlib.people.identity import Person
+from fusionlib.people.mesh import Mesh
 from fusionlib.people.mouth import teeth_mesh
 from fusionlib.people.sampling import stream
 from fusionlib.people.scenery import draw_background, surround
@@ -47,7 +49,7 @@ from fusionlib.people.wardrobe import dress
 
 Array = np.ndarray
 
-PICTURE_HEIGHT = 0.262  # metres of the head's plane that the picture shows
+PICTURE_HEIGHT = 0.270  # metres of the head's plane that the picture shows
 BARE = 46  # gloss of skin that has no texture, as a material
 MAX_FIGURES = 12
 
@@ -146,11 +148,13 @@ def sit(person: Person) -> Sitter:
     scale, rotation, shift = model.alignment(raw)
     turn = scale * rotation.T
     neutral = raw @ turn + shift
-    mesh = hair_mesh(person, neutral)
-    hair = None
-    if mesh is not None:
-        hair = Part(mesh, shade.HAIR, vertex_normals(mesh.points, mesh.faces))
-    return Sitter(person, neutral, turn, hair, paint_face(person))
+    return Sitter(person, neutral, turn, _hair(person, neutral), paint_face(person))
+
+
+def _hair(person: Person, neutral: Array, under: str = "none") -> Part | None:
+    """A person's hair, if any, as it is `under` a headwear."""
+    mesh = hair_mesh(person, neutral, under)
+    return None if mesh is None else Part(mesh, shade.HAIR, mesh.normals)
 
 
 def _lid_actions(gaze: tuple[float, float]) -> dict[str, float]:
@@ -198,8 +202,15 @@ def pose(sitter: Sitter, view: View) -> Figure:
         centres.append(centre)
     parts["lashes"] = Part(lash_mesh(person, points, neutral), shade.CLOTH)
 
-    if sitter.hair is not None:
-        parts["hair"] = sitter.hair
+    hair = sitter.hair
+    if view.headwear != "none":
+        hair = _hair(person, neutral, view.headwear)
+        hat = headwear_mesh(view.headwear, view.headwear_color, neutral)
+        if hat is not None:
+            shiny = view.headwear in SHINY
+            parts["headwear"] = Part(hat, shade.FRAME if shiny else shade.CLOTH, hat.normals)
+    if hair is not None:
+        parts["hair"] = hair
     beard = beard_mesh(person, points, normals)
     if beard is not None:
         parts["beard"] = Part(beard, shade.HAIR)
@@ -249,7 +260,7 @@ def move(figure: Figure, rotation: Array, offset: Array) -> Figure:
 def portrait_camera(view: View) -> Camera:
     """The camera of a view: turned round the head, as far away as its lens asks."""
     marks = load_head_model().landmarks
-    focus = marks.eyes + np.array([0.0, 0.045, -0.016])
+    focus = marks.eyes + np.array([0.0, 0.045, -0.021])
     yaw, pitch = np.radians([view.yaw, view.pitch])
     # Turning the head by yaw is moving the camera round it the other way.
     toward = np.array([np.sin(yaw) * np.cos(pitch), -np.cos(yaw) * np.cos(pitch), np.sin(pitch)])

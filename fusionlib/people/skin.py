@@ -16,19 +16,13 @@ import numpy as np
 from fusionlib.people.head import HeadModel, load_head_model, vertex_normals
 from fusionlib.people.identity import Person
 from fusionlib.people.sampling import stream
+from fusionlib.people.scalp import paint_scalp, smoothstep, spherical
 
 Array = np.ndarray
 
 # The head's island in the texture, v upwards, and its resolution in texels per unit.
 U0, U1, V0, V1 = 0.635, 1.0, 0.14, 0.825
 TEXELS = 1024
-HEAD_CENTRE = np.array([0.0, -0.055, 0.745])
-
-# The hairline: polar angle from the crown (degrees) at longitudes from the front (0) to the
-# nape (180), for hair that leaves the ears free and for hair that hangs over them.
-_LONGITUDE = np.array([0.0, 30.0, 50.0, 66.0, 78.0, 92.0, 105.0, 122.0, 140.0, 180.0])
-_HAIRLINE_SHORT = np.array([60.0, 62.0, 69.0, 84.0, 98.0, 95.0, 92.0, 114.0, 130.0, 134.0])
-_HAIRLINE_LONG = np.array([60.0, 62.0, 70.0, 92.0, 150.0, 160.0, 160.0, 160.0, 160.0, 160.0])
 
 
 @dataclass(frozen=True)
@@ -50,32 +44,6 @@ class TextureMap:
     face: Array
     longitude: Array
     polar: Array
-
-
-def spherical(points: Array) -> tuple[Array, Array]:
-    """Longitude (0 front, 180 nape) and polar angle from the crown, degrees, of (..., 3) points."""
-    d = points - HEAD_CENTRE
-    radius = np.hypot(d[..., 0], d[..., 1])
-    longitude = np.degrees(np.arctan2(np.abs(d[..., 0]), -d[..., 1]))
-    return longitude, np.degrees(np.arctan2(radius, d[..., 2]))
-
-
-def hairline_margin(person: Person, longitude: Array, polar: Array, covers_ears: bool) -> Array:
-    """Degrees inside the person's hairline (negative outside)."""
-    line = np.interp(longitude, _LONGITUDE, _HAIRLINE_LONG if covers_ears else _HAIRLINE_SHORT)
-    front = np.clip(1 - longitude / 55.0, 0, 1)
-    temple = np.exp(-(((longitude - 32.0) / 14.0) ** 2))
-    recede = np.clip(-person.hairline, 0, 4)
-    line = line + front * (1.6 * person.hairline) - temple * 2.5 * recede
-    if person.fringe:
-        line = line + 10.0 * np.clip((58.0 - longitude) / 20.0, 0, 1)
-    return line - polar
-
-
-def smoothstep(x: Array | float, low: float, high: float) -> Array:
-    """0 at `low`, 1 at `high`, smooth between (`low` may be the larger)."""
-    t = np.clip((np.asarray(x) - low) / (high - low), 0.0, 1.0)
-    return t * t * (3 - 2 * t)
 
 
 def _edges(model: HeadModel, vertices: Array) -> Array:
@@ -378,8 +346,8 @@ def _beard_area(beard: str) -> Array:
 
 def beard_color(person: Person) -> Array:
     """(3,) colour of beard and brows, 0..1: the hair's, a little darker, grey hair's a mixture."""
-    dark = {"blond": 0.72, "white": 0.95, "gray": 0.85}.get(person.hair_name, 0.9)
-    return np.asarray(person.hair) * dark
+    dark = {"blond": 0.72, "white": 0.95, "gray": 0.85}.get(person.hair.color_name, 0.9)
+    return np.asarray(person.hair.color) * dark
 
 
 def _beard_strokes(weight: Array, count: int, length: float, rng: np.random.Generator) -> Array:
@@ -410,8 +378,8 @@ def paint_face(person: Person) -> Complexion:
     x, y, z = m.points[..., 0], m.points[..., 1], m.points[..., 2]
     up = z - marks.eyes[2]
     side = np.abs(x)
-    skin, hair = np.asarray(person.skin), np.asarray(person.hair)
-    hair_style = person.hair_style
+    skin, hair = np.asarray(person.skin), np.asarray(person.hair.color)
+    hair_style = person.hair.style
     front = smoothstep(y, -0.075, -0.095)
     light = float(np.mean(skin))
 
@@ -471,16 +439,11 @@ def paint_face(person: Person) -> Complexion:
         spot = smoothstep(np.hypot(x - mole_x, up - mole_up), 0.0018, 0.0009)
         blend(0.75 * spot * front, skin * [0.42, 0.33, 0.30])
 
-    # Hair under the shell, so that no skin shines through, and the whole of cropped hair.
+    # The scalp under the hair, and the whole of hair cut to the skin.
     if hair_style != "bald":
-        longitude, polar = m.longitude, m.polar
-        margin = hairline_margin(person, longitude, polar, covers_ears=False)
-        margin = margin + 1.2 * _noise(shape, 7, rng)
-        scalp = smoothstep(margin, -1.5, 3.0) * (1 - smoothstep(m.ears, 0.05, 0.3))
-        strands = 1 + 0.12 * _noise(shape, 3, rng)
-        blend((0.8 if hair_style == "cropped" else 0.92) * scalp, hair * 0.9)
-        np.multiply(color, (1 + (strands - 1) * scalp)[..., None].astype(np.float32), out=color)
-        gloss = gloss * (1 - 0.9 * scalp)
+        bare = color
+        color = paint_scalp(color, person.hair, m.points, m.ears, rng).astype(np.float32)
+        gloss = gloss * (1 - 0.9 * smoothstep(np.abs(color - bare).max(-1), 0.02, 0.12))
 
     beard_hair = beard_color(person)
     if person.beard == "none" and person.gender == "man":
