@@ -563,7 +563,7 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
         over = np.abs(np.sin(np.pi * (run / 0.015 + rng.random((n, 1)))))
         width, shade = width * (0.8 + 0.3 * over), shade * (0.45 + 0.65 * over)
     colors = _tones(hair, n, rng)[:, None] * (shade * buried[:, None] * _open(path))[..., None]
-    mesh = _ribbons(path, width, colors, rng)
+    mesh = _ribbons(path, width, np.clip(colors, 0, 1), rng)
     parts = [_shell(person, head, recipe, rng, under), mesh]
     # A knot under the rim of a hat is pressed flat with the rest.
     knot = np.degrees(np.arccos(_tie_point(hair)[2]))

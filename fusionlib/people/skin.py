@@ -142,7 +142,7 @@ def paint_face(person: Person) -> Array:
     x, y, z = m.points[..., 0], m.points[..., 1], m.points[..., 2]
     up = z - marks.eyes[2]
     side = np.abs(x)
-    skin, hair = np.asarray(person.skin), np.asarray(person.hair.color)
+    skin, hair = np.asarray(person.skin), np.asarray(person.hair.natural)
     front = smoothstep(y, -0.075, -0.095)
 
     tone = 1 + 0.018 * _noise(shape, 40, rng) + 0.010 * _noise(shape, 8, rng)
