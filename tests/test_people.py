@@ -122,6 +122,9 @@ def test_hair_is_said_in_plain_words() -> None:
     assert hair_phrase(replace(hair, style="plaits")) == "brown hair in two plaits and a fringe"
     assert hair_phrase(replace(hair, style="curly", gray=0.5)) == "curly graying brown hair"
     assert hair_phrase(replace(hair, style="bald")) == ""
+    assert (
+        replace(hair, color_name="blue", color=(0.1, 0.3, 0.7)).natural == HAIR_COLORS["dark brown"]
+    )
     for style in HAIR_STYLES[1:]:
         assert "brown" in hair_phrase(replace(hair, style=style))
 

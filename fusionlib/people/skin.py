@@ -347,7 +347,7 @@ def _beard_area(beard: str) -> Array:
 def beard_color(person: Person) -> Array:
     """(3,) colour of beard and brows, 0..1: the hair's, a little darker, grey hair's a mixture."""
     dark = {"blond": 0.72, "white": 0.95, "gray": 0.85}.get(person.hair.color_name, 0.9)
-    return np.asarray(person.hair.color) * dark
+    return np.asarray(person.hair.natural) * dark
 
 
 def _beard_strokes(weight: Array, count: int, length: float, rng: np.random.Generator) -> Array:
@@ -378,7 +378,7 @@ def paint_face(person: Person) -> Complexion:
     x, y, z = m.points[..., 0], m.points[..., 1], m.points[..., 2]
     up = z - marks.eyes[2]
     side = np.abs(x)
-    skin, hair = np.asarray(person.skin), np.asarray(person.hair.color)
+    skin, hair = np.asarray(person.skin), np.asarray(person.hair.natural)
     hair_style = person.hair.style
     front = smoothstep(y, -0.075, -0.095)
     light = float(np.mean(skin))
