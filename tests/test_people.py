@@ -122,6 +122,9 @@ def test_hair_is_said_in_plain_words() -> None:
     assert hair_phrase(replace(hair, style="plaits")) == "brown hair in two plaits and a fringe"
     assert hair_phrase(replace(hair, style="curly", gray=0.5)) == "curly graying brown hair"
     assert hair_phrase(replace(hair, style="bald")) == ""
+    assert (
+        replace(hair, color_name="blue", color=(0.1, 0.3, 0.7)).natural == HAIR_COLORS["dark brown"]
+    )
     for style in HAIR_STYLES[1:]:
         assert "brown" in hair_phrase(replace(hair, style=style))
 
@@ -182,7 +185,7 @@ def test_expressions_vary_but_depend_on_their_seed_alone() -> None:
     for name in EXPRESSIONS:
         assert expression_actions(name, 0.9, 5) == expression_actions(name, 0.9, 5)
         plays = [expression_actions(name, 1.0, seed) for seed in range(30)]
-        assert all(0 <= v <= 1.5 for actions in plays for v in actions.values())
+        assert all(0 <= v <= 2 for actions in plays for v in actions.values())
         assert len({tuple(sorted(p.items())) for p in plays}) > 1
     laugh = expression_actions("laughing", 1.0, 3)
     assert laugh["mouthSmileLeft"] != laugh["mouthSmileRight"]

@@ -447,7 +447,7 @@ def _tones(hair: Hair, n: int, rng: np.random.Generator) -> Array:
 
 
 def _ribbons(
-    path: Array, width: Array, colors: Array, rng: np.random.Generator, roll: float = 0.35
+    path: Array, width: Array, colors: Array, rng: np.random.Generator, roll: float = 0.25
 ) -> Mesh:
     """Strips along (N, K, 3) paths, pointed at the tip and shaded as if round.
 
@@ -553,17 +553,19 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
     taper = (0.75 + 0.25 * smoothstep(s, 0, 0.2)) * (1 - 0.75 * smoothstep(s, 0.55, 1.0))
     if hair.style == "bob":
         taper = 1 - 0.35 * smoothstep(s, 0.8, 1.0)
-    lower = smoothstep(locks.height / max(locks.height.max(), 1e-6), 0.8, 0.3)[:, None]
+    # Buried locks are wide and dark, those on top, a fringe among them, fine and light.
+    rank = np.where(locks.fringe, 1.0, locks.height / max(locks.height.max(), 1e-6))
+    lower = smoothstep(rank, 0.8, 0.3)[:, None]
     width = recipe.width * (0.65 + 0.5 * rng.random((n, 1)) + 0.7 * lower) * taper
     width = width * np.clip(locks.length / 0.03, 0.45, 1)[:, None]
     run = s * locks.length[:, None]
     shade = (0.66 + 0.34 * smoothstep(run, 0.0, 0.03)) * (1 + 0.08 * smoothstep(s, 0.5, 1))
-    buried = 0.70 + 0.30 * smoothstep(locks.height / max(locks.height.max(), 1e-6), 0.15, 0.7)
+    buried = 0.70 + 0.30 * smoothstep(rank, 0.15, 0.7)
     if hair.style == "braids":  # strand over strand
         over = np.abs(np.sin(np.pi * (run / 0.015 + rng.random((n, 1)))))
         width, shade = width * (0.8 + 0.3 * over), shade * (0.45 + 0.65 * over)
     colors = _tones(hair, n, rng)[:, None] * (shade * buried[:, None] * _open(path))[..., None]
-    mesh = _ribbons(path, width, colors, rng)
+    mesh = _ribbons(path, width, np.clip(colors, 0, 1), rng)
     parts = [_shell(person, head, recipe, rng, under), mesh]
     # A knot under the rim of a hat is pressed flat with the rest.
     knot = np.degrees(np.arccos(_tie_point(hair)[2]))

@@ -97,6 +97,14 @@ class Hair:
     gray: float
     highlights: float
 
+    @property
+    def natural(self) -> Color:
+        """The colour of brows and beard: dyed heads keep brown ones, gray hairs mix in."""
+        own = HAIR_COLORS["dark brown"] if self.color_name in DYED else self.color
+        share = 0.0 if self.color_name in ("gray", "white") else 0.6 * self.gray
+        r, g, b = (c + share * (0.55 - c) for c in own)
+        return r, g, b
+
 
 def hair_phrase(hair: Hair) -> str:
     """`long wavy red hair`, `a brown bob with a fringe`, ... (empty for a bald person)."""

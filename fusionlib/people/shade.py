@@ -321,7 +321,7 @@ def _shine(
         if hair.any():
             along = _dot(strand, half[hair])
             sheen = np.clip(1 - along * along, 0, 1) ** 4
-            glow = 0.05 * sheen[:, None] + (0.55 * sheen**6)[:, None] * (0.06 + tone)
+            glow = 0.016 * sheen[:, None] + (0.55 * sheen**6)[:, None] * (0.06 + tone)
             reached = amount[hair] * np.clip(2 * (nh @ direction) + 0.3, 0, 1)
             shine[hair] += glow * reached[:, None] * lamp_color
     return shine

@@ -347,7 +347,7 @@ def _beard_area(beard: str) -> Array:
 def beard_color(person: Person) -> Array:
     """(3,) colour of beard and brows, 0..1: the hair's, a little darker, grey hair's a mixture."""
     dark = {"blond": 0.72, "white": 0.95, "gray": 0.85}.get(person.hair.color_name, 0.9)
-    return np.asarray(person.hair.color) * dark
+    return np.asarray(person.hair.natural) * dark
 
 
 def _beard_strokes(weight: Array, count: int, length: float, rng: np.random.Generator) -> Array:
@@ -378,7 +378,7 @@ def paint_face(person: Person) -> Complexion:
     x, y, z = m.points[..., 0], m.points[..., 1], m.points[..., 2]
     up = z - marks.eyes[2]
     side = np.abs(x)
-    skin, hair = np.asarray(person.skin), np.asarray(person.hair.color)
+    skin, hair = np.asarray(person.skin), np.asarray(person.hair.natural)
     hair_style = person.hair.style
     front = smoothstep(y, -0.075, -0.095)
     light = float(np.mean(skin))
@@ -557,7 +557,7 @@ def _expression_layer(expression: str) -> tuple[Array, Array, Array]:
     if expression == "crying":
         wander = 0.0012 * np.sin(up * 210) + 0.0006 * np.sin(up * 517 + 1)
         path = 0.0335 + 0.10 * np.clip(-up - 0.014, 0, 1) + wander
-        width = 0.0012 + 0.0004 * np.sin(up * 330)
+        width = 0.0015 + 0.0005 * np.sin(up * 330)
         tears = np.exp(-(((side - path) / width) ** 2))
         tears = tears * smoothstep(up, -0.010, -0.013) * smoothstep(up, -0.074, -0.066)
         for drop_up in (-0.064, -0.040):
@@ -581,6 +581,6 @@ def paint_expression(face: Complexion, expression: str, intensity: float = 1.0) 
         return Complexion(color, face.gloss)
     # A tear is a lens: bright, with a darker rim, and it shines.
     color *= 1 - 0.18 * (4 * tears * (1 - tears))
-    wet = color + 0.36 * tears**2 * (np.array([0.90, 0.95, 1.0], np.float32) - color)
+    wet = color + 0.46 * tears**2 * (np.array([0.90, 0.95, 1.0], np.float32) - color)
     gloss = np.clip(face.gloss + tears[..., 0], 0, 1)
     return Complexion(np.clip(wet, 0, 1), gloss)
