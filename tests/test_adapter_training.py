@@ -462,13 +462,14 @@ def test_the_loss_falls_on_synthetic_people(tmp_path: Path) -> None:
 def test_overfitting_one_pair_reproduces_that_person(tmp_path: Path) -> None:
     """Of twenty people, the painted faces are nearest to the one who was learned by heart.
 
-    All as the autoencoder shows them: what it loses, no adapter can bring back.
+    All as the autoencoder shows them: what it loses, no adapter can bring back. Without guidance:
+    the run has not seen a picture without the reference, which guidance would lead away from.
     """
     from fusionlib.evaluation.identity import cosine_distance, embed_faces
     from fusionlib.evaluation.quality import reconstruct
 
     stems = photographs(60)[:2]
-    recipe = {"steps": 500, "batch_size": 8, "learning_rate": 2e-3, "warmup_steps": 10}
+    recipe = {"steps": 1000, "batch_size": 8, "learning_rate": 2e-3, "warmup_steps": 10}
     none = dict.fromkeys(("text_dropout", "reference_dropout", "both_dropout"), 0.0)
     profile = load_profile(embedded(tmp_path / "pair.yaml", stems, recipe, **none))
     people = [60, *range(40, 59)]
@@ -480,7 +481,7 @@ def test_overfitting_one_pair_reproduces_that_person(tmp_path: Path) -> None:
     def ranks(pipeline: FusionPipeline) -> tuple[float, int]:
         """Mean distance to the person, and how many others are nearer on average."""
         images = pipeline(
-            [prompt] * 4, references=known[0], num_inference_steps=20, guidance_scale=3.0,
+            [prompt] * 4, references=known[0], num_inference_steps=20, guidance_scale=1.0,
             generator=[torch.Generator().manual_seed(seed) for seed in range(4)],
         ).images  # fmt: skip
         painted = embed_faces(images)
