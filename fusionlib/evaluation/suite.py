@@ -52,7 +52,7 @@ def told_apart(embeddings: Vectors, person: Sequence[Hashable]) -> Separation:
     """
     from scipy.stats import rankdata
 
-    seen: NDArray[np.bool_] = ~np.isnan(embeddings).any(axis=1)
+    seen = np.asarray(~np.isnan(embeddings).any(axis=1))
     vectors = embeddings[seen].astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     owner = np.unique([str(name) for name in person], return_inverse=True)[1][seen]
