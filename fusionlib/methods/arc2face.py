@@ -53,7 +53,7 @@ def build_arc2face(
         faces: folder of insightface's ``antelopev2`` with Arc2Face's ``arcface.onnx``; by default
             where insightface puts it.
         base_model: folder or hub id of Stable Diffusion 1.5: autoencoder and tokenizer are used.
-        references: how many are seen: normalised vectors are averaged.
+        references: how many are seen: unit vectors are averaged, and made one again.
         sampling: further arguments of the pipeline's call.
 
     Raises:
@@ -80,7 +80,7 @@ def build_arc2face(
         for number, image in enumerate(images):
             face = embedder.find(image, f"Reference {number + 1}")
             vectors.append(F.normalize(torch.from_numpy(embedder.embed(image, face)), dim=0))
-        return encode_face(pipeline, torch.stack(vectors).mean(0))
+        return encode_face(pipeline, F.normalize(torch.stack(vectors).mean(0), dim=0))
 
     return make_method(
         name,

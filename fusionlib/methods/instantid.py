@@ -90,7 +90,8 @@ def build_instantid(
         mean = torch.stack([torch.from_numpy(vector) for vector in vectors]).mean(0, keepdim=True)
         size = _picture_size(pipeline, {**(models.sampling or {}), **sampling})
         drawing = draw_points(found[0].points, images[0].size, size)
-        return identity_embeds(pipeline, mean, with_guidance), drawing
+        sequence = mean[:, None]  # the resampler attends to a sequence, here of one vector
+        return identity_embeds(pipeline, sequence, with_guidance), drawing
 
     def call(prompt: str, prepared: tuple[list[Tensor], Image.Image]) -> dict[str, Any]:
         embeds, drawing = prepared

@@ -150,11 +150,11 @@ def identity_embeds(pipeline: Any, vectors: Tensor, with_guidance: bool) -> list
 
     Args:
         pipeline: that takes them.
-        vectors: ``(references, width)``.
+        vectors: ``(references, width)``, or ``(references, length, width)`` for a resampler.
         with_guidance: whether the pipeline's call computes an unconditional branch, too.
 
     Returns:
-        One tensor, ``(2 or 1, references, width)``.
+        One tensor, ``(2 or 1, references, ...)``.
     """
     given = vectors[None].to(pipeline.device, pipeline.unet.dtype)
     return [torch.cat([torch.zeros_like(given), given]) if with_guidance else given]
