@@ -20,7 +20,13 @@ from fusionlib.errors import FusionError
 from fusionlib.manifest import sha256_file
 
 TEMPLATE = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+    [
+        [38.2946, 51.6963],
+        [73.5318, 51.5014],
+        [56.0252, 71.7366],
+        [41.5493, 92.3655],
+        [70.7299, 92.2041],
+    ]
 )
 """``(5, 2)``: x and y of the eye on the picture's left, that on its right, the nose and the corners
 of the mouth in a face of 112 x 112 pixels."""
@@ -199,9 +205,7 @@ def _session(path: Path) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common class
         raise FusionError(f"{path} is damaged or no ONNX file: download it again.") from error
 
@@ -221,8 +225,8 @@ def _detect(detector: Any, image: Image.Image, side: int) -> list[FoundFace]:
     for level, stride in enumerate(STRIDES):
         score, box, point = (outputs[level + 3 * kind] for kind in range(3))
         # Two anchors at each position, row by row; distances from there in strides.
-        grid = np.mgrid[: side // stride, : side // stride][::-1]
-        anchors = np.repeat(np.stack(grid, -1).reshape(-1, 2) * stride, 2, axis=0)
+        rows, columns = np.mgrid[: side // stride, : side // stride] * stride
+        anchors = np.repeat(np.stack([columns.ravel(), rows.ravel()], axis=1), 2, axis=0)
         good = score.reshape(-1) >= THRESHOLD
         anchor = anchors[good]
         reach = box.reshape(-1, 4)[good] * stride

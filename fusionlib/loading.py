@@ -166,7 +166,9 @@ def load_quietly(name: str, what: str, *classes: Any) -> list[Any]:
         with quietly():
             return [part.from_pretrained(name) for part in classes]
     except Exception as error:  # transformers, safetensors and the hub raise errors of their own
-        raise FusionError(f"The {what} could not be loaded from {name}: {_reason(error)}") from error
+        raise FusionError(
+            f"The {what} could not be loaded from {name}: {_reason(error)}"
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -31,14 +31,17 @@ def _save(path: Path, nodes, inputs, outputs, constants) -> None:  # type: ignor
 
 
 def write_detector(path: Path, side: int | str = "?") -> None:
-    nodes, constants = [], {
-        "twice": np.array([1.0, 0.5], np.float32),
-        "none": np.float32(0),
-        "half": np.float32(0.5),
-        "column": np.array([-1, 1]),
-        "box": np.array([5, 5, 5, 5], np.float32),
-        "points": POINTS.reshape(10),
-    }
+    nodes, constants = (
+        [],
+        {
+            "twice": np.array([1.0, 0.5], np.float32),
+            "none": np.float32(0),
+            "half": np.float32(0.5),
+            "column": np.array([-1, 1]),
+            "box": np.array([5, 5, 5, 5], np.float32),
+            "points": POINTS.reshape(10),
+        },
+    )
 
     def node(kind, *names, **attributes):  # type: ignore[no-untyped-def]
         nodes.append(helper.make_node(kind, list(names[:-1]), [names[-1]], **attributes))

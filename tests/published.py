@@ -143,9 +143,7 @@ def write_faceid(folder: Path, xl_unet: UNet2DConditionModel) -> Path:
         if plus:
             projection |= perceiver(5, "perceiver_resampler.", width, CLIP, width)
         weights = attention_weights(unet, 6, lora=lora)
-        _write(
-            folder / f"ip-adapter-{stem}.bin", {"image_proj": projection, "ip_adapter": weights}
-        )
+        _write(folder / f"ip-adapter-{stem}.bin", {"image_proj": projection, "ip_adapter": weights})
         if lora:
             names = list(unet.attn_processors)
             separate = {}
@@ -196,7 +194,10 @@ def write_arc2face(folder: Path, base: Path) -> Path:
         unet = tiny_unet(cross_attention_dim=FACE)
     # As it is published: a pickle, by the names that transformers 4 gave, of a class of its own.
     (folder / "encoder").mkdir(parents=True)
-    weights = {f"text_model.{name.removeprefix('text_model.')}": w for name, w in encoder.state_dict().items()}
+    weights = {
+        f"text_model.{name.removeprefix('text_model.')}": w
+        for name, w in encoder.state_dict().items()
+    }
     torch.save(weights, folder / "encoder" / "pytorch_model.bin")
     written = encoder.config.to_dict() | {"architectures": ["CLIPTextModelWrapper"]}
     (folder / "encoder" / "config.json").write_text(json.dumps(written))

@@ -1,4 +1,4 @@
-"""The compared systems: checkpoints as they are published load, and identity reaches the picture."""
+"""The compared systems: published layouts load, and who it is reaches the picture."""
 
 import shutil
 import sys
@@ -9,17 +9,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from insightface_files import write_packs
 from PIL import Image
 from published import write_arc2face, write_faceid, write_instantid, write_ip_adapter
 from tiny import write_tiny_checkpoint, write_tiny_xl_checkpoint
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from fusionlib.errors import FusionError
+from fusionlib.face_embedding import FaceEmbedder
+from fusionlib.loading import load_stock
 from fusionlib.methods import KNOWN, Method, Models, build_method
 from fusionlib.methods.common import read_adapter
-from fusionlib.methods.dreambooth import Recipe
+from fusionlib.methods.dreambooth import Recipe, Student
 from fusionlib.methods.instantid import COLOURS, draw_points
 from fusionlib.profiles import load_profile
+from fusionlib.study import Person, Study, run_study
 
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 64, "width": 64}
 SYSTEMS = [kind for kind in KNOWN if kind not in ("text-only", "fused")]
@@ -41,8 +52,6 @@ class Hub:
         self.root = root
         self.sd = write_tiny_checkpoint(root / "sd")
         self.xl = write_tiny_xl_checkpoint(root / "xl")
-        from diffusers import UNet2DConditionModel
-
         xl_unet = UNet2DConditionModel.from_pretrained(self.xl, subfolder="unet")
         self.ip_adapter = write_ip_adapter(root / "ip-adapter")
         self.faceid = write_faceid(root / "faceid", xl_unet)
@@ -99,9 +108,8 @@ def paint(method: Method, *people: int, prompt: str = "a face of a person", seed
     return method.generate(prompt, prepared, seed)
 
 
-def text_only(hub: Hub, checkpoint: Path, cls: Any, prompt: str, **arguments: Any) -> Image.Image:
-    """Diffusers' own picture, of a base model that no method has touched."""
-    pipeline = cls.from_pretrained(checkpoint)
+def text_only(pipeline: Any, prompt: str, **arguments: Any) -> Image.Image:
+    """The picture of one of diffusers' own pipelines, which no method has touched."""
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return pipeline(prompt, generator=generator, **SAMPLING | arguments).images[0]
@@ -134,6 +142,16 @@ def test_two_processes_would_name_a_picture_alike_and_changes_anew(hub: Hub, kin
     assert pictures[0] == pictures[1]
 
 
+def test_a_study_loops_over_them_without_a_special_case(hub: Hub, tmp_path: Path) -> None:
+    person(1).save(tmp_path / "ada.png")
+    people = [Person("ada", (tmp_path / "ada.png",))]
+    kinds = ["ip-adapter", "faceid", "dreambooth"]
+    study = Study("all", [hub.build(kind) for kind in kinds], people, ["a face"], [0])
+    index = run_study(study, tmp_path / "store", progress=False)
+    pictures = {Path(path).read_bytes() for path in index["image"]}
+    assert list(index["method"]) == kinds and len(pictures) == len(kinds)
+
+
 def test_published_settings(hub: Hub) -> None:
     settings = {kind: hub.build(kind).settings for kind in SYSTEMS}
     tokens = {kind: s["tokens"] for kind, s in settings.items() if "tokens" in s}
@@ -159,7 +177,9 @@ def test_published_settings(hub: Hub) -> None:
     assert used["arc2face"] == ["scrfd_10g_bnkps.onnx", "arcface.onnx"]
 
 
-LORA = [f"0.to_{part}_lora.{way}.weight" for part in ("q", "k", "v", "out") for way in ("down", "up")]
+LORA = [
+    f"0.to_{part}_lora.{way}.weight" for part in ("q", "k", "v", "out") for way in ("down", "up")
+]
 ATTENTION = ["1.to_k_ip.weight", "1.to_v_ip.weight", "3.to_k_ip.weight"]
 FACE = [f"{layer}.{kind}" for layer in ("proj.0", "proj.2", "norm") for kind in ("weight", "bias")]
 RESAMPLER = [
@@ -207,15 +227,15 @@ def test_both_formats_of_the_adapter_are_one(hub: Hub) -> None:
 
 @pytest.mark.parametrize("kind", ["ip-adapter", "faceid-portrait", "instantid"])
 def test_at_scale_0_it_is_the_base_model(hub: Hub, kind: str) -> None:
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
     prompt = "a face of a person"
     off = {"scale": 0} | ({"identity_net_scale": 0} if kind == "instantid" else {})
     painted = paint(hub.build(kind, **off), 1, prompt=prompt)
     if kind == "instantid":
-        base = text_only(hub, hub.xl, StableDiffusionXLPipeline, prompt, guidance_scale=5.0)
+        base = text_only(
+            StableDiffusionXLPipeline.from_pretrained(hub.xl), prompt, guidance_scale=5.0
+        )
     else:
-        base = text_only(hub, hub.sd, StableDiffusionPipeline, prompt)
+        base = text_only(StableDiffusionPipeline.from_pretrained(hub.sd), prompt)
     assert painted.tobytes() == base.tobytes()
     assert paint(hub.build(kind), 1, prompt=prompt).tobytes() != base.tobytes()
 
@@ -238,7 +258,21 @@ def test_faceids_lora_is_in_the_checkpoint_or_beside_it(hub: Hub, tmp_path: Path
     beside, within = hub.build("faceid", weights=str(tmp_path)), hub.build("faceid")
     difference = np.asarray(paint(beside, 1), int) - np.asarray(paint(within, 1), int)
     assert np.abs(difference).max() <= 1
-    torch.save({"image_proj": state["image_proj"], "ip_adapter": bare}, tmp_path / name)
+
+    # At scale 0 the LoRA stays: the base model with the products added to its weights.
+    base = StableDiffusionPipeline.from_pretrained(hub.sd)
+    for index, attention in enumerate(list(base.unet.attn_processors)):
+        layers = base.unet.get_submodule(attention.removesuffix(".processor"))
+        for part in ("q", "k", "v", "out"):
+            layer = layers.to_out[0] if part == "out" else getattr(layers, f"to_{part}")
+            key = f"{index}.to_{part}_lora"
+            down, up = (state["ip_adapter"][f"{key}.{way}.weight"] for way in ("down", "up"))
+            layer.weight.data += up @ down
+    merged = np.asarray(text_only(base, "a face of a person"), int)
+    painted = np.asarray(paint(hub.build("faceid", scale=0), 1), int)
+    without = StableDiffusionPipeline.from_pretrained(hub.sd)
+    unlike = np.asarray(text_only(without, "a face of a person"), int)
+    assert np.abs(painted - merged).max() <= 1 < np.abs(painted - unlike).mean()
 
 
 def naive_tokens(state: dict[str, Any], vector: torch.Tensor) -> torch.Tensor:
@@ -254,10 +288,6 @@ def naive_tokens(state: dict[str, Any], vector: torch.Tensor) -> torch.Tensor:
 def test_the_unet_reads_the_tokens_of_the_normalised_vector(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffusers.models.embeddings import MultiIPAdapterImageProjection
-
-    from fusionlib.face_embedding import FaceEmbedder
-
     seen: list[Any] = []
     forward = MultiIPAdapterImageProjection.forward
 
@@ -277,8 +307,6 @@ def test_the_unet_reads_the_tokens_of_the_normalised_vector(
 def test_identity_net_is_told_who_in_place_of_the_text(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffusers import ControlNetModel
-
     told, forward = [], ControlNetModel.forward
 
     def watch(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -309,10 +337,6 @@ def test_points_are_drawn_in_their_colours_on_the_picture_as_it_is_cropped() -> 
 
 
 def test_arc2face_puts_the_face_in_the_place_of_a_word(hub: Hub) -> None:
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    from fusionlib.face_embedding import FaceEmbedder
-
     prepared = hub.build("arc2face").prepare([person(1)])
     embedder = FaceEmbedder("arc2face", hub.packs / "antelopev2")
     vector = torch.from_numpy(embedder.embed(person(1)))
@@ -350,10 +374,7 @@ def test_dreambooth_goes_on_where_it_was_stopped(hub: Hub, tmp_path: Path, train
     options = {"train": train, "save_every": 2, "learning_rate": 0.02}
     whole = hub.build("dreambooth", cache=str(tmp_path / "whole"), **options)
     stopped = hub.build("dreambooth", cache=str(tmp_path / "stopped"), **options)
-    student = stopped.prepare.__closure__  # noqa: F841
-    from fusionlib.methods import dreambooth
-
-    loss, seen = dreambooth.Student._loss, []
+    loss, seen = Student._loss, []
 
     def fails_at_3(self: Any, clean: Any, texts: Any, step: int) -> Any:
         seen.append(step)
@@ -362,7 +383,7 @@ def test_dreambooth_goes_on_where_it_was_stopped(hub: Hub, tmp_path: Path, train
         return loss(self, clean, texts, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dreambooth.Student, "_loss", fails_at_3)
+        patch.setattr(Student, "_loss", fails_at_3)
         with pytest.raises(KeyboardInterrupt):
             stopped.prepare([person(1)])
         assert list((tmp_path / "stopped").rglob("*.state"))
@@ -375,36 +396,42 @@ def test_dreambooth_goes_on_where_it_was_stopped(hub: Hub, tmp_path: Path, train
     assert whole.prepare([person(1)]) == learned and learned.stat().st_mtime_ns == changed
 
 
-def test_dreambooth_learns_the_person_and_leaves_the_class(hub: Hub, tmp_path: Path) -> None:
-    """The denoising error on the person's picture falls; without a prior the class drifts more."""
-    from fusionlib.methods.dreambooth import Student
-    from fusionlib.loading import load_stock
-    from diffusers import StableDiffusionPipeline
+def test_dreambooths_loss_is_the_persons_and_the_classs(hub: Hub, tmp_path: Path) -> None:
+    pipeline = load_stock(StableDiffusionPipeline, str(hub.sd), "cpu", "float32")
+    recipe = Recipe("lora", 12, 0.02, rank=4, prior_images=2, prior_weight=0.25)
+    student = Student(pipeline, recipe, tmp_path, {"num_inference_steps": 2})
+    own, prior = student._encode(student._pixels(person(1))), student._prior[:1]
+    assert not torch.equal(student._prior[0], student._prior[1])
+    texts = torch.cat([student._text("a sks person"), student._text("a person")])
 
-    def errors(weight: float) -> tuple[float, float, float]:
-        pipeline = load_stock(StableDiffusionPipeline, str(hub.sd), "cpu", "float32")
-        recipe = Recipe("lora", 30, 0.02, rank=4, prior_images=2, prior_weight=weight)
-        painting = {"num_inference_steps": 2, "guidance_scale": 1.0}
-        student = Student(pipeline, recipe, tmp_path, painting)
-        own = student._encode(student._pixels(person(1)))
-        name, plain = student._text("a photo of sks person"), student._text("a photo of a person")
+    @torch.no_grad()
+    def error(latents: torch.Tensor, text: torch.Tensor, draws: torch.Generator) -> float:
+        """The denoising error by its definition; SD predicts the noise."""
+        noise = torch.randn(latents.shape, generator=draws)
+        t = torch.randint(1000, (1,), generator=draws)
+        kept = pipeline.scheduler.alphas_cumprod[t]
+        noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
+        predicted = pipeline.unet(noisy, t, encoder_hidden_states=text).sample
+        return float((predicted - noise).square().mean())
 
-        @torch.no_grad()
-        def error(latents: Any, text: Any) -> float:
-            draws = range(1000, 1040)
-            return float(np.mean([student._loss(latents, text, step) for step in draws]))
+    generators = [student._generator("step", 7, part) for part in range(2)]
+    parts = [
+        error(latents, text[None], draws)
+        for latents, text, draws in zip((own, prior), texts, generators, strict=True)
+    ]
+    with torch.no_grad():
+        loss = float(student._loss(torch.cat([own, prior]), texts, 7))
+    assert loss == pytest.approx(parts[0] + 0.25 * parts[1], rel=1e-4)
 
-        @torch.no_grad()
-        def answer() -> Any:
-            return pipeline.unet(own, 500, encoder_hidden_states=plain).sample
+    def on_average() -> float:
+        draws = [torch.Generator().manual_seed(seed) for seed in range(20)]
+        return float(np.mean([error(own, texts[:1], draw) for draw in draws]))
 
-        before, silent = error(own, name), answer()
-        learned = student.learn([person(1)])
-        student.become(learned)
-        return before, error(own, name), float((answer() - silent).square().mean())
-
-    before, after, _ = errors(1.0)
-    assert after < 0.97 * before
+    before = on_average()
+    student.become(student.learn([person(1)]))
+    assert on_average() < 0.97 * before
+    student._set(student._start)
+    assert on_average() == pytest.approx(before)  # the base model is still there for the next
 
 
 def test_dreambooth_names_the_person_in_the_prompt() -> None:
@@ -426,7 +453,10 @@ def test_a_reference_without_a_face_is_named(hub: Hub, kind: str) -> None:
 
 MISSING: dict[str, tuple[str, str]] = {
     "ip-adapter": ("models/ip-adapter_sd15.safetensors", "hf download h94/IP-Adapter models/ip-"),
-    "faceid": ("ip-adapter-faceid_sd15.bin", "hf download h94/IP-Adapter-FaceID ip-adapter-faceid_"),
+    "faceid": (
+        "ip-adapter-faceid_sd15.bin",
+        "hf download h94/IP-Adapter-FaceID ip-adapter-faceid_",
+    ),
     "faceid-plus": ("ip-adapter-faceid-plusv2_sd15.bin", "h94/IP-Adapter-FaceID"),
     "faceid-sdxl": ("ip-adapter-faceid_sdxl.bin", "h94/IP-Adapter-FaceID"),
     "faceid-portrait": ("ip-adapter-faceid-portrait_sd15.bin", "h94/IP-Adapter-FaceID"),

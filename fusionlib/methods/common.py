@@ -1,4 +1,4 @@
-"""What the compared systems share: their weights found and read, one picture as a study wants it."""
+"""What the compared systems share: weights found and read, and a picture as a study wants it."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def build_dreambooth(
     base_model = base_model or models.profile.base_model
     pipeline = load_stock(StableDiffusionPipeline, base_model, models.device, models.dtype)
     arguments = {**(models.sampling or {}), **sampling}
-    painting = {
+    painting: dict[str, Any] = {
         key: arguments[key] for key in ("num_inference_steps", "guidance_scale") if key in arguments
     }
     student = Student(pipeline, recipe, ROOT / Path(cache).expanduser(), painting)
@@ -232,7 +232,6 @@ class Student:
         learned = self._folder / f"{name}.safetensors"
         if not learned.is_file():
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
                 self._train(pixels, learned)
             except OSError as error:
                 raise FusionError(
@@ -301,11 +300,11 @@ class Student:
                     "optimizer": optimizer.state_dict(),
                     "scaler": scaler.state_dict(),
                 }
-                _write(state, lambda path, content=content: torch.save(content, path))
+                _write(state, torch.save, content)
         unet.eval()
         from safetensors.torch import save_file
 
-        _write(learned, lambda path: save_file(self._copy(), path))
+        _write(learned, save_file, self._copy())
         state.unlink(missing_ok=True)
         self._current = learned
 
@@ -355,7 +354,7 @@ class Student:
                 ).images.cpu()
                 for number in range(self.recipe.prior_images)
             ]
-            _write(path, lambda partial: save_file({"latents": torch.cat(painted)}, partial))
+            _write(path, save_file, {"latents": torch.cat(painted)})
         return load_file(path)["latents"].to(self.pipeline.device)
 
     def _pixels(self, image: Image.Image) -> Tensor:
@@ -386,8 +385,9 @@ class Student:
         return {name: weight.detach().cpu().clone() for name, weight in self._weights.items()}
 
 
-def _write(path: Path, save: Callable[[str], Any]) -> None:
+def _write(path: Path, save: Callable[[Any, str], Any], content: Any) -> None:
     """Write a file beside its place and move it there: whole or not at all, whoever else writes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save(str(partial))
+    save(content, str(partial))
     partial.replace(path)

@@ -132,9 +132,7 @@ def _picture_size(pipeline: Any, arguments: dict[str, Any]) -> tuple[int, int]:
     return int(arguments.get("width") or usual), int(arguments.get("height") or usual)
 
 
-def draw_points(
-    points: NDArray[Any], given: tuple[int, int], size: tuple[int, int]
-) -> Image.Image:
+def draw_points(points: NDArray[Any], given: tuple[int, int], size: tuple[int, int]) -> Image.Image:
     """Draw five points of a face as IdentityNet was trained to see them.
 
     The frame of the given picture is laid on the new one, cropped about its middle where their
@@ -150,7 +148,10 @@ def draw_points(
     """
     scale = max(wanted / had for wanted, had in zip(size, given, strict=True))
     places = [
-        tuple((p - had / 2) * scale + wanted / 2 for p, had, wanted in zip(point, given, size))
+        tuple(
+            (p - had / 2) * scale + wanted / 2
+            for p, had, wanted in zip(point, given, size, strict=True)
+        )
         for point in points
     ]
     sticks = Image.new("RGB", size)

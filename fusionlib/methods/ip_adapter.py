@@ -124,9 +124,7 @@ def add_adapter(pipeline: Any, state: Weights, scale: float, what: str) -> int:
         raise FusionError(f"scale must be a finite number of at least 0, not {scale!r}.")
     try:
         with quietly():
-            pipeline.load_ip_adapter(
-                state, subfolder="", weight_name="", image_encoder_folder=None
-            )
+            pipeline.load_ip_adapter(state, subfolder="", weight_name="", image_encoder_folder=None)
     except (KeyError, RuntimeError, ValueError) as error:
         raise FusionError(
             f"{what}: the checkpoint does not fit the base model's UNet "

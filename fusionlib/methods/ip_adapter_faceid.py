@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
-from torch import Tensor
 
 from fusionlib.errors import FusionError
 from fusionlib.face_embedding import FaceEmbedder, align
