@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from insightface_files import write_packs
 from PIL import Image
 from published import write_arc2face, write_faceid, write_instantid, write_ip_adapter
 from tiny import write_tiny_checkpoint, write_tiny_xl_checkpoint
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from fusionlib.errors import FusionError
-from fusionlib.face_embedding import FaceEmbedder
+from fusionlib.face_embedding import FaceEmbedder, align
 from fusionlib.loading import load_stock
 from fusionlib.methods import KNOWN, Method, Models, build_method
 from fusionlib.methods.common import read_adapter
@@ -150,6 +151,17 @@ def test_a_study_loops_over_them_without_a_special_case(hub: Hub, tmp_path: Path
     index = run_study(study, tmp_path / "store", progress=False)
     pictures = {Path(path).read_bytes() for path in index["image"]}
     assert list(index["method"]) == kinds and len(pictures) == len(kinds)
+
+
+@pytest.mark.parametrize("kind", ["faceid-plus", "instantid", "arc2face", "dreambooth"])
+def test_in_16_bits(hub: Hub, kind: str) -> None:
+    models = replace(hub.models, dtype="bfloat16")
+    method = build_method(kind, models, **hub.options[kind])
+    first = paint(method, 1)
+    assert np.asarray(first).std() > 0 and first.tobytes() == paint(method, 1).tobytes()
+    assert method.settings["weights"] != hub.build(kind).settings["weights"]
+    rounded = np.asarray(first, int) - np.asarray(paint(hub.build(kind), 1), int)
+    assert 0 < np.abs(rounded).mean() < 40
 
 
 def test_published_settings(hub: Hub) -> None:
@@ -285,23 +297,92 @@ def naive_tokens(state: dict[str, Any], vector: torch.Tensor) -> torch.Tensor:
     )
 
 
-def test_the_unet_reads_the_tokens_of_the_normalised_vector(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Any] = []
+def naive_resampler(w: dict[str, Any], latents: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The resampler of Plus and InstantID, from its definition, with one head of 64."""
+
+    def norm(tokens: torch.Tensor, name: str) -> torch.Tensor:
+        weight, bias = w[f"{name}.weight"], w[f"{name}.bias"]
+        return torch.nn.functional.layer_norm(tokens, weight.shape, weight, bias)
+
+    x = x @ w["proj_in.weight"].T + w["proj_in.bias"]
+    for layer in range(4):
+        a, f = f"layers.{layer}.0", f"layers.{layer}.1"
+        own = norm(latents, f"{a}.norm2")
+        queries = own @ w[f"{a}.to_q.weight"].T
+        both = torch.cat([norm(x, f"{a}.norm1"), own]) @ w[f"{a}.to_kv.weight"].T
+        keys, values = both.chunk(2, dim=1)
+        seen = (queries @ keys.T / 8).softmax(-1) @ values
+        latents = latents + seen @ w[f"{a}.to_out.weight"].T
+        hidden = torch.nn.functional.gelu(norm(latents, f"{f}.0") @ w[f"{f}.1.weight"].T)
+        latents = latents + hidden @ w[f"{f}.3.weight"].T
+    return norm(latents @ w["proj_out.weight"].T + w["proj_out.bias"], "norm_out")
+
+
+@pytest.fixture
+def tokens(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What the image projections of diffusers answer, ``(2, references, tokens, width)`` each."""
+    seen: list[torch.Tensor] = []
     forward = MultiIPAdapterImageProjection.forward
 
     def watch(self: Any, embeds: Any) -> Any:
-        seen.append(forward(self, embeds)[0])
-        return [seen[-1]]
+        seen.extend(forward(self, embeds))
+        return seen[-1:]
 
     monkeypatch.setattr(MultiIPAdapterImageProjection, "forward", watch)
+    return seen
+
+
+def arcface(hub: Hub, pack: str) -> torch.Tensor:
+    folder = hub.packs / ("buffalo_l" if pack == "buffalo_l" else "antelopev2")
+    return torch.from_numpy(FaceEmbedder(pack, folder).embed(person(1)))
+
+
+def test_faceids_tokens_are_those_of_the_normalised_vector(
+    hub: Hub, tokens: list[torch.Tensor]
+) -> None:
     paint(hub.build("faceid"), 1)
-    vector = torch.from_numpy(FaceEmbedder("buffalo_l", hub.packs / "buffalo_l").embed(person(1)))
+    vector = arcface(hub, "buffalo_l")
     state = read_adapter(hub.faceid / "ip-adapter-faceid_sd15.bin")
-    nobody, somebody = seen[0]
+    nobody, somebody = tokens[0]
     assert torch.allclose(somebody[0], naive_tokens(state, vector / vector.norm()), atol=1e-4)
     assert torch.allclose(nobody[0], naive_tokens(state, torch.zeros(512)), atol=1e-4)
+
+
+@torch.no_grad()
+def test_plus_tokens_also_read_clips_view_of_the_aligned_face(
+    hub: Hub, tokens: list[torch.Tensor]
+) -> None:
+    paint(hub.build("faceid-plus", shortcut_scale=0.7), 1)
+    vector = arcface(hub, "buffalo_l")
+    state = read_adapter(hub.faceid / "ip-adapter-faceid-plusv2_sd15.bin")
+    prefix = "perceiver_resampler."
+    inner = {k.removeprefix(prefix): w for k, w in state["image_proj"].items() if prefix in k}
+    folder = hub.ip_adapter / "models" / "image_encoder"
+    encoder = CLIPVisionModelWithProjection.from_pretrained(folder)
+    found = FaceEmbedder("buffalo_l", hub.packs / "buffalo_l").find(person(1))
+    crop = align(person(1), found.points, 224).resize((32, 32), Image.Resampling.BICUBIC)
+    mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    view = ((np.asarray(crop) / 255 - mean) / deviation).transpose(2, 0, 1).astype(np.float32)
+    for sample, pixels, unit in (
+        (tokens[0][1], torch.from_numpy(view), vector / vector.norm()),
+        (tokens[0][0], torch.zeros(3, 32, 32), torch.zeros(512)),
+    ):
+        patches = encoder(pixels[None], output_hidden_states=True).hidden_states[-2][0]
+        own = naive_tokens(state, unit)
+        expected = own + 0.7 * naive_resampler(inner, own, patches)
+        assert torch.allclose(sample[0], expected, atol=2e-3)
+
+
+def test_instantids_tokens_are_those_of_the_vector_as_it_is(
+    hub: Hub, tokens: list[torch.Tensor]
+) -> None:
+    paint(hub.build("instantid"), 1)
+    vector = arcface(hub, "antelopev2")
+    weights = read_adapter(hub.instantid / "ip-adapter.bin")["image_proj"]
+    nobody, somebody = tokens[0]
+    for sample, given in ((somebody, vector), (nobody, torch.zeros(512))):
+        expected = naive_resampler(weights, weights["latents"][0], given[None])
+        assert torch.allclose(sample[0], expected, atol=1e-3)
 
 
 def test_identity_net_is_told_who_in_place_of_the_text(
