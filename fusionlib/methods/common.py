@@ -144,20 +144,21 @@ def locate(source: str, file: str, what: str) -> Path:
     Raises:
         FusionError: it is not there; the sentence says how to get it.
     """
-    path = Path(source).expanduser() / file
+    folder = Path(source).expanduser()
+    path = folder / file
     if path.is_file():
         return path
-    if Path(source).expanduser().exists() or source.count("/") != 1:
+    if folder.exists() or folder.parent.is_dir() or source.count("/") != 1:
         raise FusionError(
             f"{what} needs the file {path}, which is not there: put the published file there, or "
             "give weights= the folder that holds it."
         )
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(hf_hub_download(source, file))
-    except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:  # no network: an OSError
         raise FusionError(
             f"{what} needs {file} of {source}, which cannot be downloaded here: where there is a "
             f"network, run `hf download {source} {file} --local-dir FOLDER`, and give weights= "
