@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 BLOCK = 256
 """Pictures that are aligned and kept together."""
 
+KEPT_SIDE = 112
+"""Side of the faces on disk, pixels: ArcFace's, and more than the detector's box has in a picture
+of 128 pixels. A network may look at them at another size without their being aligned again."""
+
 
 @dataclass(frozen=True)
 class Faces:
@@ -57,7 +61,7 @@ def load_faces(shards: str | Path, size: int, cache: Path, *, detector: str = "d
     Args:
         shards: a training set, see `fusionlib.training.shards.index_samples`. Pictures of nobody
             who is known, and those that cannot be read, are left out.
-        size: side of the faces in pixels, to which the detector's box is scaled.
+        size: side of the faces in pixels, at most `KEPT_SIDE`.
         cache: folder for a file for every `BLOCK` pictures.
         detector: of DeepFace.
 
@@ -67,7 +71,7 @@ def load_faces(shards: str | Path, size: int, cache: Path, *, detector: str = "d
     from fusionlib.evaluation.faces import FaceFinder
 
     samples = [sample for sample in index_samples(shards).samples if sample.person is not None]
-    what = f"{size} {FaceFinder(detector).fingerprint}"
+    what = f"{KEPT_SIDE} {FaceFinder(detector).fingerprint}"
     parts, people = [], []
     starts = range(0, len(samples), BLOCK)
     for start in tqdm(starts, desc="aligning faces", unit="block", mininterval=2.0):
@@ -77,10 +81,10 @@ def load_faces(shards: str | Path, size: int, cache: Path, *, detector: str = "d
             digest.update(sample.content(sample.picture_file))
         kept = cache / f"{digest.hexdigest()[:32]}.npz"
         if not kept.is_file():
-            _align(block, size, detector, kept)
+            _align(block, detector, kept)
         with np.load(kept) as arrays:
             pixels, found = arrays["pixels"], arrays["found"]
-        parts.append(pixels)
+        parts.append(_resized(pixels, size))
         people += [sample.person for sample, face in zip(block, found, strict=True) if face]
     if not people:
         raise FusionError(f"there is no face of a known person in the pictures of {shards}")
@@ -90,7 +94,7 @@ def load_faces(shards: str | Path, size: int, cache: Path, *, detector: str = "d
     return Faces(np.concatenate(parts), person, len(names), len(samples) - len(people))
 
 
-def _align(block: Sequence[Sample], size: int, detector: str, kept: Path) -> None:
+def _align(block: Sequence[Sample], detector: str, kept: Path) -> None:
     """Write the faces of some pictures, and in which of them one was found."""
     from fusionlib.evaluation.faces import find_face
 
@@ -106,8 +110,17 @@ def _align(block: Sequence[Sample], size: int, detector: str, kept: Path) -> Non
             continue
         if face is not None:
             crop = Image.fromarray((face.crop * 255).round().astype(np.uint8))
-            pixels.append(np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR)))
+            pixels.append(np.asarray(crop.resize((KEPT_SIDE,) * 2, Image.Resampling.BILINEAR)))
             found[number] = True
-    stacked = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
+    stacked = np.stack(pixels) if pixels else np.zeros((0, KEPT_SIDE, KEPT_SIDE, 3), np.uint8)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(kept, lambda file: np.savez(file, pixels=stacked, found=found))
+
+
+def _resized(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Faces of another side, ``(n, size, size, 3)``."""
+    if size == KEPT_SIDE:
+        return pixels
+    images = (Image.fromarray(face) for face in pixels)
+    resized = [np.asarray(im.resize((size, size), Image.Resampling.BILINEAR)) for im in images]
+    return np.stack(resized) if resized else np.zeros((0, size, size, 3), np.uint8)
