@@ -117,7 +117,7 @@ def test_several_recognisers_stand_in_one_table(scores: IdentityScores) -> None:
         "cosine distance (Dlib) ↓", "identity recovery R (Dlib) ↑", "faces found",
         "cosine distance (ArcFace) ↓", "identity recovery R (ArcFace) ↑",
     ]  # fmt: skip
-    assert "Dlib, ArcFace through DeepFace" in styler.to_html()
+    assert "by Dlib and ArcFace" in styler.to_html()
 
 
 def test_a_claim_is_shown_with_what_decides_it() -> None:

@@ -77,7 +77,7 @@ class NetworkRecogniser:
         from fusionlib.loading import load_quietly
         from fusionlib.manifest import sha256_modules
 
-        self.name = Path(folder).name
+        self.name = Path(folder).resolve().name
         self._processor, self._network = load_quietly(
             str(folder), "recogniser", AutoImageProcessor, AutoModel
         )

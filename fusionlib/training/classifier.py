@@ -100,7 +100,7 @@ def load_labelled(shards: str | Path, size: int, labels: Sequence[str]) -> Label
     targets = np.full((len(records), len(heads)), -1)
     for column, (label, classes) in enumerate(heads.items()):
         number = {name: position for position, name in enumerate(classes)}
-        targets[:, column] = [number.get(record.get(label), -1) for record in records]
+        targets[:, column] = [number.get(str(record.get(label)), -1) for record in records]
     return Labelled(np.stack(pixels), heads, targets)
 
 

@@ -63,9 +63,7 @@ def train(
     recipe, sizes = profile.recipe("identity"), profile.architecture["identity"]
     size = sizes["image_size"]
     runs = Path(profile.training.runs)
-    faces = load_faces(
-        profile.training.shards, size, runs / "faces", detector=profile.detector
-    )
+    faces = load_faces(profile.training.shards, size, runs / "faces", detector=profile.detector)
     torch.manual_seed(profile.seed + SEED)
     network = build(AutoModel, sizes)
     start = start_weights(network, start_from and start_from / "identity", "identity")

@@ -1,4 +1,4 @@
-"""What the two judges, `identity` and `classifier`, have in common: a small network of transformers.
+"""What the two judges, `identity` and `classifier`, share: a small network of transformers.
 
 They are no part of generation, and nothing of it is part of them: convolutional networks with
 weights of their own, trained on the pictures themselves.
@@ -30,8 +30,8 @@ def build(auto: Any, sizes: dict[str, Any], **settings: Any) -> PreTrainedModel:
 
     Args:
         auto: ``AutoModel`` or one of its kind.
-        sizes: ``model_type`` as transformers calls it (``resnet``), ``image_size``, and arguments of
-            that type's configuration.
+        sizes: ``model_type`` as transformers calls it (``resnet``), ``image_size``, and arguments
+            of that type's configuration.
         settings: further arguments of the configuration.
     """
     network: PreTrainedModel = auto.from_config(AutoConfig.for_model(**sizes, **settings))

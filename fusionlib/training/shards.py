@@ -117,7 +117,6 @@ class Sample:
         except Exception as error:  # a decoder fed with damaged bytes may raise anything
             raise FusionError(f"its picture cannot be read ({error})") from error
 
-
     def record(self) -> dict[str, Any]:
         """All that its JSON file says; empty where there is none, or none that can be read."""
         try:
