@@ -351,16 +351,16 @@ def alignment_table(
         run: see `run_label`.
         names: how to call the methods, if not by their own names.
     """
-    metrics = {
-        f"{column.removesuffix('_correct')} accuracy ↑": column
-        for column in images.columns
-        if column.endswith("_correct")
-    }
-    if "clip_score" in images:
-        metrics = {"CLIP score ↑": "clip_score"} | metrics
+    metrics = {"CLIP score ↑": "clip_score"} if "clip_score" in images else {}
+    for column in images.columns:
+        if column.endswith("_correct"):
+            head = column.removesuffix("_correct").replace("_", " ")
+            metrics[f"{head} accuracy ↑"] = column
     table = summary(images, metrics).map(str)
-    counts = images.groupby("method")[list(metrics.values())].count().min(axis=1)
-    table["pictures"] = [f"{counts[method]}" for method in table.index]
+    for name, column in metrics.items():
+        asked = images.groupby("method")[column].count()
+        if asked.sum() < len(images):  # of some pictures nothing is asked
+            table[name] += [f" ({asked[method]} pictures)" for method in table.index]
     table.index = pd.Index([(names or {}).get(str(name), str(name)) for name in table.index])
     text = f"Measured here, with 95% intervals over people. {run}"
     return _mark(table.style, "measured", text)
