@@ -24,7 +24,7 @@ from fusionlib.study import Person, Study
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
-    from fusionlib.evaluation.judges import Recognition
+    from fusionlib.evaluation.suite import Separation
 
 INK, QUIET = "#22272e", "#6b7280"
 QUOTED, MEASURED = "#7a5195", "#00796b"
@@ -366,7 +366,7 @@ def alignment_table(
     return _mark(table.style, "measured", text)
 
 
-def recognition_table(found: Sequence[Recognition], run: str) -> Styler:
+def recognition_table(found: Mapping[str, Separation], run: str) -> Styler:
     """Lay out how well recognisers tell known people apart.
 
     Args:
@@ -375,12 +375,12 @@ def recognition_table(found: Sequence[Recognition], run: str) -> Styler:
     """
     shown = pd.DataFrame(
         {
-            "AUC ↑": [f"{one.auc:.3f}" for one in found],
-            "distance, same person": [f"{one.genuine:.3f}" for one in found],
-            "distance, two people": [f"{one.impostor:.3f}" for one in found],
-            "faces found": [f"{one.found} of {one.pictures}" for one in found],
+            "AUC ↑": [f"{one.auc:.3f}" for one in found.values()],
+            "distance, same person": [f"{one.genuine:.3f}" for one in found.values()],
+            "distance, two people": [f"{one.impostor:.3f}" for one in found.values()],
+            "faces found": [f"{one.found} of {one.pictures}" for one in found.values()],
         },
-        index=[one.recogniser for one in found],
+        index=list(found),
     )
     return _mark(shown.style, "measured", f"Measured here, over all pairs of pictures. {run}")
 

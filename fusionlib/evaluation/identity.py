@@ -120,6 +120,20 @@ def load_recogniser(name: str) -> Instrument:
     return DeepFaceRecogniser(name)
 
 
+def load_recognisers(names: Sequence[str]) -> dict[str, Instrument]:
+    """Recognisers by their own names; by what was asked for where two of them are called alike.
+
+    Raises:
+        FusionError: there is no such recogniser, or its weights are missing.
+    """
+    judges = {name: load_recogniser(name) for name in dict.fromkeys(names)}
+    called = [judge.name for judge in judges.values()]
+    return {
+        judge.name if called.count(judge.name) == 1 else name: judge
+        for name, judge in judges.items()
+    }
+
+
 def embed_aligned(
     faces: Sequence[AlignedFace | None], recogniser: str = "Dlib"
 ) -> NDArray[np.float64]:

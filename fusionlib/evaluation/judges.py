@@ -6,42 +6,18 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import scipy.stats
-from numpy.typing import NDArray
 
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.alignment import Classifier
-from fusionlib.evaluation.identity import load_recogniser
+from fusionlib.evaluation.identity import load_recognisers
 from fusionlib.evaluation.observe import observe
 from fusionlib.evaluation.statistics import bootstrap
+from fusionlib.evaluation.suite import Separation, told_apart
 from fusionlib.study import Person
-
-
-@dataclass(frozen=True)
-class Recognition:
-    """How well a recogniser tells people apart, over all pairs of pictures with a face.
-
-    Attributes:
-        recogniser: by name.
-        auc: how often a pair of one person is nearer than a pair of two, 0.5 for a guess.
-        genuine: mean cosine distance of two pictures of one person.
-        impostor: mean cosine distance of pictures of two people.
-        found: pictures with a face.
-        pictures: all of them.
-    """
-
-    recogniser: str
-    auc: float
-    genuine: float
-    impostor: float
-    found: int
-    pictures: int
 
 
 def recognition(
@@ -50,7 +26,7 @@ def recognition(
     *,
     detector: str = "dlib",
     cache: str | Path | None = None,
-) -> list[Recognition]:
+) -> dict[str, Separation]:
     """Compare every picture of people with every other, references or not.
 
     Args:
@@ -59,42 +35,17 @@ def recognition(
         detector: of DeepFace.
         cache: see `fusionlib.evaluation.observe.observe`.
 
+    Returns:
+        What each recogniser makes of them, by its name.
+
     Raises:
         FusionError: there is no such recogniser, or not one pair of each kind.
     """
     paths = [path for person in people for path in (*person.references, *person.others)]
-    whose = np.repeat(np.arange(len(people)), [len(p.references) + len(p.others) for p in people])
-    judges = {name: load_recogniser(name) for name in recognisers}
+    whose = [person.name for person in people for _ in (*person.references, *person.others)]
+    judges = load_recognisers(recognisers)
     seen = observe(paths, judges, detector=detector, cache=cache, strict=True)
-    return [
-        _recognition(judge.name, seen.values[name].astype(np.float64), whose)
-        for name, judge in judges.items()
-    ]
-
-
-def _recognition(
-    name: str, embeddings: NDArray[np.float64], whose: NDArray[np.intp]
-) -> Recognition:
-    there = ~np.isnan(embeddings).any(axis=1)
-    units, owners = embeddings[there], whose[there]
-    units /= np.linalg.norm(units, axis=1, keepdims=True)
-    first, second = np.triu_indices(len(units), 1)
-    distances = 1 - (units @ units.T)[first, second]
-    same = owners[first] == owners[second]
-    genuine, impostor = distances[same], distances[~same]
-    if not (len(genuine) and len(impostor)):
-        raise FusionError(
-            "Judging a recogniser takes faces of two people or more, and two of one of them."
-        )
-    wins = scipy.stats.mannwhitneyu(impostor, genuine).statistic
-    return Recognition(
-        name,
-        float(wins / (len(genuine) * len(impostor))),
-        float(genuine.mean()),
-        float(impostor.mean()),
-        len(units),
-        len(whose),
-    )
+    return {name: told_apart(seen.values[name], whose) for name in judges}
 
 
 def classification(

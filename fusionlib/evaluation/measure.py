@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.alignment import Classifier, ClipScorer
 from fusionlib.evaluation.comparison import IdentityScores, Target
-from fusionlib.evaluation.identity import load_recogniser
+from fusionlib.evaluation.identity import load_recogniser, load_recognisers
 from fusionlib.evaluation.observe import Instrument, Observations, observe
 from fusionlib.evaluation.quality import face_region, psnr, psnr_8bit_overflow, ssim
 from fusionlib.images import load_image
@@ -108,7 +108,7 @@ def measure(
     for name in index["person"].unique():
         if name not in known or not known[name].references:
             raise FusionError(f"The person {name!r} needs a reference to be measured by.")
-    judges = _by_name(recognisers)
+    judges = load_recognisers(recognisers)
     scorer = ClipScorer(clip) if clip else None
     tellers = {what: Classifier(what, name) for what, name in (classifiers or {}).items() if name}
     asked = {what: _asked_for(teller, index) for what, teller in tellers.items()}
@@ -209,16 +209,6 @@ def measure_identity(
         quality=False,
         cache=cache,
     ).identity(load_recogniser(recogniser).name)
-
-
-def _by_name(recognisers: Sequence[str]) -> dict[str, Instrument]:
-    """Recognisers by their own names; by what they were asked for where two are called alike."""
-    judges = {name: load_recogniser(name) for name in dict.fromkeys(recognisers)}
-    called = [judge.name for judge in judges.values()]
-    return {
-        judge.name if called.count(judge.name) == 1 else name: judge
-        for name, judge in judges.items()
-    }
 
 
 def _unit(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
