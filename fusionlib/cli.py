@@ -274,6 +274,8 @@ class Model(StrEnum):
     clip = "clip"
     base = "base"
     adapter = "adapter"
+    identity = "identity"
+    classifier = "classifier"
 
 
 @app.command()
@@ -283,7 +285,8 @@ def train(
         Model,
         typer.Argument(
             help="`vae`, `clip` and `base` make a checkpoint from scratch, in this order; "
-            "`adapter` trains the method on top of a frozen checkpoint."
+            "`adapter` trains the method on top of a frozen checkpoint; `identity` and "
+            "`classifier` train the judges of its pictures."
         ),
     ],
     profile: ProfileOption = "embedded",
