@@ -275,6 +275,8 @@ class Model(StrEnum):
     base = "base"
     adapter = "adapter"
     controlnet = "controlnet"
+    identity = "identity"
+    classifier = "classifier"
 
 
 @app.command()
@@ -285,7 +287,7 @@ def train(
         typer.Argument(
             help="`vae`, `clip` and `base` make a checkpoint from scratch, in this order; "
             "`adapter` trains the method on top of a frozen checkpoint, `controlnet` one that "
-            "follows depth maps."
+            "follows depth maps; `identity` and `classifier` train the judges of its pictures."
         ),
     ],
     profile: ProfileOption = "embedded",

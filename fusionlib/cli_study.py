@@ -224,8 +224,10 @@ def evaluate(
     classifier: Annotated[
         list[str] | None,
         typer.Option(
-            help="`expression=FOLDER`: an image classifier, whose label of that kind the prompt "
-            "names. Repeatable."
+            help="An image classifier, a folder or hub id: whether it sees what the prompt asks "
+            "for. One whose classes are not called like `expression/laughing` says by "
+            "`expression=FOLDER` what it tells. Repeatable; `none` for none.",
+            show_default="the profile's",
         ),
     ] = None,
     out: Annotated[
@@ -255,7 +257,8 @@ def evaluate(
     from fusionlib.profiles import load_profile
     from fusionlib.study import read_study
 
-    classifiers = dict(_classifier(text) for text in classifier or [])
+    given = [text for text in classifier or [] if text != "none"]
+    classifiers: dict[str, str | None] = dict(map(_classifier, given))
     ignored = 0
     if (folder / "cells.parquet").exists():
         index, people = read_study(folder)
@@ -266,6 +269,8 @@ def evaluate(
     if baseline is not None and baseline not in methods:
         raise FusionError(f"The study has no method {baseline!r}: it has {', '.join(methods)}.")
     settings = load_profile(profile)
+    if classifier is None:
+        classifiers = {"classifier": settings.classifier}
     prompted = index["prompt"].str.strip().astype(bool).all()
     scorer = clip or settings.clip_model
     measured = measure(
@@ -296,9 +301,12 @@ def evaluate(
 
 
 def _classifier(text: str) -> tuple[str, str]:
-    what, _, folder = text.partition("=")
+    """What a classifier is called, by the option, and its folder."""
+    what, equals, folder = text.partition("=")
+    if not equals:
+        return Path(text).name, text
     if not what or not folder:
-        raise FusionError(f"The classifier {text!r} must be like expression=FOLDER.")
+        raise FusionError(f"The classifier {text!r} must be like FOLDER or expression=FOLDER.")
     return what, folder
 
 

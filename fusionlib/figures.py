@@ -16,13 +16,15 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.claims import Claim
-from fusionlib.evaluation.comparison import IdentityScores, identity_table
+from fusionlib.evaluation.comparison import IdentityScores, identity_table, summary
 from fusionlib.evaluation.paper import as_printed, read_quoted
 from fusionlib.images import load_image
 from fusionlib.study import Person, Study
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
+
+    from fusionlib.evaluation.suite import Separation
 
 INK, QUIET = "#22272e", "#6b7280"
 QUOTED, MEASURED = "#7a5195", "#00796b"
@@ -332,10 +334,70 @@ def measured_table(
         ]
     called = [(names or {}).get(str(name), str(name)) for name in table.index]
     text = (
-        f"Measured here: {', '.join(judge.recogniser for judge in judges)} through DeepFace, "
-        f"{judges[0].detector} detector, with 95% intervals over people. {run}"
+        f"Measured here by {' and '.join(judge.recogniser for judge in judges)}, on faces found by "
+        f"DeepFace's {judges[0].detector} detector, with 95% intervals over people. {run}"
     )
     return _mark(pd.DataFrame(shown, index=called).style, "measured", text)
+
+
+def alignment_table(
+    images: pd.DataFrame, run: str, *, names: Mapping[str, str] | None = None
+) -> Styler:
+    """Lay out whether pictures show what their prompts ask for, marked as measured here.
+
+    Args:
+        images: of `fusionlib.evaluation.measure.Measurements`; the CLIP score and the accuracy of
+            each thing that a classifier tells are shown where they were measured.
+        run: see `run_label`.
+        names: how to call the methods, if not by their own names.
+    """
+    metrics = {"CLIP score ↑": "clip_score"} if "clip_score" in images else {}
+    for column in images.columns:
+        if column.endswith("_correct"):
+            head = column.removesuffix("_correct").replace("_", " ")
+            metrics[f"{head} accuracy ↑"] = column
+    table = summary(images, metrics).map(str)
+    for name, column in metrics.items():
+        asked = images.groupby("method")[column].count()
+        if asked.sum() < len(images):  # of some pictures nothing is asked
+            table[name] += [f" ({asked[method]} pictures)" for method in table.index]
+    table.index = pd.Index([(names or {}).get(str(name), str(name)) for name in table.index])
+    text = f"Measured here, with 95% intervals over people. {run}"
+    return _mark(table.style, "measured", text)
+
+
+def recognition_table(found: Mapping[str, Separation], run: str) -> Styler:
+    """Lay out how well recognisers tell known people apart.
+
+    Args:
+        found: of `fusionlib.evaluation.judges.recognition`.
+        run: on whose pictures.
+    """
+    shown = pd.DataFrame(
+        {
+            "AUC ↑": [f"{one.auc:.3f}" for one in found.values()],
+            "distance, same person": [f"{one.genuine:.3f}" for one in found.values()],
+            "distance, two people": [f"{one.impostor:.3f}" for one in found.values()],
+            "faces found": [f"{one.found} of {one.pictures}" for one in found.values()],
+        },
+        index=list(found),
+    )
+    return _mark(shown.style, "measured", f"Measured here, over all pairs of pictures. {run}")
+
+
+def classification_table(found: pd.DataFrame, run: str) -> Styler:
+    """Lay out how often a classifier is right.
+
+    Args:
+        found: of `fusionlib.evaluation.judges.classification`.
+        run: on whose pictures.
+    """
+    shown = found.assign(
+        accuracy=found["accuracy"].map(str), commonest=found["commonest"].map("{:.3f}".format)
+    ).rename(columns={"accuracy": "accuracy ↑", "commonest": "commonest class alone"})
+    shown.index = shown.index.str.replace("_", " ")
+    text = f"Measured here, with 95% intervals over people. {run}"
+    return _mark(shown.style, "measured", text)
 
 
 def claim_table(claim: Claim, run: str, **more: object) -> Styler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Iterator
@@ -73,15 +74,35 @@ def load_pipeline(
     check_model(base_model, file="model_index.json", what="base model")
     check_model(adapter, file="config.json", what="adapter")
 
-    with _quietly():
+    with quietly():
         return _load(base_model, adapter, device, dtype)
 
 
 def _load(base_model: str, adapter: str, device: str | None, dtype: str) -> FusionPipeline:
-    import torch
-
     from fusionlib.adapter import FusionAdapter
     from fusionlib.pipeline import FusionPipeline
+
+    target, torch_dtype = torch_place(device, dtype)
+    try:
+        fusion = FusionAdapter.from_pretrained(adapter, dtype=torch_dtype)
+        pipeline = FusionPipeline.from_pretrained(base_model, adapter=fusion, dtype=torch_dtype)
+    except FusionError:
+        raise
+    except Exception as error:  # diffusers, safetensors and the hub each raise errors of their own
+        raise FusionError(
+            f"The model could not be loaded from {base_model} and {adapter}: {_reason(error)}"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(target)
+
+
+def torch_place(device: str | None, dtype: str) -> tuple[Any, Any]:
+    """The torch device and type that these names mean; no device takes a GPU if there is one.
+
+    Raises:
+        FusionError: there is no such device or type.
+    """
+    import torch
 
     torch_dtype = getattr(torch, dtype, None)
     if torch_dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -93,15 +114,37 @@ def _load(base_model: str, adapter: str, device: str | None, dtype: str) -> Fusi
         raise FusionError(
             f"The device {device!r} is not there: leave it out, or use cpu."
         ) from error
+    return target, torch_dtype
+
+
+def load_stock(
+    pipeline_class: Any, base_model: str, device: str | None, dtype: str, **components: Any
+) -> Any:
+    """Load a base model as one of diffusers' own pipelines, whose UNet is the caller's to change.
+
+    Args:
+        pipeline_class: of diffusers, ``StableDiffusionPipeline`` for example.
+        base_model: a folder or a hub id.
+        device: a torch device; by default a GPU if there is one.
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        components: used in place of those of the base model.
+
+    Raises:
+        FusionError: the model is not there or is of another kind, or there is no such device.
+    """
+    check_model(base_model, file="model_index.json", what="base model")
+    target, torch_dtype = torch_place(device, dtype)
+    expected = inspect.signature(pipeline_class.__init__).parameters
+    unused = {"safety_checker": None, "requires_safety_checker": False, "add_watermarker": False}
+    components = {k: v for k, v in unused.items() if k in expected} | components
     try:
-        fusion = FusionAdapter.from_pretrained(adapter, dtype=torch_dtype)
-        pipeline = FusionPipeline.from_pretrained(base_model, adapter=fusion, dtype=torch_dtype)
-    except FusionError:
-        raise
+        with quietly():
+            pipeline = pipeline_class.from_pretrained(
+                base_model, torch_dtype=torch_dtype, **components
+            )
     except Exception as error:  # diffusers, safetensors and the hub each raise errors of their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FusionError(
-            f"The model could not be loaded from {base_model} and {adapter}: {reason}"
+            f"The base model could not be loaded from {base_model}: {_reason(error)}"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(target)
@@ -120,15 +163,21 @@ def load_quietly(name: str, what: str, *classes: Any) -> list[Any]:
     """
     check_model(name, file="config.json", what=what)
     try:
-        with _quietly():
+        with quietly():
             return [part.from_pretrained(name) for part in classes]
     except Exception as error:  # transformers, safetensors and the hub raise errors of their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FusionError(f"The {what} could not be loaded from {name}: {reason}") from error
+        raise FusionError(
+            f"The {what} could not be loaded from {name}: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says, or what it is called if it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep the libraries' chatter about loading out of terminals and notebooks, then restore it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -314,7 +314,7 @@ def test_a_classifier_is_right_where_its_best_label_is_the_wanted_one(
     classifier: Path, portraits: list[Image.Image]
 ) -> None:
     teller = Classifier("expression", str(classifier))
-    assert teller.labels == ["neutral", "laughing", "angry", "crying"]
+    assert teller.heads == {"expression": ["neutral", "laughing", "angry", "crying"]}
     probabilities = np.stack([teller.read(picture, None) for picture in portraits])
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(5), abs=1e-5)
     model = ResNetForImageClassification.from_pretrained(classifier)
@@ -322,14 +322,16 @@ def test_a_classifier_is_right_where_its_best_label_is_the_wanted_one(
     with torch.no_grad():
         logits = model(**processor(images=portraits, return_tensors="pt")).logits
     best = [model.config.id2label[int(number)] for number in logits.argmax(-1)]
-    assert teller.hits(probabilities, best).tolist() == [1] * 5
-    wrong = [teller.labels[(teller.labels.index(label) + 1) % 4] for label in best]
-    assert teller.hits(probabilities, wrong).tolist() == [0] * 5
-    assert np.isnan(teller.hits(probabilities[:1], [None])).all()
-    assert teller.asked_for("a photo of a Laughing person") == "laughing"
-    assert teller.asked_for("a photo of a person") is None
-    assert teller.asked_for("an angry and a crying person") is None
-    assert teller.asked_for("angryish") is None
+    assert teller.hits("expression", probabilities, best).tolist() == [1] * 5
+    labels = teller.heads["expression"]
+    assert teller.seen("expression", probabilities) == best
+    wrong = [labels[(labels.index(label) + 1) % 4] for label in best]
+    assert teller.hits("expression", probabilities, wrong).tolist() == [0] * 5
+    assert np.isnan(teller.hits("expression", probabilities[:1], [None])).all()
+    assert teller.asked_for("expression", "a photo of a Laughing person") == "laughing"
+    assert teller.asked_for("expression", "a photo of a person") is None
+    assert teller.asked_for("expression", "an angry and a crying person") is None
+    assert teller.asked_for("expression", "angryish") is None
 
 
 def test_quality_is_that_of_the_formulas_and_of_scikit_image() -> None:

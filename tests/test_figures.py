@@ -13,14 +13,18 @@ from fusionlib.evaluation.claims import Claim
 from fusionlib.evaluation.comparison import IdentityScores, PairedDifference
 from fusionlib.evaluation.paper import read_quoted
 from fusionlib.evaluation.statistics import Interval
+from fusionlib.evaluation.suite import Separation
 from fusionlib.figures import (
+    alignment_table,
     claim_table,
+    classification_table,
     distance_plot,
     measured_table,
     picture_grid,
     prompt_grid,
     psnr_plot,
     quoted_table,
+    recognition_table,
     run_label,
     side_by_side,
     study_grid,
@@ -117,7 +121,36 @@ def test_several_recognisers_stand_in_one_table(scores: IdentityScores) -> None:
         "cosine distance (Dlib) ↓", "identity recovery R (Dlib) ↑", "faces found",
         "cosine distance (ArcFace) ↓", "identity recovery R (ArcFace) ↑",
     ]  # fmt: skip
-    assert "Dlib, ArcFace through DeepFace" in styler.to_html()
+    assert "by Dlib and ArcFace" in styler.to_html()
+
+
+def test_what_prompts_ask_for_stands_in_one_table() -> None:
+    images = pd.DataFrame(
+        {
+            "method": ["a", "a", "b", "b"],
+            "person": ["ada", "ben"] * 2,
+            "clip_score": [60.0, 62.0, 50.0, 52.0],
+            "hair_style_correct": [1.0, 1.0, np.nan, 0.0],
+        }
+    )
+    styler = alignment_table(images, "Profile tiny.")
+    assert list(styler.data.columns) == ["CLIP score ↑", "hair style accuracy ↑"]
+    assert styler.data.loc["a", "CLIP score ↑"].startswith("61.000 [")
+    assert styler.data.loc["a", "hair style accuracy ↑"] == "1.000 [1.000, 1.000] (2 pictures)"
+    assert styler.data.loc["b", "hair style accuracy ↑"].endswith("(1 pictures)")
+    assert "Measured here" in styler.to_html()
+
+
+def test_how_well_judges_judge_is_shown() -> None:
+    found = {"Dlib": Separation(0.944, 0.056, 0.116, 594, 600)}
+    table = recognition_table(found, "run").data
+    assert table.loc["Dlib"].tolist() == ["0.944", "0.056", "0.116", "594 of 600"]
+    heads = pd.DataFrame(
+        {"classes": 2, "pictures": 9, "accuracy": Interval(0.9, 0.8, 1), "commonest": 0.5},
+        index=["hair_style"],
+    )
+    shown = classification_table(heads, "run").data
+    assert shown.loc["hair style"].tolist() == [2, 9, "0.900 [0.800, 1.000]", "0.500"]
 
 
 def test_a_claim_is_shown_with_what_decides_it() -> None:

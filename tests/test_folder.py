@@ -271,8 +271,9 @@ def test_options_of_evaluate_are_checked(folder: Path, observations: Path) -> No
     for options, says in (
         (["--recogniser", "Nobody"], "no recogniser 'Nobody'"),
         (["--detector", "nothing"], "detector 'nothing'"),
-        (["--classifier", "expression"], "must be like expression=FOLDER"),
+        (["--classifier", "expression="], "must be like FOLDER or expression=FOLDER"),
         (["--classifier", f"expression={folder}"], "holds no config.json"),
+        (["--classifier", str(folder)], "holds no config.json"),
         (["--profile", "none"], "no profile 'none'"),
         (["--out", str(folder / "references" / "0.jpg" / "a.csv")], "cannot be written"),
     ):

@@ -8,7 +8,7 @@ probable class is the one that the prompt names.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image
 
 from fusionlib.evaluation.faces import AlignedFace
 from fusionlib.loading import load_quietly
-from fusionlib.manifest import sha256_modules
+from fusionlib.manifest import sha256_json, sha256_modules
 
 
 class ClipScorer:
@@ -85,10 +85,17 @@ class ClipScorer:
 class Classifier:
     """An image classifier of transformers; an instrument of `fusionlib.evaluation.observe`.
 
+    Its classes, ``id2label`` in its ``config.json``, may belong to several heads: a class called
+    ``expression/laughing`` is the class *laughing* of the head *expression*. Without that, all are
+    classes of one head, which is called as the instrument is.
+
+    What a prompt asks for is known by exact words: a class's own name, or what ``label_words`` in
+    ``config.json`` gives besides: ``{"style": {"noir": ["film noir"]}}``. Where there is such a
+    table, only the heads in it are asked for: "short" may be said of hair, and of much else.
+
     Args:
-        name: what it tells: ``expression`` or ``style``.
-        checkpoint: folder or hub id of the model with its image processor. Its labels are those of
-            ``id2label`` in its ``config.json``.
+        name: of the instrument.
+        checkpoint: folder or hub id of the model with its image processor.
 
     Raises:
         FusionError: there is no such checkpoint.
@@ -103,42 +110,82 @@ class Classifier:
         self._processor, self._model = load_quietly(
             checkpoint, f"{name} classifier", AutoImageProcessor, AutoModelForImageClassification
         )
-        labels = self._model.config.id2label
-        self.labels = [str(labels[number]) for number in sorted(labels)]
-        self.dimension = len(self.labels)
-        self.fingerprint = sha256_modules([self._model])
+        config = self._model.config
+        labels = [str(config.id2label[number]) for number in sorted(config.id2label)]
+        self.dimension = len(labels)
+        self._places: dict[str, dict[str, int]] = {}
+        for place, label in enumerate(labels):
+            head, _, inner = label.partition("/") if "/" in label else (name, "", label)
+            self._places.setdefault(head, {})[inner] = place
+        self._asked = {head: self._words(head) for head in self._places}
+        self.fingerprint = sha256_json([sha256_modules([self._model]), labels])
+
+    @property
+    def heads(self) -> dict[str, list[str]]:
+        """The classes of each head."""
+        return {head: list(places) for head, places in self._places.items()}
 
     def read(self, image: Image.Image, face: AlignedFace | None) -> NDArray[np.float32]:
-        """The probability ``(labels,)`` of each label."""
+        """The probability of each class ``(dimension,)``; those of a head sum to 1."""
         import torch
 
         with torch.inference_mode():
-            logits = self._model(**self._processor(images=image, return_tensors="pt")).logits
-        probabilities: NDArray[np.float32] = logits[0].softmax(-1).numpy()
-        return probabilities
+            logits = self._model(**self._processor(images=image, return_tensors="pt")).logits[0]
+            probabilities = torch.empty_like(logits)
+            for places in map(list, (inner.values() for inner in self._places.values())):
+                probabilities[places] = logits[places].softmax(-1)
+        values: NDArray[np.float32] = probabilities.numpy()
+        return values
 
-    def hits(
-        self, probabilities: NDArray[np.float32], wanted: Sequence[str | None]
-    ) -> NDArray[np.float64]:
-        """1 where the most probable label is the wanted one, else 0; NaN where there is none.
+    def seen(self, head: str, probabilities: NDArray[np.float32]) -> list[str | None]:
+        """The most probable class of a head in each picture; None where nothing was read.
 
         Args:
-            probabilities: ``(pictures, labels)``, as `read` returns them.
-            wanted: a label for each picture, or None.
+            head: of `heads`.
+            probabilities: ``(pictures, dimension)``, as `read` returns them.
+        """
+        names, places = zip(*self._places[head].items(), strict=True)
+        rows = probabilities[:, list(places)]
+        return [None if np.isnan(row).any() else names[int(row.argmax())] for row in rows]
+
+    def hits(
+        self, head: str, probabilities: NDArray[np.float32], wanted: Sequence[str | None]
+    ) -> NDArray[np.float64]:
+        """1 where the most probable class is the wanted one, else 0; NaN where there is none.
+
+        Args:
+            head: of `heads`.
+            probabilities: ``(pictures, dimension)``, as `read` returns them.
+            wanted: a class for each picture, or None.
         """
         return np.array(
             [
-                np.nan if label is None or np.isnan(row).any()
-                else float(self.labels[int(row.argmax())] == label)
-                for row, label in zip(probabilities, wanted, strict=True)
+                np.nan if label is None or name is None else float(name == label)
+                for name, label in zip(self.seen(head, probabilities), wanted, strict=True)
             ]
-        )  # fmt: skip
+        )
 
-    def asked_for(self, prompt: str) -> str | None:
-        """The label that a prompt names as a word; None if it names none or several."""
-        found = [
-            label
-            for label in self.labels
-            if re.search(rf"\b{re.escape(label)}\b", prompt, re.IGNORECASE)
-        ]
-        return found[0] if len(found) == 1 else None
+    def asked_for(self, head: str, prompt: str) -> str | None:
+        """The class of a head that a prompt asks for; None if it asks for none, or for several.
+
+        Where words overlap, the longer ones count: "a black and white photo" asks for no "photo".
+        """
+        words = self._asked[head]
+        if not words:
+            return None
+        longest = sorted(map(re.escape, words), key=len, reverse=True)
+        found = re.findall(rf"\b(?:{'|'.join(longest)})\b", prompt.lower())
+        asked = {words[match] for match in found}
+        return asked.pop() if len(asked) == 1 else None
+
+    def _words(self, head: str) -> dict[str, str]:
+        """The class that each of the words stands for; none where a head is not asked for."""
+        table = getattr(self._model.config, "label_words", None)
+        if table is not None and head not in table:
+            return {}
+        further: Mapping[str, Sequence[str]] = (table or {}).get(head, {})
+        words = {label.lower(): label for label in self._places[head]}
+        for label, others in further.items():
+            if label in self._places[head]:
+                words |= {other.lower(): label for other in others}
+        return words

@@ -77,7 +77,7 @@ class NetworkRecogniser:
         from fusionlib.loading import load_quietly
         from fusionlib.manifest import sha256_modules
 
-        self.name = Path(folder).name
+        self.name = Path(folder).resolve().name
         self._processor, self._network = load_quietly(
             str(folder), "recogniser", AutoImageProcessor, AutoModel
         )
@@ -118,6 +118,20 @@ def load_recogniser(name: str) -> Instrument:
             "folder of a network, which holds config.json and model.safetensors."
         )
     return DeepFaceRecogniser(name)
+
+
+def load_recognisers(names: Sequence[str]) -> dict[str, Instrument]:
+    """Recognisers by their own names; by what was asked for where two of them are called alike.
+
+    Raises:
+        FusionError: there is no such recogniser, or its weights are missing.
+    """
+    judges = {name: load_recogniser(name) for name in dict.fromkeys(names)}
+    called = [judge.name for judge in judges.values()]
+    return {
+        judge.name if called.count(judge.name) == 1 else name: judge
+        for name, judge in judges.items()
+    }
 
 
 def embed_aligned(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.alignment import Classifier, ClipScorer
 from fusionlib.evaluation.comparison import IdentityScores, Target
-from fusionlib.evaluation.identity import load_recogniser
+from fusionlib.evaluation.identity import load_recogniser, load_recognisers
 from fusionlib.evaluation.observe import Instrument, Observations, observe
 from fusionlib.evaluation.quality import face_region, psnr, psnr_8bit_overflow, ssim
 from fusionlib.images import load_image
@@ -34,8 +34,9 @@ class Measurements:
         images: the index with a row for each picture and these further columns: ``unreadable``,
             what is wrong with a file or None; ``face``, whether one was found; ``distance NAME``
             for each recogniser; ``clip_score``; ``ssim``, ``psnr`` and ``psnr_8bit_overflow`` of
-            the face region against the reference's; ``NAME_correct`` for each classifier, 1 or 0.
-            NaN where something could not be measured.
+            the face region against the reference's; ``HEAD_correct`` for what classifiers tell and
+            something is asked of, ``expression_correct`` for example, 1 or 0. NaN where something
+            could not be measured.
         scales: for each recogniser what `IdentityScores` calls ``scale``.
         detector: of DeepFace.
         against: what the distances lead to.
@@ -72,7 +73,7 @@ def measure(
     detector: str = "dlib",
     against: Target = "reference",
     clip: str | None = None,
-    classifiers: Mapping[str, str] | None = None,
+    classifiers: Mapping[str, str | None] | None = None,
     quality: bool = True,
     cache: str | Path | None = None,
     strict: bool = True,
@@ -84,15 +85,16 @@ def measure(
         index: of the study, as `fusionlib.study.run_study` returns it: one row for each picture
             with method, person, prompt, seed and image (a path).
         people: of the study.
-        recognisers: names in DeepFace, or folders: see `fusionlib.evaluation.identity`.
+        recognisers: names in DeepFace, or folders: see `fusionlib.evaluation.identity`. Those of
+            folders are called by the folder's own name.
         detector: of DeepFace.
         against: ``"reference"`` measures the distance to a person's first reference, as the paper
             does. ``"others"`` measures the mean distance to the person's other pictures, which no
             method saw: the fair target where methods see different references.
         clip: folder or hub id of the CLIP model for the CLIP score, if it is wanted.
-        classifiers: folder or hub id of an image classifier for each thing to tell, ``expression``
-            for example. What a picture should show stands in the index's column of that name, or
-            is the label that the prompt names.
+        classifiers: folders or hub ids of image classifiers, by name; None for none. What a picture
+            should show stands in the index's column of the name of a head (``expression``), or is
+            what the prompt asks for: see `fusionlib.evaluation.alignment.Classifier`.
         quality: whether to compare face regions with the first reference's.
         cache: folder in which what was read off a picture is kept, for the next time.
         strict: whether a picture that cannot be read is an error, or noted and passed over. A
@@ -106,13 +108,15 @@ def measure(
     for name in index["person"].unique():
         if name not in known or not known[name].references:
             raise FusionError(f"The person {name!r} needs a reference to be measured by.")
-    judges = {name: load_recogniser(name) for name in recognisers}
+    judges = load_recognisers(recognisers)
     scorer = ClipScorer(clip) if clip else None
-    tellers = {what: Classifier(what, name) for what, name in (classifiers or {}).items()}
+    tellers = {what: Classifier(what, name) for what, name in (classifiers or {}).items() if name}
+    asked = {what: _asked_for(teller, index) for what, teller in tellers.items()}
+    tellers = {what: teller for what, teller in tellers.items() if asked[what]}
     paths = [Path(path) for path in index["image"]]
     looked: dict[str, Any] = {"detector": detector, "cache": cache, "progress": progress}
     everything: dict[str, Instrument] = {f"distance {name}": it for name, it in judges.items()}
-    everything |= tellers | ({"clip_score": scorer} if scorer else {})
+    everything |= {**tellers} | ({"clip_score": scorer} if scorer else {})
     made = observe(paths, everything, strict=strict, **looked)
     firsts = [person.references[0] for person in people]
     references = observe(firsts, judges, strict=True, **looked)
@@ -146,13 +150,23 @@ def measure(
     if quality:
         columns |= _quality(paths, made, firsts, references, whose, progress)
     for what, teller in tellers.items():
-        wanted = (
-            [label if isinstance(label, str) else None for label in index[what]]
-            if what in index
-            else [teller.asked_for(prompt) for prompt in index["prompt"]]
-        )
-        columns[f"{what}_correct"] = teller.hits(made.values[what], wanted)
+        for head, wanted in asked[what].items():
+            columns[f"{head}_correct"] = teller.hits(head, made.values[what], wanted)
     return Measurements(index.assign(**columns), scales, detector, against)
+
+
+def _asked_for(teller: Classifier, index: pd.DataFrame) -> dict[str, list[str | None]]:
+    """What each picture should show, for each head that anything is asked of."""
+    asked: dict[str, list[str | None]] = {}
+    for head in teller.heads:
+        wanted = (
+            [label if isinstance(label, str) else None for label in index[head]]
+            if head in index
+            else [teller.asked_for(head, prompt) for prompt in index["prompt"]]
+        )
+        if any(label is not None for label in wanted):
+            asked[head] = wanted
+    return asked
 
 
 def measure_identity(
@@ -194,7 +208,7 @@ def measure_identity(
         against=against,
         quality=False,
         cache=cache,
-    ).identity(recogniser)
+    ).identity(load_recogniser(recogniser).name)
 
 
 def _unit(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:

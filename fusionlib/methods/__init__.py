@@ -84,6 +84,14 @@ Factory = Callable[..., Method]
 KNOWN = {
     "text-only": "fusionlib.methods.fusion:build_text_only",
     "fused": "fusionlib.methods.fusion:build_fused",
+    "ip-adapter": "fusionlib.methods.ip_adapter:build_ip_adapter",
+    "faceid": "fusionlib.methods.ip_adapter_faceid:build_faceid",
+    "faceid-plus": "fusionlib.methods.ip_adapter_faceid:build_faceid_plus",
+    "faceid-sdxl": "fusionlib.methods.ip_adapter_faceid:build_faceid_sdxl",
+    "faceid-portrait": "fusionlib.methods.ip_adapter_faceid:build_faceid_portrait",
+    "instantid": "fusionlib.methods.instantid:build_instantid",
+    "arc2face": "fusionlib.methods.arc2face:build_arc2face",
+    "dreambooth": "fusionlib.methods.dreambooth:build_dreambooth",
 }
 """Methods by the name that a study's file says, each as ``module:function`` of a `Factory`."""
 

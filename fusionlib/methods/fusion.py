@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-import fusionlib
 from fusionlib.errors import FusionError
-from fusionlib.manifest import package_versions, sha256_file, sha256_json, sha256_modules
+from fusionlib.manifest import sha256_modules
 from fusionlib.methods import Method, Models
+from fusionlib.methods.common import as_recorded, described
 
 if TYPE_CHECKING:
     from fusionlib.pipeline import FusionPipeline
@@ -27,6 +25,7 @@ _CODE = (
     "pipeline.py",
     "guidance.py",
     "images.py",
+    "methods/common.py",
     "methods/fusion.py",
 )
 """Sources that can change a picture: an edit makes new pictures, never stale ones."""
@@ -98,13 +97,13 @@ def _method(
         shared = settings.get("timestep_mode") == "shared"
         if not any(strengths) or shared or "cross_attention_kwargs" in settings:
             return list(references)  # not seen, seen anew at every step, or by other LoRA weights
-        with _as_recorded(threads):
+        with as_recorded(threads):
             return pipeline.encode_references(list(references))
 
     def generate(prompt: str, references: Any, noise_seed: int) -> Image.Image:
         # Always drawn on the CPU: the seed alone names the noise, whatever the device.
         generator = torch.Generator("cpu").manual_seed(noise_seed)
-        with _as_recorded(threads):
+        with as_recorded(threads):
             output: Any = pipeline(
                 prompt,
                 references=references if strengths else None,
@@ -128,20 +127,6 @@ def _method(
     )
 
 
-@contextmanager
-def _as_recorded(threads: int) -> Iterator[None]:
-    """Make sums in the same order whatever else the process does: the same bytes again."""
-    cudnn = torch.backends.cudnn
-    before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark
-    torch.set_num_threads(threads)
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        cudnn.deterministic, cudnn.benchmark = before[1:]
-
-
 def describe(pipeline: FusionPipeline, *, with_adapter: bool = True) -> dict[str, Any]:
     """What determines a pipeline's pictures: hashes of weights and code, scheduler, versions."""
     modules = [pipeline.unet, pipeline.vae, pipeline.text_encoder]
@@ -150,12 +135,4 @@ def describe(pipeline: FusionPipeline, *, with_adapter: bool = True) -> dict[str
         if pipeline.adapter is None:
             raise FusionError("The pipeline has no adapter: give one when it is loaded.")
         weights["adapter"] = sha256_modules([pipeline.adapter])
-    scheduler = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
-    sources = [Path(fusionlib.__file__).parent / name for name in _CODE]
-    return {
-        "weights": weights,
-        "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler},
-        "code": sha256_json([sha256_file(source) for source in sources]),
-        "versions": package_versions(("torch", "diffusers", "transformers")),
-        "device": pipeline.device.type,
-    }
+    return described(pipeline, weights, _CODE)

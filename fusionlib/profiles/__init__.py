@@ -83,6 +83,10 @@ class Training(_Strict):
         sample_every: steps between the adapter's sample sheets, `fusionlib.training.monitor`; 0 for
             none.
         sample_prompts: what they show, each with the same references.
+        labels: fields of the pictures' records that the classifier learns to tell; those that a
+            training set does not have are left out.
+        label_words: for each label that a prompt may ask for, and some of its classes, further
+            words by which prompts call the class, besides its own name.
     """
 
     shards: str
@@ -103,12 +107,16 @@ class Training(_Strict):
     sample_prompts: list[str] = Field(
         default=["a photo of a person", "a photo of a laughing person"], min_length=1
     )
+    labels: list[str] = Field(default_factory=list)
+    label_words: dict[str, dict[str, list[str]]] = Field(default_factory=dict)
     vae_quarter: Recipe | None = None
     vae_half: Recipe | None = None
     vae: Recipe | None = None
     clip: Recipe | None = None
     base: Recipe | None = None
     controlnet: Recipe | None = None
+    identity: Recipe | None = None
+    classifier: Recipe | None = None
     adapter: Recipe
 
 
@@ -124,7 +132,9 @@ class Profile(_Strict):
         resolution: side of the generated image, pixels.
         num_inference_steps: sampling steps.
         guidance_scale: classifier-free guidance.
-        recognisers: DeepFace model names that judge identity.
+        recognisers: what judges identity: names in DeepFace, or folders of networks.
+        classifier: folder or hub id of the model that tells whether a picture shows what the prompt
+            asks for, `fusionlib.evaluation.alignment.Classifier`.
         detector: DeepFace detector that finds and aligns faces.
         heldout: folder of the held-out people, None where the user brings photographs.
         notebooks: papermill parameters of each notebook, by file stem; the notebook's own
@@ -140,6 +150,7 @@ class Profile(_Strict):
     num_inference_steps: int
     guidance_scale: float
     recognisers: list[str]
+    classifier: str | None = None
     detector: str
     heldout: str | None = None
     controlnet: str | None = None
@@ -187,10 +198,11 @@ def load_profile(name_or_path: str | Path) -> Profile:
         profile = Profile.model_validate(_read(path))
     except (ValidationError, yaml.YAMLError) as error:
         raise FusionError(f"the profile {path} does not fit: {error}") from error
-    for field in ("base_model", "adapter", "clip_model", "controlnet", "heldout"):
+    for field in ("base_model", "adapter", "clip_model", "controlnet", "classifier", "heldout"):
         value = getattr(profile, field)
         if value is not None:
             setattr(profile, field, resolve(value))
+    profile.recognisers = [resolve(name) for name in profile.recognisers]
     return profile
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -207,3 +208,47 @@ def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Ten
     logits = logit_scale.float().exp().clamp(max=100) * image @ text.T
     labels = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def arcface_loss(
+    embeddings: Tensor, centres: Tensor, person: Tensor, *, margin: float, scale: float
+) -> Tensor:
+    """Additive angular margin (Deng 2019, equation 3): each face near the centre of its person.
+
+    Cross-entropy over ``scale * cos(angle)`` to every person's centre, where the angle to the own
+    one is made larger by ``margin``: it has to be smaller than any other by as much.
+
+    Args:
+        embeddings: ``(batch, width)``, of any length; normalised here.
+        centres: one for each person, ``(people, width)``, likewise.
+        person: whose each embedding is, ``(batch,)``.
+        margin: radians; where it carries the angle over pi, the cosine goes on as a straight line.
+        scale: the inverse temperature.
+    """
+    cosine = F.normalize(embeddings.float(), dim=-1) @ F.normalize(centres.float(), dim=-1).T
+    own = cosine.gather(1, person[:, None])
+    # At exactly 1 and -1 the arc cosine has no gradient.
+    angle = own.clamp(-1 + 1e-6, 1 - 1e-6).acos() + margin
+    return F.cross_entropy(scale * cosine.scatter(1, person[:, None], _cos(angle)), person)
+
+
+def _cos(angle: Tensor) -> Tensor:
+    """Cosine up to pi; from there on it goes on falling, so that there is a way back."""
+    return torch.where(angle < math.pi, angle.cos(), -1 - (angle - math.pi))
+
+
+def heads_loss(logits: Tensor, targets: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The sum of the cross-entropies of several classifications.
+
+    Args:
+        logits: of all heads side by side, ``(batch, sum of sizes)``.
+        targets: the class under each head, ``(batch, heads)``; -1 where it is not known.
+        sizes: classes of each head.
+    """
+    total = logits.new_zeros((), dtype=torch.float32)
+    parts = logits.float().split(list(sizes), dim=1)
+    for part, target in zip(parts, targets.T, strict=True):
+        known = int((target >= 0).sum())
+        if known:
+            total = total + F.cross_entropy(part, target, ignore_index=-1)
+    return total

@@ -22,8 +22,10 @@ FOLDERS = {
     "clip": "clip",
     "base": "unet",
     "adapter": "adapter",
+    "identity": "identity",
+    "classifier": "classifier",
 }
-"""The folder of each model in a checkpoint, in the order of training."""
+"""The folder of each model in a checkpoint, in the order of training; the judges last."""
 
 _QUANTITIES = {
     "vae_quarter": "weighted L1 with edges, and KL",
@@ -32,6 +34,8 @@ _QUANTITIES = {
     "clip": "contrastive loss, and words",
     "base": "squared error of v, weighted",
     "adapter": "the same, with the reference",
+    "identity": "ArcFace's loss",
+    "classifier": "cross-entropies, summed",
 }
 
 
@@ -79,8 +83,8 @@ def loss_curves(checkpoint: str | Path) -> Image.Image:
     Raises:
         FusionError: when a record is missing.
     """
-    figure = Figure(figsize=(12, 6.4), layout="constrained", dpi=150)
-    for axes, model in zip(figure.subplots(2, 3).flat, FOLDERS, strict=True):
+    figure = Figure(figsize=(15, 6.4), layout="constrained", dpi=150)
+    for axes, model in zip(figure.subplots(2, 4).flat, FOLDERS, strict=True):
         log = pd.read_csv(_record(checkpoint, model, "csv"))
         smooth = log["loss"].rolling(25, min_periods=1, center=True).mean()
         axes.plot(log["samples"], log["loss"], color="#00796b", alpha=0.25, linewidth=0.8)

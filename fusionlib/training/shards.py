@@ -39,7 +39,7 @@ PICTURES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("json", "txt")
 """Extensions of what is read into the index."""
 
-FORMAT = 1
+FORMAT = 2
 """Of the index files; raised when what is read from a shard changes."""
 
 
@@ -91,22 +91,39 @@ class Sample:
             raise MissingShard(f"{path} became shorter since it was indexed: get a whole copy")
         return found
 
+    @property
+    def picture_file(self) -> str:
+        """The extension of its picture.
+
+        Raises:
+            FusionError: it has none.
+        """
+        extension = next((e for e in PICTURES if e in self.files), None)
+        if extension is None:
+            raise FusionError("it has no picture")
+        return extension
+
     def picture(self) -> Image.Image:
         """Its picture, RGB, upright and opaque.
 
         Raises:
             FusionError: it is no picture, or a damaged one.
         """
-        extension = next((e for e in PICTURES if e in self.files), None)
-        if extension is None:
-            raise FusionError("it has no picture")
-        content = self.content(extension)
+        content = self.content(self.picture_file)
         try:
             return read_photo(Image.open(io.BytesIO(content)), "its picture")
         except FusionError:
             raise
         except Exception as error:  # a decoder fed with damaged bytes may raise anything
             raise FusionError(f"its picture cannot be read ({error})") from error
+
+    def record(self) -> dict[str, Any]:
+        """All that its JSON file says; empty where there is none, or none that can be read."""
+        try:
+            facts = json.loads(self.content("json")) if "json" in self.files else {}
+        except ValueError:
+            return {}
+        return facts if isinstance(facts, dict) else {}
 
 
 class MissingShard(FusionError):
@@ -326,7 +343,7 @@ def _described(
     return Sample(
         key,
         source,
-        {extension: at for extension, at in files.items() if extension not in TEXTS},
+        {extension: at for extension, at in files.items() if extension != "txt"},
         captions=[str(caption) for caption in captions],
         person=None if who is None else str(who),
         style=str(facts.get("style", "photo")),

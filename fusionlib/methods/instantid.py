@@ -1,0 +1,175 @@
+"""InstantID: decoupled attention on a face vector, and a ControlNet that is told who, not what.
+
+IdentityNet is a ControlNet of SDXL that sees five points of the face as a picture, and the face's
+tokens in place of the text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from fusionlib.face_embedding import FaceEmbedder
+from fusionlib.loading import load_stock, torch_place
+from fusionlib.methods import Method, Models
+from fusionlib.methods.common import guided, load_part, locate, make_method, read_adapter
+from fusionlib.methods.ip_adapter import add_adapter, identity_embeds
+
+WEIGHTS = "InstantX/InstantID"
+
+PUBLISHED = {"guidance_scale": 5.0}
+"""The authors' own, over what a study's methods share."""
+
+COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
+"""Of the points: the eye on the picture's left, that on its right, nose, corners of the mouth."""
+
+NOSE, STICK, RADIUS, DIM = 2, 4, 10, 0.6
+
+
+def build_instantid(
+    models: Models,
+    *,
+    name: str = "instantid",
+    weights: str = WEIGHTS,
+    faces: str | None = None,
+    base_model: str = "wangqixun/YamerMIX_v8",
+    scale: float = 0.8,
+    identity_net_scale: float = 0.8,
+    references: int = 1,
+    **sampling: Any,
+) -> Method:
+    """InstantID, on an SDXL base model.
+
+    Args:
+        models: the profile, the device and what a study's methods share.
+        name: in tables.
+        weights: folder or hub id, laid out as ``InstantX/InstantID``: ``ip-adapter.bin`` and
+            ``ControlNetModel/``.
+        faces: folder of insightface's ``antelopev2``; by default where insightface puts it.
+        base_model: folder or hub id of an SDXL checkpoint.
+        scale: of the image attention's output.
+        identity_net_scale: of IdentityNet; with both at 0 it is text only.
+        references: how many are seen: vectors are averaged, the points are those of the first.
+        sampling: further arguments of the pipeline's call.
+
+    Raises:
+        FusionError: a file or package is missing, or a checkpoint does not fit the base model.
+    """
+    state = read_adapter(locate(weights, "ip-adapter.bin", "InstantID"))
+    _, dtype = torch_place(models.device, models.dtype)
+    controlnet = load_part(ControlNetModel, weights, "ControlNetModel", "InstantID", dtype)
+    embedder = FaceEmbedder("antelopev2", faces)
+    pipeline = load_stock(
+        StableDiffusionXLControlNetPipeline,
+        base_model,
+        models.device,
+        models.dtype,
+        controlnet=controlnet,
+    )
+    tokens = add_adapter(pipeline, state, scale, "InstantID")
+    sampling = {**PUBLISHED, **sampling}
+    with_guidance = guided(models, sampling)
+    project = pipeline.unet.encoder_hid_proj
+    shown: list[Tensor] = []
+
+    def tell_who(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "encoder_hidden_states": shown[0]}
+
+    controlnet.register_forward_pre_hook(tell_who, with_kwargs=True)
+
+    def prepare(images: Sequence[Image.Image]) -> tuple[list[Tensor], Image.Image]:
+        found = [embedder.find(image, f"Reference {n + 1}") for n, image in enumerate(images)]
+        vectors = [embedder.embed(*pair) for pair in zip(images, found, strict=True)]
+        mean = torch.stack([torch.from_numpy(vector) for vector in vectors]).mean(0, keepdim=True)
+        size = _picture_size(pipeline, {**(models.sampling or {}), **sampling})
+        drawing = draw_points(found[0].points, images[0].size, size)
+        sequence = mean[:, None]  # the resampler attends to a sequence, here of one vector
+        return identity_embeds(pipeline, sequence, with_guidance), drawing
+
+    def call(prompt: str, prepared: tuple[list[Tensor], Image.Image]) -> dict[str, Any]:
+        embeds, drawing = prepared
+        with torch.no_grad():
+            shown[:] = [project(embeds)[0].flatten(1, 2)]
+        return {
+            "prompt": prompt,
+            "ip_adapter_image_embeds": embeds,
+            "image": drawing,
+            "controlnet_conditioning_scale": float(identity_net_scale),
+        }
+
+    return make_method(
+        name,
+        models,
+        pipeline,
+        call=call,
+        prepare=prepare,
+        sampling=sampling,
+        settings={
+            "scale": scale,
+            "identity_net_scale": identity_net_scale,
+            "tokens": tokens,
+            "references": references,
+            "face_models": embedder.fingerprint,
+        },
+        code=("face_embedding.py", "methods/ip_adapter.py", "methods/instantid.py"),
+        needs=(base_model, f"{weights}/ip-adapter.bin", f"{weights}/ControlNetModel")
+        + (str(embedder.folder),),
+        citation="wang2024instantid",
+        references=references,
+    )
+
+
+def _picture_size(pipeline: Any, arguments: dict[str, Any]) -> tuple[int, int]:
+    """``(width, height)`` of the pictures that a pipeline makes."""
+    usual = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    return int(arguments.get("width") or usual), int(arguments.get("height") or usual)
+
+
+def draw_points(points: NDArray[Any], given: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """Draw five points of a face as IdentityNet was trained to see them.
+
+    The frame of the given picture is laid on the new one, cropped about its middle where their
+    shapes differ, as references are everywhere in this library.
+
+    Args:
+        points: ``(5, 2)``, in pixels of the given picture.
+        given: its ``(width, height)``.
+        size: ``(width, height)`` of the drawing.
+
+    Returns:
+        Black, with a coloured dot at each point and darker sticks from the nose to the others.
+    """
+    scale = max(wanted / had for wanted, had in zip(size, given, strict=True))
+    places = [
+        tuple(
+            (p - had / 2) * scale + wanted / 2
+            for p, had, wanted in zip(point, given, size, strict=True)
+        )
+        for point in points
+    ]
+    sticks = Image.new("RGB", size)
+    draw = ImageDraw.Draw(sticks)
+    nose_x, nose_y = places[NOSE]
+    for index, (x, y) in enumerate(places):
+        if index == NOSE:
+            continue
+        half, angle = math.hypot(x - nose_x, y - nose_y) / 2, math.atan2(y - nose_y, x - nose_x)
+        middle = complex(x + nose_x, y + nose_y) / 2
+        turn = complex(math.cos(angle), math.sin(angle))
+        ellipse = [
+            middle + turn * complex(half * math.cos(t), STICK * math.sin(t))
+            for t in (math.radians(degrees) for degrees in range(360))
+        ]
+        draw.polygon([(z.real, z.imag) for z in ellipse], fill=COLOURS[index])
+    drawing = sticks.point(lambda value: int(value * DIM))
+    draw = ImageDraw.Draw(drawing)
+    for (x, y), colour in zip(places, COLOURS, strict=True):
+        draw.ellipse((x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS), fill=colour)
+    return drawing
