@@ -256,8 +256,12 @@ def _placed(figure: Figure, member: Member) -> Figure:
     """The figure with hanging arms, turned, and moved to its place."""
     parts = {}
     for name, part in figure.parts.items():
-        mesh = part.mesh
-        points, normals = _turned(mesh.points, part.normals, member)
+        mesh, before = part.mesh, part.mesh.points
+        if name == "neck" and part.normals is not None:
+            # Sleeves that follow the arms down must not let the shoulders show through.
+            under = smoothstep(np.abs(before[:, 0]), 0.085, 0.13)[:, None]
+            before = before - 0.014 * under * part.normals
+        points, normals = _turned(before, part.normals, member)
         parts[name] = replace(part, mesh=replace(mesh, points=points), normals=normals)
     points, normals = _turned(figure.face_points, figure.face_normals, member)
     assert normals is not None
