@@ -112,7 +112,7 @@ def test_expressions_vary_but_depend_on_their_seed_alone() -> None:
     for name in EXPRESSIONS:
         assert expression_actions(name, 0.9, 5) == expression_actions(name, 0.9, 5)
         plays = [expression_actions(name, 1.0, seed) for seed in range(30)]
-        assert all(0 <= v <= 1.5 for actions in plays for v in actions.values())
+        assert all(0 <= v <= 2 for actions in plays for v in actions.values())
         assert len({tuple(sorted(p.items())) for p in plays}) > 1
     laugh = expression_actions("laughing", 1.0, 3)
     assert laugh["mouthSmileLeft"] != laugh["mouthSmileRight"]

@@ -38,8 +38,8 @@ EXPRESSION_ACTIONS: dict[str, dict[str, float]] = {
         "jawOpen": 0.30,
     },
     "angry": {
-        **_both(browDown=1.5, noseSneer=0.5, eyeWide=0.45, browOuterUp=0.45),
-        **_both(mouthFrown=0.55, mouthStretch=0.55, mouthUpperUp=0.55, mouthLowerDown=1.1),
+        **_both(browDown=2.0, noseSneer=0.4, eyeWide=0.6, browOuterUp=0.5),
+        **_both(mouthFrown=0.25, mouthStretch=0.6, mouthUpperUp=0.75, mouthLowerDown=1.2),
         "jawForward": 0.4,
         "jawOpen": 0.16,
     },
@@ -59,7 +59,7 @@ EXPRESSION_ACTIONS: dict[str, dict[str, float]] = {
         **_both(noseSneer=1.25, browDown=0.5, mouthUpperUp=0.95, eyeSquint=0.7),
         **_both(cheekSquint=0.6, mouthFrown=0.6, mouthLowerDown=0.45, eyeBlink=0.1),
         "jawOpen": 0.16,
-        "tongueOut": 0.35,
+        "tongueOut": 0.6,
     },
 }
 # What may come with an expression, each with the probability that it does.
@@ -76,7 +76,7 @@ _SOMETIMES: dict[str, list[tuple[float, dict[str, float]]]] = {
     ],
     "angry": [
         (0.3, {"jawOpen": 0.32, **_both(mouthUpperUp=0.3)}),
-        (0.35, {"jawOpen": -0.2, **_both(mouthLowerDown=-1.3, mouthUpperUp=-0.7, mouthPress=1.2)}),
+        (0.25, {"jawOpen": -0.2, **_both(mouthLowerDown=-1.4, mouthUpperUp=-0.9, mouthPress=1.3)}),
     ],
     "crying": [(0.4, {"jawOpen": 0.22}), (0.3, _both(eyeBlink=0.18))],
     "surprised": [(0.3, {"jawOpen": -0.35}), (0.25, {"mouthFunnel": 0.25})],
@@ -290,7 +290,7 @@ def _landmarks(template: Array, faces: dict[str, Array]) -> Landmarks:
 def expression_actions(
     expression: str, intensity: float = 1.0, play: int | None = None
 ) -> dict[str, float]:
-    """Facial actions (0..1, up to 1.5 where a face of flesh moves further) of an expression.
+    """Facial actions (0..1, up to 2 where a face of flesh moves further) of an expression.
 
     Args:
         expression: One of `EXPRESSION_ACTIONS`.
@@ -318,7 +318,7 @@ def expression_actions(
             part = name.removesuffix("Left").removesuffix("Right")
             strength = stream("strength", play, part).uniform(0.85, 1.15)
             actions[name] *= side * strength
-    return {k: float(np.clip(v * intensity, 0.0, 1.5)) for k, v in actions.items()}
+    return {k: float(np.clip(v * intensity, 0.0, 2.0)) for k, v in actions.items()}
 
 
 def vertex_normals(points: Array, faces: Array) -> Array:

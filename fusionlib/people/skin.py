@@ -594,7 +594,7 @@ def _expression_layer(expression: str) -> tuple[Array, Array, Array]:
     if expression == "crying":
         wander = 0.0012 * np.sin(up * 210) + 0.0006 * np.sin(up * 517 + 1)
         path = 0.0335 + 0.10 * np.clip(-up - 0.014, 0, 1) + wander
-        width = 0.0012 + 0.0004 * np.sin(up * 330)
+        width = 0.0015 + 0.0005 * np.sin(up * 330)
         tears = np.exp(-(((side - path) / width) ** 2))
         tears = tears * smoothstep(up, -0.010, -0.013) * smoothstep(up, -0.074, -0.066)
         for drop_up in (-0.064, -0.040):
@@ -618,6 +618,6 @@ def paint_expression(face: Complexion, expression: str, intensity: float = 1.0) 
         return Complexion(color, face.gloss)
     # A tear is a lens: bright, with a darker rim, and it shines.
     color *= 1 - 0.18 * (4 * tears * (1 - tears))
-    wet = color + 0.36 * tears**2 * (np.array([0.90, 0.95, 1.0], np.float32) - color)
+    wet = color + 0.46 * tears**2 * (np.array([0.90, 0.95, 1.0], np.float32) - color)
     gloss = np.clip(face.gloss + tears[..., 0], 0, 1)
     return Complexion(np.clip(wet, 0, 1), gloss)
