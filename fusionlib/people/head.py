@@ -76,7 +76,13 @@ _SOMETIMES: dict[str, list[tuple[float, dict[str, float]]]] = {
     ],
     "angry": [
         (0.3, {"jawOpen": 0.32, **_both(mouthUpperUp=0.3)}),
-        (0.25, {"jawOpen": -0.2, **_both(mouthLowerDown=-1.4, mouthUpperUp=-0.9, mouthPress=1.3)}),
+        (
+            0.25,
+            {
+                "jawOpen": -0.2,
+                **_both(mouthLowerDown=-1.4, mouthUpperUp=-0.9, mouthPress=1.0, mouthFrown=0.75),
+            },
+        ),
     ],
     "crying": [(0.4, {"jawOpen": 0.22}), (0.3, _both(eyeBlink=0.18))],
     "surprised": [(0.3, {"jawOpen": -0.35}), (0.25, {"mouthFunnel": 0.25})],
