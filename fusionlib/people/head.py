@@ -38,8 +38,8 @@ EXPRESSION_ACTIONS: dict[str, dict[str, float]] = {
         "jawOpen": 0.30,
     },
     "angry": {
-        **_both(browDown=2.0, noseSneer=0.4, eyeWide=0.6, browOuterUp=0.5),
-        **_both(mouthFrown=0.25, mouthStretch=0.6, mouthUpperUp=0.75, mouthLowerDown=1.2),
+        **_both(browDown=1.6, noseSneer=0.4, eyeWide=0.4, browOuterUp=0.35),
+        **_both(mouthFrown=0.25, mouthStretch=0.5, mouthUpperUp=0.6, mouthLowerDown=1.0),
         "jawForward": 0.4,
         "jawOpen": 0.16,
     },
@@ -59,7 +59,7 @@ EXPRESSION_ACTIONS: dict[str, dict[str, float]] = {
         **_both(noseSneer=1.25, browDown=0.5, mouthUpperUp=0.95, eyeSquint=0.7),
         **_both(cheekSquint=0.6, mouthFrown=0.6, mouthLowerDown=0.45, eyeBlink=0.1),
         "jawOpen": 0.16,
-        "tongueOut": 0.6,
+        "tongueOut": 0.45,
     },
 }
 # What may come with an expression, each with the probability that it does.
@@ -76,7 +76,13 @@ _SOMETIMES: dict[str, list[tuple[float, dict[str, float]]]] = {
     ],
     "angry": [
         (0.3, {"jawOpen": 0.32, **_both(mouthUpperUp=0.3)}),
-        (0.25, {"jawOpen": -0.2, **_both(mouthLowerDown=-1.4, mouthUpperUp=-0.9, mouthPress=1.3)}),
+        (
+            0.25,
+            {
+                "jawOpen": -0.2,
+                **_both(mouthLowerDown=-1.2, mouthUpperUp=-0.8, mouthPress=1.0, mouthFrown=0.75),
+            },
+        ),
     ],
     "crying": [(0.4, {"jawOpen": 0.22}), (0.3, _both(eyeBlink=0.18))],
     "surprised": [(0.3, {"jawOpen": -0.35}), (0.25, {"mouthFunnel": 0.25})],
