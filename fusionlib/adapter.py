@@ -505,11 +505,10 @@ def _dimensions(
     layers = cross_attention_layers(unet)
     if choice is not None:
         levels = len(unet.config["block_out_channels"])
-        known = ("down", "mid", "up", *range(levels))
-        if isinstance(choice, str) or not choice or any(each not in known for each in choice):
+        if isinstance(choice, str) or not choice or not all(map(_is_choice, choice)):
             raise FusionError(
-                f'layers must be None or a list of "down", "mid", "up" and of numbers below '
-                f"{levels}, not {choice!r}."
+                'layers must be None or a list of "down", "mid", "up" and of numbers of at least '
+                f"0, not {choice!r}."
             )
         layers = {
             name: layer
@@ -519,6 +518,10 @@ def _dimensions(
         if not layers:
             raise FusionError(f"unet has no cross-attention where layers={list(choice)!r} says.")
     return {name: (layer.query_dim, layer.inner_dim) for name, layer in layers.items()}
+
+
+def _is_choice(each: Any) -> bool:
+    return each in ("down", "mid", "up") or (isinstance(each, int) and each >= 0)
 
 
 def _level(name: str, levels: int) -> int:

@@ -56,7 +56,8 @@ def copy_record(folder: Path, run_folder: Path) -> None:
     record = folder.parent / "training"
     record.mkdir(parents=True, exist_ok=True)
     for suffix, file in ((".csv", "loss.csv"), (".json", "run.json")):
-        shutil.copyfile(run_folder / file, record / f"{run_folder.name}{suffix}")
+        if (run_folder / file).is_file():  # a run of a few steps has logged nothing yet
+            shutil.copyfile(run_folder / file, record / f"{run_folder.name}{suffix}")
 
 
 CARD = """---

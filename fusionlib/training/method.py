@@ -53,7 +53,7 @@ from fusionlib.training.views import Views, load_views
 RESAMPLER = 64
 """Width of the resamplers of IP-Adapter Plus and InstantID, one head of attention."""
 
-HINTS = (8, 16, 32, 48)
+HINTS = (8, 16, 32, 32)
 """Channels of the layers that read InstantID's drawing, each half the size of the one before."""
 
 
@@ -162,12 +162,11 @@ class IdentityNet(DecoupledTokens):
         *views: str,
         factor: int,
     ) -> None:
-        hints = (*HINTS, *HINTS[-1:] * factor.bit_length())[: factor.bit_length() - 1]
-        controlnet = ControlNetModel.from_unet(
-            unet, conditioning_embedding_out_channels=(*hints, 2 * hints[-1])
-        )
+        halvings = factor.bit_length() - 1
+        hints = (*HINTS[:halvings], *HINTS[-1:] * (halvings - len(HINTS)), HINTS[-1])
+        controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=hints)
         super().__init__(unet, projection, tokens, *views)
-        controlnet.requires_grad_(False).to(unet.device, unet.dtype)
+        nn.Module.to(controlnet.requires_grad_(False), unet.device, unet.dtype)  # quietly
         self.controlnet = controlnet
         for part in (
             controlnet.controlnet_cond_embedding,
