@@ -96,15 +96,28 @@ class FoundFace:
 class Embedder(Protocol):
     """What a system needs of a face recogniser; see `FaceEmbedder`."""
 
-    width: int
-    fingerprint: dict[str, str]
-    needs: str
+    @property
+    def width(self) -> int:
+        """Numbers in a vector."""
+        ...
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What tells its weights from others."""
+        ...
+
+    @property
+    def needs(self) -> str:
+        """Where they lie."""
+        ...
 
     def find(self, image: Image.Image, what: str = "The picture") -> FoundFace:
         """Find the largest face."""
+        ...
 
     def embed(self, image: Image.Image, face: FoundFace | None = None) -> NDArray[np.float32]:
         """The vector of a face, ``(width,)``."""
+        ...
 
 
 def load_embedder(pack: str, faces: str | Path | None = None) -> Embedder:

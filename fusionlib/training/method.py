@@ -299,11 +299,12 @@ def _resampler(given: int, width: int) -> nn.Module:
     return IPAdapterPlusImageProjection(**_resampler_sizes(given, width))
 
 
-class _OfOneVector(IPAdapterPlusImageProjection):  # type: ignore[misc]
+class _OfOneVector(IPAdapterPlusImageProjection):
     """A resampler over a sequence of one vector; diffusers loads it as any other."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if x.ndim == 3 else x[:, None])  # type: ignore[no-any-return]
+        tokens: Tensor = super().forward(x if x.ndim == 3 else x[:, None])
+        return tokens
 
 
 BUILDERS: dict[str, Callable[[Any, Sizes, Path], Counterpart]] = {
@@ -345,9 +346,10 @@ class Task:
         """Draw a batch and compute its loss; a `LossFunction`."""
         inputs = self.source(batch)
         assert inputs.rows is not None
+        targets, references = inputs.rows
 
         def predict(drawn: Drawn) -> Tensor:
-            seen = self.views.of(*inputs.rows, dropped=drawn.no_reference)
+            seen = self.views.of(targets, references, drawn.no_reference)
             prediction: Tensor = network(drawn.noisy, drawn.timesteps, drawn.text, seen)
             return prediction
 
