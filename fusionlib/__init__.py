@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusionlib.adapter import FusionAdapter
-    from fusionlib.attention import FusedAttnProcessor, fused_attention
+    from fusionlib.attention import FusedAttnProcessor, decoupled_attention, fused_attention
     from fusionlib.errors import FusionError
     from fusionlib.layout import (
         masks_from_boxes,
@@ -54,6 +54,7 @@ __all__ = [
     "FusionXLPipeline",
     "QueryGroups",
     "ReferenceCache",
+    "decoupled_attention",
     "encode_references",
     "find_faces",
     "fused_attention",
@@ -84,6 +85,7 @@ _HOME = {
     "FusionXLPipeline": "pipeline",
     "QueryGroups": "masking",
     "ReferenceCache": "reference",
+    "decoupled_attention": "attention",
     "encode_references": "reference",
     "find_faces": "photos",
     "fused_attention": "attention",

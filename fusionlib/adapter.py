@@ -8,7 +8,7 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -16,6 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from fusionlib.attention import (
+    Attention,
     FusedAttnProcessor,
     LayerConditioning,
     Strength,
@@ -42,6 +43,10 @@ from fusionlib.reference import (
 
 Initialisation = Literal["self_attention", "zero_value", "random"]
 
+LayerChoice = Literal["down", "mid", "up"] | int
+"""Layers of a UNet: on its way down, in its middle or on its way up; or, by a number, those of one
+resolution: 0 is the full one, 1 half of it, and so on."""
+
 
 class FusionAdapter(ModelMixin, ConfigMixin):
     """Linear_kf and Linear_vf of every cross-attention layer (Eq. 2).
@@ -51,6 +56,11 @@ class FusionAdapter(ModelMixin, ConfigMixin):
 
     Args:
         layers: For each cross-attention layer, by its name in the UNet, ``(query_dim, inner_dim)``.
+        attention: How the faces enter a layer: ``"concatenated"`` is the paper's
+            ``fused_attention``, ``"decoupled"`` is ``decoupled_attention``, for comparison. The
+            weights are the same.
+        chosen: The choice by which ``layers`` are not all of the UNet's, see ``from_unet``; the
+            others are left as they are, and see the text only.
 
     Example:
         From a bare UNet to one that sees a face; ``FusionPipeline`` takes these steps for you.
@@ -87,8 +97,17 @@ class FusionAdapter(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, layers: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, Sequence[int]],
+        attention: Attention = "concatenated",
+        chosen: Sequence[LayerChoice] | None = None,
+    ) -> None:
         super().__init__()
+        if attention not in get_args(Attention):
+            raise FusionError(
+                f'attention must be "concatenated" or "decoupled", not {attention!r}.'
+            )
         for name, (query_dim, inner_dim) in layers.items():
             layer = _submodule(self, name)
             layer.to_k_f = nn.Linear(query_dim, inner_dim, bias=False)
@@ -97,7 +116,13 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         self._processors: dict[str, FusedAttnProcessor] = {}
 
     @classmethod
-    def from_unet(cls, unet: Any, init: Initialisation = "self_attention") -> "FusionAdapter":
+    def from_unet(
+        cls,
+        unet: Any,
+        init: Initialisation = "self_attention",
+        attention: Attention = "concatenated",
+        layers: Sequence[LayerChoice] | None = None,
+    ) -> "FusionAdapter":
         """Make an adapter that fits a UNet.
 
         Args:
@@ -106,19 +131,23 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 which have the same shape and read nearly the same features; ``"zero_value"`` does
                 so for the keys and sets the values to zero (which is not neutral: the faces still
                 take attention from the text); ``"random"`` is PyTorch's initialisation.
+            attention: ``"concatenated"`` or ``"decoupled"``.
+            layers: Which layers see faces: any of ``"down"``, ``"mid"``, ``"up"``, and of numbers
+                of a resolution, 0 for the full one, 1 for half of it, and so on; None means all.
 
         Returns:
             The adapter, in float32, on the UNet's device, not yet attached.
 
         Raises:
-            FusionError: If the UNet has no cross-attention, or no self-attention to copy.
+            FusionError: If the UNet has no cross-attention, none where ``layers`` says, or no
+                self-attention to copy.
         """
         if init not in ("self_attention", "zero_value", "random"):
             raise FusionError(
                 f'init must be "self_attention", "zero_value" or "random", not {init!r}.'
             )
         unet = getattr(unet, "_orig_mod", unet)
-        adapter = cls(_dimensions(unet))
+        adapter = cls(_dimensions(unet, layers), attention, layers)
         if init != "random":
             modules = dict(unet.named_modules())
             for name in adapter.config["layers"]:
@@ -195,7 +224,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 "The adapter is attached to another unet: detach it there first, or load it twice."
             )
         self._check_fit(unet)
-        for name, layer in cross_attention_layers(unet).items():
+        for name, layer in self._layers_of(unet):
             if not any(mine is self._processors.get(name) for mine in fused_processors(layer)):
                 self._processors[name] = FusedAttnProcessor(layer.processor)
                 layer.set_processor(self._processors[name])
@@ -213,7 +242,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         unet = getattr(unet, "_orig_mod", unet)
         if self.unet is not unet:
             raise FusionError("The adapter is not attached to this unet.")
-        for name, layer in cross_attention_layers(unet).items():
+        for name, layer in self._layers_of(unet):
             mine = self._processors[name]
             if layer.processor is mine:
                 layer.set_processor(mine.former)
@@ -233,7 +262,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
 
         Args:
             hidden_states: h_f ``(batch, N_f, query_dim)`` of each layer, by its name, as
-                ``encode_references`` returns them.
+                ``encode_references`` returns them. An adapter of chosen layers passes others over.
 
         Returns:
             K_f and V_f ``(batch, N_f, inner_dim)`` of each layer.
@@ -242,6 +271,8 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             FusionError: If the layers or their widths are not the adapter's.
         """
         layers: Mapping[str, Sequence[int]] = self.config["layers"]
+        if self.config["chosen"] is not None and isinstance(hidden_states, Mapping):
+            hidden_states = {name: h for name, h in hidden_states.items() if name in layers}
         _check_names("hidden_states", hidden_states, layers)
         projected = {}
         for name, (query_dim, _) in layers.items():
@@ -384,6 +415,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                         groups=groups,
                         batch_size=batch_size,
                         backend=backend,
+                        attention=self.config["attention"],
                     )
                 )
             yield
@@ -391,11 +423,16 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             for name, processor in layers.items():
                 processor.conditioning = former[name]
 
+    def _layers_of(self, unet: Any) -> list[tuple[str, Any]]:
+        """The layers of a UNet that are the adapter's, by name."""
+        mine = self.config["layers"]
+        return [pair for pair in cross_attention_layers(unet).items() if pair[0] in mine]
+
     def _attached_layers(self) -> dict[str, FusedAttnProcessor]:
         """The adapter's processors, seen to be where ``attach`` put them."""
         if self.unet is None:
             raise FusionError("The adapter is not attached: call adapter.attach(unet) first.")
-        for name, layer in cross_attention_layers(self.unet).items():
+        for name, layer in self._layers_of(self.unet):
             mine = self._processors[name]
             processors = list(fused_processors(layer))
             if mine not in processors:
@@ -451,7 +488,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
 
     def _check_fit(self, unet: Any) -> None:
         mine = {name: tuple(dimensions) for name, dimensions in self.config["layers"].items()}
-        theirs = _dimensions(unet)
+        theirs = _dimensions(unet, self.config["chosen"])
         if mine != theirs:
             name = next(n for n in (mine | theirs) if mine.get(n) != theirs.get(n))
             raise FusionError(
@@ -461,12 +498,38 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             )
 
 
-def _dimensions(unet: Any) -> dict[str, tuple[int, int]]:
-    """``(query_dim, inner_dim)`` of each cross-attention layer, by its name."""
-    return {
-        name: (layer.query_dim, layer.inner_dim)
-        for name, layer in cross_attention_layers(unet).items()
-    }
+def _dimensions(
+    unet: Any, choice: Sequence[LayerChoice] | None = None
+) -> dict[str, tuple[int, int]]:
+    """``(query_dim, inner_dim)`` of each cross-attention layer that is chosen, by its name."""
+    layers = cross_attention_layers(unet)
+    if choice is not None:
+        levels = len(unet.config["block_out_channels"])
+        if isinstance(choice, str) or not choice or not all(map(_is_choice, choice)):
+            raise FusionError(
+                'layers must be None or a list of "down", "mid", "up" and of numbers of at least '
+                f"0, not {choice!r}."
+            )
+        layers = {
+            name: layer
+            for name, layer in layers.items()
+            if name.partition("_block")[0] in choice or _level(name, levels) in choice
+        }
+        if not layers:
+            raise FusionError(f"unet has no cross-attention where layers={list(choice)!r} says.")
+    return {name: (layer.query_dim, layer.inner_dim) for name, layer in layers.items()}
+
+
+def _is_choice(each: Any) -> bool:
+    return each in ("down", "mid", "up") or (isinstance(each, int) and each >= 0)
+
+
+def _level(name: str, levels: int) -> int:
+    """How often the resolution was halved where a layer stands, by its name in the UNet."""
+    place, number, *_ = name.split(".")
+    if place == "mid_block":
+        return levels - 1
+    return int(number) if place == "down_blocks" else levels - 1 - int(number)
 
 
 def _submodule(root: nn.Module, name: str) -> Any:

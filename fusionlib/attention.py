@@ -1,14 +1,15 @@
 """Fused attention, equations 3 to 6 of the paper: text and faces share one softmax.
 
-``fused_attention`` is the mathematics on plain tensors. ``FusedAttnProcessor`` puts it into a
-diffusers UNet, one processor for each cross-attention layer, and is the base model's own processor
-until it is given a ``LayerConditioning``.
+``fused_attention`` is the mathematics on plain tensors; ``decoupled_attention`` is the design that
+the paper argues against, with a softmax for the faces alone. ``FusedAttnProcessor`` puts either
+into a diffusers UNet, one processor for each cross-attention layer, and is the base model's own
+processor until it is given a ``LayerConditioning``.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from fusionlib.masking import QueryGroups
 
 Strength = float | Tensor
 """lambda_i of one reference: a number for the whole batch, or a tensor ``(batch,)``."""
+
+Attention = Literal["concatenated", "decoupled"]
+"""How faces enter a layer: ``fused_attention``, the paper's, or ``decoupled_attention``."""
 
 
 def fused_attention(
@@ -80,27 +84,161 @@ def fused_attention(
         >>> fused_attention(query, text, text, [face], [face + 1], strengths=[3.0])[0, 0, 0, 0]
         tensor(0.5000)
     """
+    seen = _seen(
+        query, text_key, text_value, face_keys, face_values, strengths, mask, scale, backend
+    )
+    key = torch.cat([text_key, *seen.keys], dim=2)
+    value = torch.cat([text_value, *seen.values], dim=2)
+    bias = _log_strengths(seen.strengths, seen.tokens, like=query)
+    return _attend(query, key, value, bias, seen, scale)
+
+
+def decoupled_attention(
+    query: Tensor,
+    text_key: Tensor,
+    text_value: Tensor,
+    face_keys: Sequence[Tensor],
+    face_values: Sequence[Tensor],
+    *,
+    strengths: Sequence[Strength] | None = None,
+    mask: Tensor | QueryGroups | None = None,
+    scale: float | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Attend to the text and, apart from it, to the references, and add the answers.
+
+    The design that Section 3.2 of the paper argues against, IP-Adapter's, on the same keys and
+    values: ``softmax(scale * Q K_c^T) V_c + softmax(M + scale * Q K_f^T) V_f``, with
+    ``K_f = [K_f1; ...; K_fn]`` and ``V_f = [lambda_1 V_f1; ...; lambda_n V_fn]``. M is minus
+    infinity where the mask closes a face key; a query to which all are closed is given the text's
+    answer alone. lambda_i scales what reference i adds; 0 leaves it out, and the same lambda for
+    all is IP-Adapter's scale.
+
+    Args:
+        query: Q, ``(batch, heads, N_q, head_dim)``.
+        text_key: K_c, ``(batch, heads, N_text, head_dim)``.
+        text_value: V_c, shaped like ``text_key``.
+        face_keys: K_f of each reference, ``(batch or 1, heads, N_f, head_dim)``; N_f may differ.
+        face_values: V_f of each reference, shaped like its key.
+        strengths: lambda_i >= 0 of each reference, a number or a tensor ``(batch,)``; None means 1.
+            A reference whose strength is 0 takes no attention from the others either.
+        mask: As for ``fused_attention``; what it says of text keys is not looked at.
+        scale: alpha; None means 1 / sqrt(head_dim).
+        backend: As for ``fused_attention``.
+
+    Returns:
+        The attended values, ``(batch, heads, N_q, head_dim)``.
+
+    Raises:
+        FusionError: If the shapes, dtypes or strengths do not fit; the message names the argument.
+
+    Example:
+        Where all keys are alike, a face of strength 0.5 adds half its value, however many words
+        there are, and takes nothing from them; in ``fused_attention`` they share a weight of 1.
+
+        >>> import torch
+        >>> from fusionlib import decoupled_attention, fused_attention
+        >>> query, text, face = (torch.zeros(1, 1, tokens, 8) for tokens in (1, 3, 1))
+        >>> words, look = text + 2, face + 1
+        >>> for attention in (decoupled_attention, fused_attention):
+        ...     attention(query, text, words, [face], [look], strengths=[0.5])[0, 0, 0, 0]
+        tensor(2.5000)
+        tensor(1.8571)
+    """
+    seen = _seen(
+        query, text_key, text_value, face_keys, face_values, strengths, mask, scale, backend
+    )
+    text = dense(query, text_key, text_value, scale=scale)
+    if not seen.keys:
+        return text
+    batch = query.shape[0]
+    scaled = [
+        value * torch.as_tensor(each, device=value.device).to(value).reshape(-1, 1, 1, 1)
+        for value, each in zip(seen.values, seen.strengths, strict=True)
+    ]
+    # A strength of 0 within a tensor closes the keys: log(1) = 0 for all others.
+    present = [
+        each.sign() if isinstance(each, Tensor) and len(scaled) > 1 else 1.0
+        for each in seen.strengths
+    ]
+    faces = seen.without_text()
+    bias = _log_strengths(present, faces.tokens, like=query)
+    key, value = torch.cat(seen.keys, dim=2), torch.cat(scaled, dim=2)
+    return text + _attend(query, key, value.expand(batch, -1, -1, -1), bias, faces, scale)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The references that are left when those of strength 0 are taken out, and who sees them."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    strengths: list[Strength]
+    tokens: list[int]
+    """N_text, then N_f of each reference."""
+    mask: Tensor | QueryGroups | None
+    backend: Backend
+
+    def without_text(self) -> "_Seen":
+        """The same for a list of keys that holds none of the text's."""
+        mask, tokens = self.mask, [0, *self.tokens[1:]]
+        if isinstance(mask, Tensor) and mask.shape[-1] > 1:
+            mask = mask[..., self.tokens[0] :]
+        return replace(self, mask=mask, tokens=tokens)
+
+
+def _seen(
+    query: Tensor,
+    text_key: Tensor,
+    text_value: Tensor,
+    face_keys: Sequence[Tensor],
+    face_values: Sequence[Tensor],
+    strengths: Sequence[Strength] | None,
+    mask: Tensor | QueryGroups | None,
+    scale: float | None,
+    backend: Backend | None,
+) -> _Seen:
+    """The arguments of either attention, checked."""
     _check_shapes(query, text_key, text_value, face_keys, face_values)
     lambdas = check_strengths(strengths, len(face_keys), query.shape[0])
     _check_scale(scale)
     tokens = [text_key.shape[2], *(key.shape[2] for key in face_keys)]
     backend = _check_mask(mask, backend, query, tokens)
-
     kept = [i for i, strength in enumerate(lambdas) if not is_number(strength, 0)]
     if len(kept) < len(lambdas):
         mask = _without(mask, kept, tokens)
         tokens = [tokens[0], *(tokens[1 + i] for i in kept)]
     everyone = (query.shape[0], -1, -1, -1)
-    key = torch.cat([text_key, *(face_keys[i].expand(everyone) for i in kept)], dim=2)
-    value = torch.cat([text_value, *(face_values[i].expand(everyone) for i in kept)], dim=2)
-    bias = _log_strengths([lambdas[i] for i in kept], tokens, like=query)
+    return _Seen(
+        [face_keys[i].expand(everyone) for i in kept],
+        [face_values[i].expand(everyone) for i in kept],
+        [lambdas[i] for i in kept],
+        tokens,
+        mask,
+        backend,
+    )
 
-    if isinstance(mask, QueryGroups) and backend != "dense":
-        apply = flex if backend == "flex" else grouped
-        return apply(query, key, value, bias, mask, tokens, scale)
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    seen: _Seen,
+    scale: float | None,
+) -> Tensor:
+    """One softmax over these keys, by the backend."""
+    mask = seen.mask
+    if isinstance(mask, QueryGroups) and seen.backend != "dense":
+        apply = flex if seen.backend == "flex" else grouped
+        return apply(query, key, value, bias, mask, seen.tokens, scale)
     if isinstance(mask, QueryGroups):
-        mask = mask.mask(tokens)
-    return dense(query, key, value, bias, mask, scale)
+        mask = mask.mask(seen.tokens)
+    if mask is None or seen.tokens[0]:
+        return dense(query, key, value, bias, mask, scale)
+    # Without the text, a query may have nothing to look at: it looks at all, and gets nothing.
+    opened = mask.any(dim=-1, keepdim=True)
+    return dense(query, key, value, bias, mask | ~opened, scale) * opened
 
 
 def _without(
@@ -277,6 +415,7 @@ class LayerConditioning:
         groups: Eq. 7 at each resolution, by the number of positions h * w; None without masks.
         batch_size: How many samples, at the end of the UNet's batch, see the faces; None means all.
         backend: How closed keys are treated; None is ``"grouped"``.
+        attention: ``"concatenated"`` or ``"decoupled"``.
     """
 
     keys: tuple[Tensor, ...]
@@ -285,6 +424,7 @@ class LayerConditioning:
     groups: Mapping[int, QueryGroups] | None = None
     batch_size: int | None = None
     backend: Backend | None = None
+    attention: Attention = "concatenated"
 
 
 class FusedAttnProcessor:
@@ -388,7 +528,8 @@ class FusedAttnProcessor:
                     "the image's height and width, and fewer disjoint ones than that."
                 )
             groups = faces.groups[positions].to(query.device)
-        return fused_attention(
+        attend = decoupled_attention if faces.attention == "decoupled" else fused_attention
+        return attend(
             query,
             key,
             value,

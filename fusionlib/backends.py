@@ -56,7 +56,11 @@ def dense(
         bias: log(lambda) of each key, ``(batch, N_k)``.
         mask: Boolean, broadcastable to ``(batch, heads, N_q, N_k)``, True where a query may look.
         scale: alpha; None means 1 / sqrt(head_dim).
+
+    Where there is no key at all, the result is 0.
     """
+    if key.shape[2] == 0:
+        return torch.zeros_like(query)
     if bias is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     head_dim = query.shape[-1]

@@ -277,6 +277,7 @@ class Model(StrEnum):
     controlnet = "controlnet"
     identity = "identity"
     classifier = "classifier"
+    method = "method"
 
 
 @app.command()
@@ -287,9 +288,19 @@ def train(
         typer.Argument(
             help="`vae`, `clip` and `base` make a checkpoint from scratch, in this order; "
             "`adapter` trains the method on top of a frozen checkpoint, `controlnet` one that "
-            "follows depth maps; `identity` and `classifier` train the judges of its pictures."
+            "follows depth maps; `identity` and `classifier` train the judges of its pictures; "
+            "`method` trains a system that it is compared with, or the method with one thing "
+            "changed."
         ),
     ],
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="With `method`: which. Without a name, what there is, and how many parameters "
+            "each would train.",
+            show_default=False,
+        ),
+    ] = None,
     profile: ProfileOption = "embedded",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the checkpoint.", show_default="the profile's")
@@ -320,6 +331,11 @@ def train(
     `fusionlib people render`. On several GPUs or machines, start the adapter through accelerate:
 
         accelerate launch -m fusionlib.cli train adapter --profile paper
+
+    To compare systems with nothing but their design different, each is trained over the same base
+    model, on the same people, for the same number of steps:
+
+        fusionlib train method ip-adapter --profile embedded
     """
     if minutes is not None and not minutes > 0:
         raise FusionError(f"The time limit must be more than 0 minutes, not {minutes}.")
@@ -331,6 +347,16 @@ def train(
 
     settings = load_profile(profile)
     module: Any = import_module(f"fusionlib.training.{model.value}")
+    if model is Model.method:
+        if start_from is not None:
+            raise FusionError("--start-from is not for method: all begin with their first weights.")
+        if name is None:
+            typer.echo(module.budgets(settings).to_string(float_format="{:.2f}".format))
+            return
+        module.train_method(settings, name, out, minutes=minutes, steps=steps, resume=resume)
+        return
+    if name is not None:
+        raise FusionError(f"A name goes with `method`, not with `{model.value}`.")
     module.train(settings, out, minutes=minutes, steps=steps, resume=resume, start_from=start_from)
 
 

@@ -85,6 +85,33 @@ def run(
         _print_status(store, [declared.name])
 
 
+@app.command()
+@one_sentence
+def costs(
+    file: Annotated[Path, typer.Argument(help="The study's YAML file.")],
+    device: Annotated[
+        str | None, typer.Option(help="A torch device.", show_default="cuda if there, else cpu")
+    ] = None,
+) -> None:
+    """Measure what each method of a study costs, beside what its training did.
+
+    Trainable parameters, steps and minutes are those that the training recorded; seconds are
+    measured now, on the study's first person, and mean something on an idle machine only.
+    """
+    from fusionlib.declaration import load_declaration
+    from fusionlib.images import load_image
+    from fusionlib.methods.costs import cost_table
+    from fusionlib.profiles import load_profile
+
+    declared = load_declaration(file)
+    study = declared.study(device)
+    references = [load_image(path) for path in study.people[0].references]
+    table = cost_table(
+        load_profile(declared.profile), study.methods, references, prompt=study.prompts[0]
+    )
+    typer.echo(table.to_string(float_format="{:.2f}".format, na_rep="-"))
+
+
 def _share(option: str | None) -> tuple[Share, str | None]:
     """The part to make, by the option or as accelerate set it, and the device it goes with."""
     from fusionlib.study import Share

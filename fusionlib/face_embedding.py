@@ -1,8 +1,10 @@
-"""ArcFace as insightface publishes it: a face found, laid on the template, turned into a vector.
+"""A face found, laid on a template, turned into a vector by a recogniser: ArcFace's, or dlib's.
 
-The systems that take an identity from a face recogniser were trained on these vectors, so finding,
-aligning and scaling follow insightface, with its own ONNX files, which onnxruntime runs. They lie
-where that package puts them: ``~/.insightface/models/buffalo_l`` and ``.../antelopev2``.
+The published systems that take an identity from a face recogniser were trained on ArcFace as
+insightface publishes it, so finding, aligning and scaling follow insightface, with its own ONNX
+files, which onnxruntime runs. They lie where that package puts them:
+``~/.insightface/models/buffalo_l`` and ``.../antelopev2``. Their embedded counterparts are trained
+on dlib's recogniser, which comes with a Python package, and is no stranger to synthetic people.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +93,118 @@ class FoundFace:
     score: float
 
 
+class Embedder(Protocol):
+    """What a system needs of a face recogniser; see `FaceEmbedder`."""
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector."""
+        ...
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What tells its weights from others."""
+        ...
+
+    @property
+    def needs(self) -> str:
+        """Where they lie."""
+        ...
+
+    def find(self, image: Image.Image, what: str = "The picture") -> FoundFace:
+        """Find the largest face."""
+        ...
+
+    def embed(self, image: Image.Image, face: FoundFace | None = None) -> NDArray[np.float32]:
+        """The vector of a face, ``(width,)``."""
+        ...
+
+
+def load_embedder(pack: str, faces: str | Path | None = None) -> Embedder:
+    """The recogniser that a system reads a face with.
+
+    Args:
+        pack: of insightface, a name in `PACKS`.
+        faces: the folder with the pack's files, by default where insightface puts them; or
+            ``"dlib"``.
+
+    Raises:
+        FusionError: a file or package is missing.
+    """
+    return DlibEmbedder() if faces == "dlib" else FaceEmbedder(pack, faces)
+
+
+class DlibEmbedder:
+    """Finds the largest face of a picture, and turns it into dlib's vector, through DeepFace.
+
+    Raises:
+        FusionError: dlib's weights are not installed.
+    """
+
+    width = 128
+    needs = "dlib"
+
+    def __init__(self) -> None:
+        from fusionlib.evaluation.identity import load_recogniser
+
+        self._recogniser = load_recogniser("Dlib")
+        self.fingerprint = {"Dlib": self._recogniser.fingerprint}
+
+    def find(self, image: Image.Image, what: str = "The picture") -> FoundFace:
+        """Find the largest face.
+
+        dlib's detector marks eyes and nose; the corners of the mouth are `TEMPLATE`'s, by the turn,
+        shift and scale that lay its eyes and nose on those of the face.
+
+        Args:
+            image: RGB, of any size.
+            what: how to call it in the error.
+
+        Raises:
+            FusionError: there is none.
+        """
+        from fusionlib.photos import find_faces
+
+        faces = find_faces(image)
+        if not faces:
+            raise FusionError(
+                f"{what} ({image.width} x {image.height} pixels) shows no face that dlib's "
+                "detector finds: give one that is upright, looks at the camera and is not cut off."
+            )
+        face = max(faces, key=lambda face: face.side)
+        known = np.array([*face.eyes, face.nose]) - 0.5  # pixels' middles are whole numbers here
+        turn, shift = _similarity(TEMPLATE[:3], known)
+        mouth = (TEMPLATE[3:] @ (1, 1j)) * turn + shift
+        points = np.concatenate([known, np.stack([mouth.real, mouth.imag], axis=1)])
+        return FoundFace(np.array(face.box), points, face.score)
+
+    def embed(self, image: Image.Image, face: FoundFace | None = None) -> NDArray[np.float32]:
+        """The vector of the largest face, ``(128,)``, not normalised.
+
+        Args:
+            image: RGB, of any size.
+            face: not looked at: DeepFace finds and turns the face in its own way.
+
+        Raises:
+            FusionError: there is no face.
+        """
+        from fusionlib.evaluation.faces import find_face
+
+        found = find_face(image, "dlib")
+        vector = None if found is None else self._recogniser.read(image, found)
+        if vector is None:
+            raise FusionError("DeepFace's detector dlib finds no face in the picture.")
+        return np.asarray(vector, np.float32)
+
+
+def _similarity(given: NDArray[Any], wanted: NDArray[Any]) -> tuple[complex, complex]:
+    """Turn and shift that bring points to others, by least squares: turn * p + shift."""
+    source, goal = given @ (1, 1j), wanted @ (1, 1j)
+    spread = source - source.mean()
+    turn = complex(np.vdot(spread, goal) / np.vdot(spread, spread))
+    return turn, complex(goal.mean() - turn * source.mean())
+
+
 class FaceEmbedder:
     """Finds the largest face of a picture, and turns it into ArcFace's vector.
 
@@ -101,6 +215,8 @@ class FaceEmbedder:
     Raises:
         FusionError: a file, or onnxruntime, is missing.
     """
+
+    width = 512
 
     def __init__(self, pack: str, folder: str | Path | None = None) -> None:
         self.pack = PACKS[pack]
@@ -113,6 +229,11 @@ class FaceEmbedder:
                     f"There is no {file} in {self.folder}: {self.pack.remedy}, or give faces= the "
                     "folder that holds it."
                 )
+
+    @property
+    def needs(self) -> str:
+        """Where its files lie."""
+        return str(self.folder)
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -176,14 +297,9 @@ def align(image: Image.Image, points: NDArray[np.float64], size: int = 112) -> I
     Raises:
         FusionError: the points lie in one place.
     """
-    # As complex numbers: a point p goes to turn * p + shift, by least squares over the five.
-    given = points @ (1, 1j)
-    wanted = TEMPLATE @ (1, 1j) * (size / 112)
-    spread = given - given.mean()
-    if np.abs(spread).max() < 1e-6:
+    if np.abs(points - points.mean(axis=0)).max() < 1e-6:
         raise FusionError(f"The face cannot be aligned: its five points are {points.tolist()}.")
-    turn = np.vdot(spread, wanted) / np.vdot(spread, spread)
-    shift = wanted.mean() - turn * given.mean()
+    turn, shift = _similarity(points, TEMPLATE * (size / 112))
     # Pillow wants the way back, between points that are whole at the pixels' corners.
     back = 1 / turn
     offset = -shift * back + (0.5 + 0.5j) * (1 - back)

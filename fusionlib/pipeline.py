@@ -238,18 +238,20 @@ class FusionMixin(DiffusionPipeline):
         references: ReferenceImages,
         height: int | None = None,
         width: int | None = None,
+        prompt: str = "",
     ) -> ReferenceCache:
         """Compute K_f and V_f of reference images, once for any number of generations.
 
         Each image is turned upright (EXIF), cropped to the model's aspect ratio about its centre,
         resized, encoded by the VAE (the mean of its distribution), and passed through the UNet
-        without noise, at timestep 0, with the empty prompt.
+        without noise, at timestep 0, with the empty prompt, or another.
 
         Args:
             references: The images that every generated image sees, or a list of lists: one for each
                 prompt of a batch, equally many in each.
             height: The height in pixels at which the UNet sees them; None means the model's own.
             width: The width, likewise.
+            prompt: What the references are said to show, for an adapter that was trained so.
 
         Returns:
             K_f and V_f of each reference, ``(1 or prompts, N_f, inner_dim)`` in every layer.
@@ -257,7 +259,7 @@ class FusionMixin(DiffusionPipeline):
         Raises:
             FusionError: If there is no adapter, or something in ``references`` is not an image.
         """
-        return self._encode_references(references, height, width, None)
+        return self._encode_references(references, height, width, None, prompt)
 
     def _encode_references(
         self,
@@ -265,6 +267,7 @@ class FusionMixin(DiffusionPipeline):
         height: int | None,
         width: int | None,
         lora_scale: float | None,
+        prompt: str = "",
     ) -> ReferenceCache:
         """The same, with the LoRA weights multiplied by a number."""
         adapter = self._attached_adapter()
@@ -273,11 +276,11 @@ class FusionMixin(DiffusionPipeline):
         if not images:
             return ReferenceCache(())
         size = self._image_size(height, width)
-        empty_prompt, added = self._empty_prompt(*size, lora_scale)
+        text, added = self._reference_text(*size, lora_scale, prompt)
         hidden_states = encode_references(
             self.unet,
             self._encode_images(images, *size),
-            empty_prompt,
+            text,
             added_cond_kwargs=added,
             lora_scale=lora_scale,
         )
@@ -558,14 +561,14 @@ class FusionMixin(DiffusionPipeline):
         self.adapter.attach(self.unet)
         return self.adapter
 
-    def _empty_prompt(
-        self, height: int, width: int, lora_scale: float | None = None
+    def _reference_text(
+        self, height: int, width: int, lora_scale: float | None = None, prompt: str = ""
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The text that a reference image of this size is seen with, and SDXL's conditions."""
-        empty_prompt, _ = self.encode_prompt(
-            "", self._execution_device, 1, False, lora_scale=lora_scale
+        text, _ = self.encode_prompt(
+            prompt, self._execution_device, 1, False, lora_scale=lora_scale
         )
-        return empty_prompt.to(self.unet.dtype), None
+        return text.to(self.unet.dtype), None
 
     def _encode_images(self, images: Sequence[Image.Image], height: int, width: int) -> Tensor:
         """The scaled latents of reference images, ``(images, channels, h, w)``."""
@@ -584,7 +587,7 @@ class FusionMixin(DiffusionPipeline):
     ) -> AtEachStep:
         """A function from a timestep to each reference's K_f and V_f, noised to that timestep."""
         size = self._image_size(None, None)
-        empty_prompt, added = self._empty_prompt(*size, lora_scale)
+        empty_prompt, added = self._reference_text(*size, lora_scale)
         latents = self._encode_images([image for group in groups for image in group], *size)
         # (references, images, channels, h, w): each image has its own references or the one group
         shown = latents.unflatten(0, (len(groups), -1)).transpose(0, 1)
@@ -687,25 +690,27 @@ class FusionMixin(DiffusionPipeline):
 class FusionXLMixin(FusionMixin):
     """What is different for SDXL when it looks at a reference."""
 
-    def _empty_prompt(
-        self, height: int, width: int, lora_scale: float | None = None
+    def _reference_text(
+        self, height: int, width: int, lora_scale: float | None = None, prompt: str = ""
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """The unconditional text, its pooled form, and the image's size as SDXL is told it.
+        """The text, by default the unconditional one, its pooled form, and the size SDXL is told.
 
         For the checkpoints that were trained so, the unconditional text is zeros. The size is the
         original one, no crop, and the target one (Podell et al., 2023, Section 2.2).
         """
-        _, empty_prompt, _, pooled = self.encode_prompt(
-            "",
+        text, empty_text, pooled, empty_pooled = self.encode_prompt(
+            prompt,
             device=self._execution_device,
             num_images_per_prompt=1,
             do_classifier_free_guidance=True,
             lora_scale=lora_scale,
         )
+        if not prompt:
+            text, pooled = empty_text, empty_pooled
         time_ids = torch.tensor([[height, width, 0, 0, height, width]], device=pooled.device)
         added = {"text_embeds": pooled, "time_ids": time_ids}
         dtype = self.unet.dtype
-        return empty_prompt.to(dtype), {name: value.to(dtype) for name, value in added.items()}
+        return text.to(dtype), {name: value.to(dtype) for name, value in added.items()}
 
     def _encode_images(self, images: Sequence[Image.Image], height: int, width: int) -> Tensor:
         """The scaled latents; in half precision SDXL's VAE overflows, and its config says so."""

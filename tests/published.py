@@ -126,6 +126,10 @@ def write_ip_adapter(folder: Path) -> Path:
     }
     _write(folder / "models" / "ip-adapter_sd15.safetensors", state)
     _write(folder / "models" / "ip-adapter_sd15.bin", state)
+    projection = perceiver(13, "", 32, CLIP, width)
+    projection["latents"] = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(14))
+    plus = {"image_proj": projection, "ip_adapter": attention_weights(unet, 15, lora=False)}
+    _write(folder / "models" / "ip-adapter-plus_sd15.safetensors", plus)
     write_image_encoder(folder / "models" / "image_encoder")
     return folder
 

@@ -113,9 +113,11 @@ def prepared_as(
     seen: list[Image.Image] = []
     encode = FusionPipeline.encode_references
 
-    def spy(self: FusionPipeline, references: list[Image.Image], *size: int) -> ReferenceCache:
+    def spy(
+        self: FusionPipeline, references: list[Image.Image], *size: int, prompt: str = ""
+    ) -> ReferenceCache:
         seen.extend(references)
-        return encode(self, references, *size)
+        return encode(self, references, *size, prompt=prompt)
 
     with monkeypatch.context() as patched:
         patched.setattr(FusionPipeline, "encode_references", spy)

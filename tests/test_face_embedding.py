@@ -10,7 +10,11 @@ from PIL import Image
 from skimage.transform import SimilarityTransform
 
 from fusionlib.errors import FusionError
-from fusionlib.face_embedding import TEMPLATE, FaceEmbedder, align
+from fusionlib.face_embedding import TEMPLATE, FaceEmbedder, align, load_embedder
+from fusionlib.photos import find_faces
+from fusionlib.profiles import ROOT
+
+HELDOUT = ROOT / "data" / "heldout"
 
 
 def bright(x: int, y: int, size: tuple[int, int] = (320, 320), side: int = 8) -> Image.Image:
@@ -125,3 +129,25 @@ def test_what_is_missing_is_said_with_the_remedy(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(FusionError, match="pip install onnxruntime"):
         FaceEmbedder("buffalo_l", packs / "buffalo_l").find(bright(0, 0))
+
+
+def test_dlibs_vector_and_the_points_that_it_does_not_mark() -> None:
+    """The held-out people: eyes and nose where they are, a mouth below, and the person known."""
+    embedder = load_embedder("buffalo_l", "dlib")
+    names = ("0000_0", "0000_1", "0001_0", "0002_0")
+    pictures = [Image.open(HELDOUT / f"{name}.jpg").convert("RGB") for name in names]
+    vectors = []
+    for picture in pictures:
+        face = embedder.find(picture)
+        left, right, nose, *mouth = face.points
+        assert left[0] < nose[0] < right[0] and abs(left[1] - right[1]) < 15
+        assert all(corner[1] > nose[1] for corner in mouth) and mouth[0][0] < mouth[1][0]
+        (known,) = find_faces(picture)
+        np.testing.assert_allclose(face.points[:3] + 0.5, [*known.eyes, known.nose])
+        vector = embedder.embed(picture, face)
+        assert vector.shape == (embedder.width,)
+        vectors.append(vector / np.linalg.norm(vector))
+    same, *others = (float(vectors[0] @ other) for other in vectors[1:])
+    assert same > max(others)
+    with pytest.raises(FusionError, match="Reference 1 .* shows no face"):
+        embedder.find(Image.new("RGB", (128, 128)), "Reference 1")

@@ -28,13 +28,14 @@ from fusionlib.face_embedding import FaceEmbedder, align
 from fusionlib.loading import load_stock
 from fusionlib.methods import KNOWN, Method, Models, build_method
 from fusionlib.methods.common import read_adapter
+from fusionlib.methods.counterparts import ABLATIONS
 from fusionlib.methods.dreambooth import Recipe, Student
 from fusionlib.methods.instantid import COLOURS, draw_points
 from fusionlib.profiles import load_profile
 from fusionlib.study import Person, Study, run_study
 
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 64, "width": 64}
-SYSTEMS = [kind for kind in KNOWN if kind not in ("text-only", "fused")]
+SYSTEMS = [kind for kind in KNOWN if kind not in ("text-only", "fused", *ABLATIONS)]
 each = pytest.mark.parametrize("kind", SYSTEMS)
 
 
@@ -60,12 +61,14 @@ class Hub:
         shutil.copytree(self.sd, root / "sd-id")
         self.arc2face = write_arc2face(root / "arc2face", root / "sd-id")
         self.packs = write_packs(root / "insightface")
-        profile = load_profile("embedded").model_copy(update={"base_model": str(self.sd)})
+        changes = {"base_model": str(self.sd), "counterparts": None}  # the published weights
+        profile = load_profile("embedded").model_copy(update=changes)
         self.models = Models(profile, "cpu", "float32", 1, SAMPLING)
         buffalo, antelope = str(self.packs / "buffalo_l"), str(self.packs / "antelopev2")
         faceid = {"weights": str(self.faceid), "faces": buffalo}
         self.options: dict[str, dict[str, Any]] = {
             "ip-adapter": {"weights": str(self.ip_adapter)},
+            "ip-adapter-plus": {"weights": str(self.ip_adapter)},
             "faceid": faceid,
             "faceid-plus": faceid | {"clip": str(self.ip_adapter)},
             "faceid-sdxl": faceid | {"base_model": str(self.xl)},
@@ -169,6 +172,7 @@ def test_published_settings(hub: Hub) -> None:
     tokens = {kind: s["tokens"] for kind, s in settings.items() if "tokens" in s}
     assert tokens == {
         "ip-adapter": 4,
+        "ip-adapter-plus": 16,
         "faceid": 4,
         "faceid-plus": 4,
         "faceid-sdxl": 4,
@@ -176,7 +180,8 @@ def test_published_settings(hub: Hub) -> None:
         "instantid": 16,
     }
     scales = {kind: s["scale"] for kind, s in settings.items() if "scale" in s}
-    assert scales == {kind: 1.0 for kind in tokens} | {"ip-adapter": 0.5, "instantid": 0.8}
+    own = {"ip-adapter": 0.5, "ip-adapter-plus": 0.5, "instantid": 0.8}
+    assert scales == {kind: 1.0 for kind in tokens} | own
     assert settings["faceid-plus"]["shortcut"] and settings["faceid-plus"]["shortcut_scale"] == 1
     assert settings["instantid"]["identity_net_scale"] == 0.8
     assert settings["instantid"]["guidance_scale"] == 5
@@ -217,6 +222,7 @@ LAYOUTS = {
     "faceid/ip-adapter-faceid-plusv2_sd15.bin": (FACE + PLUS, ATTENTION + LORA),
     "faceid/ip-adapter-faceid_sdxl.bin": (FACE, ATTENTION + LORA),
     "faceid/ip-adapter-faceid-portrait_sd15.bin": (FACE, ATTENTION),
+    "ip-adapter/models/ip-adapter-plus_sd15.safetensors": (["latents", *RESAMPLER], ATTENTION),
     "instantid/ip-adapter.bin": (["latents", *RESAMPLER], ATTENTION),
 }
 
@@ -523,7 +529,7 @@ def test_dreambooth_names_the_person_in_the_prompt() -> None:
         Recipe("lora", 0, 0.1)
 
 
-NO_FACE = [kind for kind in SYSTEMS if kind not in ("ip-adapter", "dreambooth")]
+NO_FACE = [kind for kind in SYSTEMS if not kind.startswith(("ip-adapter", "dreambooth"))]
 
 
 @pytest.mark.parametrize("kind", NO_FACE)
@@ -533,6 +539,7 @@ def test_a_reference_without_a_face_is_named(hub: Hub, kind: str) -> None:
 
 
 MISSING: dict[str, tuple[str, str]] = {
+    "ip-adapter-plus": ("models/ip-adapter-plus_sd15.safetensors", "hf download h94/IP-Adapter "),
     "ip-adapter": ("models/ip-adapter_sd15.safetensors", "hf download h94/IP-Adapter models/ip-"),
     "faceid": (
         "ip-adapter-faceid_sd15.bin",

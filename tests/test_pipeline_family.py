@@ -498,7 +498,7 @@ def test_sdxl_references_are_told_their_size(pipelines: dict[type, Any]) -> None
     assert not kwargs["encoder_hidden_states"].any()
     pipeline.register_to_config(force_zeros_for_empty_prompt=False)
     try:
-        empty, added = pipeline._empty_prompt(40, 48)
+        empty, added = pipeline._reference_text(40, 48)
     finally:
         pipeline.register_to_config(force_zeros_for_empty_prompt=True)
     text, _, pooled, _ = pipeline.encode_prompt("", device="cpu")

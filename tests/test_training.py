@@ -19,6 +19,7 @@ from fusionlib.profiles import Profile, Recipe, load_profile
 from fusionlib.training import adapter, base, clip, vae
 from fusionlib.training.checkpoints import checkpoint_folder
 from fusionlib.training.data import load_pictures
+from fusionlib.training.denoising import dropout_masks
 from fusionlib.training.loop import Batch, fit, learning_rate, step_generator
 from fusionlib.training.objective import (
     contrastive_loss,
@@ -329,7 +330,7 @@ def test_broken_samples_are_counted_and_shards_named(tmp_path: Path) -> None:
 
 def test_dropout_cases_exclude_each_other_and_have_their_shares() -> None:
     draw = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
-    no_text, no_reference = adapter.dropout_masks(draw, 0.05, 0.10, 0.20)
+    no_text, no_reference = dropout_masks(draw, 0.05, 0.10, 0.20)
     both = (no_text & no_reference).float().mean().item()
     assert both == pytest.approx(0.20, abs=0.01)
     assert no_text.float().mean().item() - both == pytest.approx(0.05, abs=0.01)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from fusionlib.errors import FusionError
+from fusionlib.methods.counterparts import ABLATIONS, trained_options
 
 if TYPE_CHECKING:
     from fusionlib.pipeline import FusionPipeline
@@ -85,6 +86,7 @@ KNOWN = {
     "text-only": "fusionlib.methods.fusion:build_text_only",
     "fused": "fusionlib.methods.fusion:build_fused",
     "ip-adapter": "fusionlib.methods.ip_adapter:build_ip_adapter",
+    "ip-adapter-plus": "fusionlib.methods.ip_adapter:build_ip_adapter_plus",
     "faceid": "fusionlib.methods.ip_adapter_faceid:build_faceid",
     "faceid-plus": "fusionlib.methods.ip_adapter_faceid:build_faceid_plus",
     "faceid-sdxl": "fusionlib.methods.ip_adapter_faceid:build_faceid_sdxl",
@@ -92,6 +94,7 @@ KNOWN = {
     "instantid": "fusionlib.methods.instantid:build_instantid",
     "arc2face": "fusionlib.methods.arc2face:build_arc2face",
     "dreambooth": "fusionlib.methods.dreambooth:build_dreambooth",
+    **dict.fromkeys(ABLATIONS, "fusionlib.methods.fusion:build_fused"),
 }
 """Methods by the name that a study's file says, each as ``module:function`` of a `Factory`."""
 
@@ -107,6 +110,7 @@ def build_method(kind: str, models: Models, **options: Any) -> Method:
     Raises:
         FusionError: there is no such method, or it has no such option.
     """
+    options = trained_options(kind, models.profile, options) | options
     place = KNOWN.get(kind, kind)
     module, _, function = place.partition(":")
     try:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from fusionlib.errors import FusionError
-from fusionlib.face_embedding import FaceEmbedder
+from fusionlib.face_embedding import load_embedder
 from fusionlib.loading import load_stock, torch_place
 from fusionlib.methods import Method, Models
 from fusionlib.methods.common import load_part, make_method
@@ -40,6 +40,10 @@ def build_arc2face(
     weights: str = WEIGHTS,
     faces: str | None = None,
     base_model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    own_unet: bool = True,
+    own_sampling: bool = True,
+    sentence: str = SENTENCE,
+    word: str = WORD,
     references: int = 1,
     **sampling: Any,
 ) -> Method:
@@ -50,9 +54,13 @@ def build_arc2face(
         name: in tables.
         weights: folder or hub id, laid out as ``FoivosPar/Arc2Face``: ``arc2face/`` (the UNet) and
             ``encoder/`` (the text encoder).
-        faces: folder of insightface's ``antelopev2`` with Arc2Face's ``arcface.onnx``; by default
-            where insightface puts it.
+        faces: folder of insightface's ``antelopev2`` with Arc2Face's ``arcface.onnx``, by default
+            where insightface puts it; or ``dlib``.
         base_model: folder or hub id of Stable Diffusion 1.5: autoencoder and tokenizer are used.
+        own_unet: whether ``weights`` holds a retrained UNet; if not, it is the base model's.
+        own_sampling: whether steps, guidance and scheduler are the authors' own.
+        sentence: that takes the place of a prompt.
+        word: of it, whose embedding gives way to the face.
         references: how many are seen: unit vectors are averaged, and made one again.
         sampling: further arguments of the pipeline's call.
 
@@ -62,25 +70,30 @@ def build_arc2face(
     from transformers import CLIPTextModel
 
     _, dtype = torch_place(models.device, models.dtype)
-    unet = load_part(UNet2DConditionModel, weights, "arc2face", "Arc2Face", dtype)
+    parts: dict[str, Any] = {}
+    if own_unet:
+        parts["unet"] = load_part(UNet2DConditionModel, weights, "arc2face", "Arc2Face", dtype)
     encoder = load_part(CLIPTextModel, weights, "encoder", "Arc2Face", dtype)
-    embedder = FaceEmbedder("arc2face", faces)
+    embedder = load_embedder("arc2face", faces)
     pipeline = load_stock(
         StableDiffusionPipeline,
         base_model,
         models.device,
         models.dtype,
-        unet=unet,
         text_encoder=encoder,
+        **parts,
     )
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    if own_sampling:
+        solver = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = solver
 
     def prepare(images: Sequence[Image.Image]) -> Tensor:
         vectors = []
         for number, image in enumerate(images):
             face = embedder.find(image, f"Reference {number + 1}")
             vectors.append(F.normalize(torch.from_numpy(embedder.embed(image, face)), dim=0))
-        return encode_face(pipeline, F.normalize(torch.stack(vectors).mean(0), dim=0))
+        vector = F.normalize(torch.stack(vectors).mean(0), dim=0)
+        return encode_face(pipeline, vector, sentence, word)
 
     return make_method(
         name,
@@ -88,26 +101,35 @@ def build_arc2face(
         pipeline,
         call=lambda prompt, embeds: {"prompt_embeds": embeds},
         prepare=prepare,
-        sampling={**PUBLISHED, **sampling},
+        sampling={**(PUBLISHED if own_sampling else {}), **sampling},
         settings={
-            "sentence": SENTENCE,
+            "sentence": sentence,
             "references": references,
             "face_models": embedder.fingerprint,
         },
         code=("face_embedding.py", "methods/arc2face.py"),
-        needs=(base_model, f"{weights}/arc2face", f"{weights}/encoder", str(embedder.folder)),
+        needs=(
+            base_model,
+            *([f"{weights}/arc2face"] if own_unet else []),
+            f"{weights}/encoder",
+            embedder.needs,
+        ),
         citation="paraperas2024arc2face",
         references=references,
     )
 
 
 @torch.no_grad()
-def encode_face(pipeline: Any, vector: Tensor) -> Tensor:
+def encode_face(
+    pipeline: Any, vector: Tensor, sentence: str = SENTENCE, word: str = WORD
+) -> Tensor:
     """The sentence's hidden states with a face vector in the place of one word's embedding.
 
     Args:
         pipeline: whose tokenizer and text encoder are used.
         vector: ``(512,)``, normalised; zeros fill it up to the encoder's width.
+        sentence: which.
+        word: of it.
 
     Returns:
         ``(1, tokens, width)``.
@@ -115,29 +137,65 @@ def encode_face(pipeline: Any, vector: Tensor) -> Tensor:
     Raises:
         FusionError: the tokenizer has no such word, or the encoder is narrower than the vector.
     """
-    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
-    width = encoder.config.hidden_size
-    word = tokenizer.encode(WORD, add_special_tokens=False)
-    if len(word) != 1 or width < len(vector):
-        raise FusionError(
-            f"Arc2Face needs a CLIP tokenizer that knows the word {WORD!r} and a text encoder "
-            f"of a width of at least {len(vector)}, not {width}: use Stable Diffusion 1.5."
-        )
-    ids = tokenizer(
-        SENTENCE,
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids.to(pipeline.device)
+    place = Sentence(pipeline.tokenizer, sentence, word)
+    return place.encode(pipeline.text_encoder, vector[None].to(pipeline.device))
 
-    def put_face(_: Any, __: Any, embeddings: Tensor) -> Tensor:
-        face = F.pad(vector, (0, width - len(vector))).to(embeddings)
-        return torch.where((ids == word[0])[..., None], face, embeddings)
 
-    hook = encoder.get_input_embeddings().register_forward_hook(put_face)
-    try:
-        hidden_states: Tensor = encoder(ids)[0]
-    finally:
-        hook.remove()
-    return hidden_states
+class Sentence:
+    """A sentence in which a face takes the place of one word.
+
+    Args:
+        tokenizer: of CLIP.
+        text: the sentence.
+        word: of it.
+
+    Raises:
+        FusionError: the tokenizer has no such word.
+    """
+
+    def __init__(self, tokenizer: Any, text: str, word: str) -> None:
+        self._word = tokenizer.encode(word, add_special_tokens=False)
+        if len(self._word) != 1:
+            raise FusionError(
+                f"Arc2Face needs a CLIP tokenizer that knows the word {word!r}: use Stable "
+                "Diffusion 1.5."
+            )
+        self.ids: Tensor = tokenizer(
+            text,
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+
+    def encode(self, encoder: Any, vectors: Tensor) -> Tensor:
+        """Hidden states of the sentence for each face.
+
+        Args:
+            encoder: a ``CLIPTextModel``.
+            vectors: normalised, ``(faces, numbers)``; zeros fill them up to the encoder's width.
+
+        Returns:
+            ``(faces, tokens, width)``.
+
+        Raises:
+            FusionError: the encoder is narrower than the vectors.
+        """
+        width = encoder.config.hidden_size
+        if width < vectors.shape[1]:
+            raise FusionError(
+                f"Arc2Face needs a text encoder of a width of at least {vectors.shape[1]}, not "
+                f"{width}: use Stable Diffusion 1.5."
+            )
+        ids = self.ids.to(vectors.device).expand(len(vectors), -1)
+
+        def put_face(_: Any, __: Any, embeddings: Tensor) -> Tensor:
+            faces = F.pad(vectors, (0, width - vectors.shape[1])).to(embeddings)
+            return torch.where((ids == self._word[0])[..., None], faces[:, None], embeddings)
+
+        hook = encoder.get_input_embeddings().register_forward_hook(put_face)
+        try:
+            hidden_states: Tensor = encoder(ids)[0]
+        finally:
+            hook.remove()
+        return hidden_states

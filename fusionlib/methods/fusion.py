@@ -46,7 +46,7 @@ def text_only(
         threads: see `fused`.
         settings: arguments of the pipeline's call, such as ``num_inference_steps``.
     """
-    return _method(name, pipeline, (), threads, settings, citation="rombach2022latent")
+    return _method(name, pipeline, (), threads, "", settings, citation="rombach2022latent")
 
 
 def fused(
@@ -55,6 +55,7 @@ def fused(
     name: str = "fused",
     strengths: Sequence[float] = (1.0,),
     threads: int | None = None,
+    reference_prompt: str = "",
     **settings: Any,
 ) -> Method:
     """Fused attention over the person's references (Eq. 4, and Eq. 6 for more than one).
@@ -65,10 +66,13 @@ def fused(
         strengths: lambda of each reference that the method sees, so its length is their number.
         threads: of the CPU, used for every picture and recorded, since sums over more threads
             round in other places; None takes as many as torch uses now.
+        reference_prompt: what the references are shown with, for an adapter that was trained so.
         settings: arguments of the pipeline's call, such as ``num_inference_steps``.
     """
     weights = [float(strength) for strength in strengths]
-    return _method(name, pipeline, weights, threads, settings, citation="mohamed2024fusion")
+    return _method(
+        name, pipeline, weights, threads, reference_prompt, settings, citation="mohamed2024fusion"
+    )
 
 
 def build_text_only(models: Models, **options: Any) -> Method:
@@ -77,10 +81,23 @@ def build_text_only(models: Models, **options: Any) -> Method:
     return text_only(models.pipeline, **settings)
 
 
-def build_fused(models: Models, **options: Any) -> Method:
-    """`fused` of a profile's pipeline, for a study's file."""
+def build_fused(models: Models, *, adapter: str | None = None, **options: Any) -> Method:
+    """`fused` of a profile's pipeline, for a study's file.
+
+    Args:
+        models: the profile, the device and what a study's methods share.
+        adapter: folder or hub id of another adapter for the same base model.
+        options: of `fused`.
+    """
     settings = {"threads": models.threads, **(models.sampling or {}), **options}
-    return fused(models.pipeline, **settings)
+    if adapter is None:
+        return fused(models.pipeline, **settings)
+    from fusionlib.loading import load_pipeline
+
+    pipeline = load_pipeline(
+        models.profile, adapter=adapter, device=models.device, dtype=models.dtype
+    )
+    return fused(pipeline, **settings)
 
 
 def _method(
@@ -88,6 +105,7 @@ def _method(
     pipeline: FusionPipeline,
     strengths: Sequence[float],
     threads: int | None,
+    reference_prompt: str,
     settings: dict[str, Any],
     citation: str,
 ) -> Method:
@@ -98,7 +116,7 @@ def _method(
         if not any(strengths) or shared or "cross_attention_kwargs" in settings:
             return list(references)  # not seen, seen anew at every step, or by other LoRA weights
         with as_recorded(threads):
-            return pipeline.encode_references(list(references))
+            return pipeline.encode_references(list(references), prompt=reference_prompt)
 
     def generate(prompt: str, references: Any, noise_seed: int) -> Image.Image:
         # Always drawn on the CPU: the seed alone names the noise, whatever the device.
@@ -120,7 +138,12 @@ def _method(
     return Method(
         name=name,
         generate=generate,
-        settings={**settings, "strengths": list(strengths), **described},
+        settings={
+            **settings,
+            **({"reference_prompt": reference_prompt} if reference_prompt else {}),
+            "strengths": list(strengths),
+            **described,
+        },
         references=len(strengths),
         prepare=prepare,
         citation=citation,

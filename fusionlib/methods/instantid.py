@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
+)
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from fusionlib.face_embedding import FaceEmbedder
+from fusionlib.face_embedding import load_embedder
 from fusionlib.loading import load_stock, torch_place
 from fusionlib.methods import Method, Models
 from fusionlib.methods.common import guided, load_part, locate, make_method, read_adapter
@@ -31,6 +35,7 @@ COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 """Of the points: the eye on the picture's left, that on its right, nose, corners of the mouth."""
 
 NOSE, STICK, RADIUS, DIM = 2, 4, 10, 0.6
+"""The nose's place; half a stick's width and a dot's radius, in pixels; how dark sticks are."""
 
 
 def build_instantid(
@@ -38,36 +43,42 @@ def build_instantid(
     *,
     name: str = "instantid",
     weights: str = WEIGHTS,
+    file: str = "ip-adapter.bin",
     faces: str | None = None,
     base_model: str = "wangqixun/YamerMIX_v8",
     scale: float = 0.8,
     identity_net_scale: float = 0.8,
+    thickness: float = 1.0,
     references: int = 1,
     **sampling: Any,
 ) -> Method:
-    """InstantID, on an SDXL base model.
+    """InstantID, on an SDXL base model, or on one of Stable Diffusion's kind.
 
     Args:
         models: the profile, the device and what a study's methods share.
         name: in tables.
         weights: folder or hub id, laid out as ``InstantX/InstantID``: ``ip-adapter.bin`` and
             ``ControlNetModel/``.
-        faces: folder of insightface's ``antelopev2``; by default where insightface puts it.
-        base_model: folder or hub id of an SDXL checkpoint.
+        file: the adapter in there, ``.safetensors`` or ``.bin``.
+        faces: folder of insightface's ``antelopev2``, by default where insightface puts it; or
+            ``dlib``.
+        base_model: folder or hub id of an SDXL checkpoint, or of what IdentityNet was trained for.
         scale: of the image attention's output.
         identity_net_scale: of IdentityNet; with both at 0 it is text only.
+        thickness: of the drawn points, `draw_points`.
         references: how many are seen: vectors are averaged, the points are those of the first.
         sampling: further arguments of the pipeline's call.
 
     Raises:
         FusionError: a file or package is missing, or a checkpoint does not fit the base model.
     """
-    state = read_adapter(locate(weights, "ip-adapter.bin", "InstantID"))
+    state = read_adapter(locate(weights, file, "InstantID"))
     _, dtype = torch_place(models.device, models.dtype)
     controlnet = load_part(ControlNetModel, weights, "ControlNetModel", "InstantID", dtype)
-    embedder = FaceEmbedder("antelopev2", faces)
+    embedder = load_embedder("antelopev2", faces)
+    xl = controlnet.config["addition_embed_type"] == "text_time"
     pipeline = load_stock(
-        StableDiffusionXLControlNetPipeline,
+        StableDiffusionXLControlNetPipeline if xl else StableDiffusionControlNetPipeline,
         base_model,
         models.device,
         models.dtype,
@@ -89,7 +100,7 @@ def build_instantid(
         vectors = [embedder.embed(*pair) for pair in zip(images, found, strict=True)]
         mean = torch.stack([torch.from_numpy(vector) for vector in vectors]).mean(0, keepdim=True)
         size = _picture_size(pipeline, {**(models.sampling or {}), **sampling})
-        drawing = draw_points(found[0].points, images[0].size, size)
+        drawing = draw_points(found[0].points, images[0].size, size, thickness)
         sequence = mean[:, None]  # the resampler attends to a sequence, here of one vector
         return identity_embeds(pipeline, sequence, with_guidance), drawing
 
@@ -114,13 +125,13 @@ def build_instantid(
         settings={
             "scale": scale,
             "identity_net_scale": identity_net_scale,
+            **({} if thickness == 1 else {"thickness": thickness}),
             "tokens": tokens,
             "references": references,
             "face_models": embedder.fingerprint,
         },
         code=("face_embedding.py", "methods/ip_adapter.py", "methods/instantid.py"),
-        needs=(base_model, f"{weights}/ip-adapter.bin", f"{weights}/ControlNetModel")
-        + (str(embedder.folder),),
+        needs=(base_model, f"{weights}/{file}", f"{weights}/ControlNetModel") + (embedder.needs,),
         citation="wang2024instantid",
         references=references,
     )
@@ -132,7 +143,9 @@ def _picture_size(pipeline: Any, arguments: dict[str, Any]) -> tuple[int, int]:
     return int(arguments.get("width") or usual), int(arguments.get("height") or usual)
 
 
-def draw_points(points: NDArray[Any], given: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+def draw_points(
+    points: NDArray[Any], given: tuple[int, int], size: tuple[int, int], thickness: float = 1.0
+) -> Image.Image:
     """Draw five points of a face as IdentityNet was trained to see them.
 
     The frame of the given picture is laid on the new one, cropped about its middle where their
@@ -142,6 +155,7 @@ def draw_points(points: NDArray[Any], given: tuple[int, int], size: tuple[int, i
         points: ``(5, 2)``, in pixels of the given picture.
         given: its ``(width, height)``.
         size: ``(width, height)`` of the drawing.
+        thickness: of dots and sticks; 1 is that of the published one, for large pictures.
 
     Returns:
         Black, with a coloured dot at each point and darker sticks from the nose to the others.
@@ -164,12 +178,12 @@ def draw_points(points: NDArray[Any], given: tuple[int, int], size: tuple[int, i
         middle = complex(x + nose_x, y + nose_y) / 2
         turn = complex(math.cos(angle), math.sin(angle))
         ellipse = [
-            middle + turn * complex(half * math.cos(t), STICK * math.sin(t))
+            middle + turn * complex(half * math.cos(t), STICK * thickness * math.sin(t))
             for t in (math.radians(degrees) for degrees in range(360))
         ]
         draw.polygon([(z.real, z.imag) for z in ellipse], fill=COLOURS[index])
     drawing = sticks.point(lambda value: int(value * DIM))
-    draw = ImageDraw.Draw(drawing)
+    draw, reach = ImageDraw.Draw(drawing), RADIUS * thickness
     for (x, y), colour in zip(places, COLOURS, strict=True):
-        draw.ellipse((x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS), fill=colour)
+        draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=colour)
     return drawing

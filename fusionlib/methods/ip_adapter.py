@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ def build_ip_adapter(
     name: str = "ip-adapter",
     weights: str = WEIGHTS,
     file: str = "models/ip-adapter_sd15.safetensors",
+    clip: str | None = None,
     image_encoder: str = "models/image_encoder",
     base_model: str | None = None,
     scale: float = SCALE,
@@ -47,7 +49,8 @@ def build_ip_adapter(
         name: in tables.
         weights: folder or hub id, laid out as ``h94/IP-Adapter``.
         file: the adapter in there, ``.safetensors`` or ``.bin``.
-        image_encoder: the folder of the CLIP image encoder (ViT-H) in there.
+        clip: folder or hub id with the CLIP image encoder (ViT-H); by default ``weights``.
+        image_encoder: its folder in there.
         base_model: folder or hub id; by default the profile's.
         scale: of the image attention's output; 0 is text only.
         references: how many are seen; their tokens stand side by side.
@@ -59,7 +62,8 @@ def build_ip_adapter(
     state = read_adapter(locate(weights, file, "IP-Adapter"))
     base_model = base_model or models.profile.base_model
     pipeline = load_stock(StableDiffusionPipeline, base_model, models.device, models.dtype)
-    add_image_encoder(pipeline, weights, image_encoder, "IP-Adapter")
+    clip = clip or weights
+    add_image_encoder(pipeline, clip, image_encoder, "IP-Adapter")
     tokens = add_adapter(pipeline, state, scale, "IP-Adapter")
     with_guidance = guided(models, sampling)
 
@@ -80,10 +84,16 @@ def build_ip_adapter(
         sampling=sampling,
         settings={"scale": scale, "tokens": tokens, "references": references},
         code=("methods/ip_adapter.py",),
-        needs=(base_model, f"{weights}/{file}", f"{weights}/{image_encoder}"),
+        needs=(base_model, f"{weights}/{file}", f"{clip}/{image_encoder}"),
         citation="ye2023ipadapter",
         references=references,
     )
+
+
+build_ip_adapter_plus = partial(
+    build_ip_adapter, name="ip-adapter-plus", file="models/ip-adapter-plus_sd15.safetensors"
+)
+"""IP-Adapter Plus: 16 tokens, which a resampler reads from CLIP's patches."""
 
 
 def add_image_encoder(pipeline: Any, weights: str, folder: str, what: str) -> None:
@@ -92,17 +102,33 @@ def add_image_encoder(pipeline: Any, weights: str, folder: str, what: str) -> No
     Raises:
         FusionError: it is not there.
     """
+    encoder, processor = load_image_encoder(weights, folder, what, pipeline.unet.dtype)
+    pipeline.register_modules(
+        image_encoder=encoder.to(pipeline.device), feature_extractor=processor
+    )
+
+
+def load_image_encoder(weights: str, folder: str, what: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """A CLIP image encoder, which may be that of a whole CLIP, and the processor of its pictures.
+
+    Args:
+        weights: folder or hub id.
+        folder: in there.
+        what: the method, as an error calls it.
+        dtype: of the weights.
+
+    Raises:
+        FusionError: it is not there.
+    """
     from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-    encoder = load_part(CLIPVisionModelWithProjection, weights, folder, what, pipeline.unet.dtype)
+    encoder = load_part(CLIPVisionModelWithProjection, weights, folder, what, dtype)
     side = encoder.config.image_size
     with quietly():
         processor = CLIPImageProcessor(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
-    pipeline.register_modules(
-        image_encoder=encoder.to(pipeline.device), feature_extractor=processor
-    )
+    return encoder, processor
 
 
 def add_adapter(pipeline: Any, state: Weights, scale: float, what: str) -> int:

@@ -18,7 +18,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 
 from fusionlib.errors import FusionError
-from fusionlib.face_embedding import FaceEmbedder, align
+from fusionlib.face_embedding import align, load_embedder
 from fusionlib.loading import load_stock, quietly
 from fusionlib.methods import Method, Models
 from fusionlib.methods.common import guided, locate, make_method, read_adapter
@@ -77,6 +77,8 @@ def build(
     *,
     name: str | None = None,
     weights: str = WEIGHTS,
+    file: str | None = None,
+    lora: bool = True,
     clip: str = CLIP,
     image_encoder: str = "models/image_encoder",
     faces: str | None = None,
@@ -94,9 +96,12 @@ def build(
         models: the profile, the device and what a study's methods share.
         name: in tables.
         weights: folder or hub id, laid out as ``h94/IP-Adapter-FaceID``.
+        file: the adapter in there, ``.safetensors`` or ``.bin``; by default the published one.
+        lora: whether the adapter has a LoRA, as the published ones have.
         clip: for Plus: folder or hub id with the CLIP image encoder (ViT-H).
         image_encoder: for Plus: its folder in there.
-        faces: folder of insightface's ``buffalo_l``; by default where insightface puts it.
+        faces: folder of insightface's ``buffalo_l``, by default where insightface puts it; or
+            ``dlib``.
         base_model: folder or hub id; by default the profile's, or for SDXL what its authors use.
         scale: of the image attention's output; the LoRA stays as it is.
         shortcut: for Plus: whether the face's own tokens are added, as version 2 does.
@@ -108,12 +113,13 @@ def build(
     Raises:
         FusionError: a file or package is missing, or a checkpoint does not fit the base model.
     """
-    what = f"IP-Adapter-FaceID ({variant.file})"
+    file = file or variant.file
+    what = f"IP-Adapter-FaceID ({file})"
     if variant.plus and references != 1 or variant.most > 1 and references > variant.most:
         raise FusionError(f"{what} sees {variant.most} reference(s), not {references}.")
-    path = locate(weights, variant.file, what)
+    path = locate(weights, file, what)
     state = read_adapter(path)
-    embedder = FaceEmbedder("buffalo_l", faces)
+    embedder = load_embedder("buffalo_l", faces)
     if variant.xl:
         base_model = base_model or "SG161222/RealVisXL_V3.0"
     base_model = base_model or models.profile.base_model
@@ -125,7 +131,7 @@ def build(
     projection = pipeline.unet.encoder_hid_proj.image_projection_layers[0]
     if tokens != variant.tokens or variant.plus != hasattr(projection, "shortcut"):
         raise FusionError(f"{path} is another kind of adapter than its name says.")
-    if variant.lora and not any("lora" in key for key in state["ip_adapter"]):
+    if lora and variant.lora and not any("lora" in key for key in state["ip_adapter"]):
         add_lora(pipeline, locate(weights, variant.lora, what))
     if variant.plus:
         projection.shortcut, projection.shortcut_scale = shortcut, shortcut_scale
@@ -173,8 +179,8 @@ def build(
         code=("face_embedding.py", "methods/ip_adapter.py", "methods/ip_adapter_faceid.py"),
         needs=(
             base_model,
-            f"{weights}/{variant.file}",
-            str(embedder.folder),
+            f"{weights}/{file}",
+            embedder.needs,
             *([f"{clip}/{image_encoder}"] if variant.plus else []),
         ),
         citation="ye2023ipadapter",

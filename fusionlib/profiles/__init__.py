@@ -75,6 +75,11 @@ class Training(_Strict):
             disk, with the text; 0 encodes anew in every step.
         cache_references: whether h_f of every picture is kept in memory while the adapter trains.
         reference_timestep: ``clean``, or ``shared`` with the target, `encode_references`.
+        reference_prompt: what the reference is shown with: the ``empty`` prompt or its ``caption``.
+        attention: ``concatenated`` or ``decoupled``, `FusionAdapter`.
+        init: of the adapter's weights, `FusionAdapter.from_unet`.
+        layers: which layers see faces, likewise; None for all.
+        people_share: the adapter sees the first so many of the training set's people.
         text_dropout: share of the adapter's samples without the text.
         reference_dropout: share of the adapter's samples without the reference.
         both_dropout: share of the adapter's samples without both.
@@ -98,6 +103,11 @@ class Training(_Strict):
     cached_variants: int = Field(default=0, ge=0)
     cache_references: bool = True
     reference_timestep: Literal["clean", "shared"] = "clean"
+    reference_prompt: Literal["empty", "caption"] = "empty"
+    attention: Literal["concatenated", "decoupled"] = "concatenated"
+    init: Literal["self_attention", "zero_value", "random"] = "self_attention"
+    layers: list[Literal["down", "mid", "up"] | int] | None = None
+    people_share: float = Field(default=1.0, gt=0, le=1)
     text_dropout: float = 0.05
     reference_dropout: float = 0.05
     both_dropout: float = 0.05
@@ -127,6 +137,8 @@ class Profile(_Strict):
         name: ``embedded`` or ``paper``, or the name of a profile of your own.
         base_model: folder or hub id of a Stable Diffusion checkpoint.
         adapter: folder or hub id of the fusion adapter.
+        counterparts: folder of the other methods' weights, trained by `fusionlib train method` for
+            comparison; None where their published checkpoints are used.
         clip_model: folder or hub id of the CLIP model that scores prompt alignment.
         controlnet: folder or hub id of the ControlNet that follows depth maps, None without one.
         resolution: side of the generated image, pixels.
@@ -145,6 +157,7 @@ class Profile(_Strict):
     name: str
     base_model: str
     adapter: str
+    counterparts: str | None = None
     clip_model: str
     resolution: int
     num_inference_steps: int
@@ -198,7 +211,8 @@ def load_profile(name_or_path: str | Path) -> Profile:
         profile = Profile.model_validate(_read(path))
     except (ValidationError, yaml.YAMLError) as error:
         raise FusionError(f"the profile {path} does not fit: {error}") from error
-    for field in ("base_model", "adapter", "clip_model", "controlnet", "classifier", "heldout"):
+    paths = ("base_model", "adapter", "counterparts", "clip_model", "controlnet")
+    for field in (*paths, "classifier", "heldout"):
         value = getattr(profile, field)
         if value is not None:
             setattr(profile, field, resolve(value))

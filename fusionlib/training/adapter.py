@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,20 @@ from fusionlib.reference import encode_references
 from fusionlib.training.checkpoints import Start, checkpoint_folder, load_frozen, start_weights
 from fusionlib.training.crops import Crops
 from fusionlib.training.data import load_pictures
+from fusionlib.training.denoising import Drawn, denoising_loss
 from fusionlib.training.encoders import Encoders
 from fusionlib.training.export import save_adapter
 from fusionlib.training.log import Row
 from fusionlib.training.loop import Batch, Run, fit, training_device
-from fusionlib.training.objective import banded, diffusion_loss, min_snr_weights, noised
 from fusionlib.training.pairs import Pairing, Skipped
 from fusionlib.training.shards import SampleSet, index_samples
-from fusionlib.training.sources import Source, cached_source, memory_source, stream_source
+from fusionlib.training.sources import (
+    Source,
+    cached_source,
+    first_people,
+    memory_source,
+    stream_source,
+)
 
 FACES = 4
 """Pictures of the training set that are kept for the sample sheets."""
@@ -116,74 +122,71 @@ class Task:
     faces: list[Image.Image]
 
     def loss(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Draw a batch and compute its loss; a `LossFunction`.
-
-        The text, the reference, or both are dropped with the profile's probabilities (5% each),
-        for guidance. All that is drawn for a sample depends on its number alone.
-        """
+        """Draw a batch and compute its loss (`denoising_loss`); a `LossFunction`."""
         self.network.release()
-        settings, unet = self.settings, self.network.unet
         inputs = self.source(batch)
-        generators = batch.sample_generators()
-        drop = torch.cat([torch.rand(1, generator=generator) for generator in generators])
-        no_text, no_reference = (
-            dropped.to(inputs.latents.device)
-            for dropped in dropout_masks(
-                drop, settings.text_dropout, settings.reference_dropout, settings.both_dropout
-            )
+
+        def predict(drawn: Drawn) -> Tensor:
+            states = inputs.reference
+            if isinstance(states, Tensor):
+                states = self._encoded(states, inputs.reference_text, drawn)
+            strength = (~drawn.no_reference).float()
+            prediction: Tensor = network(drawn.noisy, drawn.timesteps, drawn.text, states, strength)
+            return prediction
+
+        return denoising_loss(
+            inputs, batch, self.scheduler, self.empty_prompt, self.settings, predict
         )
-        noisy, timesteps, goal = noised(
-            self.scheduler, inputs.latents, generators, timestep_power=settings.timestep_power
-        )
+
+    def _encoded(self, latents: Tensor, text: Tensor | None, drawn: Drawn) -> dict[str, Tensor]:
+        """h_f of a batch's references."""
         kind = self.empty_prompt.dtype
-        text = torch.where(no_text[:, None, None], self.empty_prompt, inputs.text.to(kind))
-        states = inputs.reference
-        if isinstance(states, Tensor):
-            shared: dict[str, Any] = {}
-            if settings.reference_timestep == "shared":
-                noise = torch.cat(
-                    [torch.randn(states[:1].shape, generator=each) for each in generators]
-                )
-                shared = {
-                    "timestep_mode": "shared",
-                    "timestep": timesteps,
-                    "noise": noise.to(states.device, kind),
-                    "scheduler": self.scheduler,
-                }
-            states = encode_references(unet, states.to(kind), self.empty_prompt, **shared)
-        prediction = network(noisy.to(kind), timesteps, text, states, (~no_reference).float())
-        weights = inputs.weights
-        if settings.min_snr_gamma is not None:
-            by_time = min_snr_weights(self.scheduler, timesteps, settings.min_snr_gamma)
-            weights = weights * by_time[:, None, None, None]
-        terms = diffusion_loss(prediction, goal, weights)
-        error = (prediction.detach().float() - goal).square().mean(dim=(1, 2, 3))
-        steps = self.scheduler.config.num_train_timesteps
-        return terms | banded(error, timesteps, steps)
+        shared: dict[str, Any] = {}
+        if self.settings.reference_timestep == "shared":
+            one = latents[:1].shape
+            noise = torch.cat([torch.randn(one, generator=each) for each in drawn.generators])
+            shared = {
+                "timestep_mode": "shared",
+                "timestep": drawn.timesteps,
+                "noise": noise.to(latents.device, kind),
+                "scheduler": self.scheduler,
+            }
+        said = self.empty_prompt if text is None else text.to(kind)
+        return encode_references(self.network.unet, latents.to(kind), said, **shared)
 
 
-def prepare(profile: Profile, *, start_from: Path | None = None, resume: bool = True) -> Task:
+def prepare(
+    profile: Profile,
+    *,
+    start_from: Path | None = None,
+    resume: bool = True,
+    name: str = "adapter",
+) -> Task:
     """Load the frozen models and the training set of a profile, and make an adapter.
 
     Args:
         profile: base model, recipe and shards.
         start_from: the folder of an adapter to begin with, rather than with the self-attention.
         resume: whether the samples that an earlier session skipped stay counted.
+        name: of the run.
 
     Raises:
         FusionError: when a model or a shard is missing, or there is nothing to train on.
     """
     recipe, settings = profile.recipe("adapter"), profile.training
-    folder = run_folder(profile)
+    folder = run_folder(profile, name)
     device, dtype = training_device(), DTYPES[recipe.mixed_precision]
     with PartialState().local_main_process_first():  # one download a machine
         base = checkpoint_folder(profile.base_model)
     unet = load_frozen(UNet2DConditionModel, base / "unet", dtype).to(device)
     clean = settings.reference_timestep == "clean"
+    captioned = settings.reference_prompt == "caption"
     damaged: dict[str, str] = {}
     if settings.stream:
         samples = index_samples(settings.shards, folder.parent / "index")
         damaged = samples.damaged
+        kept = first_people([each.person for each in samples.samples], settings.people_share)
+        samples = replace(samples, samples=[samples.samples[n] for n in kept])
         crops = Crops(profile.resolution, settings.crop, settings.augment)
         pairing = Pairing(
             [sample.person for sample in samples.samples],
@@ -200,22 +203,29 @@ def prepare(profile: Profile, *, start_from: Path | None = None, resume: bool = 
         if settings.cached_variants:
             source = cached_source(
                 samples, pairing, crops, encoders, skipped,
-                folder.parent / "latents", settings.cached_variants, profile.seed,
+                folder.parent / "latents", settings.cached_variants, profile.seed, captioned,
             )  # fmt: skip
             encoders.unload()
         else:
-            source = stream_source(samples, pairing, crops, encoders, skipped, settings.workers)
+            source = stream_source(
+                samples, pairing, crops, encoders, skipped, settings.workers, captioned
+            )
     else:
         pictures = load_pictures(settings.shards, profile.resolution)
         empty_prompt, source = memory_source(
             pictures, profile.seed, base, folder.parent / "latents.safetensors", device,
-            unet if settings.cache_references and clean else None,
+            unet if settings.cache_references and clean else None, captioned,
+            settings.people_share,
         )  # fmt: skip
         empty_prompt = empty_prompt.to(device, dtype)
         first = {who: n for n, who in reversed(list(enumerate(pictures.person.tolist())))}
         shown = sorted(first.values())[:FACES]  # the first picture of each person
         faces = [Image.fromarray(pictures.pixels[n]) for n in shown]
-    adapter = FusionAdapter.from_unet(unet, init="self_attention").float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(profile.seed)  # for weights that are drawn
+        adapter = FusionAdapter.from_unet(
+            unet, settings.init, settings.attention, settings.layers
+        ).float()
     start = start_weights(adapter, start_from, "adapter")
     return Task(
         network=Conditioned(unet, adapter, checkpointing=recipe.gradient_checkpointing),
@@ -241,9 +251,9 @@ def _first_faces(samples: SampleSet, pairing: Pairing, crops: Crops) -> list[Ima
     return faces
 
 
-def run_folder(profile: Profile) -> Path:
-    """Where checkpoint and logs of the adapter's run lie."""
-    return Path(profile.training.runs) / profile.name / "adapter"
+def run_folder(profile: Profile, name: str = "adapter") -> Path:
+    """Where checkpoint and logs of the adapter's run, or of another one, lie."""
+    return Path(profile.training.runs) / profile.name / name
 
 
 def train(
@@ -255,6 +265,7 @@ def train(
     resume: bool = True,
     start_from: Path | None = None,
     watch: Callable[[list[Row]], None] | None = None,
+    name: str = "adapter",
 ) -> Run:
     """Train the adapter on pairs of pictures and write its folder.
 
@@ -266,9 +277,10 @@ def train(
         resume: go on from the checkpoint if there is one.
         start_from: the folder of an adapter to begin with, rather than with the self-attention.
         watch: called with the rows of ``loss.csv`` whenever there is a new one.
+        name: of the run and its records.
     """
-    recipe, folder = profile.recipe("adapter"), run_folder(profile)
-    task = prepare(profile, start_from=start_from, resume=resume)
+    recipe, folder = profile.recipe("adapter"), run_folder(profile, name)
+    task = prepare(profile, start_from=start_from, resume=resume, name=name)
     sheets: Any = None
     if profile.training.sample_every and PartialState().is_main_process:
         from fusionlib.training.monitor import make_monitor
@@ -288,7 +300,7 @@ def train(
         steps=steps,
         minutes=minutes,
         resume=resume,
-        name="adapter",
+        name=name,
         start=task.start,
         monitor=monitor if sheets else None,
         monitor_every=profile.training.sample_every,
@@ -314,23 +326,3 @@ def train(
         )
     state.wait_for_everyone()
     return run
-
-
-def dropout_masks(
-    draw: Tensor, text: float, reference: float, both: float
-) -> tuple[Tensor, Tensor]:
-    """Which samples lose the text and which the reference; the three cases exclude each other.
-
-    Args:
-        draw: uniform in [0, 1), ``(batch,)``.
-        text: probability that only the text is dropped.
-        reference: probability that only the reference is dropped.
-        both: probability that both are.
-
-    Returns:
-        Boolean ``(batch,)``: no text, no reference.
-    """
-    only_text = draw < text
-    only_reference = (draw >= text) & (draw < text + reference)
-    neither = (draw >= text + reference) & (draw < text + reference + both)
-    return only_text | neither, only_reference | neither

@@ -48,14 +48,16 @@ def save_model(
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     if run_folder is not None:
-        _copy_record(folder, run_folder)
+        copy_record(folder, run_folder)
 
 
-def _copy_record(folder: Path, run_folder: Path) -> None:
+def copy_record(folder: Path, run_folder: Path) -> None:
+    """Copy the record of a run to ``training/`` beside the folder of the model that came of it."""
     record = folder.parent / "training"
-    record.mkdir(exist_ok=True)
+    record.mkdir(parents=True, exist_ok=True)
     for suffix, file in ((".csv", "loss.csv"), (".json", "run.json")):
-        shutil.copyfile(run_folder / file, record / f"{run_folder.name}{suffix}")
+        if (run_folder / file).is_file():  # a run of a few steps has logged nothing yet
+            shutil.copyfile(run_folder / file, record / f"{run_folder.name}{suffix}")
 
 
 CARD = """---
@@ -94,7 +96,8 @@ image = pipeline("a photo of a person", references=[Image.open("face.png")]).ima
 | optimizer | {optimizer}, weight decay {weight_decay}, {mixed_precision} |
 | average of the weights | decay {ema_decay} |
 | dropped | text {text_dropout}, reference {reference_dropout}, both {both_dropout} |
-| reference | {reference_timestep} |
+| reference | {reference_timestep}, {reference_prompt} prompt |
+| attention | {attention}, in {where} |
 | seed | {seed} |
 | machine | {machine}, {hours:.2f} hours |
 | final loss | {final_loss:.4f} |
@@ -108,6 +111,13 @@ It clones faces. Use references of people who have agreed to it, and say that th
 generated. What the base model cannot paint, it cannot paint with a face either.
 {synthetic}"""
 """The adapter's README.md, which a model hub shows."""
+
+BEGINNINGS = {
+    "self_attention": "copies of the self-attention's projections",
+    "zero_value": "copies of the self-attention's keys, and values of zero",
+    "random": "random weights",
+}
+"""What an adapter begins with, by the profile's ``init``."""
 
 SYNTHETIC = """
 It was trained on rendered, synthetic people only: given a photograph, it answers with a synthetic
@@ -133,7 +143,7 @@ def save_adapter(
     text = CARD.format(
         **settings.model_dump(exclude={"adapter"})
         | recipe.model_dump(exclude={"steps"})
-        | {name: value for name, value in asdict(run).items() if name != "started_from"}
+        | {k: v for k, v in asdict(run).items() if k not in ("started_from", "parameters")}
         | counts,
         base_model=Path(profile.base_model).name if inside else profile.base_model,
         profile=profile.name,
@@ -142,7 +152,8 @@ def save_adapter(
         parameters=adapter.num_parameters() / 1e6,
         hours=run.seconds / 3600,
         commit=git_commit() or "of an installed package",
-        started_from=run.started_from or "copies of the self-attention's projections",
+        where="all layers" if settings.layers is None else f"the layers {settings.layers}",
+        started_from=run.started_from or BEGINNINGS[settings.init],
         synthetic=SYNTHETIC if profile.name == "embedded" else "",
     )
     save_model(adapter, folder, run_folder, {"README.md": text})

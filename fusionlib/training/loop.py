@@ -82,6 +82,7 @@ class Run:
         started_from: the weights that it began with, None for random ones.
         samples_before: training samples that those weights had seen.
         peak_memory_mb: of the main process in its last session: on the GPU, or else resident.
+        parameters: how many numbers were trained.
     """
 
     steps: int
@@ -93,6 +94,7 @@ class Run:
     started_from: str | None = None
     samples_before: int = 0
     peak_memory_mb: float = 0.0
+    parameters: int = 0
 
     @property
     def finished(self) -> bool:
@@ -319,6 +321,7 @@ def fit(
         started_from=start.weights,
         samples_before=start.samples,
         peak_memory_mb=round(_peak_memory_mb(accelerator.device)),
+        parameters=sum(parameter.numel() for parameter in trained.values()),
     )
     if log:
         log.close()

@@ -61,7 +61,7 @@ def face_attention(unet: Any) -> Iterator[dict[str, list[float]]]:
         def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             processor = layer.processor
             faces = processor.conditioning if isinstance(processor, FusedAttnProcessor) else None
-            if faces is None:
+            if faces is None or faces.attention == "decoupled":  # there each has a softmax of 1
                 return
             hidden = args[0] if args else kwargs["hidden_states"]
             text = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
@@ -162,6 +162,8 @@ class SampleSheets:
             prompts = [prompt for prompt in self.prompts for _ in self.faces]
             seen_by_clip = np.stack([self.clip.read(image, None) for image in images])
             found["clip_score"] = float(self.clip.scores(seen_by_clip, prompts).mean())
+        if not shares:  # of decoupled attention
+            return found
         found["face_attention"] = float(np.mean(list(shares.values())))
         found |= {f"face_attention/{name}": share for name, share in shares.items()}
         return found | {f"text_attention/{name}": 1 - share for name, share in shares.items()}

@@ -136,7 +136,8 @@ class Pairs:
         targets: uint8 ``(batch, size, size, 3)``.
         masks: faces in them, uint8 0 or 1, ``(batch, size, size)``.
         references: uint8 ``(batch, size, size, 3)``.
-        captions: one for each.
+        captions: one for each target.
+        reference_captions: one for each reference.
     """
 
     numbers: list[int]
@@ -144,6 +145,7 @@ class Pairs:
     masks: Tensor
     references: Tensor
     captions: list[str]
+    reference_captions: list[str]
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class _Pair:
     caption: str
     skipped: dict[str, str]
     error: str = ""
+    reference_caption: str = ""
 
 
 class _PairData(Dataset[_Pair]):
@@ -180,7 +183,8 @@ class _PairData(Dataset[_Pair]):
                 skipped[seen.place] = str(error)
                 continue
             caption = target.captions[int(rng.integers(len(target.captions)))]
-            return _Pair(number, shown, face, caption, skipped)
+            own = reference.captions[int(rng.integers(len(reference.captions)))]
+            return _Pair(number, shown, face, caption, skipped, reference_caption=own)
         why = next(iter(skipped.values()), "")
         text = f"{PATIENCE} pairs in a row could not be read, the first because {why}"
         return _Pair(number, None, None, "", skipped, text)
@@ -238,6 +242,7 @@ class PairStream:
             _stacked([pair.target.mask for pair in pairs if pair.target]),
             _stacked([pair.reference for pair in pairs]),
             [pair.caption for pair in pairs],
+            [pair.reference_caption for pair in pairs],
         )
 
 

@@ -1,0 +1,234 @@
+"""What a system other than ours sees of a reference: CLIP's view, a recogniser's vector, landmarks.
+
+Each view is a frozen function of a picture, so it is computed once for a training set, and kept on
+disk. It is made by the code that makes it when pictures are painted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fusionlib.errors import FusionError
+from fusionlib.face_embedding import DlibEmbedder, align
+from fusionlib.manifest import sha256_json, sha256_modules
+from fusionlib.methods.counterparts import THICKNESS
+from fusionlib.methods.instantid import draw_points
+from fusionlib.methods.ip_adapter import load_image_encoder
+from fusionlib.profiles import Profile
+from fusionlib.training.data import Pictures
+
+logger = logging.getLogger(__name__)
+
+NAMES = ("embedding", "patches", "vector", "face_patches", "drawing")
+"""CLIP's image embedding ``(width,)``; its patches' hidden states ``(tokens, width)``; the
+normalised vector of dlib's recogniser ``(128,)``; CLIP's patches of the aligned face; the five
+points of the *target's* face, drawn ``(3, size, size)``, from 0 to 1."""
+
+ALIGNED = 224
+"""Side of the aligned face that CLIP is shown, pixels; as IP-Adapter-FaceID-Plus has it."""
+
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of a training set.
+
+    Attributes:
+        rows: by name, one row a picture; of a ``drawing`` the points ``(n, 5, 2)``, NaN without.
+        absent: by name, what stands for no reference.
+        size: side of the pictures.
+        device: where batches go.
+    """
+
+    rows: Mapping[str, Tensor]
+    absent: Mapping[str, Tensor]
+    size: int
+    device: torch.device
+
+    def of(self, targets: Tensor, references: Tensor, dropped: Tensor) -> dict[str, Tensor]:
+        """The views of a batch.
+
+        Args:
+            targets: rows of the pictures, of which the second half are mirror images.
+            references: likewise; a mirrored one is seen as it was, but for the pixels.
+            dropped: which samples are shown no reference, boolean ``(batch,)``.
+        """
+        seen = {}
+        for name, rows in self.rows.items():
+            if name == "drawing":
+                seen[name] = self._drawings(rows, targets)
+                continue
+            view = rows[references % len(rows)].to(self.device).float()
+            keep = (~dropped).to(self.device).reshape(-1, *[1] * (view.ndim - 1))
+            seen[name] = torch.where(keep, view, self.absent[name].to(view))
+        return seen
+
+    def _drawings(self, points: Tensor, targets: Tensor) -> Tensor:
+        sides = (self.size, self.size)
+        drawn = []
+        for target in targets.tolist():
+            own = points[target % len(points)].numpy().astype(float)
+            picture = Image.new("RGB", sides)
+            if not np.isnan(own).any():
+                if target >= len(points):  # the mirror image, in which left eye is right eye
+                    own = own[[1, 0, 2, 4, 3]]
+                    own[:, 0] = self.size - 1 - own[:, 0]
+                picture = draw_points(own, sides, sides, THICKNESS)
+            drawn.append(torch.from_numpy(np.array(picture)))
+        return torch.stack(drawn).permute(0, 3, 1, 2).to(self.device).float() / 255
+
+
+def load_views(
+    profile: Profile, pictures: Pictures, names: Sequence[str], folder: Path, device: torch.device
+) -> Views:
+    """The views of a training set, computed where they are not on disk yet.
+
+    A picture in which no face is found is shown as no reference is, and without landmarks.
+
+    Args:
+        profile: names the CLIP model.
+        pictures: the set.
+        names: some of `NAMES`.
+        folder: keeps them from run to run.
+        device: where to compute, and where batches go.
+
+    Raises:
+        FusionError: a model is not there.
+    """
+    rows, absent = {}, {}
+    clip: Any = None
+    faces: Any = None
+    if any(name in ("embedding", "patches", "face_patches") for name in names):
+        clip = _Clip(profile, device)
+    if any(name in ("vector", "face_patches", "drawing") for name in names):
+        faces = _faces(pictures, folder)
+    for name in names:
+        if name == "vector":
+            rows[name] = F.normalize(faces["vector"], dim=1)
+        elif name == "drawing":
+            rows[name] = faces["points"]
+        else:
+            key = [clip.fingerprint, _fingerprint(pictures)]
+            rows[name] = _kept(
+                folder / f"{name}.safetensors", key, _clip_view(name, clip, pictures, faces)
+            )[name]
+        blank = clip.absent(name) if name in ("embedding", "patches", "face_patches") else None
+        absent[name] = torch.zeros(rows[name].shape[1:]) if blank is None else blank
+    return Views(rows, absent, pictures.pixels.shape[1], device)
+
+
+class _Clip:
+    """The profile's CLIP image encoder."""
+
+    def __init__(self, profile: Profile, device: torch.device) -> None:
+        place = Path(profile.clip_model)
+        self.encoder, self._processor = load_image_encoder(
+            str(place.parent), place.name, "The training", torch.float32
+        )
+        self.encoder.to(device)
+        self.device = device
+        self.fingerprint = sha256_modules([self.encoder])
+
+    @torch.no_grad()
+    def see(self, images: Sequence[Image.Image], name: str) -> Tensor:
+        """The view of these pictures, as `StableDiffusionPipeline.encode_image` computes it."""
+        return self._view(self._processor(list(images), return_tensors="pt").pixel_values, name)
+
+    @torch.no_grad()
+    def absent(self, name: str) -> Tensor | None:
+        """What that function gives the unconditional branch; None is zeros."""
+        if name == "embedding":
+            return None
+        side = self.encoder.config.image_size
+        return self._view(torch.zeros(1, 3, side, side), name)[0].float()
+
+    def _view(self, pixels: Tensor, name: str) -> Tensor:
+        output = self.encoder(pixels.to(self.device), output_hidden_states=True)
+        view: Tensor = output.image_embeds if name == "embedding" else output.hidden_states[-2]
+        return view.bfloat16().cpu()
+
+
+def _clip_view(
+    name: str, clip: _Clip, pictures: Pictures, faces: Mapping[str, Tensor] | None
+) -> Callable[[], dict[str, Tensor]]:
+    def compute() -> dict[str, Tensor]:
+        parts = []
+        blank = clip.absent(name)
+        for start in tqdm(range(0, len(pictures), _CHUNK), desc=name, mininterval=2.0):
+            numbers = range(start, min(start + _CHUNK, len(pictures)))
+            images = [Image.fromarray(pictures.pixels[n]) for n in numbers]
+            if name != "face_patches":
+                parts.append(clip.see(images, name))
+                continue
+            assert faces is not None and blank is not None
+            points = [faces["points"][n].double().numpy() for n in numbers]
+            there = [not np.isnan(each).any() for each in points]
+            turned = [
+                align(image, own, ALIGNED) if found else image
+                for image, own, found in zip(images, points, there, strict=True)
+            ]
+            seen = clip.see(turned, name)
+            keep = torch.tensor(there)[:, None, None]
+            parts.append(torch.where(keep, seen, blank.to(seen)))
+        return {name: torch.cat(parts)}
+
+    return compute
+
+
+def _faces(pictures: Pictures, folder: Path) -> dict[str, Tensor]:
+    """Vectors of dlib's recogniser, 0 where no face is found, and points, NaN there."""
+    embedder = DlibEmbedder()
+
+    def compute() -> dict[str, Tensor]:
+        vectors = torch.zeros(len(pictures), embedder.width)
+        points = torch.full((len(pictures), 5, 2), torch.nan)
+        for n in tqdm(range(len(pictures)), desc="faces", mininterval=2.0):
+            image = Image.fromarray(pictures.pixels[n])
+            try:
+                found = embedder.find(image)
+                vectors[n] = torch.from_numpy(embedder.embed(image, found))
+            except FusionError:
+                continue
+            points[n] = torch.from_numpy(found.points)
+        return {"vector": vectors, "points": points}
+
+    key = [embedder.fingerprint, _fingerprint(pictures)]
+    faces = _kept(folder / "faces.safetensors", key, compute)
+    missing = int(faces["points"].isnan().any(dim=(1, 2)).sum())
+    if missing:
+        logger.warning("no face was found in %d of %d pictures", missing, len(pictures))
+    return faces
+
+
+def _fingerprint(pictures: Pictures) -> list[int]:
+    return [*pictures.pixels.shape, int(pictures.pixels.sum(dtype="int64"))]
+
+
+def _kept(path: Path, key: Any, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What a file holds, if it was computed from the same; else it is computed and written."""
+    wanted = sha256_json(key)
+    if path.is_file():
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("key") == wanted:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, {"key": wanted})
+    os.replace(partial, path)
+    return tensors
