@@ -324,6 +324,14 @@ def train(
             show_default="random weights",
         ),
     ] = None,
+    encoder: Annotated[
+        bool,
+        typer.Option(
+            "--encoder",
+            help="With `vae --start-from`: train the encoder on as well. What was trained on its "
+            "latents has to be trained on.",
+        ),
+    ] = False,
 ) -> None:
     """Train one of the models of a profile. A run that was stopped or killed goes on.
 
@@ -357,7 +365,12 @@ def train(
         return
     if name is not None:
         raise FusionError(f"A name goes with `method`, not with `{model.value}`.")
-    module.train(settings, out, minutes=minutes, steps=steps, resume=resume, start_from=start_from)
+    if encoder and (model is not Model.vae or start_from is None):
+        raise FusionError("--encoder goes with `vae --start-from FOLDER`.")
+    more = {"encoder": True} if encoder else {}
+    module.train(
+        settings, out, minutes=minutes, steps=steps, resume=resume, start_from=start_from, **more
+    )
 
 
 @people_app.command()
@@ -451,6 +464,21 @@ def statistics(
 
     for name, value in count(shards).items():
         typer.echo(f"{name:<40}{value}")
+
+
+@data_app.command()
+@_one_sentence
+def embed(
+    shards: Annotated[Path, typer.Argument(help="Rendered people, of `fusionlib people render`.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    profile: ProfileOption = "embedded",
+) -> None:
+    """Keep what the profile's CLIP model sees in a training set, to look for copies of it later."""
+    from fusionlib.evaluation.copies import embed_training_set
+    from fusionlib.profiles import load_profile
+
+    count = embed_training_set(shards, load_profile(profile).clip_model, out)
+    typer.echo(f"{count:,} pictures in {out}")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def classification(
     classifier = Classifier("classifier", checkpoint)
     rows = [
         (person, path, record)
-        for person, path, record in _records(Path(folder), people)
+        for person, path, record in read_records(folder, people)
         if all(record.get(field) == value for field, value in (only or {}).items())
     ]
     seen = observe([path for _, path, _ in rows], {"it": classifier}, cache=cache, strict=True)
@@ -99,7 +99,19 @@ def classification(
     return pd.DataFrame.from_dict(table, orient="index")
 
 
-def _records(folder: Path, people: int | None) -> list[tuple[str, Path, dict[str, Any]]]:
+def read_records(
+    folder: str | Path, people: int | None = None
+) -> list[tuple[str, Path, dict[str, Any]]]:
+    """What is known of the pictures in a folder: whose each is, its file, its record.
+
+    Args:
+        folder: see `classification`.
+        people: read so many people only, the first ones.
+
+    Raises:
+        FusionError: the folder is of another shape.
+    """
+    folder = Path(folder)
     try:
         with open(folder / "index.csv", newline="", encoding="utf-8") as file:
             index = [(row["person"], folder / row["file"]) for row in csv.DictReader(file)]

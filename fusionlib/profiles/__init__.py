@@ -149,6 +149,7 @@ class Profile(_Strict):
             asks for, `fusionlib.evaluation.alignment.Classifier`.
         detector: DeepFace detector that finds and aligns faces.
         heldout: folder of the held-out people, None where the user brings photographs.
+        groups: folder of pictures that show several of them, with masks and depth maps; or None.
         notebooks: papermill parameters of each notebook, by file stem; the notebook's own
             defaults are small, so that pressing "run all" takes seconds.
         architecture: constructor arguments of the models that are trained from scratch.
@@ -166,6 +167,7 @@ class Profile(_Strict):
     classifier: str | None = None
     detector: str
     heldout: str | None = None
+    groups: str | None = None
     controlnet: str | None = None
     seed: int = 0
     training: Training
@@ -212,7 +214,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     except (ValidationError, yaml.YAMLError) as error:
         raise FusionError(f"the profile {path} does not fit: {error}") from error
     paths = ("base_model", "adapter", "counterparts", "clip_model", "controlnet")
-    for field in (*paths, "classifier", "heldout"):
+    for field in (*paths, "classifier", "heldout", "groups"):
         value = getattr(profile, field)
         if value is not None:
             setattr(profile, field, resolve(value))

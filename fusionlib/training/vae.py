@@ -157,6 +157,7 @@ def train(
     steps: int | None = None,
     resume: bool = True,
     start_from: Path | None = None,
+    encoder: bool = False,
 ) -> Run:
     """Train the profile's autoencoder and write ``vae/`` in the layout of Stable Diffusion.
 
@@ -171,6 +172,8 @@ def train(
         resume: go on from the checkpoints if there are any.
         start_from: a checkpoint folder with a finished ``vae/``: only its decoder is trained on, by
             the last recipe, and what was trained on its latents stays valid.
+        encoder: with ``start_from``, train its encoder on as well, by the last two recipes: the
+            latents change, and what was trained on them has to be trained on.
     """
     recipes = {name: profile.recipe(name) for name in SIDES}
     pictures = load_pictures(profile.training.shards, profile.resolution)
@@ -181,7 +184,7 @@ def train(
     start = start_weights(vae, start_from and start_from / "vae", "vae")
     stages = dict(SIDES)
     if start_from:
-        stages = {"vae": SIDES["vae"]}
+        stages = {name: SIDES[name] for name in (("vae_half", "vae") if encoder else ("vae",))}
         scale = AutoencoderKL.load_config(start_from / "vae")["scaling_factor"]
         vae.register_to_config(scaling_factor=scale)
     masks = torch.from_numpy(pictures.masks)

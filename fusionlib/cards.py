@@ -1,0 +1,152 @@
+"""Figures and tables of the data card and the model card: who the people are, what the suite shows.
+
+What is said of people is read from where they come from, the sampler, not from notes about it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fusionlib.evaluation.criteria import Criterion
+from fusionlib.evaluation.statistics import Interval
+from fusionlib.figures import INK, MEASURED, QUIET, drawn, marked, picture_grid
+from fusionlib.images import load_image
+from fusionlib.people.caption import attributes
+from fusionlib.people.identity import SHAPE_SPREAD, sample_person, skin_color
+from fusionlib.people.view import sample_view
+from fusionlib.study import Person
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+BARS = 12
+"""Most names in one histogram; what is rarer is counted together."""
+
+
+def people_sheet(people: Sequence[Person], *, columns: int = 10, upscale: int = 1) -> Image.Image:
+    """The first picture of each person, row by row, as many as fill whole rows."""
+    pictures = [load_image(person.references[0]) for person in people]
+    whole = len(pictures) // columns * columns
+    rows = [pictures[start : start + columns] for start in range(0, whole, columns)]
+    return picture_grid(rows, upscale=upscale)
+
+
+def view_rows(people: Sequence[Person]) -> list[list[Image.Image]]:
+    """For each person a row: the reference, then the other pictures."""
+    return [
+        [load_image(path) for path in (*person.references, *person.others)] for person in people
+    ]
+
+
+def group_rows(folder: str | Path, count: int) -> list[list[Image.Image]]:
+    """Pictures of several people: a row of pictures, one of their masks, one of their depth.
+
+    Args:
+        folder: of pictures with ``index.csv``, as `fusionlib people render --groups --files`
+            writes them.
+        count: of pictures, the first ones.
+    """
+    folder = Path(folder)
+    files = pd.read_csv(folder / "index.csv")["file"].iloc[:count]
+    return [
+        [Image.open(folder / Path(file).with_suffix(suffix)).convert("RGB") for file in files]
+        for suffix in (".jpg", ".mask.png", ".depth.png")
+    ]
+
+
+def sampled(count: int, *, seed: int = 0, first: int = 0, views: int = 4) -> pd.DataFrame:
+    """What a data set of so many people holds, without rendering it: a row for each picture.
+
+    Args:
+        count: of people.
+        seed: of the data set.
+        first: number of the first person.
+        views: pictures of each.
+
+    Returns:
+        The fields of `fusionlib.people.caption.attributes`, and ``person``, ``view``, ``skin tone``
+        (0 is the lightest, 1 the darkest that is drawn), ``weight`` and the shape's parameters.
+    """
+    rows = []
+    for index in range(first, first + count):
+        person = sample_person(seed, index)
+        tone = _tone(person.skin)
+        for view in range(views):
+            fields = attributes(person, sample_view(seed, index, view))
+            rows.append(
+                fields
+                | {"person": index, "view": view, "skin tone": tone}
+                | {"weight": person.phenotypes["weight"]}
+                | {name: person.shape[name] for name in SHAPE_SPREAD if name in person.shape}
+            )
+    return pd.DataFrame(rows)
+
+
+def _tone(skin: tuple[float, float, float]) -> float:
+    """The place of a colour on the line of human skin, by its brightness."""
+    steps = [number / 100 for number in range(101)]
+    return min(steps, key=lambda tone: abs(sum(skin_color(tone)) - sum(skin)))
+
+
+def histograms(table: pd.DataFrame, fields: Sequence[str], *, columns: int = 4) -> Image.Image:
+    """One small histogram for each field: bars of names by their frequency, or of binned numbers.
+
+    Args:
+        table: of `sampled`, or of any records.
+        fields: columns of it.
+        columns: histograms beside each other.
+    """
+    count = -(-len(fields) // columns)
+    figure = Figure(figsize=(3.1 * columns, 2.5 * count), layout="constrained", dpi=130)
+    axes = list(figure.subplots(count, columns, squeeze=False).flat)
+    for axis, field in zip(axes, fields, strict=False):
+        values = table[field].dropna()
+        if pd.api.types.is_numeric_dtype(values):
+            axis.hist(values, bins=24, color=MEASURED)
+            axis.set_yticks([])
+        else:
+            named = Counter(values).most_common()
+            shown = named[: BARS - 1] if len(named) > BARS else named
+            rest = sum(times for _, times in named[len(shown) :])
+            shown += [(f"{len(named) - len(shown)} more", rest)] if rest else []
+            names, times = zip(*shown[::-1], strict=True)
+            axis.barh(names, [time / len(values) for time in times], color=MEASURED)
+            axis.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+            axis.locator_params(axis="x", nbins=3)
+        axis.set_title(field.replace("_", " "), fontsize=10, color=INK, loc="left")
+        axis.tick_params(labelsize=8, colors=QUIET)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(fields) :]:
+        axis.set_visible(False)
+    return drawn(figure)
+
+
+def criteria_table(criteria: Sequence[Criterion], run: str) -> Styler:
+    """Lay out what the suite must show beside what was found; what falls short is marked.
+
+    Args:
+        criteria: of `fusionlib.evaluation.criteria`.
+        run: on what.
+    """
+    shown = pd.DataFrame(
+        {
+            "measured": [_number(one.measured) for one in criteria],
+            "at least": [f"{one.least:g}" for one in criteria],
+            "met": ["yes" if one.met else "no" for one in criteria],
+            "looked at": [one.looked_at for one in criteria],
+        },
+        index=[f"{one.part}: {one.what}" for one in criteria],
+    )
+    styler = shown.style.map(lambda met: "font-weight: bold" if met == "no" else "", subset=["met"])
+    return marked(styler, "measured", f"Measured here. {run}")
+
+
+def _number(value: float | Interval) -> str:
+    return str(value) if isinstance(value, Interval) else f"{value:.3f}"

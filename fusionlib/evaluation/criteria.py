@@ -1,0 +1,220 @@
+"""What a suite of people and models must show before anything is judged by it, measured.
+
+Each function looks at one part of the suite and returns what it found beside what was asked for,
+before anybody knew the outcome. `fusionlib.evaluation.suite` has the measures themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fusionlib.errors import FusionError
+from fusionlib.evaluation.alignment import ClipScorer
+from fusionlib.evaluation.comparison import IdentityScores, mean_over_people, recovery
+from fusionlib.evaluation.judges import read_records
+from fusionlib.evaluation.measure import Measurements
+from fusionlib.evaluation.observe import observe
+from fusionlib.evaluation.quality import psnr, reconstruct
+from fusionlib.evaluation.statistics import Interval
+from fusionlib.evaluation.suite import Separation, caption_retrieval, told_apart
+from fusionlib.images import load_image
+from fusionlib.manifest import sha256_file, sha256_modules
+from fusionlib.study import Person
+
+SAID = ("style", "scene", "expression", "role", "gender")
+"""Fields of a record that its caption usually says: captions that differ in one are told apart."""
+
+WANTED = {"expression": 0.85, "style": 0.90, "scene": 0.85}
+"""Share of the base model's pictures that show what the prompt says."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One thing that a suite must show.
+
+    Attributes:
+        part: of the suite: people, autoencoder, CLIP, classifier, base, adapter.
+        what: is measured, with its unit.
+        least: what was asked for.
+        measured: the value, or its interval over people.
+        looked_at: on how many of what.
+    """
+
+    part: str
+    what: str
+    least: float
+    measured: float | Interval
+    looked_at: str
+
+    @property
+    def value(self) -> float:
+        """The measured value alone."""
+        return self.measured.estimate if isinstance(self.measured, Interval) else self.measured
+
+    @property
+    def met(self) -> bool:
+        """Whether the value is at least what was asked for; no value is not."""
+        return bool(self.value >= self.least)
+
+
+def of_people(found: Separation) -> list[Criterion]:
+    """Recognisers made for photographs of real people must tell the rendered people apart.
+
+    Args:
+        found: by dlib, on photographs with expression and pose varying.
+    """
+    looked = f"{found.pictures} photographs"
+    return [
+        Criterion("people", "told apart by dlib, AUC", 0.98, found.auc, looked),
+        Criterion("people", "faces found", 0.99, found.found / found.pictures, looked),
+    ]
+
+
+def of_autoencoder(
+    pipeline: Any,
+    people: Sequence[Person],
+    recogniser: Any,
+    *,
+    detector: str = "dlib",
+    out: str | Path,
+    cache: str | Path | None = None,
+) -> list[Criterion]:
+    """What the latents keep: of the pictures, and of who is in them.
+
+    Args:
+        pipeline: a Stable Diffusion pipeline, of which the autoencoder is looked at.
+        people: two or more, with pictures that the autoencoder has not seen.
+        recogniser: an instrument of `fusionlib.evaluation.observe`.
+        detector: of DeepFace.
+        out: folder for the pictures as the autoencoder gives them back, made once.
+        cache: see `fusionlib.evaluation.observe.observe`.
+    """
+    paths = [path for person in people for path in (*person.references, *person.others)]
+    whose = [person.name for person in people for _ in (*person.references, *person.others)]
+    weights = sha256_modules([pipeline.vae])
+    values, restored = [], []
+    folder = Path(out) / f"reconstructions-{weights[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        picture = load_image(path)
+        target = folder / f"{sha256_file(path)[:32]}.png"
+        if not target.is_file():
+            partial = target.with_suffix(".partial")
+            reconstruct(pipeline, [picture])[0].save(partial, format="PNG")
+            partial.replace(target)
+        values.append(psnr(np.asarray(load_image(target)), np.asarray(picture)))
+        restored.append(target)
+    seen = observe(restored, {"it": recogniser}, detector=detector, cache=cache, strict=True)
+    found = told_apart(seen.values["it"], whose)
+    looked = f"{len(paths)} photographs"
+    return [
+        Criterion("autoencoder", "PSNR, dB", 30.0, float(np.mean(values)), looked),
+        Criterion("autoencoder", "told apart by dlib afterwards, AUC", 0.97, found.auc, looked),
+    ]
+
+
+def of_clip(
+    checkpoint: str,
+    folder: str | Path,
+    *,
+    candidates: int = 32,
+    cache: str | Path | None = None,
+) -> list[Criterion]:
+    """Whether CLIP finds the caption of pictures whose combinations were kept from training.
+
+    Args:
+        checkpoint: of the CLIP model.
+        folder: of held-out pictures with records, see `fusionlib.evaluation.judges.read_records`.
+        candidates: captions to choose from.
+        cache: see `fusionlib.evaluation.observe.observe`.
+
+    Raises:
+        FusionError: fewer than two pictures show such a combination.
+    """
+    rows = [(path, record) for _, path, record in read_records(folder) if record.get("held_out")]
+    if len(rows) < 2:
+        raise FusionError(f"{folder} has no pictures whose records say held_out.")
+    scorer = ClipScorer(checkpoint)
+    seen = observe([path for path, _ in rows], {"clip": scorer}, cache=cache, strict=True)
+    facts = [tuple(record.get(field) for field in SAID) for _, record in rows]
+    top1 = caption_retrieval(
+        seen.values["clip"],
+        scorer.embed_texts([record["caption"] for _, record in rows]),
+        facts,
+        candidates=candidates,
+    )
+    looked = f"{len(rows)} pictures"
+    what = f"right caption among {candidates}, top-1"
+    return [Criterion("CLIP", what, 0.85, top1, looked)]
+
+
+def of_classifier(found: pd.DataFrame) -> list[Criterion]:
+    """The judge of the others must be right about renders.
+
+    Args:
+        found: of `fusionlib.evaluation.judges.classification`.
+    """
+    rows = found.to_dict(orient="index")
+    return [
+        Criterion(
+            "classifier",
+            f"{head} of renders",
+            0.95,
+            rows[head]["accuracy"],
+            f"{rows[head]['pictures']} renders",
+        )
+        for head in WANTED
+        if head in rows
+    ]
+
+
+def of_base(measured: Measurements, method: str = "text-only") -> list[Criterion]:
+    """Whether the base model paints what a prompt says, and faces.
+
+    Args:
+        measured: a study of the base model alone, with classifiers.
+        method: its name in there.
+    """
+    images = measured.images[measured.images["method"] == method]
+    criteria = []
+    for head, least in WANTED.items():
+        hits = images.get(f"{head}_correct", pd.Series(dtype=float)).dropna()
+        if len(hits):
+            looked = f"{len(hits)} pictures"
+            criteria.append(
+                Criterion("base", f"{head} as prompted", least, float(hits.mean()), looked)
+            )
+    looked = f"{len(images)} pictures"
+    return [
+        *criteria,
+        Criterion("base", "faces found", 0.97, float(images["face"].mean()), looked),
+    ]
+
+
+def of_adapter(
+    measured: Measurements, scores: Mapping[str, IdentityScores], method: str = "fused"
+) -> list[Criterion]:
+    """Whether the adapter keeps the person and the prompt.
+
+    Args:
+        measured: a study whose prompts ask for other expressions than the references have.
+        scores: the distances in it, by the name of the recogniser.
+        method: its name in there.
+    """
+    images = measured.images
+    people = images["person"].nunique()
+    looked = f"{people} people, {int((images['method'] == method).sum())} pictures"
+    criteria = [
+        Criterion("adapter", f"R by {name}", 0.8, recovery(one, method), looked)
+        for name, one in scores.items()
+    ]
+    if "expression_correct" in images:
+        kept = mean_over_people(images, "expression_correct", method)
+        criteria.append(Criterion("adapter", "expression as prompted", 0.8, kept, looked))
+    return criteria
