@@ -14,7 +14,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fusionlib.errors import FusionError
 from fusionlib.evaluation.criteria import Criterion
+from fusionlib.evaluation.judges import read_records
 from fusionlib.evaluation.statistics import Interval
 from fusionlib.figures import INK, MEASURED, QUIET, drawn, marked, picture_grid
 from fusionlib.images import load_image
@@ -150,3 +152,37 @@ def criteria_table(criteria: Sequence[Criterion], run: str) -> Styler:
 
 def _number(value: float | Interval) -> str:
     return str(value) if isinstance(value, Interval) else f"{value:.3f}"
+
+
+def measured_rows(table: pd.DataFrame, run: str, digits: int = 3) -> Styler:
+    """Lay out measured numbers row by row, as they come.
+
+    Args:
+        table: numbers, with names for rows and columns.
+        run: on what.
+        digits: after the point.
+    """
+    counts = [name for name in table if (table[name] == table[name].round()).all()]
+    shown = table.astype(dict.fromkeys(counts, int)).style.format(precision=digits)
+    return marked(shown, "measured", f"Measured here. {run}")
+
+
+def captioned(folder: str | Path, count: int) -> tuple[list[str], list[Path], list[Path]]:
+    """Captions of held-out pictures, these pictures, and as many others.
+
+    Args:
+        folder: see `fusionlib.evaluation.judges.read_records`.
+        count: of captions; no two are the same.
+
+    Raises:
+        FusionError: there are not twice as many pictures.
+    """
+    pictures = [(path, record["caption"]) for _, path, record in read_records(folder)]
+    chosen: dict[str, Path] = {}
+    for path, caption in pictures[::2]:
+        chosen.setdefault(caption, path)
+    further = [path for path, _ in pictures[1::2]]
+    if count > min(len(chosen), len(further)):
+        raise FusionError(f"{folder} has fewer than {2 * count} pictures with different captions.")
+    captions = list(chosen)[:count]
+    return captions, [chosen[caption] for caption in captions], further[:count]

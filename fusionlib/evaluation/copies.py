@@ -8,17 +8,21 @@ rendered to be looked at; and held-out renders, which are no copies, say how sim
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.alignment import ClipScorer
+from fusionlib.evaluation.observe import observe
 from fusionlib.evaluation.suite import Vectors, nearest
+from fusionlib.images import load_image
 
 
 @dataclass(frozen=True)
@@ -154,12 +158,70 @@ def _render(seed: int, person: int, view: int, size: int) -> Image.Image:
     return Image.fromarray(np.asarray(picture.image))
 
 
-def check_model_of(seen: Seen, scorer: ClipScorer) -> None:
-    """Make sure that embeddings are compared under one model.
+def neighbours(
+    paths: Sequence[Path],
+    seen: Seen,
+    scorer: ClipScorer,
+    *,
+    count: int = 3,
+    size: int = 128,
+    cache: str | Path | None = None,
+) -> list[list[Image.Image]]:
+    """Rows to look at: each picture, then the training pictures most similar to it.
+
+    Args:
+        paths: pictures.
+        seen: the training set.
+        scorer: the CLIP model that embedded it.
+        count: how many training pictures for each.
+        size: of the renders, pixels.
+        cache: see `fusionlib.evaluation.observe.observe`.
 
     Raises:
-        FusionError: the training set was embedded by another one.
+        FusionError: the training set was embedded by another model.
     """
+    _check_model(seen, scorer)
+    vectors = observe(paths, {"clip": scorer}, cache=cache, strict=True).values["clip"]
+    found = render_nearest(vectors, seen, count, size=size)
+    return [[load_image(path), *row] for path, row in zip(paths, found, strict=True)]
+
+
+def how_similar(
+    sets: Mapping[str, Sequence[Path]],
+    seen: Seen,
+    scorer: ClipScorer,
+    *,
+    cache: str | Path | None = None,
+) -> pd.DataFrame:
+    """How near to the training set pictures come, set by set.
+
+    Generated pictures that come nearer than held-out renders would be copies, or on the way there.
+
+    Args:
+        sets: pictures, by the name of their set.
+        seen: the training set.
+        scorer: the CLIP model that embedded it.
+        cache: see `fusionlib.evaluation.observe.observe`.
+
+    Returns:
+        A row for each set: ``pictures``, and of the cosines to the most similar training picture
+        the ``median``, the ``95%`` quantile and the ``largest``.
+    """
+    _check_model(seen, scorer)
+    rows = {}
+    for name, paths in sets.items():
+        vectors = observe(paths, {"clip": scorer}, cache=cache, strict=True).values["clip"]
+        best = similarity(vectors, seen)
+        rows[name] = {
+            "pictures": len(best),
+            "median": float(np.median(best)),
+            "95%": float(np.quantile(best, 0.95)),
+            "largest": float(best.max()),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _check_model(seen: Seen, scorer: ClipScorer) -> None:
     if seen.clip != scorer.fingerprint:
         raise FusionError(
             "The training set was embedded by another CLIP model than the one in use: embed it "

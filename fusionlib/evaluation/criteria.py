@@ -19,10 +19,10 @@ from fusionlib.evaluation.alignment import ClipScorer
 from fusionlib.evaluation.comparison import IdentityScores, mean_over_people, recovery
 from fusionlib.evaluation.judges import read_records
 from fusionlib.evaluation.measure import Measurements
-from fusionlib.evaluation.observe import observe
+from fusionlib.evaluation.observe import Instrument, observe
 from fusionlib.evaluation.quality import psnr, reconstruct
 from fusionlib.evaluation.statistics import Interval
-from fusionlib.evaluation.suite import Separation, caption_retrieval, told_apart
+from fusionlib.evaluation.suite import Separation, caption_retrieval, frechet_distance, told_apart
 from fusionlib.images import load_image
 from fusionlib.manifest import sha256_file, sha256_modules
 from fusionlib.study import Person
@@ -218,3 +218,49 @@ def of_adapter(
         kept = mean_over_people(images, "expression_correct", method)
         criteria.append(Criterion("adapter", "expression as prompted", 0.8, kept, looked))
     return criteria
+
+
+def distance_to_renders(
+    generated: Sequence[Path],
+    drawn: Sequence[Path],
+    further: Sequence[Path],
+    instruments: Mapping[str, Instrument],
+    *,
+    cache: str | Path | None = None,
+) -> pd.DataFrame:
+    """How far generated pictures are from renders as a distribution, beside renders from renders.
+
+    Args:
+        generated: pictures made from captions.
+        drawn: the renders with these captions.
+        further: other renders, as many.
+        instruments: whose features to compare, by name.
+        cache: see `fusionlib.evaluation.observe.observe`.
+
+    Returns:
+        A row for each instrument: the Fréchet distances ``generated`` and ``renders``, both to
+        the first renders.
+
+    Raises:
+        FusionError: the three are not equally many, which would make the values incomparable.
+    """
+    if not len(generated) == len(drawn) == len(further):
+        raise FusionError(
+            f"Fréchet distances are comparable for equal numbers of pictures only, not for "
+            f"{len(generated)}, {len(drawn)} and {len(further)}."
+        )
+    found = [
+        observe(paths, instruments, cache=cache, strict=True).values
+        for paths in (generated, drawn, further)
+    ]
+    rows = {}
+    for name in instruments:
+        made, first, second = (one[name][~np.isnan(one[name]).any(axis=1)] for one in found)
+        count = min(map(len, (made, first, second)))  # without a face there is no feature
+        made, first, second = (features[:count] for features in (made, first, second))
+        rows[name] = {
+            "generated": frechet_distance(made, first),
+            "renders": frechet_distance(second, first),
+            "pictures": count,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")

@@ -1,0 +1,192 @@
+"""What the cards print: criteria, copies and distributions, each against something independent."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from training_data import write_tar
+
+from fusionlib.cards import captioned, criteria_table, histograms, sampled
+from fusionlib.errors import FusionError
+from fusionlib.evaluation import copies, criteria
+from fusionlib.evaluation.criteria import Criterion
+from fusionlib.evaluation.measure import Measurements
+from fusionlib.evaluation.statistics import Interval
+from fusionlib.evaluation.suite import Separation
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_a_criterion_is_met_by_its_estimate_and_not_by_nothing() -> None:
+    def met(value: float | Interval) -> bool:
+        return Criterion("a", "b", 0.8, value, "c").met
+
+    assert met(0.8) and met(Interval(0.81, 0.7, 0.9))
+    assert not met(0.79) and not met(Interval(0.79, 0.7, 0.9)) and not met(float("nan"))
+
+
+def test_people_are_judged_by_what_was_found() -> None:
+    auc, faces = criteria.of_people(Separation(0.981, 0.05, 0.11, 197, 200))
+    assert (auc.value, auc.met) == (0.981, True)
+    assert (faces.value, faces.met) == (0.985, False)
+
+
+def test_the_base_model_is_judged_by_shares_of_its_own_pictures() -> None:
+    images = pd.DataFrame(
+        {
+            "method": ["text-only"] * 4 + ["fused"] * 2,
+            "face": [True, True, True, False, False, False],
+            "expression_correct": [1, 1, 0, np.nan, 0, 0],
+            "style_correct": [1, 1, 1, 1, 0, 0],
+        }
+    )
+    found = {c.what: c for c in criteria.of_base(Measurements(images, {}, "dlib", "reference"))}
+    assert found["expression as prompted"].value == pytest.approx(2 / 3)
+    assert found["expression as prompted"].looked_at == "3 pictures"
+    assert found["style as prompted"].met and not found["faces found"].met
+    assert "scene as prompted" not in found
+
+
+def test_the_table_says_which_bound_was_missed() -> None:
+    table = criteria_table(
+        [
+            Criterion("a", "x", 0.5, 0.6, "1"),
+            Criterion("a", "y", 0.5, Interval(0.4, 0.3, 0.5), "2"),
+        ],
+        "A run.",
+    ).data
+    assert list(table["met"]) == ["yes", "no"]
+    assert table.loc["a: y", "measured"] == "0.400 [0.300, 0.500]"
+
+
+class FakeClip:
+    """Embeds a picture as its mean colour; an instrument as the real one."""
+
+    name, needs_face, dimension, fingerprint = "clip", False, 3, "mean colour"
+
+    def __init__(self, checkpoint: str = "") -> None:
+        pass
+
+    def read(self, image: Image.Image, face: object) -> np.ndarray:
+        return np.asarray(image, dtype=np.float32).mean(axis=(0, 1)) / 255
+
+
+def test_a_training_set_is_known_by_its_embeddings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+    import json
+
+    def one(person: int, view: int, colour: tuple[int, int, int]) -> dict[str, dict[str, bytes]]:
+        stream = io.BytesIO()
+        Image.new("RGB", (16, 16), colour).save(stream, "PNG")
+        record = {"person": person, "view": view, "seed": 3, "key": f"{person}{view}"}
+        files = {"png": stream.getvalue(), "txt": b"a", "json": json.dumps(record).encode()}
+        return {f"{person:04d}{view:02d}": files}
+
+    files = one(0, 0, (250, 10, 10)) | one(0, 1, (10, 250, 10)) | one(1, 0, (10, 10, 250))
+    write_tar(tmp_path / "00000.tar", files)
+    monkeypatch.setattr(copies, "ClipScorer", FakeClip)
+    out = tmp_path / "seen.safetensors"
+    assert copies.embed_training_set(tmp_path, "none", out) == 3
+    assert not list(tmp_path.glob(".*partial"))
+    seen = copies.load_seen(out)
+    assert (seen.seed, seen.clip) == (3, "mean colour")
+    np.testing.assert_allclose(np.linalg.norm(seen.embeddings, axis=1), 1, rtol=1e-6)
+
+    rendered = []
+
+    def render(seed: int, person: int, view: int, size: int) -> Image.Image:
+        rendered.append((seed, person, view, size))
+        return Image.new("RGB", (size, size))
+
+    monkeypatch.setattr(copies, "_render", render)
+    Image.new("RGB", (40, 40), (5, 120, 6)).save(tmp_path / "green.png")
+    rows = copies.neighbours([tmp_path / "green.png"], seen, FakeClip(), count=2, size=32)
+    assert len(rows) == 1 and len(rows[0]) == 3
+    assert (3, 0, 1, 32) in rendered and len(rendered) == 2
+    near = copies.how_similar({"one": [tmp_path / "green.png"]}, seen, FakeClip())
+    unit = np.array([5, 120, 6]) / np.linalg.norm([5, 120, 6])
+    other = np.array([10, 250, 10]) / np.linalg.norm([10, 250, 10])
+    assert near.loc["one", "largest"] == pytest.approx(float(unit @ other), abs=1e-3)
+
+    monkeypatch.setattr(FakeClip, "fingerprint", "another")
+    with pytest.raises(FusionError, match="another CLIP model"):
+        copies.how_similar({"one": [tmp_path / "green.png"]}, seen, FakeClip())
+    with pytest.raises(FusionError, match="fusionlib data"):
+        copies.load_seen(tmp_path / "nothing.safetensors")
+
+
+def test_the_distance_to_renders_needs_equal_numbers(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sets = []
+    for shift in (0, 0, 60):
+        paths = []
+        for number in range(30):
+            colour = rng.integers(80, 140, 3) + shift
+            path = tmp_path / f"{shift}-{number}-{len(sets)}.png"
+            Image.new("RGB", (32, 32), tuple(int(c) for c in colour)).save(path)
+            paths.append(path)
+        sets.append(paths)
+    first, second, shifted = sets
+    found = criteria.distance_to_renders(shifted, first, second, {"colour": FakeClip()})
+    assert found.loc["colour", "generated"] > 5 * found.loc["colour", "renders"]
+    assert found.loc["colour", "generated"] == pytest.approx(3 * (60 / 255) ** 2, rel=0.3)
+    with pytest.raises(FusionError, match="equal numbers"):
+        criteria.distance_to_renders(shifted[:5], first, second, {"colour": FakeClip()})
+
+
+def test_what_is_sampled_is_what_is_rendered_and_drawn() -> None:
+    table = sampled(30, views=3)
+    assert len(table) == 90 and set(table["view"]) == {0, 1, 2}
+    assert table.loc[table["view"] == 0, "expression"].eq("neutral").all()
+    assert table["skin tone"].between(0, 1).all() and table["skin tone"].std() > 0.1
+    assert table.groupby("person")["hair_style"].nunique().max() == 1
+    drawn = histograms(table, ["age", "style", "beard"], columns=2)
+    assert np.asarray(drawn).std() > 10
+
+
+def test_captions_and_pictures_belong_together() -> None:
+    captions, drawn, further = captioned(ROOT / "data" / "heldout", 12)
+    assert len(set(captions)) == len(drawn) == len(further) == 12
+    assert not set(drawn) & set(further)
+    for caption, path in zip(captions, drawn, strict=True):
+        assert path.with_suffix(".txt").read_text() == caption
+    with pytest.raises(FusionError, match="fewer than"):
+        captioned(ROOT / "data" / "heldout", 100_000)
+
+
+def test_the_autoencoder_is_judged_on_what_it_gives_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fusionlib.study import Person
+
+    people, rng = [], np.random.default_rng(0)
+    for name in ("a", "b"):
+        paths = []
+        base = rng.integers(40, 200, 3)
+        for number in range(2):
+            path = tmp_path / f"{name}{number}.png"
+            colour = tuple(int(c) for c in base + rng.integers(-4, 5, 3))
+            Image.new("RGB", (128, 128), colour).save(path)
+            paths.append(path)
+        people.append(Person(name, (paths[0],), (paths[1],)))
+
+    def darker(pipeline: object, images: list[Image.Image]) -> list[Image.Image]:
+        return [image.point(lambda value: value - 10) for image in images]
+
+    monkeypatch.setattr(criteria, "reconstruct", darker)
+
+    class Pipeline:
+        vae = torch.nn.Linear(1, 1)
+
+    quality, auc = criteria.of_autoencoder(
+        Pipeline(), people, FakeClip(), out=tmp_path, cache=tmp_path / "cache"
+    )
+    # A difference of 10 in every pixel.
+    assert quality.value == pytest.approx(20 * np.log10(255 / 10), abs=1e-6)
+    assert auc.value == 1.0 and auc.looked_at == "4 photographs"
+    assert len(list(tmp_path.glob("reconstructions-*/*.png"))) == 4
