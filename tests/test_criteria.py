@@ -82,7 +82,7 @@ def test_a_training_set_is_known_by_its_embeddings(
 
     def one(person: int, view: int, colour: tuple[int, int, int]) -> dict[str, dict[str, bytes]]:
         stream = io.BytesIO()
-        Image.new("RGB", (16, 16), colour).save(stream, "PNG")
+        Image.new("RGB", (32, 32), colour).save(stream, "PNG")
         record = {"person": person, "view": view, "seed": 3, "key": f"{person}{view}"}
         files = {"png": stream.getvalue(), "txt": b"a", "json": json.dumps(record).encode()}
         return {f"{person:04d}{view:02d}": files}
