@@ -255,7 +255,7 @@ def test_a_trained_identity_network_is_a_recogniser(profile: Profile, portraits:
 def test_prompts_ask_for_what_captions_say() -> None:
     """Every caption of the held-out people, read as a prompt, asks for what its record says."""
     teller = Classifier("classifier", str(MODELS / "classifier"))
-    asked = {"expression": 0, "style": 0, "background": 0}
+    asked = {"expression": 0, "style": 0, "scene": 0}
     captions = 0
     for path in sorted(HELDOUT.glob("*.json")):
         record = json.loads(path.read_text())
@@ -266,7 +266,7 @@ def test_prompts_ask_for_what_captions_say() -> None:
                 assert found in (None, record[head]), f"{head}: {caption!r} asks for {found!r}"
                 asked[head] += found is not None
     assert asked["style"] > 0.65 * captions and asked["expression"] > 0.5 * captions
-    assert asked["background"] > 0.5 * captions
+    assert asked["scene"] > 0.5 * captions
     assert teller.asked_for("style", "a black and white photo of a man") == "noir"
     assert teller.asked_for("gender", "a photo of a woman") is None
 
@@ -280,8 +280,8 @@ def test_the_committed_identity_network_tells_held_out_people_apart() -> None:
 
 def test_the_committed_classifier_reads_held_out_pictures() -> None:
     found = classification(str(MODELS / "classifier"), HELDOUT, people=20)
-    for head in ("expression", "style", "background"):
+    for head in ("expression", "style", "scene"):
         assert found.loc[head, "accuracy"].estimate > 0.95, head
-    assert (found["pictures"] == 120).all()
+    assert (found["pictures"] == 140).all()
     for head, row in found.iterrows():
         assert row["accuracy"].estimate >= row["commonest"] - 0.05, head

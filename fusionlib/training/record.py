@@ -22,6 +22,7 @@ FOLDERS = {
     "clip": "clip",
     "base": "unet",
     "adapter": "adapter",
+    "controlnet": "controlnet",
     "identity": "identity",
     "classifier": "classifier",
 }
@@ -34,6 +35,7 @@ _QUANTITIES = {
     "clip": "contrastive loss, and words",
     "base": "squared error of v, weighted",
     "adapter": "the same, with the reference",
+    "controlnet": "the same, with the depth map",
     "identity": "ArcFace's loss",
     "classifier": "cross-entropies, summed",
 }
@@ -83,8 +85,8 @@ def loss_curves(checkpoint: str | Path) -> Image.Image:
     Raises:
         FusionError: when a record is missing.
     """
-    figure = Figure(figsize=(15, 6.4), layout="constrained", dpi=150)
-    for axes, model in zip(figure.subplots(2, 4).flat, FOLDERS, strict=True):
+    figure = Figure(figsize=(13, 9.6), layout="constrained", dpi=150)
+    for axes, model in zip(figure.subplots(3, 3).flat, FOLDERS, strict=True):
         log = pd.read_csv(_record(checkpoint, model, "csv"))
         smooth = log["loss"].rolling(25, min_periods=1, center=True).mean()
         axes.plot(log["samples"], log["loss"], color="#00796b", alpha=0.25, linewidth=0.8)
