@@ -107,7 +107,7 @@ def costs(
     study = declared.study(device)
     references = [load_image(path) for path in study.people[0].references]
     table = cost_table(
-        load_profile(declared.profile), study.methods, references, prompt=study.prompts[0]
+        load_profile(declared.profile), study.methods, references, prompt=study.all_prompts[0]
     )
     typer.echo(table.to_string(float_format="{:.2f}".format, na_rep="-"))
 

@@ -467,7 +467,7 @@ def run_label(profile: str, study: Study) -> str:
         f"{len(items)} {noun if len(items) == 1 else plural}"
         for items, noun, plural in (
             (study.people, "person", "people"),
-            (study.prompts, "prompt", "prompts"),
+            (study.all_prompts, "prompt", "prompts"),
             (study.seeds, "seed", "seeds"),
         )
     ]

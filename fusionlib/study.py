@@ -58,7 +58,7 @@ class Study:
         name: of the study's folder in the store.
         methods: with different names.
         people: with different names.
-        prompts: what to paint.
+        prompts: what to paint of everybody, or for each person, by name, what to paint of them.
         seeds: of the noise.
         declaration: the file it was declared in, if any, for the record.
     """
@@ -66,9 +66,22 @@ class Study:
     name: str
     methods: Sequence[Method]
     people: Sequence[Person]
-    prompts: Sequence[str]
+    prompts: Sequence[str] | Mapping[str, Sequence[str]]
     seeds: Sequence[int] = (0,)
     declaration: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def prompts_of(self, person: str) -> Sequence[str]:
+        """The prompts for one person, by name; none where a mapping does not know the person."""
+        if isinstance(self.prompts, Mapping):
+            return self.prompts.get(person, ())
+        return self.prompts
+
+    @property
+    def all_prompts(self) -> list[str]:
+        """Every prompt once, in order."""
+        prompts = self.prompts
+        lists = prompts.values() if isinstance(prompts, Mapping) else [prompts]
+        return list(dict.fromkeys(prompt for prompts in lists for prompt in prompts))
 
 
 @dataclass(frozen=True)
@@ -140,7 +153,7 @@ def cells(study: Study) -> list[Cell]:
                     if not path.is_file():
                         raise FusionError(f"There is no reference image {path}.")
                     hashes[path] = sha256_file(path)
-            for prompt in study.prompts:
+            for prompt in study.prompts_of(person.name):
                 for seed in study.seeds:
                     ingredients: dict[str, Any] = {
                         "settings": dict(method.settings),
@@ -170,14 +183,23 @@ def _check(study: Study) -> None:
     for what, items in (
         ("method", [method.name for method in study.methods]),
         ("person", [person.name for person in study.people]),
-        ("prompt", study.prompts),
         ("seed", study.seeds),
     ):
         if not items:
             raise FusionError(f"The study {study.name!r} has no {what}: name one or more.")
-        twice = [item for item in items if list(items).count(item) > 1]
-        if twice:
-            raise FusionError(f"The study {study.name!r} has the {what} {twice[0]!r} twice.")
+        _no_twice(study.name, what, items)
+    if not study.all_prompts:
+        raise FusionError(f"The study {study.name!r} has no prompt: name one or more.")
+    for person in study.people:
+        if not study.prompts_of(person.name):
+            raise FusionError(f"The study {study.name!r} has no prompt for {person.name!r}.")
+        _no_twice(study.name, "prompt", study.prompts_of(person.name))
+
+
+def _no_twice(study: str, what: str, items: Sequence[Any]) -> None:
+    twice = [item for item in items if list(items).count(item) > 1]
+    if twice:
+        raise FusionError(f"The study {study!r} has the {what} {twice[0]!r} twice.")
 
 
 def run_study(
@@ -269,7 +291,7 @@ def _record(study: Study) -> dict[str, Any]:
             }
             for person in study.people
         ],
-        prompts=list(study.prompts),
+        prompts=study.all_prompts,
         seeds=list(study.seeds),
     )
 

@@ -131,6 +131,23 @@ def test_every_cell_gets_its_picture(study: Study, tmp_path: Path) -> None:
     assert "commit" in record
 
 
+def test_people_may_have_prompts_of_their_own(study: Study, people: list[Person]) -> None:
+    prompts = {"ada": ["a face"], "ben": ["a laughing face", "a sad face"]}
+    own = replace(study, prompts=prompts, seeds=[0])
+    assert own.all_prompts == ["a face", "a laughing face", "a sad face"]
+    made = {(cell.method, cell.person, cell.prompt): cell.key for cell in cells(own)}
+    wanted = {(m, p, text) for m in ("blind", "seeing") for p in prompts for text in prompts[p]}
+    assert made.keys() == wanted
+    # A picture is the same whether its prompt was asked of everybody or of one.
+    for cell in cells(study):
+        place = (cell.method, cell.person, cell.prompt)
+        assert cell.seed != 0 or place not in made or made[place] == cell.key
+    with pytest.raises(FusionError, match="no prompt for 'ben'"):
+        cells(replace(own, prompts={"ada": ["a face"]}))
+    with pytest.raises(FusionError, match="'a face' twice"):
+        cells(replace(own, prompts=prompts | {"ada": ["a face", "a face"]}))
+
+
 def test_noise_is_paired_across_methods_and_differs_between_people(study: Study) -> None:
     grid = cells(study)
     noise = {(cell.person, cell.prompt, cell.seed): set() for cell in grid}

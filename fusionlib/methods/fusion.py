@@ -150,12 +150,20 @@ def _method(
     )
 
 
-def describe(pipeline: FusionPipeline, *, with_adapter: bool = True) -> dict[str, Any]:
-    """What determines a pipeline's pictures: hashes of weights and code, scheduler, versions."""
+def describe(
+    pipeline: FusionPipeline, *, with_adapter: bool = True, code: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What determines a pipeline's pictures: hashes of weights and code, scheduler, versions.
+
+    Args:
+        pipeline: holds the base model and, `with_adapter`, the adapter.
+        with_adapter: whether the adapter has a part in the pictures.
+        code: sources besides this method's own.
+    """
     modules = [pipeline.unet, pipeline.vae, pipeline.text_encoder]
     weights = {"base_model": sha256_modules(modules)}
     if with_adapter:
         if pipeline.adapter is None:
             raise FusionError("The pipeline has no adapter: give one when it is loaded.")
         weights["adapter"] = sha256_modules([pipeline.adapter])
-    return described(pipeline, weights, _CODE)
+    return described(pipeline, weights, (*_CODE, *code))

@@ -1,0 +1,135 @@
+"""Several people in one picture: each with a place of their own (Eq. 7), or all over it (Eq. 6).
+
+A group is a `fusionlib.study.Person` whose references are the faces of its members from left to
+right, then a picture of their masks, then, where a ControlNet follows it, a depth map. So studies
+make, name and find group pictures as they do portraits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from PIL import Image
+
+from fusionlib.errors import FusionError
+from fusionlib.layout import masks_from_colors
+from fusionlib.manifest import sha256_modules
+from fusionlib.methods import Method
+from fusionlib.methods.common import as_recorded
+from fusionlib.methods.fusion import describe
+from fusionlib.study import Person
+
+
+def fused_group(
+    pipeline: Any,
+    members: int,
+    *,
+    name: str = "fused",
+    masked: bool = True,
+    depth: float | None = None,
+    threads: int | None = None,
+    **settings: Any,
+) -> Method:
+    """Fused attention over several identities at once.
+
+    Args:
+        pipeline: a `fusionlib.FusionPipeline` or, with `depth`, a
+            `fusionlib.FusionControlNetPipeline`.
+        members: people in each picture.
+        name: in tables.
+        masked: whether each query sees only the identity in whose mask it lies (Eq. 7); without,
+            every query sees everybody's keys (Eq. 6).
+        depth: scale of the ControlNet that follows the group's depth map; None shows it none.
+        threads: see `fusionlib.methods.fusion.fused`.
+        settings: arguments of the pipeline's call, such as ``num_inference_steps``.
+
+    Raises:
+        FusionError: a depth map is to be followed and the pipeline has no ControlNet.
+    """
+    threads = threads or torch.get_num_threads()
+    control: Any = getattr(pipeline, "controlnet", None)
+    if depth is not None and control is None:
+        raise FusionError(
+            "depth= needs a pipeline with a ControlNet: make one by "
+            "FusionControlNetPipeline.from_pipe(pipeline, controlnet=...)."
+        )
+
+    def prepare(references: Sequence[Image.Image]) -> dict[str, Any]:
+        faces, layout = list(references[:members]), references[members]
+        given: dict[str, Any] = {}
+        with as_recorded(threads):
+            given["references"] = pipeline.encode_references(faces)
+        if masked:
+            given["identity_masks"] = masks_from_colors(layout)
+        if depth is not None:
+            given["image"] = references[members + 1]
+            given["controlnet_conditioning_scale"] = float(depth)
+        return given
+
+    def generate(prompt: str, given: dict[str, Any], noise_seed: int) -> Image.Image:
+        generator = torch.Generator("cpu").manual_seed(noise_seed)
+        with as_recorded(threads):
+            output: Any = pipeline(prompt, **given, generator=generator, **settings)
+        image: Image.Image = output.images[0]
+        return image
+
+    described = describe(pipeline, code=("methods/group.py", "layout.py"))
+    if depth is not None:
+        described["weights"]["controlnet"] = sha256_modules([control])
+    if described["device"] == "cpu":
+        described["threads"] = threads
+    return Method(
+        name=name,
+        generate=generate,
+        settings={**settings, "members": members, "masked": masked, "depth": depth, **described},
+        references=members + (1 if depth is None else 2),
+        prepare=prepare,
+        citation="mohamed2024fusion",
+    )
+
+
+def load_groups(
+    folder: str | Path, heldout: str | Path, members: int, count: int | None = None
+) -> list[Person]:
+    """Read groups of so many people, with the references of each member.
+
+    Args:
+        folder: of pictures with ``index.csv``, ``.mask.png`` and ``.depth.png``, as `fusionlib
+            people render --groups --files` writes them.
+        heldout: folder of the people, whose numbers the index names.
+        members: people in a picture.
+        count: so many groups only, the first ones.
+
+    Returns:
+        People named ``group N``: their references are the faces, the masks and the depth map; the
+        only other picture is the rendered group itself, which no method sees.
+
+    Raises:
+        FusionError: there is no such index, or it has too few groups of this size.
+    """
+    folder, heldout = Path(folder), Path(heldout)
+    try:
+        table = pd.read_csv(folder / "index.csv", dtype=str)
+        rows = list(zip(table["group"], table["file"], table["people"], strict=True))
+    except (OSError, KeyError, ValueError) as error:
+        raise FusionError(
+            f"{folder} needs a file index.csv with the columns group, file and people: {error}."
+        ) from error
+    groups = []
+    for number, file, people in rows:
+        who = people.split()
+        if len(who) != members:
+            continue
+        picture = folder / file
+        faces = tuple(heldout / f"{int(person):04d}_0.jpg" for person in who)
+        more = tuple(picture.with_suffix(suffix) for suffix in (".mask.png", ".depth.png"))
+        groups.append(Person(f"group {number}", (*faces, *more), (picture,)))
+    if count is not None and count > len(groups):
+        raise FusionError(
+            f"{folder} holds {len(groups)} groups of {members}, fewer than the {count} asked for."
+        )
+    return groups[:count]
