@@ -27,6 +27,9 @@ FOLDERS = {
 }
 """The folder of each model in a checkpoint, in the order of training; the judges last."""
 
+JUDGES = ("identity", "classifier")
+"""Those that take no part in generation."""
+
 _QUANTITIES = {
     "vae_quarter": "weighted L1 with edges, and KL",
     "vae_half": "weighted L1 with edges, and KL",
@@ -72,6 +75,21 @@ def training_table(checkpoint: str | Path) -> Styler:
     digits = {"parameters, M": 2, "file, MB": 1, "minutes": 1, "loss": 3}
     styler = table.style.format({column: f"{{:.{n}f}}" for column, n in digits.items()})
     return styler.set_caption(f"Recorded by the runs, on {'; '.join(sorted(machines))}.")
+
+
+def training_hours(checkpoint: str | Path) -> str:
+    """Wall-clock hours of the runs that ended in a checkpoint's weights, judges left out.
+
+    Returns:
+        The sum with one digit after the point; "unknown" for published weights, which come without
+        such records.
+    """
+    folder = Path(checkpoint) / "training"
+    if not folder.is_dir():
+        return "unknown"
+    models = [model for model in FOLDERS if model not in JUDGES]
+    runs = [json.loads(_record(checkpoint, model, "json").read_text()) for model in models]
+    return f"{sum(run['seconds'] for run in runs) / 3600:.1f}"
 
 
 def loss_curves(checkpoint: str | Path) -> Image.Image:
