@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
-import pandas as pd
 from pandas.io.formats.style import Styler
 
 from fusionlib.evaluation.claims import STATUSES, Claim, Evidence, Status, status
 from fusionlib.evaluation.comparison import PairedDifference
 from fusionlib.evaluation.statistics import Interval
-from fusionlib.figures import _mark, facts_table
+from fusionlib.figures import facts_table
 
 MARKS: dict[Status, str] = {
     "supported": "✓",
@@ -37,24 +36,35 @@ _COLOURS: dict[Status, tuple[str, str]] = {  # on light and on dark pages
 
 _STYLE = """
 .verdicts {margin: 1em 0; line-height: 1.35; container-type: inline-size}
-.verdicts .strip {display: flex; gap: 3px; margin: 0 0 .5em}
+.verdicts .strip {display: grid; gap: 3px; margin: 0 0 .5em;
+  grid-template-columns: repeat(auto-fill, minmax(1.45em, 1fr))}
 .verdicts .strip span {border: 2px solid var(--tone); border-radius: 4px; color: var(--tone);
-  flex: 1 1 0; font-weight: 700; min-width: 0; text-align: center}
+  font-weight: 700; text-align: center}
 .verdicts .strip .measured {background: var(--tone); color: #fff; print-color-adjust: exact;
   -webkit-print-color-adjust: exact}
 .verdicts .key {display: flex; flex-wrap: wrap; font-size: .9em; gap: 0 1.3em; margin: 0 0 1em}
-.verdicts .key b, .verdicts .row b {color: var(--tone)}
+.verdicts .key b, .verdicts .row b, .verdicts td b {color: var(--tone)}
 .verdicts .row {align-items: center; border-top: 1px solid rgba(128, 128, 128, .35); display: grid;
   break-inside: avoid; gap: .1em 1.2em; grid-template-columns: 1fr minmax(15em, 42%);
   padding: .45em 0}
-.verdicts .row small {display: block; font-size: .82em; opacity: .8}
+.verdicts small {display: block; font-size: .82em; opacity: .85}
+.verdicts table.all {border-collapse: collapse; border-left: 5px solid var(--measured, #00796b);
+  table-layout: fixed; width: 100%}
+.verdicts .all caption {caption-side: top; color: var(--measured, #00796b); padding: 0 0 .4em .6em;
+  text-align: left}
+.verdicts .all td, .verdicts .all th {border: 0; border-top: 1px solid rgba(128, 128, 128, .35);
+  padding: .5em .6em; text-align: left; vertical-align: top}
+.verdicts .all th:first-child {width: 40%}
+.verdicts .all tr {break-inside: avoid}
 .verdicts .head {border: 0; font-size: .82em; padding: 0}
 .verdicts .sides {display: flex; justify-content: space-between}
 .verdicts svg {display: block; height: 22px; overflow: visible; width: 100%}
 .verdicts .bar {fill: var(--tone); stroke: var(--tone); stroke-width: 4}
 .verdicts .line {stroke: currentColor; stroke-dasharray: 3 3; stroke-width: 1.5}
 @container (max-width: 34em) {.verdicts .row {grid-template-columns: 1fr}
-  .verdicts .head > :first-child {display: none}}
+  .verdicts .head > :first-child, .verdicts .all thead {display: none}
+  .verdicts .all td, .verdicts .all tr {display: block; width: auto !important}
+  .verdicts .all td + td {border: 0; padding-top: 0}}
 """ + "".join(
     f'.verdicts [data-verdict="{name}"] {{--tone: {light}}}\n'
     f'html[data-theme="dark"] .verdicts [data-verdict="{name}"] {{--tone: {dark}}}\n'
@@ -153,7 +163,7 @@ def verdict_plot(evidence: Sequence[Evidence] | Mapping[str, Evidence]) -> Panel
 
 def verdict_table(
     claims: Mapping[str, Claim], evidence: Mapping[str, Evidence], profile: str
-) -> Styler:
+) -> Panel:
     """Lay out every claim: where it is made, what decides it, what was found, and the verdict.
 
     Args:
@@ -161,31 +171,31 @@ def verdict_table(
         evidence: see `verdict_strip`.
         profile: its name.
     """
-    rows = []
-    for claim in claims.values():
-        stands = status(claim, evidence, profile)
-        found = {
-            "not testable here": escape(claim.obstacle.get(profile, "")),
-            "not measured yet": f"{experiment_link(claim)} would measure it",
-        }.get(stands) or f"{_numbers(evidence[claim.id])} ({experiment_link(claim)})"
-        rows.append(
-            {
-                "claim": f"<b>{escape(claim.title)}.</b> {escape(claim.quotation)}",
-                "where": _place(claim),
-                "decided by": escape(f"{claim.decided_by} ({claim.unit})"),
-                "found": found,
-                "verdict": f"{MARKS[stands]}&nbsp;{stands}",
-            }
-        )
-    table = pd.DataFrame(rows)
     runs = sorted({one.run for one in evidence.values()})
     caption = f"Found under the profile {profile}, with 95% intervals over people. " + " ".join(
         runs
     )
-    styler = _mark(table.style.hide(axis="index"), "measured", caption)
-    return styler.set_table_styles(
-        [{"selector": "td", "props": "text-align: left; vertical-align: top;"}], overwrite=False
+    rows, lines = [], []
+    for claim in claims.values():
+        stands = status(claim, evidence, profile)
+        experiment = experiment_link(claim)
+        found = {
+            "not testable here": escape(claim.obstacle.get(profile, "")),
+            "not measured yet": f"{experiment} would measure it",
+        }.get(stands) or f"{_numbers(evidence[claim.id])}<br>{experiment}"
+        rows.append(
+            f'<tr data-verdict="{stands}"><td>{escape(claim.title)}'
+            f"<small>{escape(claim.quotation)} {_place(claim)}.</small></td>"
+            f"<td><small>{escape(claim.decided_by)} ({claim.unit})</small></td>"
+            f"<td><b>{MARKS[stands]} {stands}</b><small>{found}</small></td></tr>"
+        )
+        lines.append(f"{stands}: {claim.title} ({claim.id})")
+    html = (
+        f'<table class="all"><caption>{escape(caption.strip())}</caption>'
+        "<thead><tr><th>claim</th><th>decided by</th><th>found</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
     )
+    return Panel(html, "\n".join(lines))
 
 
 def claim_table(found: Evidence | Claim, profile: str = "", **more: object) -> Styler:
@@ -209,7 +219,7 @@ def claim_table(found: Evidence | Claim, profile: str = "", **more: object) -> S
         )
         return facts_table({**rows, **_lines(more), "verdict": stands}, f"Profile {profile}.")
     number = found.found
-    over = f"(95% interval over {number.people} people)"
+    over = f"(95% interval over {number.people} {claim.over})"
     if isinstance(number, PairedDifference):
         spread = [f"{value:.3f}" for value in number.by_seed.values()]
         ahead = number.ahead
@@ -250,7 +260,7 @@ def _numbers(one: Evidence) -> str:
     text = f"{_short(one.found.interval)} {one.claim.unit}"
     if one.claim.threshold:
         text += f", to exceed {one.claim.threshold:g}".replace("-", "−")
-    return f"{text}; {one.found.people} people"
+    return f"{text}; {one.found.people} {one.claim.over}"
 
 
 def _short(interval: Interval) -> str:

@@ -384,7 +384,7 @@ def test_a_changed_record_changes_the_table_the_picture_and_the_counts(
 
     def shown() -> tuple[str, str, str]:
         evidence = read_evidence(tmp_path, "embedded", claims)
-        table = verdict_table(claims, evidence, "embedded").to_html()
+        table = verdict_table(claims, evidence, "embedded")._repr_html_()
         strip = verdict_strip(claims, evidence, "embedded")
         return text_of(table), verdict_plot(evidence)._repr_html_(), strip._repr_html_()
 

@@ -62,6 +62,7 @@ class Claim(BaseModel):
         section: of the paper, where it is made.
         decided_by: the number that decides it, in words.
         unit: of that number.
+        over: what was averaged over: people, unless it says otherwise.
         threshold: what the number has to exceed for the claim to hold: 0 where two methods are
             compared for which is better, below 0 where the claim is that nothing is lost.
         experiment: what measures it: a notebook (without its extension), a study's file or a
@@ -79,6 +80,7 @@ class Claim(BaseModel):
     section: str
     decided_by: str = Field(min_length=1)
     unit: str
+    over: str = "people"
     threshold: float = 0.0
     experiment: str | None = None
     expected: dict[str, Expected] = Field(default_factory=dict)
