@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from fusionlib.errors import FusionError
@@ -55,8 +54,8 @@ def morph_gains(
         if method not in set(index["method"]):
             raise FusionError(f"The study has no method {method!r}.")
 
-    def distances(side: int) -> Mapping[tuple[str, str], float]:
-        """Mean distance to the first or second person, by pair and method."""
+    def distances(side: int) -> pd.DataFrame:
+        """Mean distance to the first or second person: a row for each pair, a column a method."""
         people = [replace(pair, references=(pair.references[side],), others=()) for pair in pairs]
         images = measure(
             index,
@@ -67,15 +66,10 @@ def morph_gains(
             cache=cache,
         ).images
         (column,) = [str(name) for name in images if str(name).startswith("distance ")]
-        means = images.groupby(["person", "method"])[column].mean()
-        return {(str(person), str(method)): value for (person, method), value in means.items()}
+        return images.groupby(["person", "method"])[column].mean().unstack("method")
 
     to_first, to_second = distances(0), distances(1)
-    gains = [
-        np.minimum(  # NaN if either is
-            to_second[pair.name, first] - to_second[pair.name, middle],
-            to_first[pair.name, second] - to_first[pair.name, middle],
-        )
-        for pair in pairs
-    ]
-    return estimate_of([gain for gain in gains if not np.isnan(gain)], cells=len(gains))
+    gains = pd.concat(
+        [to_second[first] - to_second[middle], to_first[second] - to_first[middle]], axis=1
+    ).min(axis=1, skipna=False)
+    return estimate_of(gains.dropna().to_numpy(), cells=len(gains))
