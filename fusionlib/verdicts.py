@@ -34,7 +34,10 @@ _COLOURS: dict[Status, tuple[str, str]] = {  # on light and on dark pages
     "not testable here": ("#5b6470", "#a8b1bd"),
 }
 
+# The theme puts HTML of notebooks on a light card when the page is dark: not this.
 _STYLE = """
+html[data-theme="dark"] .text_html:has(> .verdicts) {background: none !important;
+  color: inherit !important; padding: 0 !important}
 .verdicts {margin: 1em 0; line-height: 1.35; container-type: inline-size}
 .verdicts .strip {display: grid; gap: 3px; margin: 0 0 .5em;
   grid-template-columns: repeat(auto-fill, minmax(1.45em, 1fr))}
@@ -43,9 +46,9 @@ _STYLE = """
 .verdicts .strip .measured {background: var(--tone); color: #fff; print-color-adjust: exact;
   -webkit-print-color-adjust: exact}
 .verdicts .key {display: flex; flex-wrap: wrap; font-size: .9em; gap: 0 1.3em; margin: 0 0 1em}
-.verdicts .key b, .verdicts .row b, .verdicts td b {color: var(--tone)}
-.verdicts .row {align-items: center; border-top: 1px solid rgba(128, 128, 128, .35); display: grid;
-  break-inside: avoid; gap: .1em 1.2em; grid-template-columns: 1fr minmax(15em, 42%);
+.verdicts .key b, .verdicts .tested b, .verdicts td b {color: var(--tone)}
+.verdicts .tested {align-items: center; border-top: 1px solid rgba(128, 128, 128, .35);
+  break-inside: avoid; display: grid; gap: .1em 1.2em; grid-template-columns: 1fr minmax(15em, 42%);
   padding: .45em 0}
 .verdicts small {display: block; font-size: .82em; opacity: .85}
 .verdicts table.all {border-collapse: collapse; border-left: 5px solid var(--measured, #00796b);
@@ -61,7 +64,7 @@ _STYLE = """
 .verdicts svg {display: block; height: 22px; overflow: visible; width: 100%}
 .verdicts .bar {fill: var(--tone); stroke: var(--tone); stroke-width: 4}
 .verdicts .line {stroke: currentColor; stroke-dasharray: 3 3; stroke-width: 1.5}
-@container (max-width: 34em) {.verdicts .row {grid-template-columns: 1fr}
+@container (max-width: 34em) {.verdicts .tested {grid-template-columns: 1fr}
   .verdicts .head > :first-child, .verdicts .all thead {display: none}
   .verdicts .all td, .verdicts .all tr {display: block; width: auto !important}
   .verdicts .all td + td {border: 0; padding-top: 0}}
@@ -147,12 +150,12 @@ def verdict_plot(evidence: Sequence[Evidence] | Mapping[str, Evidence]) -> Panel
         return Panel(f"<p>{text}</p>", text)
     tested.sort(key=lambda one: STATUSES.index(one.verdict))
     rows = [
-        '<div class="row head"><span></span><span class="sides"><span>← against the claim</span>'
+        '<div class="tested head"><span></span><span class="sides"><span>← against the claim</span>'
         "<span>for it →</span></span></div>"
     ]
     for one in tested:
         rows.append(
-            f'<div class="row" data-verdict="{one.verdict}">'
+            f'<div class="tested" data-verdict="{one.verdict}">'
             f"<div><b>{MARKS[one.verdict]} {one.verdict}:</b> {escape(one.claim.title)}"
             f"<small>{_place(one.claim)}; {experiment_link(one.claim)}</small></div>"
             f"<div>{_bar(one)}<small>{_numbers(one)}</small></div></div>"
