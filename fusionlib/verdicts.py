@@ -185,12 +185,12 @@ def verdict_table(
         found = {
             "not testable here": escape(claim.obstacle.get(profile, "")),
             "not measured yet": f"{experiment} would measure it",
-        }.get(stands) or f"{_numbers(evidence[claim.id])}<br>{experiment}"
+        }.get(stands) or f"{_numbers(evidence[claim.id])},<br>{experiment}"
         rows.append(
-            f'<tr data-verdict="{stands}"><td>{escape(claim.title)}'
+            f'<tr data-verdict="{stands}"><td>{escape(claim.title)} '
             f"<small>{escape(claim.quotation)} {_place(claim)}.</small></td>"
             f"<td><small>{escape(claim.decided_by)} ({claim.unit})</small></td>"
-            f"<td><b>{MARKS[stands]} {stands}</b><small>{found}</small></td></tr>"
+            f"<td><b>{MARKS[stands]} {stands}</b> <small>{found}</small></td></tr>"
         )
         lines.append(f"{stands}: {claim.title} ({claim.id})")
     html = (

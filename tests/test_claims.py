@@ -478,3 +478,17 @@ def test_status_prefers_the_obstacle(tmp_path: Path, path: Path) -> None:
     assert status(claims["art"], {}, "embedded") == "not testable here"
     assert status(claims["art"], {}, "paper") == "not measured yet"
     assert CLAIMS.is_relative_to(ROOT)
+
+
+def test_the_front_page_has_no_number_but_from_the_claims_page() -> None:
+    page = (ROOT / "book" / "intro.md").read_text()
+    source = "\n".join(cell.source for cell in nbformat.read(NOTEBOOK, 4).cells)
+    wanted = re.findall(r"claims\.ipynb::(\w+):s", page) + re.findall(r"\{glue\} (\w+)", page)
+    assert {"verdict_strip", "verdict_plot", "training_hours"} <= set(wanted)
+    for key in wanted:
+        assert f'"{key}"' in source, f"the claims page glues no {key}"
+    prose = re.sub(r"```.*?```|\{glue:text\}`[^`]*`|\{\w+:?\w*\}`[^`]*`", "", page, flags=re.S)
+    names = r"Python 3\.11|V4\.0|Stable Diffusion 1\.5|Table \d|Figure \d|Facenet512|95% interval"
+    assert not re.findall(r".{0,30}\d.{0,10}", re.sub(names, "", prose))
+    by_hand = r"\b(two|three|four|five|ten|forty|hundred) (hours|minutes|people|pictures|percent)"
+    assert not re.findall(by_hand, prose)
