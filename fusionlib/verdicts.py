@@ -52,11 +52,11 @@ html[data-theme="dark"] .text_html:has(> .verdicts) {background: none !important
   padding: .45em 0}
 .verdicts small {display: block; font-size: .82em; opacity: .85}
 .verdicts table.all {border-collapse: collapse; border-left: 5px solid var(--measured, #00796b);
-  table-layout: fixed; width: 100%}
+  table-layout: fixed !important; width: 100%}
 .verdicts .all caption {caption-side: top; color: var(--measured, #00796b); padding: 0 0 .4em .6em;
   text-align: left}
 .verdicts .all td, .verdicts .all th {border: 0; border-top: 1px solid rgba(128, 128, 128, .35);
-  padding: .5em .6em; text-align: left; vertical-align: top}
+  overflow-wrap: anywhere; padding: .5em .6em; text-align: left; vertical-align: top}
 .verdicts .all th:first-child {width: 40%}
 .verdicts .all tr {break-inside: avoid}
 .verdicts .head {border: 0; font-size: .82em; padding: 0}
