@@ -22,8 +22,10 @@ from typing import Any
 
 import yaml
 
+from fusionlib.described import publish_alt
 from fusionlib.errors import FusionError
 from fusionlib.manifest import manifest, sha256_file, sha256_folder, sha256_json
+from fusionlib.pages import faults
 from fusionlib.profiles import ROOT, Profile, load_profile
 
 LAST_LINES = 6
@@ -224,7 +226,8 @@ def build_book(
 
     The sources are assembled in ``out/book-source``, with each notebook replaced by its executed
     copy, so nothing is executed here. A warning of the book's builder, such as a broken reference,
-    is an error. The pages on disk are replaced only by a complete new set.
+    is an error, and so is what `fusionlib.pages.faults` finds: a dead link, a picture without
+    words. The pages on disk are replaced only by a complete new set.
 
     Args:
         out: folder of everything that is built; holds the executed notebooks.
@@ -260,6 +263,8 @@ def build_book(
     built = work / "_build" / "html"
     if done.returncode != 0 or not (built / "index.html").exists():
         raise FusionError(f"The book did not build: {_complaints(log)} (whole log: {_short(log)})")
+    if wrong := faults(built):
+        raise FusionError(f"The book is not fit to publish: {'; '.join(wrong[:LAST_LINES])}")
     shutil.rmtree(pages, ignore_errors=True)
     os.replace(built, pages)
     shutil.rmtree(work)
@@ -301,6 +306,7 @@ def assemble_book(out: Path, root: Path = ROOT) -> Path:
             if "parameters" in cell.metadata.get("tags", []):
                 cell.metadata.tags.append("hide-input")
                 cell.metadata["mystnb"] = {"code_prompt_show": "Show the default parameters"}
+        publish_alt(notebook)
         nbformat.write(notebook, source / "notebooks" / name)
     return source
 

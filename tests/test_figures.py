@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.comparison import IdentityScores
+from fusionlib.evaluation.comparison import IdentityScores, identity_table
 from fusionlib.evaluation.paper import read_quoted
 from fusionlib.evaluation.statistics import Interval
 from fusionlib.evaluation.suite import Separation
@@ -180,8 +180,10 @@ def test_the_audit_is_drawn_with_the_quoted_numbers() -> None:
 
 
 def test_the_plot_shows_every_method(scores: IdentityScores) -> None:
-    picture = distance_plot(scores)
+    picture = distance_plot(scores, names={"fused": "the fused one"})
     assert picture.width >= 1000
+    distance = identity_table(scores).loc["fused", "distance"]
+    assert f"the fused one {distance}" in picture.info["alt"]
     fewer = replace(scores, images=scores.images[scores.images["method"] == "fused"])
     assert distance_plot(fewer).height < picture.height
     distance_plot(replace(scores, recogniser="a network of one's own"))  # has no threshold

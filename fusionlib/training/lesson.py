@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fusionlib.adapter import FusionAdapter
+from fusionlib.described import described
 from fusionlib.errors import FusionError
 from fusionlib.figures import MEASURED, QUIET
 from fusionlib.images import load_image
@@ -177,8 +178,8 @@ def curves(log: pd.DataFrame) -> Image.Image:
     figure = Figure(figsize=(12, 4), layout="constrained", dpi=150)
     loss, parts, norm = figure.subplots(1, 3)
     loss.plot(log["step"], log["loss"], color=MEASURED, alpha=0.3)
-    smooth = log["loss"].rolling(5, min_periods=1, center=True).mean()
-    loss.plot(log["step"], smooth, color=MEASURED, linewidth=2)
+    trend = log["loss"].rolling(5, min_periods=1, center=True).mean()
+    loss.plot(log["step"], trend, color=MEASURED, linewidth=2)
     for shade, name in zip((0.25, 0.5, 0.75, 1.0), bands, strict=False):
         smooth = log[name].rolling(9, min_periods=1, center=True).mean()
         label = f"t from {name.removeprefix('mse_t')}"
@@ -192,4 +193,10 @@ def curves(log: pd.DataFrame) -> Image.Image:
         axes.grid(alpha=0.25)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
+    picture = Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
+    return described(
+        picture.convert("RGB"),
+        f"Three curves over {log['step'].iloc[-1]:.0f} training steps: the weighted loss, from "
+        f"{trend.iloc[0]:.3f} to {trend.iloc[-1]:.3f}; the squared error of each band of "
+        "timesteps; the norm of the gradient.",
+    )

@@ -13,6 +13,7 @@ from pandas.io.formats.style import Styler
 from PIL import Image
 from safetensors import safe_open
 
+from fusionlib.described import described
 from fusionlib.errors import FusionError
 
 FOLDERS = {
@@ -102,6 +103,7 @@ def loss_curves(checkpoint: str | Path) -> Image.Image:
         FusionError: when a record is missing.
     """
     figure = Figure(figsize=(15, 6.4), layout="constrained", dpi=150)
+    words = []
     for axes, model in zip(figure.subplots(2, 4).flat, FOLDERS, strict=True):
         log = pd.read_csv(_record(checkpoint, model, "csv"))
         smooth = log["loss"].rolling(25, min_periods=1, center=True).mean()
@@ -113,9 +115,12 @@ def loss_curves(checkpoint: str | Path) -> Image.Image:
         axes.locator_params(axis="x", nbins=5)  # long numbers would run into each other
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
+        seen = f"{log['samples'].iloc[-1]:,} samples"
+        words.append(f"{model} from {smooth.iloc[0]:.3g} to {smooth.iloc[-1]:.3g} over {seen}")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return described(picture, f"Training losses, one panel each: {'; '.join(words)}.")
 
 
 def _record(checkpoint: str | Path, model: str, kind: str) -> Path:
