@@ -50,7 +50,7 @@ reproduce: $(STAMP)  ## run every notebook, build the book, say where to open it
 	@$(BIN)/fusionlib reproduce --profile $(PROFILE) --out $(OUT) $(ARGS)
 
 book: $(STAMP)  ## build the book again from the notebooks as they were last executed
-	@$(BIN)/python -c 'from pathlib import Path; from fusionlib.reproduce import build_book; build_book(Path("$(OUT)"))'
+	@$(BIN)/python -c 'from pathlib import Path; from fusionlib.book import build_book; build_book(Path("$(OUT)"))'
 
 test: export HF_HUB_OFFLINE = 1
 test: lint  ## lint, types, unit tests, and every notebook run at its small default size

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.claims import Claim
 from fusionlib.evaluation.comparison import IdentityScores, identity_table, summary
@@ -220,13 +220,7 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
     axes.set_xlabel(f"cosine distance to the {target} ({scores.recogniser})")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0, labelsize=11)
-    return _drawn(figure)
-
-
-def _drawn(figure: Figure) -> Image.Image:
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return Drawing(figure)
 
 
 def psnr_plot(pairs: pd.DataFrame, quoted: pd.DataFrame) -> Image.Image:
@@ -260,7 +254,7 @@ def psnr_plot(pairs: pd.DataFrame, quoted: pd.DataFrame) -> Image.Image:
     axes.set_ylabel("PSNR in dB")
     axes.legend(frameon=False, fontsize=10, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
-    return _drawn(figure)
+    return Drawing(figure)
 
 
 def quoted_table(path: str | Path) -> Styler:

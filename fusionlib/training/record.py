@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from PIL import Image
 from safetensors import safe_open
 
+from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
 
 FOLDERS = {
@@ -95,9 +95,7 @@ def loss_curves(checkpoint: str | Path) -> Image.Image:
         axes.locator_params(axis="x", nbins=5)  # long numbers would run into each other
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return Drawing(figure)
 
 
 def _record(checkpoint: str | Path, model: str, kind: str) -> Path:
