@@ -152,9 +152,10 @@ def unfinished(out: Path, root: Path) -> dict[str, str]:
     said = {}
     for name in toc_notebooks(root):
         if failed_copy(out, name).exists():
-            said[name] = f"Its notebook failed at {failing_cell(failed_copy(out, name))}"
+            where = failing_cell(failed_copy(out, name))
+            said[name] = f"Its notebook failed at {where}. It is shown as far as it ran."
         elif not (out / "executed" / f"{name}.ipynb").exists():
-            said[name] = "Its notebook was not run"
+            said[name] = "Its notebook was not run: the code below has no results yet."
     return said
 
 
@@ -218,10 +219,7 @@ def fit_page(notebook: Any, excuse: str | None = None) -> None:
                 if "image/png" in data:
                     data.pop(kind, None)
     if excuse:
-        text = (
-            f"```{{danger}} This page is not finished\n{excuse}.\nWhat stands below is what there "
-            "is of it; the code without results was not run.\n```"
-        )
+        text = f"```{{admonition}} This page is not finished\n:class: danger\n{excuse}\n```"
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(text))
 
 

@@ -125,7 +125,7 @@ def fit_parameters(
     if unknown := given.keys() - free:
         raise FusionError(
             f"No notebook that is to run takes a parameter '{min(unknown)}' by -p; "
-            f"{', '.join(declared)} take {', '.join(sorted(free)) or 'none'}."
+            f"the parameters of {', '.join(declared)}: {', '.join(sorted(free)) or 'none'}."
         )
     return {
         name: {**of_profile.get(name, {}), **{k: v for k, v in given.items() if k in taken}}

@@ -101,15 +101,12 @@ def reproduce(
     with _environment(_offline(inputs) | _threads(jobs)):
         outcomes = run_in_order(order, run, jobs=jobs)
     stages = [stage for stage in outcomes.values() if isinstance(stage, Stage)]
-    problems = [str(error) for error in outcomes.values() if isinstance(error, FusionError)]
-    failed = len(problems)
+    failed = {name: str(error) for name, error in outcomes.items() if not _done(error)}
+    problems = list(failed.values())
     if book:
+        label = f"{labels[-1]} book"
         try:
-            stages.append(
-                build_book(
-                    out, root=root, force=force, partial=bool(only), label=f"{labels[-1]} book"
-                )
-            )
+            stages.append(build_book(out, root=root, force=force, partial=bool(only), label=label))
         except FusionError as error:
             problems.append(str(error))
 
@@ -119,13 +116,14 @@ def reproduce(
         profile=profile,
         files=inputs,
         stages=[vars(stage) for stage in stages],
-        failed={name: str(error) for name, error in outcomes.items() if not _done(error)},
+        failed=failed,
     )
     write_text(out / "manifest.json", json.dumps(record, indent=2) + "\n")
-    print(f"figures and tables: {', '.join(short(out / 'exports' / n) for n in outcomes)}")
+    exported = [short(out / "exports" / name) for name in outcomes if _done(outcomes[name])]
+    print(f"figures and tables: {', '.join(exported) or 'none'}")
     print(f"what it was made from: {short(out / 'manifest.json')}")
     if problems:
-        summary = f"{failed} of {len(chosen)} notebooks failed. " if failed else ""
+        summary = f"{len(failed)} of {len(chosen)} notebooks failed. " if failed else ""
         raise FusionError(summary + "\n".join(problems))
     print(f"done in {time.perf_counter() - started:.0f} s", end="; ")
     if not book:

@@ -1,6 +1,7 @@
 """Notebooks are chosen, ordered and run; one that fails is named and stops no other."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Barrier
@@ -12,6 +13,7 @@ from tiny_book import make_repository, write_notebook
 from typer.testing import CliRunner
 
 from fusionlib import cli
+from fusionlib.book import BROWSERS, build_pdf, find_browser
 from fusionlib.errors import FusionError
 from fusionlib.notebooks import choose_notebooks, comes_after, find_notebooks, fit_parameters
 from fusionlib.profiles import ROOT
@@ -107,7 +109,9 @@ def test_a_given_parameter_goes_to_every_notebook_that_declares_it(tmp_path: Pat
         "a": {"number": 3, "words": ["x"]},
         "b": {},
     }
-    with pytest.raises(FusionError, match="'nubmer' by -p; a, b take number, other, words"):
+    with pytest.raises(
+        FusionError, match="'nubmer' by -p; the parameters of a, b: number, other, words"
+    ):
         fit_parameters(notebooks, {}, {"nubmer": 3})
     with pytest.raises(FusionError, match="'out' by -p"):
         fit_parameters(notebooks, {}, {"out": "/"})
@@ -253,3 +257,23 @@ def test_the_command_parses_its_options_and_fails_in_one_sentence(
     for wrong in ("num_people", "=8", "a=[", "a b=1"):
         done = CliRunner().invoke(cli.app, ["reproduce", "-p", wrong])
         assert done.exit_code == 1 and done.output.startswith("Error: "), wrong
+
+
+def test_without_a_chromium_the_pdf_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FusionError, match="apt install chromium"):
+        find_browser()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chromium on the PATH")
+def test_the_book_is_printed_as_one_pdf(tmp_path: Path) -> None:
+    root, out = make_repository(tmp_path / "repository", "print(6 * 7)"), tmp_path / "build"
+    reproduce(out=out, root=root, book=False)
+    pdf = build_pdf(out, root=root)
+    assert pdf == out / "book.pdf"
+    printed = pdf.read_bytes()
+    assert printed.startswith(b"%PDF-") and printed.rstrip().endswith(b"%%EOF")
+    assert b"A number of tiny" in printed or b"/Outlines" in printed, "chapters are in the outline"
+    first = pdf.stat().st_mtime_ns
+    assert build_pdf(out, root=root).stat().st_mtime_ns == first, "nothing changed"
