@@ -67,7 +67,8 @@ def test_pixels_come_through_a_pdf_unchanged() -> None:
     (found,) = re.finditer(rb"/Subtype /Image.*?stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL)
     assert b"/Width 30" in found[0] and b"/Height 20" in found[0]
     lines = np.frombuffer(zlib.decompress(found[1]), np.uint8).reshape(20, -1)
-    assert undo_predictors(lines) == pixels.tobytes()
+    # matplotlib stores rows from the bottom up, and flips them on the page.
+    assert undo_predictors(lines) == pixels[::-1].tobytes()
 
 
 def undo_predictors(lines: np.ndarray) -> bytes:
