@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fusionlib.described import described, grid_words
+from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.comparison import IdentityScores, identity_table, summary
 from fusionlib.evaluation.paper import as_printed, read_quoted
@@ -227,13 +227,7 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0, labelsize=11)
     alt = f"A dot for each person in {len(words)} rows over the {label}. Means: "
-    return described(_drawn(figure), f"{alt}{'; '.join(words[::-1])}.")
-
-
-def _drawn(figure: Figure) -> Image.Image:
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return described(Drawing(figure), f"{alt}{'; '.join(words[::-1])}.")
 
 
 def psnr_plot(pairs: pd.DataFrame, quoted: pd.DataFrame) -> Image.Image:
@@ -273,7 +267,7 @@ def psnr_plot(pairs: pd.DataFrame, quoted: pd.DataFrame) -> Image.Image:
         f"in 8 bits, {_range(pairs['psnr_8bit_overflow'])} dB. The {len(printed)} methods of the "
         f"paper's Table 2 lie {_range(printed['PSNR'])} dB."
     )
-    return described(_drawn(figure), alt)
+    return described(Drawing(figure), alt)
 
 
 def _range(values: pd.Series[float]) -> str:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from PIL import Image
 from safetensors import safe_open
 
 from fusionlib.described import described
+from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
 
 FOLDERS = {
@@ -117,10 +117,7 @@ def loss_curves(checkpoint: str | Path) -> Image.Image:
         axes.grid(alpha=0.25)
         seen = f"{log['samples'].iloc[-1]:,} samples"
         words.append(f"{model} from {smooth.iloc[0]:.3g} to {smooth.iloc[-1]:.3g} over {seen}")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    return described(picture, f"Training losses, one panel each: {'; '.join(words)}.")
+    return described(Drawing(figure), f"Training losses, one panel each: {'; '.join(words)}.")
 
 
 def _record(checkpoint: str | Path, model: str, kind: str) -> Path:
