@@ -1,0 +1,649 @@
+"""A studio in the notebook: choose people, say what to paint, draw who shall be where, and look.
+
+What a browser shows is in ``interactive.js`` and ``interactive.css`` beside this file; all that
+decides anything is here. The two share the traits of `Studio` and nothing else, so the widget can
+be used, and tested, from Python.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+import re
+import textwrap
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import numpy as np
+import torch
+import traitlets
+from numpy.typing import NDArray
+from PIL import Image, ImageColor, ImageOps
+from torch import Tensor
+
+from fusionlib import __version__
+from fusionlib.errors import FusionError
+from fusionlib.images import load_image, save_png
+from fusionlib.manifest import git_commit, sha256_file, sha256_json
+from fusionlib.masking import scale_identity_masks
+from fusionlib.methods.common import as_recorded
+from fusionlib.pipeline import prepare_reference
+from fusionlib.study import Person
+
+if TYPE_CHECKING:
+    from fusionlib.pipeline import FusionPipeline
+    from fusionlib.profiles import Profile
+
+COLORS = ("#0072b2", "#e69f00", "#b5509c")
+"""One for each person who can be chosen; told apart by colour-blind readers, too."""
+
+KEPT = 12
+"""So many of the last pictures stay in the strip."""
+
+PROMPTS = (
+    "a photo of a person",
+    "a photo of a laughing person",
+    "a photo of an angry person in the snow",
+    "a line drawing of a person",
+    "a black and white photo of a person in a library",
+    "a watercolor painting of a person in a forest",
+)
+"""Suggestions, in words that the embedded model has learnt."""
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """All that determines a picture, given a pipeline.
+
+    Attributes:
+        prompt: what to paint.
+        people: whose faces to show; all of a person's references are seen.
+        strengths: lambda of each person, 0 or more.
+        places: 0 where nobody in particular shall be, 1 for the first person and so on,
+            ``(height, width)``; None lets everybody be seen everywhere.
+        size: ``(height, width)`` in pixels; None is the model's own.
+        guidance_scale: how strongly to follow prompt and faces.
+        steps: of the sampler.
+        seed: of the noise.
+    """
+
+    prompt: str
+    people: tuple[Person, ...] = ()
+    strengths: tuple[float, ...] = ()
+    places: NDArray[np.uint8] | None = None
+    size: tuple[int, int] | None = None
+    guidance_scale: float = 3.0
+    steps: int = 20
+    seed: int = 0
+
+    @property
+    def files(self) -> list[Path]:
+        """The references of all people, in their order."""
+        return [path for person in self.people for path in person.references]
+
+    @property
+    def identities(self) -> list[int]:
+        """The person whom each of the references shows."""
+        return [index for index, person in enumerate(self.people) for _ in person.references]
+
+    @property
+    def masks(self) -> Tensor | None:
+        """The place of each person, boolean ``(people, height, width)``.
+
+        Raises:
+            FusionError: somebody has a place and somebody else has none.
+        """
+        if self.places is None:
+            return None
+        masks = torch.from_numpy(np.stack([self.places == n + 1 for n in range(len(self.people))]))
+        for index, mask in enumerate(masks):
+            if not mask.any():
+                raise FusionError(
+                    f"Person {index + 1} has no place in the picture: draw one, or clear the "
+                    "places, and everybody is seen everywhere."
+                )
+        return masks
+
+    def arguments(self) -> dict[str, Any]:
+        """Of the pipeline's call, besides the prompt, the references and the noise.
+
+        Raises:
+            FusionError: as `masks`.
+        """
+        given: dict[str, Any] = {
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+        }
+        if self.files:
+            given["strengths"] = [self.strengths[index] for index in self.identities]
+        if (masks := self.masks) is not None:
+            given["identity_masks"] = masks
+            given["reference_identity"] = self.identities
+        if self.size is not None:
+            given["height"], given["width"] = self.size
+        return given
+
+    def check(self) -> None:
+        """See that a picture can be painted, in the words of the page rather than of the pipeline.
+
+        Raises:
+            FusionError: something is missing or out of its range.
+        """
+        if not self.prompt.strip():
+            raise FusionError("The prompt is empty: say what to paint.")
+        if len(self.people) > len(COLORS):
+            raise FusionError(f"{len(self.people)} people are too many: choose three at most.")
+        if len(self.strengths) != len(self.people):
+            raise FusionError(
+                f"{len(self.strengths)} strengths do not fit {len(self.people)} people: give one "
+                "for each."
+            )
+        for strength in self.strengths:
+            if not (math.isfinite(strength) and strength >= 0):
+                raise FusionError(f"The strength {strength} must be a number of 0 or more.")
+        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
+            raise FusionError(
+                f"The guidance scale {self.guidance_scale} must be a number of 0 or more."
+            )
+        if not 1 <= self.steps <= 1000:
+            raise FusionError(f"The number of steps must be from 1 to 1000, not {self.steps}.")
+        if not 0 <= self.seed < 2**63:
+            raise FusionError(f"The seed {self.seed} is not a number from 0 to 2^63 - 1.")
+        self.arguments()
+
+    def code(self) -> str:
+        """Python that makes the same picture as ``image``, where ``pipeline`` is the same one."""
+        imports, before, call = ["import torch"], [], [_quoted(self.prompt)]
+        if self.files:
+            imports.append("from fusionlib.images import load_image")
+            before = ["files = [", *(f"    {_quoted(_nearest(f))}," for f in self.files), "]"]
+            call.append("references=[load_image(file) for file in files]")
+        for name, value in self.arguments().items():
+            if name == "identity_masks" and self.places is not None:
+                needed, lines = _masks_code(self.places, len(self.people))
+                imports, before, value = [*imports, *needed], [*before, *lines], "masks"
+            call.append(f"{name}={value}")
+        call.append(f'generator=torch.Generator("cpu").manual_seed({self.seed})')
+        body = [*before, "image = pipeline(", *(f"    {line}," for line in call), ").images[0]"]
+        return "\n".join([*_sorted(imports), "", *body]) + "\n"
+
+    def record(
+        self, pipeline: FusionPipeline, profile: str | None = None, threads: int | None = None
+    ) -> dict[str, Any]:
+        """What a saved picture says of itself: as ``fusionlib generate`` does, and the code.
+
+        Args:
+            pipeline: which made it; its weights are hashed.
+            profile: the name of the profile that it was loaded by.
+            threads: of the CPU, with which it was made.
+        """
+        from fusionlib.methods.fusion import fused, text_only
+
+        settings = self.arguments()
+        masks = settings.pop("identity_masks", None)
+        strengths = settings.pop("strengths", [])
+        method = (
+            fused(pipeline, strengths=strengths, threads=threads, **settings)
+            if self.files
+            else text_only(pipeline, threads=threads, **settings)
+        )
+        record = {
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "references": [
+                {"file": path.name, "sha256": sha256_file(path), "crop": "none", "face": None}
+                for path in self.files
+            ],
+            "profile": profile,
+            "dtype": str(pipeline.dtype).removeprefix("torch."),
+            "fusionlib": __version__,
+            "commit": git_commit(),
+            "python": self.code(),
+            **method.settings,
+        }
+        if masks is not None:
+            pictures = [np.asarray(mask, np.uint8) * 255 for mask in masks.numpy()]
+            record["identity_masks"] = [{"png": _base64(Image.fromarray(p))} for p in pictures]
+        return record
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """A picture, what it was made from, and the seconds it took with the references' encoding."""
+
+    request: Request
+    image: Image.Image
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def references(self, size: tuple[int, int]) -> list[Image.Image]:
+        """The references as a model of this ``(height, width)`` saw them."""
+        return [prepare_reference(load_image(path), *size) for path in self.request.files]
+
+    def masks(self, factor: int, levels: int) -> list[Image.Image]:
+        """The places in their colours: as drawn, and as each level of the UNet sees them.
+
+        Args:
+            factor: pixels of the picture for each position of the latents.
+            levels: of the UNet; each halves the sides of the one before.
+
+        Returns:
+            Pictures of the size of the image; none if no places were given.
+        """
+        masks = self.request.masks
+        if masks is None:
+            return []
+        height, width = masks.shape[1] // factor, masks.shape[2] // factor
+        pictures = [_painted(masks, self.image.size)]
+        for _ in range(levels):
+            pictures.append(_painted(scale_identity_masks(masks, (height, width)), self.image.size))
+            height, width = -(-height // 2), -(-width // 2)
+        return pictures
+
+
+class Studio(anywidget.AnyWidget):
+    """The widget that `studio` returns. In Python: set its traits, then call `paint` or `save`.
+
+    Attributes:
+        chosen: numbers of the chosen people, three at most.
+        prompt: what to paint.
+        strengths: of each chosen person.
+        guidance_scale: how strongly to follow prompt and faces.
+        steps: of the sampler.
+        seed: of the noise.
+        wide: whether the picture is twice as wide as high.
+        places: who shall be where, a byte for each pixel, row by row: 0 is nobody in particular,
+            1 the first of the chosen people. With fewer than two of them it changes nothing.
+        message: what there is to say, in a sentence, and ``failed`` whether it is an error.
+    """
+
+    _esm = Path(__file__).with_suffix(".js")
+    _css = Path(__file__).with_suffix(".css")
+
+    # What the reader sets.
+    chosen = traitlets.List(traitlets.Int()).tag(sync=True)
+    prompt = traitlets.Unicode(PROMPTS[0]).tag(sync=True)
+    strengths = traitlets.List(traitlets.Float()).tag(sync=True)
+    guidance_scale = traitlets.Float(3.0).tag(sync=True)
+    steps = traitlets.Int(20).tag(sync=True)
+    seed = traitlets.Int(0).tag(sync=True)
+    wide = traitlets.Bool(False).tag(sync=True)
+    places = traitlets.CBytes().tag(sync=True)
+    command = traitlets.List().tag(sync=True)  # [count, name, argument]: what was clicked
+
+    # What the page shows.
+    faces = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    colors = traitlets.List(traitlets.Unicode(), list(COLORS)).tag(sync=True)
+    suggestions = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    max_steps = traitlets.Int(20).tag(sync=True)
+    size = traitlets.List(traitlets.Int()).tag(sync=True)
+    busy = traitlets.Bool(False).tag(sync=True)
+    progress = traitlets.Float(0.0).tag(sync=True)
+    message = traitlets.Unicode("").tag(sync=True)
+    failed = traitlets.Bool(False).tag(sync=True)
+    shown = traitlets.Dict().tag(sync=True)
+    history = traitlets.List().tag(sync=True)
+
+    def __init__(
+        self,
+        pipeline: FusionPipeline,
+        people: Sequence[Person],
+        *,
+        profile: Profile | None = None,
+        prompts: Sequence[str] = PROMPTS,
+        folder: str | Path = "try-it",
+    ) -> None:
+        if not people or not prompts:
+            raise FusionError("A studio needs at least one person and one prompt to suggest.")
+        self.pipeline = pipeline
+        self.people = tuple(people)
+        self.folder = Path(folder)
+        self.shots: list[Shot] = []
+        self._profile = profile.name if profile is not None else None
+        self._threads = torch.get_num_threads()  # clicks may come in another thread, with others
+        self._encoded: dict[Any, Any] = {}
+        self._at: Shot | None = None
+        self._own_size = height, width = pipeline._image_size(None, None)
+        steps = profile.num_inference_steps if profile is not None else 20
+        super().__init__(
+            faces=[_url(_thumbnail(load_image(person.references[0]))) for person in people],
+            chosen=[0],
+            strengths=[1.0],
+            prompt=prompts[0],
+            suggestions=list(prompts),
+            steps=steps,
+            max_steps=steps,
+            guidance_scale=profile.guidance_scale if profile is not None else 3.0,
+            size=[height, width],
+            places=bytes(height * width),
+        )
+        self.observe(self._on_chosen, "chosen")
+        self.observe(self._on_wide, "wide")
+        self.observe(self._on_command, "command")
+
+    def request(self) -> Request:
+        """What is asked for as the page stands now.
+
+        Raises:
+            FusionError: it cannot be painted; the message says what to change.
+        """
+        height, width = self.size
+        places = np.frombuffer(self.places, np.uint8)
+        if len(places) != height * width:
+            raise FusionError(
+                f"places holds {len(places)} bytes, not one for each of {height} x {width} pixels."
+            )
+        drawn = len(self.chosen) > 1 and places.any()
+        request = Request(
+            prompt=self.prompt,
+            people=tuple(self.people[index] for index in self.chosen),
+            strengths=tuple(self.strengths),
+            places=places.reshape(height, width).copy() if drawn else None,
+            size=None if (height, width) == self._own_size else (height, width),
+            guidance_scale=self.guidance_scale,
+            steps=self.steps,
+            seed=self.seed,
+        )
+        request.check()
+        return request
+
+    def paint(self) -> Image.Image:
+        """Paint what the page asks for, and show it there.
+
+        Returns:
+            The picture, as ``pipeline(...)`` makes it.
+
+        Raises:
+            FusionError: the request does not fit; the message says what to change.
+        """
+        self.message, self.failed, self.progress, self.busy = "", False, 0.0, True
+        try:
+            request = self.request()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("always", UserWarning)
+                started = time.perf_counter()
+                image = self._made(request)
+                seconds = time.perf_counter() - started
+            notes = tuple(str(w.message) for w in caught if w.category is UserWarning)
+            self.shots = [Shot(request, image, seconds, notes), *self.shots[: KEPT - 1]]
+            self.history = [
+                {"image": _url(_thumbnail(shot.image)), "text": _caption(shot)}
+                for shot in self.shots
+            ]
+            self.show(0)
+            return image
+        finally:
+            self.busy = False
+
+    def show(self, number: int) -> None:
+        """Show one of the last pictures again: 0 is the newest."""
+        if not 0 <= number < len(self.shots):
+            raise FusionError(f"There is no picture {number}: {len(self.shots)} were painted.")
+        self._at = shot = self.shots[number]
+        drawn, *levels = shot.masks(*self._grid()) or [None]
+        self.shown = {
+            "number": number,
+            "image": _url(shot.image),
+            "references": [_url(image) for image in shot.references(self._own_size)],
+            "identities": shot.request.identities,
+            "places": drawn and _url(drawn),
+            "levels": [_url(level) for level in levels],
+            "caption": _caption(shot),
+            "code": shot.request.code(),
+        }
+        self.message, self.failed = " ".join(shot.notes), False
+
+    def save(self) -> Path:
+        """Save the picture that is shown, with the record of how it was made.
+
+        Returns:
+            The PNG, in the studio's folder, named after prompt and seed.
+
+        Raises:
+            FusionError: nothing was painted yet, or the folder cannot be written.
+        """
+        shot = self._current()
+        record = shot.request.record(self.pipeline, self._profile, self._threads)
+        words = re.sub(r"\W+", "-", shot.request.prompt.lower()).strip("-")[:40]
+        name = f"{words}-{shot.request.seed}-{sha256_json(record)[:8]}.png"
+        path = save_png(shot.image, self.folder / name, record)
+        self.message, self.failed = f"Saved as {_nearest(path)}", False
+        return path
+
+    def recall(self) -> None:
+        """Set the page to what the picture that is shown was made from."""
+        request = self._current().request
+        self.wide = request.size is not None
+        self.chosen = [self.people.index(person) for person in request.people]
+        height, width = self.size
+        blank = bytes(height * width)
+        self.places = blank if request.places is None else request.places.tobytes()
+        self.strengths = list(request.strengths)
+        self.prompt, self.seed = request.prompt, request.seed
+        self.guidance_scale, self.steps = request.guidance_scale, request.steps
+
+    def share(self) -> None:
+        """Give each of the chosen people an upright part of the picture, from left to right."""
+        height, width = self.size
+        owners = np.arange(width) * len(self.chosen) // width + 1
+        self.places = np.tile(owners.astype(np.uint8), (height, 1)).tobytes()
+
+    def still(self) -> Image.Image:
+        """The references, the places as drawn and the picture, for pages without a kernel.
+
+        Raises:
+            FusionError: nothing was painted yet.
+        """
+        from fusionlib.figures import picture_grid
+
+        shot = self._current()
+        inputs = [*shot.references(self._own_size), *shot.masks(*self._grid())[:1]]
+        fitted = [ImageOps.pad(image, shot.image.size, color="white") for image in inputs]
+        names = [f"person {index + 1}" for index in shot.request.identities]
+        columns = [*names, "who is where"][: len(inputs)] + [_caption(shot)]
+        return picture_grid([[*fitted, shot.image]], columns=columns, references=len(inputs))
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """Beside the live widget, a still of it: what a page without a kernel can show."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is not None and self.shots:
+            bundle[0]["image/png"] = _base64(self.still())
+        return bundle
+
+    def _made(self, request: Request) -> Image.Image:
+        def tick(pipeline: Any, step: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
+            self.progress = (step + 1) / request.steps
+            return state
+
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        with as_recorded(self._threads):
+            made: Any = self.pipeline(
+                request.prompt,
+                references=self._encode(request) if request.files else None,
+                generator=generator,
+                callback_on_step_end=tick,
+                **request.arguments(),
+            )
+        image: Image.Image = made.images[0]
+        return image
+
+    def _encode(self, request: Request) -> Any:
+        """K_f and V_f of the references, encoded once for each choice of people."""
+        key = (self.pipeline.adapter, *request.files)
+        if key not in self._encoded:
+            pictures = [load_image(path) for path in request.files]
+            self._encoded[key] = self.pipeline.encode_references(pictures)
+            for oldest in list(self._encoded)[:-KEPT]:
+                del self._encoded[oldest]
+        return self._encoded[key]
+
+    def _grid(self) -> tuple[int, int]:
+        """Pixels for each position of the latents, and levels of the UNet."""
+        unet: Any = self.pipeline.unet
+        return self.pipeline.vae_scale_factor, len(unet.config.block_out_channels)
+
+    def _current(self) -> Shot:
+        if self._at is None:
+            raise FusionError("Nothing was painted yet: paint a picture first.")
+        return self._at
+
+    def _on_chosen(self, change: Any) -> None:
+        """Strengths and places go with their people; those of who left are dropped."""
+        numbers = dict.fromkeys(n for n in change.new if 0 <= n < len(self.people))
+        if list(numbers) != change.new:
+            self.chosen = list(numbers)
+            return
+        weights = dict(zip(change.old, self.strengths, strict=False))
+        self.strengths = [weights.get(number, 1.0) for number in change.new]
+        former = {number: slot for slot, number in enumerate(change.old)}
+        renamed = np.zeros(256, np.uint8)
+        for slot, number in enumerate(change.new):
+            if number in former:
+                renamed[former[number] + 1] = slot + 1
+        self.places = renamed[np.frombuffer(self.places, np.uint8)].tobytes()
+
+    def _on_wide(self, change: Any) -> None:
+        """The places are stretched to the new width, or pressed together."""
+        height, width = self._own_size
+        places = np.frombuffer(self.places, np.uint8).reshape(height, -1)
+        stretched = places.repeat(2, axis=1) if change.new else places[:, ::2]
+        self.size = [height, 2 * width if change.new else width]
+        self.places = stretched.tobytes()
+
+    def _on_command(self, change: Any) -> None:
+        """Do what was clicked; what a reader can put right is said in one sentence."""
+        _, name, argument = change.new
+        try:
+            if name == "show":
+                self.show(argument)
+            else:
+                actions = {
+                    "paint": self.paint,
+                    "save": self.save,
+                    "recall": self.recall,
+                    "share": self.share,
+                }
+                actions[name]()
+        except FusionError as error:
+            self.message, self.failed = " ".join(str(error).split()), True
+        except Exception as error:
+            # Lost in a browser's click: say it on the page, and let the log have the rest.
+            self.message, self.failed = f"{type(error).__name__}: {error}", True
+            raise
+
+
+def studio(
+    pipeline: FusionPipeline,
+    people: Sequence[Person],
+    *,
+    profile: Profile | None = None,
+    prompts: Sequence[str] = PROMPTS,
+    folder: str | Path = "try-it",
+) -> Studio:
+    """A page to try the method on: choose people, draw who shall be where, paint, look, save.
+
+    Args:
+        pipeline: with an adapter.
+        people: to choose from, shown by their first reference.
+        profile: gives guidance scale and steps to begin with, and the most steps; by default 3 and
+            20.
+        prompts: suggestions; the first is there to begin with.
+        folder: where pictures are saved.
+
+    Returns:
+        A widget, which a notebook shows by itself; `Studio` tells how to use it from Python.
+
+    Raises:
+        FusionError: there is nobody to choose, or a reference cannot be read.
+    """
+    return Studio(pipeline, people, profile=profile, prompts=prompts, folder=folder)
+
+
+def _caption(shot: Shot) -> str:
+    return f"“{shot.request.prompt}”, seed {shot.request.seed}, {shot.seconds:.1f} s"
+
+
+def _painted(masks: Tensor, size: tuple[int, int]) -> Image.Image:
+    """Masks in their people's colours on light grey, enlarged to ``(width, height)``."""
+    canvas = np.full((*masks.shape[1:], 3), 235, np.uint8)
+    for mask, color in zip(masks.numpy(), COLORS, strict=False):
+        canvas[mask] = ImageColor.getrgb(color)
+    return Image.fromarray(canvas).resize(size, Image.Resampling.NEAREST)
+
+
+def _thumbnail(image: Image.Image, height: int = 72) -> Image.Image:
+    return image.resize((round(image.width * height / image.height), height))
+
+
+def _base64(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _url(image: Image.Image) -> str:
+    return f"data:image/png;base64,{_base64(image)}"
+
+
+def _nearest(path: Path) -> str:
+    """A path as seen from the current folder, where that is shorter."""
+    absolute = path.resolve()
+    return min(os.path.relpath(absolute), str(absolute), key=len)
+
+
+def _quoted(text: str) -> str:
+    """Text as a Python literal in double quotes; JSON's are the same."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _sorted(imports: Sequence[str]) -> list[str]:
+    """The standard library's, others' and this library's, as isort would have it."""
+
+    def group(line: str) -> int:
+        return 2 if "fusionlib" in line else 1 if line.split()[1] in ("torch", "PIL") else 0
+
+    lines = sorted(imports, key=lambda line: (group(line), line.startswith("from"), line))
+    groups = ["\n".join(same) for _, same in groupby(lines, key=group)]
+    return "\n\n".join(groups).splitlines()
+
+
+def _masks_code(places: NDArray[np.uint8], people: int) -> tuple[list[str], list[str]]:
+    """What to import, and code that makes ``masks`` of these places: boxes where they suffice."""
+    boxes = []
+    for owner in range(1, people + 1):
+        rows, columns = np.nonzero(places == owner)
+        box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        boxes.append(tuple(int(edge) for edge in box))
+    filled = all(
+        (right - left) * (bottom - top) == np.count_nonzero(places == owner)
+        for owner, (left, top, right, bottom) in enumerate(boxes, start=1)
+    )
+    if filled and all(max(box) > 1 for box in boxes):  # else they would be read as fractions
+        made = f"masks = masks_from_boxes({boxes}, size={places.shape})"
+        return ["from fusionlib import masks_from_boxes"], [made]
+    lines = textwrap.wrap(_base64(Image.fromarray(places)), 76)
+    return (
+        [
+            "import base64",
+            "import io",
+            "from PIL import Image",
+            "from fusionlib import masks_from_colors",
+        ],
+        [
+            "drawing = base64.b64decode(",
+            *(f'    "{line}"' for line in lines),
+            ")",
+            "drawing = Image.open(io.BytesIO(drawing))",
+            f"masks = masks_from_colors(drawing, {list(range(1, people + 1))})",
+        ],
+    )
