@@ -154,7 +154,7 @@ function render({ model, el }) {
     const code = make("pre", { tabIndex: 0 }, shown.code);
     const open = result.querySelector("details")?.open ?? false;
     result.replaceChildren(
-      make("div", { className: "shown" },
+      make("div", { className: shown.wide ? "shown wide" : "shown" },
         make("img", { className: "picture", src: shown.image, alt: `Painted: ${shown.caption}` }),
         make("div", { className: "inputs" },
           ...shown.references.map((url, n) => {
@@ -304,6 +304,7 @@ function drawingBoard({ get, set, ask, on }) {
     }));
   };
   on(["chosen"], choosePen);
+  on(["wide"], () => board.classList.toggle("wide", get("wide")));
   return board;
 }
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from fusionlib.pipeline import FusionPipeline
     from fusionlib.profiles import Profile
 
-COLORS = ("#0072b2", "#e69f00", "#b5509c")
+COLORS = ("#0072b2", "#d55e00", "#9b4f96")
 """One for each person who can be chosen; told apart by colour-blind readers, too."""
 
 KEPT = 12
@@ -393,6 +393,7 @@ class Studio(anywidget.AnyWidget):
         drawn, *levels = shot.masks(*self._grid()) or [None]
         self.shown = {
             "number": number,
+            "wide": shot.image.width > shot.image.height,
             "image": _url(shot.image),
             "references": [_url(image) for image in shot.references(self._own_size)],
             "identities": shot.request.identities,
@@ -439,7 +440,7 @@ class Studio(anywidget.AnyWidget):
         self.places = np.tile(owners.astype(np.uint8), (height, 1)).tobytes()
 
     def still(self) -> Image.Image:
-        """The references, the places as drawn and the picture, for pages without a kernel.
+        """The picture, and under it what it was made from: for pages without a kernel.
 
         Raises:
             FusionError: nothing was painted yet.
@@ -447,11 +448,19 @@ class Studio(anywidget.AnyWidget):
         from fusionlib.figures import picture_grid
 
         shot = self._current()
+        names = [f"person {index + 1}" for index in shot.request.identities] + ["who is where"]
         inputs = [*shot.references(self._own_size), *shot.masks(*self._grid())[:1]]
-        fitted = [ImageOps.pad(image, shot.image.size, color="white") for image in inputs]
-        names = [f"person {index + 1}" for index in shot.request.identities]
-        columns = [*names, "who is where"][: len(inputs)] + [_caption(shot)]
-        return picture_grid([[*fitted, shot.image]], columns=columns, references=len(inputs))
+        if not inputs:
+            return shot.image
+        height, width = self._own_size
+        fitted = [ImageOps.pad(image, (width, height), color="white") for image in inputs]
+        row = picture_grid([fitted], columns=names[: len(inputs)], references=len(inputs))
+        scale = row.width / shot.image.width
+        above = shot.image.resize((row.width, round(shot.image.height * scale)))
+        sheet = Image.new("RGB", (row.width, above.height + row.height + 8), "white")
+        sheet.paste(above, (0, 0))
+        sheet.paste(row, (0, above.height + 8))
+        return sheet
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Beside the live widget, a still of it: what a page without a kernel can show."""
