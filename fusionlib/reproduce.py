@@ -297,6 +297,7 @@ def assemble_book(out: Path, root: Path = ROOT) -> Path:
                 f"notebooks/{name} was not executed yet: run `make reproduce`, which does."
             )
         notebook = nbformat.read(out / "executed" / name, as_version=4)
+        notebook.metadata.pop("widgets", None)  # their state serves nobody without a kernel
         for cell in notebook.cells:  # the run's own parameters are shown, the defaults on a click
             if "parameters" in cell.metadata.get("tags", []):
                 cell.metadata.tags.append("hide-input")
