@@ -114,7 +114,7 @@ class Studio(anywidget.AnyWidget):
     seed = traitlets.Int(0).tag(sync=True)
     wide = traitlets.Bool(False).tag(sync=True)
     places = traitlets.CBytes().tag(sync=True)
-    command = traitlets.List().tag(sync=True)  # [count, name, argument]: what was clicked
+    command: Any = traitlets.List().tag(sync=True)  # [count, name, argument]: what was clicked
 
     # What the page shows.
     faces = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -127,7 +127,7 @@ class Studio(anywidget.AnyWidget):
     message = traitlets.Unicode("").tag(sync=True)
     failed = traitlets.Bool(False).tag(sync=True)
     shown = traitlets.Dict().tag(sync=True)
-    history = traitlets.List().tag(sync=True)
+    history: Any = traitlets.List().tag(sync=True)
 
     def __init__(
         self,
@@ -226,15 +226,15 @@ class Studio(anywidget.AnyWidget):
         if not 0 <= number < len(self.shots):
             raise FusionError(f"There is no picture {number}: {len(self.shots)} were painted.")
         self._at = shot = self.shots[number]
-        drawn, *levels = shot.masks(*self._grid()) or [None]
+        drawn = [_url(image) for image in shot.masks(*self._grid())]
         self.shown = {
             "number": number,
             "wide": shot.image.width > shot.image.height,
             "image": _url(shot.image),
             "references": [_url(image) for image in shot.references(self._own_size)],
             "identities": shot.request.identities,
-            "places": drawn and _url(drawn),
-            "levels": [_url(level) for level in levels],
+            "places": drawn[0] if drawn else None,
+            "levels": drawn[1:],
             "caption": _caption(shot),
             "code": shot.request.code(),
         }
