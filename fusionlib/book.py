@@ -213,6 +213,7 @@ def fit_page(notebook: Any, excuse: str | None = None) -> None:
     import nbformat
 
     marks = "papermill-error-cell-tag"  # papermill's own, in raw HTML, before the title
+    notebook.metadata.pop("widgets", None)  # their state serves nobody without a kernel
     notebook.cells = [c for c in notebook.cells if marks not in c.metadata.get("tags", [])]
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):  # the run's own are shown

@@ -12,7 +12,8 @@ import yaml
 from PIL import Image
 
 from fusionlib.profiles import ROOT
-from fusionlib.reproduce import build_book, toc_pages
+from fusionlib.book import build_book
+from fusionlib.toc import toc_pages
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
 URL = CONFIG["repository"]["url"]
