@@ -24,16 +24,30 @@ from matplotlib.patches import Circle, FancyBboxPatch
 
 from fusionlib.adapter import FusionAdapter
 from fusionlib.attention import cross_attention_layers
+from fusionlib.diagrams import (
+    CARD,
+    FACE,
+    FROZEN,
+    INK,
+    LINE,
+    QUIET,
+    TEXT,
+    TRAINED,
+    arrow,
+    box,
+    canvas,
+    in_words,
+    label,
+    softmax,
+    squares,
+)
 from fusionlib.images import load_image
 from fusionlib.profiles import Profile, load_profile
 
 FOLDER = Path(__file__).with_name("systems")
 PERSON = "0014"  # held out
-WIDTH, HEIGHT, INCH = 100.0, 46.5, 10.4  # units across and up, and units to an inch
+WIDTH, HEIGHT = 100.0, 46.5  # units across and up
 
-INK, QUIET, LINE = "#1f2937", "#5b6472", "#8b94a3"
-FROZEN, CARD = "#eceff3", "#ffffff"
-TRAINED, TEXT, FACE = "#b3125c", "#3f72b8", "#e08a1e"
 
 Keys = Literal["text", "shared", "apart", "word"]
 """Where a layer's queries find the face: nowhere, in the text's softmax, in one of its own, or in
@@ -264,107 +278,6 @@ def _lora(unet: Any, rank: int) -> int:
     layers = [module for module in unet.modules() if hasattr(module, "to_q")]
     linears = [part for a in layers for part in (a.to_q, a.to_k, a.to_v, a.to_out[0])]
     return sum(rank * (linear.in_features + linear.out_features) for linear in linears)
-
-
-def in_words(number: int) -> str:
-    """Three digits of a number, in millions or thousands: 24.8 M."""
-    value, unit = (number / 1e6, "M") if number >= 1e6 else (number / 1e3, "k")
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
-
-
-# ------------------------------------------------------------------------------- the pencils
-
-
-def box(
-    axes: Axes,
-    x: float,
-    y: float,
-    width: float,
-    height: float,
-    text: str = "",
-    *,
-    trained: bool = False,
-    fill: str = FROZEN,
-    size: float = 10,
-) -> None:
-    """A module: grey if it is frozen, in the one strong colour if it is trained."""
-    style = f"round,pad=0,rounding_size={min(1.2, height / 4)}"
-    colour = TRAINED if trained else fill
-    edge = TRAINED if trained else LINE
-    axes.add_patch(
-        FancyBboxPatch(
-            (x, y), width, height, boxstyle=style, facecolor=colour, edgecolor=edge, linewidth=1
-        )
-    )
-    ink = "white" if trained else INK
-    axes.text(
-        x + width / 2, y + height / 2, text, color=ink, fontsize=size, ha="center",
-        va="center_baseline" if "\n" not in text else "center", linespacing=1.35,
-    )  # fmt: skip
-
-
-def label(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:
-    """Words beside something."""
-    axes.text(x, y, text, **({"fontsize": 9.5, "color": QUIET, "va": "center"} | look))
-
-
-def arrow(axes: Axes, *points: tuple[float, float], colour: str = LINE) -> None:
-    """A line through points, with a head at the last one."""
-    for start, end in zip(points, points[1:-1], strict=False):
-        axes.plot(*zip(start, end, strict=True), color=colour, linewidth=1.6, zorder=3)
-    axes.annotate(
-        "",
-        points[-1],
-        points[-2],
-        arrowprops={
-            "arrowstyle": "-|>,head_width=0.22,head_length=0.45",
-            "color": colour,
-            "linewidth": 1.6,
-            "shrinkA": 0,
-            "shrinkB": 0,
-        },
-        zorder=3,
-    )
-
-
-def squares(
-    axes: Axes, x: float, y: float, colours: Sequence[str], *, side: float = 2.0, gap: float = 0.5
-) -> float:
-    """Keys in a row; returns where the row ends."""
-    for number, colour in enumerate(colours):
-        axes.add_patch(
-            FancyBboxPatch(
-                (x + number * (side + gap), y), side, side,
-                boxstyle="round,pad=0,rounding_size=0.35", facecolor=colour, edgecolor="none",
-            )
-        )  # fmt: skip
-    return x + len(colours) * (side + gap) - gap
-
-
-def softmax(axes: Axes, x: float, y: float, width: float, height: float) -> None:
-    """A dashed frame: the weights of what is inside add up to 1."""
-    axes.add_patch(
-        FancyBboxPatch(
-            (x, y), width, height, boxstyle="round,pad=0,rounding_size=1.2", facecolor="none",
-            edgecolor=INK, linewidth=1.3, linestyle=(0, (4, 2.5)),
-        )
-    )  # fmt: skip
-
-
-def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A white card with round corners, readable on light and on dark pages."""
-    figure = Figure(figsize=(width / INCH, height / INCH))
-    figure.patch.set_alpha(0)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
-    axes.axis("off")
-    axes.add_patch(
-        FancyBboxPatch(
-            (0.3, 0.3), width - 0.6, height - 0.6, boxstyle="round,pad=0,rounding_size=2",
-            facecolor=CARD, edgecolor="#d5dae1", linewidth=1,
-        )
-    )  # fmt: skip
-    return figure, axes
 
 
 # ------------------------------------------------------------------------------ one drawing
