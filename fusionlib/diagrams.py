@@ -279,7 +279,7 @@ def pipeline_drawing(
 
 
 def layer_rows(layers: Sequence[Layer]) -> Mapping[str, list[str]]:
-    """The columns of a table of the layers, for `fusionlib.figures.layer_table`."""
+    """The columns of a table of the layers, for `fusionlib.attention_figures.layer_table`."""
     return {
         "layer": [layer.place for layer in layers],
         "positions": ["×".join(map(str, layer.size)) for layer in layers],
