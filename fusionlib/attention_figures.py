@@ -159,7 +159,8 @@ def looked_at(
 def words_of(tokenizer: Any, prompt: str) -> dict[str, list[int]]:
     """The words of a prompt, each with the numbers of its tokens; the start token is number 0."""
     found: dict[str, list[int]] = {}
-    word, numbers = "", []
+    word = ""
+    numbers: list[int] = []
     for number, token in enumerate(tokenizer.tokenize(prompt), start=1):
         word, numbers = word + token.removesuffix("</w>"), [*numbers, number]
         if token.endswith("</w>"):

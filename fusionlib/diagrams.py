@@ -66,7 +66,8 @@ def box(
 
 def label(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:
     """Words beside something."""
-    axes.text(x, y, text, **({"fontsize": 9.5, "color": QUIET, "va": "center"} | look))
+    settings: dict[str, Any] = {"fontsize": 9.5, "color": QUIET, "va": "center"}
+    axes.text(x, y, text, **(settings | look))
 
 
 def arrow(axes: Axes, *points: tuple[float, float], colour: str = LINE) -> None:
