@@ -282,7 +282,7 @@ def pipeline_drawing(
 def layer_rows(layers: Sequence[Layer]) -> Mapping[str, list[str]]:
     """The columns of a table of the layers, for `fusionlib.attention_figures.layer_table`."""
     return {
-        "layer": [layer.place for layer in layers],
+        "layer": [layer.place.replace(" ", "\u00a0") for layer in layers],
         "positions": ["×".join(map(str, layer.size)) for layer in layers],
         "width C": [str(layer.width) for layer in layers],
         "heads": ["×".join(map(str, layer.heads)) for layer in layers],
