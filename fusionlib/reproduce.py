@@ -145,7 +145,8 @@ def _shared_inputs(root: Path, profile: Profile) -> dict[str, str]:
     folder that lies outside ``data/``, and the name of a model that comes from a hub.
     """
     files = [root / "requirements.lock"]
-    files += [f for f in (root / "fusionlib").rglob("*") if f.suffix in (".py", ".yaml", ".js", ".css")]
+    kinds = (".py", ".yaml", ".js", ".css")
+    files += [f for f in (root / "fusionlib").rglob("*") if f.suffix in kinds]
     files += [f for f in (root / "data").rglob("*") if f.is_file()]
     inputs = {f.relative_to(root).as_posix(): sha256_file(f) for f in sorted(files) if f.exists()}
     inputs["profile"] = sha256_json(profile.model_dump(mode="json"))

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from fusionlib.profiles import ROOT
 from fusionlib.book import build_book
+from fusionlib.profiles import ROOT
 from fusionlib.toc import toc_pages
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
