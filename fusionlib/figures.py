@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from fusionlib.described import described, grid_words
+from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.claims import Claim
 from fusionlib.evaluation.comparison import IdentityScores, identity_table, summary
 from fusionlib.evaluation.paper import as_printed, read_quoted
 from fusionlib.images import load_image
@@ -52,7 +52,7 @@ def picture_grid(
         upscale: enlargement of each picture (Lanczos).
 
     Returns:
-        One picture, which a notebook shows by itself.
+        One picture, which a notebook shows by itself, with the labels as alternative text.
     """
     widths = {len(row) for row in rows}
     sizes = {image.size for row in rows for image in row if image is not None}
@@ -106,7 +106,10 @@ def picture_grid(
             if column < references:
                 frame = (x, y, x + width - 1, y + height - 1)
                 draw.rectangle(frame, outline=QUIET, width=max(gap // 3, 1))
-    return canvas
+    alt = grid_words(
+        len(rows), count, heads=columns, labels=labels, references=references, groups=groups
+    )
+    return described(canvas, alt)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
@@ -179,6 +182,7 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
     figure = Figure(figsize=(8, 0.75 * len(table) + 1), layout="constrained", dpi=150)
     axes = figure.subplots()
     spread = np.random.default_rng(0)
+    words = []
     for position, (name, row) in enumerate(table[::-1].iterrows()):
         if row["images"] is None or np.isnan(row["images"]):
             column = "impostor" if row["recovery"].estimate == 0 else "genuine"
@@ -190,6 +194,7 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
         height = position + spread.uniform(-0.22, 0.22, len(values))
         axes.scatter(values, height, s=14, color=colour, alpha=0.35, linewidths=0)
         interval = row["distance"]
+        words.append(f"{(names or {}).get(str(name), name)} {interval}")
         axes.plot([interval.low, interval.high], [position] * 2, color=colour, linewidth=3)
         axes.plot(interval.estimate, position, "o", color=colour, markersize=9)
         axes.annotate(
@@ -217,17 +222,12 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
     axes.set_ylim(-0.5, len(table) - 0.25)
     axes.set_xlim(left=0)
     target = "reference" if scores.against == "reference" else "person's other pictures"
-    axes.set_xlabel(f"cosine distance to the {target} ({scores.recogniser})")
+    label = f"cosine distance to the {target} ({scores.recogniser})"
+    axes.set_xlabel(label)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0, labelsize=11)
-    return drawn(figure)
-
-
-def drawn(figure: Figure) -> Image.Image:
-    """A matplotlib figure as a picture, at its own resolution."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    alt = f"A dot for each person in {len(words)} rows over the {label}. Means: "
+    return described(Drawing(figure), f"{alt}{'; '.join(words[::-1])}.")
 
 
 def psnr_plot(pairs: pd.DataFrame, quoted: pd.DataFrame) -> Image.Image:
@@ -261,7 +261,17 @@ def psnr_plot(pairs: pd.DataFrame, quoted: pd.DataFrame) -> Image.Image:
     axes.set_ylabel("PSNR in dB")
     axes.legend(frameon=False, fontsize=10, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
-    return drawn(figure)
+    alt = (
+        f"PSNR over SSIM of {len(pairs)} pairs of faces, with SSIM {_range(pairs['ssim'])}. "
+        f"Computed in floating point, PSNR runs {_range(pairs['psnr'])} dB; with differences left "
+        f"in 8 bits, {_range(pairs['psnr_8bit_overflow'])} dB. The {len(printed)} methods of the "
+        f"paper's Table 2 lie {_range(printed['PSNR'])} dB."
+    )
+    return described(Drawing(figure), alt)
+
+
+def _range(values: pd.Series[float]) -> str:
+    return f"from {values.min():.2f} to {values.max():.2f}"
 
 
 def quoted_table(path: str | Path) -> Styler:
@@ -399,35 +409,6 @@ def classification_table(found: pd.DataFrame, run: str) -> Styler:
     shown.index = shown.index.str.replace("_", " ")
     text = f"Measured here, with 95% intervals over people. {run}"
     return marked(shown.style, "measured", text)
-
-
-def claim_table(claim: Claim, run: str, **more: object) -> Styler:
-    """Lay out a claim of the paper, the comparison that decides it, and the verdict.
-
-    Args:
-        claim: with its comparison.
-        run: see `run_label`.
-        more: further lines, above the verdict.
-    """
-    rows: dict[str, object] = {
-        f"claim (Section {claim.section})": claim.text,
-        "decided by": claim.decided_by,
-    }
-    if claim.comparison is None:
-        rows["why not"] = claim.obstacle
-    else:
-        found = claim.comparison
-        spread = [f"{value:.3f}" for value in found.by_seed.values()]
-        rows |= {
-            "difference": f"{found.interval} (95% interval over {found.people} people)",
-            "effect size": f"{found.effect} (in standard deviations between people)",
-            "people for whom it holds": "–" if found.ahead != found.ahead else f"{found.ahead:.0%}",
-            "pairs measured": f"{found.pairs} of {found.cells}",
-        }
-        if len(spread) > 1:
-            rows["each seed alone"] = ", ".join(spread)
-    rows |= {name.replace("_", " "): value for name, value in more.items()}
-    return facts_table({**rows, "verdict": claim.verdict}, run)
 
 
 def facts_table(rows: Mapping[str, object], run: str) -> Styler:

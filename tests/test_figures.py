@@ -9,14 +9,12 @@ import pytest
 from PIL import Image
 
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.claims import Claim
-from fusionlib.evaluation.comparison import IdentityScores, PairedDifference
+from fusionlib.evaluation.comparison import IdentityScores, identity_table
 from fusionlib.evaluation.paper import read_quoted
 from fusionlib.evaluation.statistics import Interval
 from fusionlib.evaluation.suite import Separation
 from fusionlib.figures import (
     alignment_table,
-    claim_table,
     classification_table,
     distance_plot,
     measured_table,
@@ -153,29 +151,6 @@ def test_how_well_judges_judge_is_shown() -> None:
     assert shown.loc["hair style"].tolist() == [2, 9, "0.900 [0.800, 1.000]", "0.500"]
 
 
-def test_a_claim_is_shown_with_what_decides_it() -> None:
-    found = PairedDifference(
-        metric="distance",
-        interval=Interval(0.04, 0.03, 0.05),
-        effect=Interval(1.2, 0.8, 1.6),
-        ahead=0.875,
-        by_seed={0: 0.045, 1: 0.035},
-        pairs=9,
-        cells=10,
-        people=8,
-        verdict="supported",
-    )
-    html = claim_table(Claim("it helps", "3.2", "far minus near", found), "run", R=1).to_html()
-    for part in (
-        "it helps", "Section 3.2", "0.040 [0.030, 0.050]", "9 of 10", "1.200", "88%", "0.045, 0.035"
-    ):  # fmt: skip
-        assert part in html
-    assert html.index(">R<") < html.index("supported")
-    untested = Claim("it is art", "5", "taste", obstacle="no judge")
-    html = claim_table(untested, "run").to_html()
-    assert "no judge" in html and "not testable here" in html
-
-
 def test_quoted_and_measured_stand_side_by_side_and_apart() -> None:
     measured = pd.DataFrame({"SSIM": [Interval(0.5, 0.4, 0.6), 0.25]}, ["Ours v2", "a copy"])
     styler = side_by_side(read_quoted(PAPER / "table2.csv"), measured, "Profile tiny.")
@@ -205,8 +180,10 @@ def test_the_audit_is_drawn_with_the_quoted_numbers() -> None:
 
 
 def test_the_plot_shows_every_method(scores: IdentityScores) -> None:
-    picture = distance_plot(scores)
+    picture = distance_plot(scores, names={"fused": "the fused one"})
     assert picture.width >= 1000
+    distance = identity_table(scores).loc["fused", "distance"]
+    assert f"the fused one {distance}" in picture.info["alt"]
     fewer = replace(scores, images=scores.images[scores.images["method"] == "fused"])
     assert distance_plot(fewer).height < picture.height
     distance_plot(replace(scores, recogniser="a network of one's own"))  # has no threshold

@@ -11,11 +11,12 @@ from typing import Any
 import pandas as pd
 import webdataset
 from diffusers import UNet2DConditionModel
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from fusionlib.adapter import FusionAdapter
+from fusionlib.described import described
+from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
 from fusionlib.figures import MEASURED, QUIET
 from fusionlib.images import load_image
@@ -152,18 +153,18 @@ class LiveCurves:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show the curves up to these rows of ``loss.csv``."""
         if time.monotonic() >= self._next:
-            self.show(pd.DataFrame(rows))
+            self.show(pd.DataFrame(rows), include=["image/png"])  # no PDF of what is in the making
             self._next = time.monotonic() + self.every
 
-    def show(self, log: pd.DataFrame) -> None:
-        """Draw these rows, wherever the last ones were drawn."""
+    def show(self, log: pd.DataFrame, **kinds: Any) -> None:
+        """Draw these rows, wherever the last ones were drawn; `kinds` as for IPython's display."""
         from IPython.display import display
 
         picture = curves(log)
         if self._handle is None:
-            self._handle = display(picture, display_id=True)
+            self._handle = display(picture, display_id=True, **kinds)
         else:
-            self._handle.update(picture)
+            self._handle.update(picture, **kinds)
 
 
 def curves(log: pd.DataFrame) -> Image.Image:
@@ -177,8 +178,8 @@ def curves(log: pd.DataFrame) -> Image.Image:
     figure = Figure(figsize=(12, 4), layout="constrained", dpi=150)
     loss, parts, norm = figure.subplots(1, 3)
     loss.plot(log["step"], log["loss"], color=MEASURED, alpha=0.3)
-    smooth = log["loss"].rolling(5, min_periods=1, center=True).mean()
-    loss.plot(log["step"], smooth, color=MEASURED, linewidth=2)
+    trend = log["loss"].rolling(5, min_periods=1, center=True).mean()
+    loss.plot(log["step"], trend, color=MEASURED, linewidth=2)
     for shade, name in zip((0.25, 0.5, 0.75, 1.0), bands, strict=False):
         smooth = log[name].rolling(9, min_periods=1, center=True).mean()
         label = f"t from {name.removeprefix('mse_t')}"
@@ -190,6 +191,9 @@ def curves(log: pd.DataFrame) -> Image.Image:
         axes.set(title=title, xlabel="step")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
+    return described(
+        Drawing(figure),
+        f"Three curves over {log['step'].iloc[-1]:.0f} training steps: the weighted loss, from "
+        f"{trend.iloc[0]:.3f} to {trend.iloc[-1]:.3f}; the squared error of each band of "
+        "timesteps; the norm of the gradient.",
+    )

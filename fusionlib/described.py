@@ -1,0 +1,89 @@
+"""Words for those who do not see a picture: made where it is drawn, shown where it is published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+
+def described(image: Image.Image, alt: str) -> Image.Image:
+    """Give a picture its alternative text, which a notebook stores beside the pixels.
+
+    Args:
+        image: of any class; it is changed, and shown as before.
+        alt: what it shows, in a sentence or two.
+
+    Returns:
+        The same picture.
+    """
+
+    def png() -> tuple[bytes | None, dict[str, str]]:
+        return type(image)._repr_png_(image), {"alt": alt}
+
+    vars(image)["_repr_png_"] = png  # IPython takes data, or data with metadata
+    image.info["alt"] = alt
+    return image
+
+
+def publish_alt(notebook: NotebookNode) -> None:
+    """Hand the alternative texts of an executed notebook to myst-nb, which reads them elsewhere.
+
+    What an author wrote in a cell's metadata (``mystnb.image.alt``) is left as it is.
+
+    Args:
+        notebook: is changed.
+    """
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+            if alt:
+                options = cell.metadata.setdefault("mystnb", {})
+                options["image"] = {"alt": alt, **options.get("image", {})}
+
+
+def grid_words(
+    rows: int,
+    columns: int,
+    *,
+    heads: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    references: int = 0,
+    groups: Sequence[tuple[str, int]] = (),
+) -> str:
+    """What `fusionlib.figures.picture_grid` shows, from its labels.
+
+    Args:
+        rows: of pictures.
+        columns: of pictures.
+        heads: a label for each column.
+        labels: a label for each row.
+        references: so many columns on the left are inputs.
+        groups: labels of runs of the other columns, each with the number of its columns.
+    """
+    words = [f"Pictures in {_count(rows, 'row')} and {_count(columns, 'column')}."]
+    if any(labels):
+        words.append(f"Rows from the top: {_listed(labels)}.")
+    if any(heads):
+        texts = [_listed(heads[:references])] if references else []
+        at = references
+        for title, span in groups or [("", columns - references)]:
+            run = _listed(heads[at : at + span])
+            texts.append(f"under {title}: {run}" if title else run)
+            at += span
+        words.append(f"From left to right: {'; '.join(filter(None, texts))}.")
+    elif references:
+        words.append(f"On the left: {_count(references, 'column')} of references.")
+    return " ".join(words)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(texts)
