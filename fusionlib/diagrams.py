@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
+from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
 from fusionlib.gaze import Gaze
 
@@ -115,7 +115,7 @@ def softmax(axes: Axes, x: float, y: float, width: float, height: float) -> None
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """A white card with round corners, readable on light and on dark pages."""
-    figure = Figure(figsize=(width / INCH, height / INCH))
+    figure = Figure(figsize=(width / INCH, height / INCH), dpi=160)
     figure.patch.set_alpha(0)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
@@ -276,7 +276,7 @@ def pipeline_drawing(
     total = sum(layer.trained for layer in layers)
     label(axes, 3, middle + 1.9, f"trained: {in_words(total)}", color=TRAINED, weight="bold")
     label(axes, 3, middle - 0.9, "in all layers", fontsize=9)
-    return drawn(figure)
+    return Drawing(figure)
 
 
 def layer_rows(layers: Sequence[Layer]) -> Mapping[str, list[str]]:
@@ -291,11 +291,3 @@ def layer_rows(layers: Sequence[Layer]) -> Mapping[str, list[str]]:
         "trained weights": [f"{layer.trained:,}" for layer in layers],
         "attention on the face": [f"{layer.face:.0%}" for layer in layers],
     }
-
-
-def drawn(figure: Figure, dpi: int = 160) -> Image.Image:
-    """A figure as a picture, which a notebook shows by itself."""
-    figure.set_dpi(dpi)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba()).copy())
