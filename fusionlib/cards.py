@@ -14,11 +14,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fusionlib.described import described
+from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.criteria import Criterion
 from fusionlib.evaluation.judges import read_records
 from fusionlib.evaluation.statistics import Interval
-from fusionlib.figures import INK, MEASURED, QUIET, drawn, marked, picture_grid
+from fusionlib.figures import INK, MEASURED, QUIET, marked, picture_grid
 from fusionlib.images import load_image
 from fusionlib.people.caption import attributes
 from fusionlib.people.identity import SHAPE_SPREAD, sample_person, skin_color
@@ -127,7 +129,7 @@ def histograms(table: pd.DataFrame, fields: Sequence[str], *, columns: int = 4) 
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(fields) :]:
         axis.set_visible(False)
-    return drawn(figure)
+    return described(Drawing(figure), f"Histograms of {', '.join(fields)}.".replace("_", " "))
 
 
 def criteria_table(criteria: Sequence[Criterion], run: str) -> Styler:
