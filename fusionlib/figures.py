@@ -165,6 +165,30 @@ def prompt_grid(index: pd.DataFrame, *, columns: int = 8) -> Image.Image:
     return picture_grid(rows, labels=[f"“{prompt}”" for prompt in index["prompt"].unique()])
 
 
+def pairs_grid(index: pd.DataFrame, people: Sequence[Person]) -> Image.Image:
+    """Show a study in which each person has a prompt of their own: the reference, then each method.
+
+    Args:
+        index: of the study; of several prompts or seeds of a person the first is shown.
+        people: whom to show.
+    """
+    methods = list(index["method"].unique())
+    rows, labels = [], []
+    for person in people:
+        mine = index[index["person"] == person.name].drop_duplicates("method").set_index("method")
+        made = [load_image(path) for path in mine.loc[methods, "image"]]
+        seen = load_image(person.references[0])
+        rows.append([ImageOps.fit(seen, made[0].size, Image.Resampling.LANCZOS), *made])
+        labels.append(f"“{mine['prompt'].iloc[0]}”")
+    return picture_grid(rows, columns=["reference", *methods], labels=labels, references=1)
+
+
+def summary_table(rows: Mapping[str, Mapping[str, object]], run: str) -> Styler:
+    """Lay out numbers or intervals, a row for each method, marked as measured here."""
+    shown = pd.DataFrame(list(rows.values()), index=list(rows)).map(str)
+    return marked(shown.style, "measured", f"Measured here, with 95% intervals. {run}")
+
+
 def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = None) -> Image.Image:
     """Draw each person's distance to the reference, method by method, with means and intervals.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fusionlib.errors import FusionError
 
 if TYPE_CHECKING:
-    from fusionlib.pipeline import FusionPipeline
+    from fusionlib.pipeline import FusionControlNetPipeline, FusionPipeline
     from fusionlib.profiles import Profile
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -94,6 +94,29 @@ def _load(base_model: str, adapter: str, device: str | None, dtype: str) -> Fusi
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(target)
+
+
+def load_controlled(profile: Profile, pipeline: FusionPipeline) -> FusionControlNetPipeline:
+    """A pipeline that follows depth maps besides, with the parts of one that was loaded.
+
+    Args:
+        profile: says which ControlNet.
+        pipeline: of the same base model.
+
+    Raises:
+        FusionError: the profile names no ControlNet, or it is not there.
+    """
+    from diffusers import ControlNetModel
+
+    from fusionlib.pipeline import FusionControlNetPipeline
+
+    if profile.controlnet is None:
+        raise FusionError(f"The profile {profile.name!r} names no ControlNet: add `controlnet:`.")
+    (controlnet,) = load_quietly(profile.controlnet, "ControlNet", ControlNetModel)
+    controlnet = controlnet.to(pipeline.device, pipeline.dtype)
+    controlled = FusionControlNetPipeline.from_pipe(pipeline, controlnet=controlnet)
+    controlled.set_progress_bar_config(disable=True)
+    return controlled
 
 
 def torch_place(device: str | None, dtype: str) -> tuple[Any, Any]:

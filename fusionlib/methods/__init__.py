@@ -124,3 +124,25 @@ def build_method(kind: str, models: Models, **options: Any) -> Method:
         return factory(models, **options)
     except TypeError as error:
         raise FusionError(f"The method {kind!r} cannot be built: {error}.") from error
+
+
+def build_available(
+    kinds: Sequence[str], models: Models, **options: Any
+) -> tuple[list[Method], dict[str, str]]:
+    """Build those of several methods whose weights are there.
+
+    Args:
+        kinds: see `build_method`.
+        models: what they are built from.
+        options: of every method.
+
+    Returns:
+        The methods in the order of their names, and for each that is missing the reason.
+    """
+    built, missing = [], {}
+    for kind in kinds:
+        try:
+            built.append(build_method(kind, models, **options))
+        except FusionError as error:
+            missing[kind] = str(error)
+    return built, missing

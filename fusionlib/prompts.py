@@ -1,0 +1,80 @@
+"""Prompts of the paper's figures, in words that the embedded models know, and lists of prompts."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from fusionlib.errors import FusionError
+
+EXPRESSIONS = {
+    "neutral": "a person with a neutral expression",
+    "laughing": "a laughing person",
+    "angry": "an angry person",
+    "crying": "a crying person",
+    "surprised": "a surprised person",
+    "disgusted": "a disgusted person",
+}
+"""How a prompt asks for each expression."""
+
+STYLES = {
+    "photo": "a photo of",
+    "noir": "a film noir picture of",
+    "line art": "line art of",
+    "watercolor": "a watercolor painting of",
+    "faded film": "a faded film photo of",
+    "neon": "a neon portrait of",
+    "comic": "a comic of",
+}
+"""How a prompt asks for each style."""
+
+
+def expression_prompts(expressions: Sequence[str]) -> list[str]:
+    """One photograph for each expression: `a photo of a laughing person`.
+
+    Raises:
+        FusionError: there is no such expression.
+    """
+    return [f"{STYLES['photo']} {_known('expression', EXPRESSIONS, name)}" for name in expressions]
+
+
+def style_prompts(styles: Sequence[str], who: str = "a person") -> list[str]:
+    """One picture for each style: `line art of a person`.
+
+    Raises:
+        FusionError: there is no such style.
+    """
+    return [f"{_known('style', STYLES, name)} {who}" for name in styles]
+
+
+def _known(what: str, table: dict[str, str], name: str) -> str:
+    if name not in table:
+        raise FusionError(f"There is no {what} {name!r}: use one of {', '.join(table)}.")
+    return table[name]
+
+
+def read_pairs(path: str | Path, count: int | None = None) -> dict[str, list[str]]:
+    """Read a list of pairs of a person and a prompt.
+
+    Args:
+        path: a CSV file with the columns person and prompt.
+        count: so many pairs only, the first ones.
+
+    Returns:
+        The prompts of each person, by name, in the order of the file.
+
+    Raises:
+        FusionError: there is no such file, it lacks a column, or it has too few pairs.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [(row["person"], row["prompt"]) for row in csv.DictReader(file)]
+    except (OSError, KeyError, UnicodeDecodeError) as error:
+        raise FusionError(f"The list {path} needs columns person and prompt: {error}.") from error
+    if not rows or (count is not None and count > len(rows)):
+        raise FusionError(f"The list {path} has {len(rows)} pairs, fewer than asked for.")
+    pairs: dict[str, list[str]] = {}
+    for person, prompt in rows[:count]:
+        pairs.setdefault(person, []).append(prompt)
+    return pairs
