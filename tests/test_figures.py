@@ -18,6 +18,7 @@ from fusionlib.figures import (
     classification_table,
     distance_plot,
     measured_table,
+    pairs_grid,
     picture_grid,
     prompt_grid,
     psnr_plot,
@@ -26,6 +27,7 @@ from fusionlib.figures import (
     run_label,
     side_by_side,
     study_grid,
+    summary_table,
 )
 from fusionlib.methods import Method
 from fusionlib.study import Person, Study, run_study
@@ -207,3 +209,27 @@ def test_a_study_is_shown_person_by_person(tmp_path: Path) -> None:
     assert where(prompt_grid(index), GREY)[1] > where(prompt_grid(index), BLUE)[1]
     label = run_label("tiny", study)
     assert label == "Profile tiny: 2 people, 2 prompts, 1 seed; weights: base model 01234567."
+
+
+def test_pairs_stand_beside_their_references_and_prompts(tmp_path: Path) -> None:
+    people, rows = [], []
+    for number, name in enumerate(("ada", "ben")):
+        path = tmp_path / f"{name}.png"
+        Image.new("RGB", (64, 64), (40 + 90 * number,) * 3).save(path)
+        people.append(Person(name, (path,)))
+        for method, colour in (("one", (200, 0, 0)), ("two", (0, 0, 200))):
+            made = tmp_path / f"{name}-{method}.png"
+            Image.new("RGB", (32, 32), colour).save(made)
+            rows.append([method, name, f"a prompt of {name}", 0, str(made)])
+    index = pd.DataFrame(rows, columns=["method", "person", "prompt", "seed", "image"])
+    picture = pairs_grid(index, people)
+    pixels = np.asarray(picture).reshape(-1, 3)
+    for colour in ((200, 0, 0), (0, 0, 200)):
+        assert (pixels == colour).all(axis=1).sum() == 2 * 64 * 64  # twice the size, two people
+    assert (pixels == 130).all(axis=1).sum() >= 60 * 60
+    assert "“a prompt of ben”" in picture.info["alt"]
+
+
+def test_a_summary_shows_its_rows_as_they_are() -> None:
+    table = summary_table({"a": {"x": Interval(0.5, 0.4, 0.6), "n": "3 of 4"}}, "A run.")
+    assert table.data.loc["a"].tolist() == ["0.500 [0.400, 0.600]", "3 of 4"]
