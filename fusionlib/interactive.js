@@ -178,6 +178,8 @@ function render({ model, el }) {
     }, make("img", { src: image, alt: "" })))));
 
   el.classList.add("fusion-studio");
+  // Arrow keys move the sliders; JupyterLab would fold headings and move to other cells by them.
+  el.setAttribute("data-lm-suppress-shortcuts", "true");
   el.append(
     people,
     make("div", { className: "desk" },
