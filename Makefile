@@ -23,7 +23,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK  ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce book test browser lint lab lock clean
+.PHONY: help env reproduce book pdf test browser lint lab lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 20
@@ -50,7 +50,10 @@ reproduce: $(STAMP)  ## run every notebook, build the book, say where to open it
 	@$(BIN)/fusionlib reproduce --profile $(PROFILE) --out $(OUT) $(ARGS)
 
 book: $(STAMP)  ## build the book again from the notebooks as they were last executed
-	@$(BIN)/python -c 'from pathlib import Path; from fusionlib.reproduce import build_book; build_book(Path("$(OUT)"))'
+	@$(BIN)/python -c 'from pathlib import Path; from fusionlib.book import build_book; build_book(Path("$(OUT)"))'
+
+pdf: $(STAMP)  ## print the whole book to build/book.pdf, from the notebooks as they were executed (wants Chromium)
+	@$(BIN)/python -c 'from pathlib import Path; from fusionlib.book import build_pdf; build_pdf(Path("$(OUT)"))'
 
 test: export HF_HUB_OFFLINE = 1
 test: lint  ## lint, types, unit tests, and every notebook run at its small default size

@@ -254,17 +254,69 @@ def generate(
 def reproduce(
     profile: ProfileOption = "embedded",
     out: Annotated[Path, typer.Option(help="Folder for everything that is built.")] = Path("build"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Run this notebook only, and build no book: a name such as `fig3_references`, or "
+            "its beginning. May be given several times.",
+            show_default="all",
+        ),
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            "-p",
+            metavar="KEY=VALUE",
+            help="Value (YAML) for every notebook that declares the parameter, for example "
+            "`num_people=8`. May be given several times.",
+            show_default="the profile's",
+        ),
+    ] = None,
+    book: Annotated[
+        bool | None,
+        typer.Option(
+            "--book/--no-book",
+            help="Build the book from what there is.",
+            show_default="unless --only is given",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Notebooks to run at once.",
+            show_default="half the cores; 1 below four cores or with a GPU",
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Run everything, whether or not anything changed.")
     ] = False,
 ) -> None:
     """Run every notebook and build the book from the results.
 
-    A notebook is run again only if something changed that its results depend on.
+    A notebook is run again only if something changed that its results depend on. Its figures and
+    tables are exported as PNG, PDF, CSV and LaTeX. One that fails stops no other.
     """
     from fusionlib.reproduce import reproduce as run
 
-    run(profile, out=out, force=force)
+    values = _key_values(parameter or [])
+    run(profile, out=out, only=only or [], parameters=values, book=book, jobs=jobs, force=force)
+
+
+def _key_values(given: list[str]) -> dict[str, Any]:
+    """Parse ``KEY=VALUE``, the value being YAML."""
+    import yaml
+
+    values = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not key.isidentifier() or not equals:
+            raise FusionError(f"-p wants KEY=VALUE, for example num_people=8, not {text!r}.")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise FusionError(f"The value of -p {text!r} is no YAML: {error}.") from error
+    return values
 
 
 class Model(StrEnum):

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fusionlib.described import described, grid_words
+from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.claims import Claim
 from fusionlib.evaluation.comparison import IdentityScores, identity_table, summary
 from fusionlib.evaluation.paper import as_printed, read_quoted
 from fusionlib.images import load_image
@@ -228,13 +227,7 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0, labelsize=11)
     alt = f"A dot for each person in {len(words)} rows over the {label}. Means: "
-    return described(_drawn(figure), f"{alt}{'; '.join(words[::-1])}.")
-
-
-def _drawn(figure: Figure) -> Image.Image:
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return described(Drawing(figure), f"{alt}{'; '.join(words[::-1])}.")
 
 
 def psnr_plot(pairs: pd.DataFrame, quoted: pd.DataFrame) -> Image.Image:
@@ -274,7 +267,7 @@ def psnr_plot(pairs: pd.DataFrame, quoted: pd.DataFrame) -> Image.Image:
         f"in 8 bits, {_range(pairs['psnr_8bit_overflow'])} dB. The {len(printed)} methods of the "
         f"paper's Table 2 lie {_range(printed['PSNR'])} dB."
     )
-    return described(_drawn(figure), alt)
+    return described(Drawing(figure), alt)
 
 
 def _range(values: pd.Series[float]) -> str:
@@ -416,35 +409,6 @@ def classification_table(found: pd.DataFrame, run: str) -> Styler:
     shown.index = shown.index.str.replace("_", " ")
     text = f"Measured here, with 95% intervals over people. {run}"
     return _mark(shown.style, "measured", text)
-
-
-def claim_table(claim: Claim, run: str, **more: object) -> Styler:
-    """Lay out a claim of the paper, the comparison that decides it, and the verdict.
-
-    Args:
-        claim: with its comparison.
-        run: see `run_label`.
-        more: further lines, above the verdict.
-    """
-    rows: dict[str, object] = {
-        f"claim (Section {claim.section})": claim.text,
-        "decided by": claim.decided_by,
-    }
-    if claim.comparison is None:
-        rows["why not"] = claim.obstacle
-    else:
-        found = claim.comparison
-        spread = [f"{value:.3f}" for value in found.by_seed.values()]
-        rows |= {
-            "difference": f"{found.interval} (95% interval over {found.people} people)",
-            "effect size": f"{found.effect} (in standard deviations between people)",
-            "people for whom it holds": "–" if found.ahead != found.ahead else f"{found.ahead:.0%}",
-            "pairs measured": f"{found.pairs} of {found.cells}",
-        }
-        if len(spread) > 1:
-            rows["each seed alone"] = ", ".join(spread)
-    rows |= {name.replace("_", " "): value for name, value in more.items()}
-    return facts_table({**rows, "verdict": claim.verdict}, run)
 
 
 def facts_table(rows: Mapping[str, object], run: str) -> Styler:

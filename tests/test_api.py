@@ -18,7 +18,7 @@ from docutils.utils import new_document
 
 import fusionlib
 from fusionlib.profiles import ROOT
-from fusionlib.reproduce import toc_pages
+from fusionlib.toc import toc_pages
 
 PAGE = (ROOT / "book" / "api.md").read_text()
 ENTRIES = re.findall(

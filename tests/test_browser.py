@@ -8,7 +8,7 @@ import pytest
 from browser import Tab, browser, executable, served
 
 from fusionlib.profiles import ROOT
-from fusionlib.reproduce import toc_pages
+from fusionlib.toc import toc_pages
 
 BOOK = Path(os.environ.get("FUSIONLIB_BOOK", ROOT / "build" / "book"))
 PAGES = [f"{page}.html" for page in toc_pages(ROOT)] + ["search.html", "genindex.html"]

@@ -27,7 +27,6 @@ from fusionlib.errors import FusionError
 from fusionlib.evaluation import comparison, observe
 from fusionlib.evaluation.alignment import Classifier, ClipScorer
 from fusionlib.evaluation.audit import overflow_facts, pair_up
-from fusionlib.evaluation.claims import Claim
 from fusionlib.evaluation.comparison import IdentityScores, identity_table, paired_difference
 from fusionlib.evaluation.faces import (
     PACKAGED_WEIGHTS,
@@ -587,16 +586,6 @@ def test_many_missing_faces_leave_a_claim_undecided(scores: IdentityScores) -> N
     assert difference.pairs == 9 < comparison.MIN_PAIRED * difference.cells
     assert difference.interval.low > 0
     assert difference.verdict == "undecided"
-
-
-def test_a_claims_verdict_follows_from_its_comparison_alone(scores: IdentityScores) -> None:
-    found = paired_difference(scores, "near", "far")
-    assert Claim("it is near", "1", "far minus near", found).verdict == "supported"
-    worse = paired_difference(scores, "far", "near")
-    assert Claim("it is far", "1", "near minus far", worse).verdict == "not supported"
-    assert Claim("it is art", "2", "taste", obstacle="no judge").verdict == "not testable here"
-    with pytest.raises(FusionError, match="either a comparison or the obstacle"):
-        Claim("it is art", "2", "taste")
 
 
 def audit(people: int) -> pd.DataFrame:

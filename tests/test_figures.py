@@ -9,14 +9,12 @@ import pytest
 from PIL import Image
 
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.claims import Claim
-from fusionlib.evaluation.comparison import IdentityScores, PairedDifference, identity_table
+from fusionlib.evaluation.comparison import IdentityScores, identity_table
 from fusionlib.evaluation.paper import read_quoted
 from fusionlib.evaluation.statistics import Interval
 from fusionlib.evaluation.suite import Separation
 from fusionlib.figures import (
     alignment_table,
-    claim_table,
     classification_table,
     distance_plot,
     measured_table,
@@ -151,29 +149,6 @@ def test_how_well_judges_judge_is_shown() -> None:
     )
     shown = classification_table(heads, "run").data
     assert shown.loc["hair style"].tolist() == [2, 9, "0.900 [0.800, 1.000]", "0.500"]
-
-
-def test_a_claim_is_shown_with_what_decides_it() -> None:
-    found = PairedDifference(
-        metric="distance",
-        interval=Interval(0.04, 0.03, 0.05),
-        effect=Interval(1.2, 0.8, 1.6),
-        ahead=0.875,
-        by_seed={0: 0.045, 1: 0.035},
-        pairs=9,
-        cells=10,
-        people=8,
-        verdict="supported",
-    )
-    html = claim_table(Claim("it helps", "3.2", "far minus near", found), "run", R=1).to_html()
-    for part in (
-        "it helps", "Section 3.2", "0.040 [0.030, 0.050]", "9 of 10", "1.200", "88%", "0.045, 0.035"
-    ):  # fmt: skip
-        assert part in html
-    assert html.index(">R<") < html.index("supported")
-    untested = Claim("it is art", "5", "taste", obstacle="no judge")
-    html = claim_table(untested, "run").to_html()
-    assert "no judge" in html and "not testable here" in html
 
 
 def test_quoted_and_measured_stand_side_by_side_and_apart() -> None:

@@ -11,10 +11,14 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from tiny_book import make_repository
 
+from fusionlib.book import build_book
 from fusionlib.errors import FusionError
+from fusionlib.notebooks import find_notebooks
 from fusionlib.profiles import ROOT
-from fusionlib.reproduce import build_book, find_notebooks, reproduce, toc_pages
+from fusionlib.reproduce import reproduce
+from fusionlib.toc import toc_pages
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -126,35 +130,6 @@ def test_notebooks_have_parameters_and_no_stored_output(path: Path) -> None:
             assert not cell.outputs and cell.execution_count is None, "clear the outputs"
 
 
-def make_repository(root: Path, source: str) -> Path:
-    """The smallest repository that `reproduce` accepts: one page, one notebook."""
-    for folder in ("notebooks", "book", "fusionlib", "data"):
-        (root / folder).mkdir(parents=True)
-    (root / "requirements.lock").write_text("pip==1\n")
-    (root / "_config.yml").write_text(
-        'title: Tiny\nonly_build_toc_files: true\nexecute: {execute_notebooks: "off"}\n'
-    )
-    (root / "_toc.yml").write_text(
-        "format: jb-book\nroot: book/intro\nchapters:\n  - file: notebooks/tiny\n"
-    )
-    (root / "book" / "intro.md").write_text("# Tiny\n\n{doc}`../notebooks/tiny`\n")
-    parameters = nbformat.v4.new_code_cell('profile = "none"\nout = "."')
-    parameters.metadata["tags"] = ["parameters"]
-    cells = [
-        nbformat.v4.new_markdown_cell("# A number"),
-        parameters,
-        nbformat.v4.new_code_cell(source),
-    ]
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    notebook.metadata["kernelspec"] = {
-        "name": "python3",
-        "language": "python",
-        "display_name": "Python 3",
-    }
-    nbformat.write(notebook, root / "notebooks" / "tiny.ipynb")
-    return root
-
-
 COUNT_RUNS = """
 from pathlib import Path
 runs = Path(out) / "runs.txt"
@@ -193,21 +168,6 @@ def test_reproduce_runs_what_changed_and_builds_the_book_from_it(
     reproduce("embedded", out=out, root=root)
     assert runs.read_text() == "embedded\n" * 2, "a page's text is no reason to run a notebook"
     assert "Another word." in (out / "book" / "book" / "intro.html").read_text()
-
-
-def test_a_failing_notebook_is_named_with_its_cell_and_leaves_no_result(tmp_path: Path) -> None:
-    root = make_repository(tmp_path / "repository", "x = 1\nraise ValueError('a bad day')")
-    out = tmp_path / "build"
-    with pytest.raises(FusionError) as caught:
-        reproduce("embedded", out=out, root=root)
-    message = str(caught.value)
-    assert "tiny.ipynb failed at In [3]" in message and "`x = 1`" in message
-    assert "ValueError: a bad day" in message
-    executed = out / "executed"
-    assert [path.name for path in executed.iterdir()] == ["tiny.failed.ipynb"]
-    assert not (out / "book").exists() and not (out / "manifest.json").exists()
-    with pytest.raises(FusionError, match="was not executed yet"):
-        build_book(out, root=root)
 
 
 def test_the_book_shows_the_docstrings_of_the_repository_it_is_built_from(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from fusionlib.book import build_book
 from fusionlib.profiles import ROOT
-from fusionlib.reproduce import build_book, toc_pages
+from fusionlib.toc import toc_pages
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
 URL = CONFIG["repository"]["url"]
@@ -24,7 +25,7 @@ import sys
 
 if "google.colab" in sys.modules:  # Colab opens a notebook alone: fetch what it belongs to
     !git clone -q --depth 1 {URL} /content/fusionlib
-    %pip install --quiet -e /content/fusionlib[evaluation]
+    %pip install --quiet -e /content/fusionlib[evaluation] anywidget myst-nb
     sys.path.insert(0, "/content/fusionlib")
     %cd -q /content/fusionlib/notebooks"""
 

@@ -7,12 +7,13 @@ person, prompt and seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.identity import identity_recovery
@@ -79,6 +80,23 @@ class PairedDifference:
     cells: int
     people: int
     verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number that stands for itself, where a claim is not about two methods.
+
+    Attributes:
+        interval: of the mean over people.
+        pairs: pictures (or pairs of them) that were measured.
+        cells: pictures that there are.
+        people: with at least one of them.
+    """
+
+    interval: Interval
+    pairs: int
+    cells: int
+    people: int
 
 
 def by_person(images: pd.DataFrame, metric: str, method: str) -> pd.Series[float]:
@@ -172,6 +190,78 @@ def recovery(scores: IdentityScores, method: str) -> Interval:
         joined["impostor"].to_numpy(),
         statistic=identity_recovery,
     )
+
+
+def estimate_of(
+    values: Sequence[float] | NDArray[np.floating[Any]], cells: int | None = None
+) -> Estimate:
+    """The mean of one value for each person (or pair of people), with its interval.
+
+    Args:
+        values: those that could be measured.
+        cells: how many there should be, if some are missing.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    count = len(numbers) if cells is None else cells
+    return Estimate(bootstrap(numbers), len(numbers), count, len(numbers))
+
+
+def estimate_mean(images: pd.DataFrame, metric: str, method: str) -> Estimate:
+    """Mean of a metric over the people of a method's pictures, with what it was measured on.
+
+    Raises:
+        FusionError: there is no such method.
+    """
+    values = by_person(images, metric, method)
+    shown = images.loc[images["method"] == method, metric]
+    return Estimate(bootstrap(values.to_numpy()), int(shown.count()), len(shown), len(values))
+
+
+def estimate_recovery(scores: IdentityScores, method: str) -> Estimate:
+    """Identity recovery R of a method, as `recovery` has it, with what it was measured on.
+
+    Raises:
+        FusionError: there is no such method.
+    """
+    counted = estimate_mean(scores.images, "distance", method)
+    return replace(counted, interval=recovery(scores, method))
+
+
+def with_prompt_followed(images: pd.DataFrame) -> pd.DataFrame:
+    """Add the column ``followed``: 1 where a picture shows everything that its prompt asks for.
+
+    Args:
+        images: measured, with a column ``HEAD_correct`` for each thing that a classifier tells; of
+            a thing that a prompt does not ask for, NaN. A picture of which nothing is asked is NaN.
+
+    Raises:
+        FusionError: nothing was told by a classifier.
+    """
+    told = images.columns[images.columns.str.endswith("_correct")]
+    if told.empty:
+        raise FusionError(
+            "No classifier told what the pictures show: pass `classifiers` to `measure`."
+        )
+    return images.assign(followed=images[told].min(axis=1))
+
+
+def with_accepted(scores: IdentityScores) -> pd.DataFrame:
+    """Add the column ``accepted``: 1 where the recogniser takes a picture for the person's.
+
+    The threshold is DeepFace's for this recogniser; where no face was found it is NaN.
+
+    Raises:
+        FusionError: DeepFace has no threshold for this recogniser.
+    """
+    from deepface.config.threshold import thresholds
+
+    if scores.recogniser not in thresholds:
+        raise FusionError(
+            f"DeepFace has no threshold for {scores.recogniser!r}: use one of its own recognisers."
+        )
+    distance = scores.images["distance"]
+    accepted = (distance <= thresholds[scores.recogniser]["cosine"]).astype(float)
+    return scores.images.assign(accepted=accepted.where(distance.notna()))
 
 
 def identity_table(scores: IdentityScores) -> pd.DataFrame:

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 import webdataset
 from diffusers import UNet2DConditionModel
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from fusionlib.adapter import FusionAdapter
 from fusionlib.described import described
+from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
 from fusionlib.figures import MEASURED, QUIET
 from fusionlib.images import load_image
@@ -153,18 +153,18 @@ class LiveCurves:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show the curves up to these rows of ``loss.csv``."""
         if time.monotonic() >= self._next:
-            self.show(pd.DataFrame(rows))
+            self.show(pd.DataFrame(rows), include=["image/png"])  # no PDF of what is in the making
             self._next = time.monotonic() + self.every
 
-    def show(self, log: pd.DataFrame) -> None:
-        """Draw these rows, wherever the last ones were drawn."""
+    def show(self, log: pd.DataFrame, **kinds: Any) -> None:
+        """Draw these rows, wherever the last ones were drawn; `kinds` as for IPython's display."""
         from IPython.display import display
 
         picture = curves(log)
         if self._handle is None:
-            self._handle = display(picture, display_id=True)
+            self._handle = display(picture, display_id=True, **kinds)
         else:
-            self._handle.update(picture)
+            self._handle.update(picture, **kinds)
 
 
 def curves(log: pd.DataFrame) -> Image.Image:
@@ -191,11 +191,8 @@ def curves(log: pd.DataFrame) -> Image.Image:
         axes.set(title=title, xlabel="step")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    picture = Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
     return described(
-        picture.convert("RGB"),
+        Drawing(figure),
         f"Three curves over {log['step'].iloc[-1]:.0f} training steps: the weighted loss, from "
         f"{trend.iloc[0]:.3f} to {trend.iloc[-1]:.3f}; the squared error of each band of "
         "timesteps; the norm of the gradient.",

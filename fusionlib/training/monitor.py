@@ -20,14 +20,9 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fusionlib.adapter import FusionAdapter
-from fusionlib.attention import (
-    FusedAttnProcessor,
-    cross_attention_layers,
-    fused_attention,
-    split_heads,
-)
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.alignment import ClipScorer
+from fusionlib.gaze import watch
 from fusionlib.images import image_grid, load_image
 from fusionlib.pipeline import FusionPipeline
 from fusionlib.profiles import Profile
@@ -44,52 +39,19 @@ NOISE_LEVELS = (0.1, 0.5, 0.9)
 def face_attention(unet: Any) -> Iterator[dict[str, list[float]]]:
     """Measure the faces' share of the attention in every layer of a conditioned UNet.
 
-    The weights of a softmax sum to 1, so with values of 0 for the text and 1 for the faces, fused
-    attention returns the share itself. What the UNet computes is not changed.
-
     Args:
         unet: with a ``FusionAdapter`` attached.
 
     Yields:
-        A dictionary that fills while the UNet runs: by the layer's name, for each call, the mean
-        over samples, heads and queries.
+        A dictionary that is filled when the block ends: by the layer's name, for each call, the
+        mean over samples, heads and queries. It stays empty with decoupled attention, where text
+        and faces have a weight of 1 each.
     """
     shares: dict[str, list[float]] = {}
-
-    def look(name: str) -> Any:
-        @torch.no_grad()
-        def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            processor = layer.processor
-            faces = processor.conditioning if isinstance(processor, FusedAttnProcessor) else None
-            if faces is None or faces.attention == "decoupled":  # there each has a softmax of 1
-                return
-            hidden = args[0] if args else kwargs["hidden_states"]
-            text = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
-            seeing = faces.batch_size or hidden.shape[0]
-            query = split_heads(layer.to_q(hidden[-seeing:]), layer.heads)
-            key = split_heads(layer.to_k(text[-seeing:]), layer.heads)
-            keys = [split_heads(k.to(key), layer.heads) for k in faces.keys]
-            share = fused_attention(
-                query,
-                key,
-                torch.zeros_like(key),
-                keys,
-                [torch.ones_like(k) for k in keys],
-                strengths=faces.strengths,
-            )
-            shares.setdefault(name, []).append(share.float().mean().item())
-
-        return hook
-
-    handles = [
-        layer.register_forward_pre_hook(look(name), with_kwargs=True)
-        for name, layer in cross_attention_layers(unet).items()
-    ]
-    try:
+    with watch(unet) as gazes:
         yield shares
-    finally:
-        for handle in handles:
-            handle.remove()
+    for gaze in gazes:
+        shares.setdefault(gaze.layer, []).append(gaze.faces.mean().item())
 
 
 class SampleSheets:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from PIL import Image
 from safetensors import safe_open
 
 from fusionlib.described import described
+from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
 
 FOLDERS = {
@@ -27,6 +27,9 @@ FOLDERS = {
     "classifier": "classifier",
 }
 """The folder of each model in a checkpoint, in the order of training; the judges last."""
+
+JUDGES = ("identity", "classifier")
+"""Those that take no part in generation."""
 
 _QUANTITIES = {
     "vae_quarter": "weighted L1 with edges, and KL",
@@ -75,6 +78,21 @@ def training_table(checkpoint: str | Path) -> Styler:
     return styler.set_caption(f"Recorded by the runs, on {'; '.join(sorted(machines))}.")
 
 
+def training_hours(checkpoint: str | Path) -> str:
+    """Wall-clock hours of the runs that ended in a checkpoint's weights, judges left out.
+
+    Returns:
+        The sum with one digit after the point; "unknown" for published weights, which come without
+        such records.
+    """
+    folder = Path(checkpoint) / "training"
+    if not folder.is_dir():
+        return "unknown"
+    models = [model for model in FOLDERS if model not in JUDGES]
+    runs = [json.loads(_record(checkpoint, model, "json").read_text()) for model in models]
+    return f"{sum(run['seconds'] for run in runs) / 3600:.1f}"
+
+
 def loss_curves(checkpoint: str | Path) -> Image.Image:
     """The loss curves: each logged value pale, a running mean on top.
 
@@ -99,10 +117,7 @@ def loss_curves(checkpoint: str | Path) -> Image.Image:
         axes.grid(alpha=0.25)
         seen = f"{log['samples'].iloc[-1]:,} samples"
         words.append(f"{model} from {smooth.iloc[0]:.3g} to {smooth.iloc[-1]:.3g} over {seen}")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    return described(picture, f"Training losses, one panel each: {'; '.join(words)}.")
+    return described(Drawing(figure), f"Training losses, one panel each: {'; '.join(words)}.")
 
 
 def _record(checkpoint: str | Path, model: str, kind: str) -> Path:

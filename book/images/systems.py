@@ -1,0 +1,562 @@
+"""Draw how each compared system feeds a face to the UNet: `systems/*.svg`, all in one style.
+
+The same things stand in the same places: the reference on the left, the prompt on top, one
+cross-attention layer on the right with the keys that its queries see. A dashed frame is one
+softmax: the weights within it add up to 1. What is trained is filled with one colour, and its
+number of weights is counted, never typed: at the published size from the shapes of the modules
+alone, and for the small model from the networks that `fusionlib train method` trains.
+
+    python book/images/systems.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyBboxPatch
+
+from fusionlib.adapter import FusionAdapter
+from fusionlib.attention import cross_attention_layers
+from fusionlib.diagrams import (
+    CARD,
+    FACE,
+    FROZEN,
+    INK,
+    LINE,
+    QUIET,
+    TEXT,
+    TRAINED,
+    arrow,
+    box,
+    canvas,
+    in_words,
+    label,
+    softmax,
+    squares,
+)
+from fusionlib.images import load_image
+from fusionlib.profiles import Profile, load_profile
+
+FOLDER = Path(__file__).with_name("systems")
+PERSON = "0014"  # held out
+WIDTH, HEIGHT = 100.0, 46.5  # units across and up
+
+
+Keys = Literal["text", "shared", "apart", "word"]
+"""Where a layer's queries find the face: nowhere, in the text's softmax, in one of its own, or in
+the place of a word."""
+
+
+@dataclass(frozen=True)
+class System:
+    """What is drawn of one system.
+
+    Attributes:
+        title: of the drawing.
+        keys: where the queries find the face.
+        readers: frozen networks that read the reference, each with what it makes of it.
+        projection: the trained modules between these and the keys.
+        face_keys: how many keys one reference has, in words.
+        squares: how many of them are drawn.
+        count: weights trained at the published size, of `counts`; None: nothing is trained.
+        counterpart: the name that `fusionlib train method` trains it by.
+        base: at whose size it was published.
+        unet: what becomes of the UNet: frozen, with a trained LoRA, or trained as a whole.
+        encoder_trained: whether the text encoder is.
+        identity_net: whether there is a ControlNet that sees the face's keys only.
+        pictures: of the person, drawn as a stack.
+        scale: what the face's answer is multiplied by.
+        for_whom: is it trained for.
+    """
+
+    title: str
+    keys: Keys
+    readers: tuple[tuple[str, str], ...] = ()
+    projection: str = ""
+    face_keys: str = ""
+    squares: int = 0
+    count: str | None = None
+    counterpart: str | None = None
+    base: str = "SD 1.5"
+    unet: Literal["frozen", "lora", "trained"] = "frozen"
+    encoder_trained: bool = False
+    identity_net: bool = False
+    pictures: int = 1
+    scale: str = "λ"
+    for_whom: str = "once, for everybody"
+
+
+ARCFACE = ("ArcFace", "one vector")
+SYSTEMS = {
+    "text_only": System("Text only: the base model", "text", pictures=0),
+    "fused": System(
+        "Fused attention: the paper’s",
+        "shared",
+        readers=(("the same UNet", "$h_f$ of this layer"),),
+        projection="Linear$_{kf}$\nLinear$_{vf}$",
+        face_keys="$N_f$ face keys a reference",
+        squares=11,
+        count="fused",
+        counterpart="fused",
+    ),
+    "decoupled": System(
+        "Decoupled: the same keys, a softmax of their own",
+        "apart",
+        readers=(("the same UNet", "$h_f$ of this layer"),),
+        projection="Linear$_{kf}$\nLinear$_{vf}$",
+        face_keys="$N_f$ face keys a reference",
+        squares=11,
+        count="fused",
+        counterpart="decoupled",
+    ),
+    "ip_adapter": System(
+        "IP-Adapter",
+        "apart",
+        readers=(("CLIP", "one embedding"),),
+        projection="projection\n$W'_k$, $W'_v$",
+        face_keys="4 image keys",
+        squares=4,
+        count="ip-adapter",
+        counterpart="ip-adapter",
+    ),
+    "ip_adapter_plus": System(
+        "IP-Adapter Plus",
+        "apart",
+        readers=(("CLIP", "all patches"),),
+        projection="resampler\n$W'_k$, $W'_v$",
+        face_keys="16 image keys",
+        squares=8,
+        count="ip-adapter-plus",
+        counterpart="ip-adapter-plus",
+    ),
+    "faceid": System(
+        "IP-Adapter-FaceID",
+        "apart",
+        readers=(ARCFACE,),
+        projection="projection\n$W'_k$, $W'_v$",
+        face_keys="4 face keys",
+        squares=4,
+        count="faceid",
+        counterpart="faceid",
+        unet="lora",
+    ),
+    "faceid_plus": System(
+        "IP-Adapter-FaceID-Plus v2",
+        "apart",
+        readers=(ARCFACE, ("CLIP", "all patches")),
+        projection="projection +\nresampler\n$W'_k$, $W'_v$",
+        face_keys="4 face keys",
+        squares=4,
+        count="faceid-plus",
+        counterpart="faceid-plus",
+        unet="lora",
+    ),
+    "faceid_portrait": System(
+        "IP-Adapter-FaceID-Portrait",
+        "apart",
+        readers=(("ArcFace", "a vector each"),),
+        projection="projection\n$W'_k$, $W'_v$",
+        face_keys="16 face keys a picture",
+        squares=8,
+        count="faceid-portrait",
+        pictures=5,
+    ),
+    "instantid": System(
+        "InstantID",
+        "apart",
+        readers=(("ArcFace", "one vector"), ("landmarks", "five points, drawn")),
+        projection="resampler\n$W'_k$, $W'_v$",
+        face_keys="16 face keys",
+        squares=8,
+        count="instantid",
+        counterpart="instantid",
+        base="SDXL",
+        identity_net=True,
+    ),
+    "arc2face": System(
+        "Arc2Face",
+        "word",
+        readers=(ARCFACE,),
+        squares=1,
+        count="arc2face",
+        counterpart="arc2face",
+        unet="trained",
+        encoder_trained=True,
+    ),
+    "dreambooth": System(
+        "DreamBooth",
+        "text",
+        count="dreambooth",
+        unet="lora",
+        pictures=4,
+        for_whom="for each person anew",
+    ),
+}
+
+
+# ---------------------------------------------------------------------------------- how many
+
+
+def counts() -> dict[str, int]:
+    """Weights that each system trains at its published size, counted on modules without memory."""
+    from diffusers import ControlNetModel, UNet2DConditionModel
+    from diffusers.models import embeddings as made
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+        larger = UNet2DConditionModel(
+            sample_size=128,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(320, 640, 1280),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+        project = {
+            "ip-adapter": made.ImageProjection(1024, 768, num_image_text_embeds=4),
+            "ip-adapter-plus": made.IPAdapterPlusImageProjection(
+                embed_dims=1280, output_dims=768, hidden_dims=768, heads=12, num_queries=16
+            ),
+            "faceid": made.IPAdapterFaceIDImageProjection(512, 768, mult=2, num_tokens=4),
+            "faceid-portrait": made.IPAdapterFaceIDImageProjection(512, 768, mult=2, num_tokens=16),
+            "faceid-plus": made.IPAdapterFaceIDPlusImageProjection(
+                embed_dims=768, output_dims=768, hidden_dims=1280, id_embeddings_dim=512, heads=12
+            ),
+            "instantid": made.IPAdapterPlusImageProjection(
+                embed_dims=512, output_dims=2048, hidden_dims=1280, heads=20, num_queries=16
+            ),
+        }
+        identity_net = ControlNetModel.from_unet(larger, load_weights_from_unet=False)
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+            )
+        )
+        fused = FusionAdapter.from_unet(unet, init="random")
+    found = {
+        name: _weights(module) + _new_keys_and_values(larger if name == "instantid" else unet)
+        for name, module in project.items()
+    }
+    for name in ("faceid", "faceid-plus"):
+        found[name] += _lora(unet, rank=128)
+    found["instantid"] += _weights(identity_net)
+    return found | {
+        "fused": _weights(fused),
+        "arc2face": _weights(unet) + _weights(text_encoder),
+        "dreambooth": _lora(unet, rank=16),
+    }
+
+
+def _weights(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _new_keys_and_values(unet: Any) -> int:
+    """Of W'_k and W'_v, from the text's width to each layer's."""
+    layers = cross_attention_layers(unet).values()
+    return sum(2 * layer.inner_dim * layer.cross_attention_dim for layer in layers)
+
+
+def _lora(unet: Any, rank: int) -> int:
+    """Of a LoRA on queries, keys, values and outputs of every attention layer."""
+    layers = [module for module in unet.modules() if hasattr(module, "to_q")]
+    linears = [part for a in layers for part in (a.to_q, a.to_k, a.to_v, a.to_out[0])]
+    return sum(rank * (linear.in_features + linear.out_features) for linear in linears)
+
+
+# ------------------------------------------------------------------------------ one drawing
+
+TOP, MIDDLE = 36.0, 22.0  # heights of the prompt's row and of the reference's
+LAYER = (53.5, 3.5, 43.5, 29.5)  # the card of one cross-attention layer: x, y, width, height
+ROWS = (25.0, 14.0)  # heights of the text's keys and of the face's
+LEFT, RIGHT = 55.3, 87.5  # of a frame
+WORDS = 7  # drawn; 77 in Stable Diffusion
+
+
+def draw(system: System, faces: Sequence[Any], numbers: tuple[str, str]) -> Figure:
+    """One system.
+
+    Args:
+        system: which.
+        faces: pictures of one person, the reference first.
+        numbers: of trained weights, at the published size and in the small model.
+    """
+    figure, axes = canvas(WIDTH, HEIGHT)
+    axes.text(4, HEIGHT - 3.6, system.title, fontsize=14, color=INK, weight="bold", va="center")
+    _layer(axes, system)
+    _prompt(axes, system)
+    _reference(axes, system, faces)
+    _trained(axes, system, numbers)
+    axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))  # pictures had moved them
+    return figure
+
+
+def _prompt(axes: Axes, system: System) -> None:
+    look = {"color": TEXT, "fontsize": 10.5, "style": "italic"}
+    y = TOP + 2
+    if system.keys == "word":
+        label(axes, 41.6, y, "“photo of a", ha="right", **look)
+        squares(axes, 42.2, y - 1, [FACE])
+        label(axes, 44.9, y, "person”", **look)
+    else:
+        name = "sks " if system.title == "DreamBooth" else ""
+        label(axes, 52, y, f"“a photo of a laughing {name}person”", ha="right", **look)
+    arrow(axes, (52.7, y), (56, y))
+    box(axes, 56, TOP, 15, 4, "text encoder", trained=system.encoder_trained)
+    arrow(axes, (63.5, TOP), (63.5, ROWS[0] + 2.6), colour=TEXT)
+
+
+def _reference(axes: Axes, system: System, faces: Sequence[Any]) -> None:
+    if not system.pictures:
+        axes.add_patch(
+            FancyBboxPatch(
+                (4, MIDDLE - 7), 14, 14, boxstyle="round,pad=0,rounding_size=1", facecolor="none",
+                edgecolor=LINE, linestyle=(0, (2, 2)),
+            )
+        )  # fmt: skip
+        label(axes, 11, MIDDLE, "no reference", ha="center")
+        return
+    for number in reversed(range(system.pictures)):
+        x, y = 4 + 0.8 * number, MIDDLE - 7 + 0.8 * number
+        above = 10 - number
+        axes.imshow(faces[number], extent=(x, x + 14, y, y + 14), zorder=above)
+        corners = [x, x + 14, x + 14, x, x], [y, y, y + 14, y + 14, y]
+        axes.plot(*corners, color=CARD, linewidth=1.4, zorder=above)
+    some = {1: "reference", 4: "3 to 5 references", 5: "1 to 5 references"}[system.pictures]
+    label(axes, 11, MIDDLE - 9, some, ha="center")
+    right = 18.4 + 0.8 * (system.pictures - 1)
+    if not system.readers:
+        arrow(axes, (right, MIDDLE), (LAYER[0] - 0.4, MIDDLE), colour=TRAINED)
+        for lines, words in ((2.2, "gradients of the denoising loss"), (-2.2, "into the weights")):
+            middle = (right + LAYER[0]) / 2
+            label(axes, middle, MIDDLE + lines, words, ha="center", color=TRAINED, fontsize=10)
+        return
+    rows = (MIDDLE,) if len(system.readers) == 1 else (MIDDLE + 5.5, MIDDLE - 4.5)
+    for y, (reader, result) in zip(rows, system.readers, strict=True):
+        arrow(axes, (right, y), (21.8, y))
+        box(axes, 21.8, y - 2.4, 12, 4.8, reader, size=9.5)
+        label(axes, 27.8, y - 4, result, ha="center", fontsize=9)
+        if "UNet" in reader:
+            label(axes, 27.8, y + 4, "$t$ = 0, prompt “”", ha="center", fontsize=9)
+    if system.keys == "word":
+        arrow(axes, (33.8, MIDDLE), (43.2, MIDDLE), (43.2, TOP + 0.6), colour=FACE)
+        label(axes, 42.4, MIDDLE + 7, "in place of\na word’s\nembedding", color=FACE, ha="right")
+        return
+    feeding = rows[:1] if system.identity_net else rows
+    middle = sum(feeding) / len(feeding)
+    tall = 9.6 if system.projection.count("\n") > 1 else 6.4
+    for y in feeding:
+        arrow(axes, (33.8, y), (38, y)) if y == middle else arrow(
+            axes, (33.8, y), (35.8, y), (35.8, middle), (38, middle)
+        )
+    box(axes, 38, middle - tall / 2, 11.6, tall, system.projection, trained=True, size=9.5)
+    key = ROWS[1] + 1
+    arrow(axes, (49.6, middle), (51.6, middle), (51.6, key), (LEFT + 0.9, key), colour=FACE)
+    if system.identity_net:
+        _identity_net(axes, rows[1], middle - tall / 2)
+
+
+def _identity_net(axes: Axes, y: float, below: float) -> None:
+    """InstantID's ControlNet, which is shown landmarks and reads the face's keys as its text."""
+    arrow(axes, (33.8, y), (38, y))
+    box(axes, 38, y - 2.4, 11.6, 4.8, "IdentityNet", trained=True, size=9.5)
+    arrow(axes, (43.8, below), (43.8, y + 2.6), colour=FACE)
+    label(axes, 43.1, (below + y + 2.4) / 2, "as its text", ha="right", color=FACE, fontsize=9)
+    arrow(axes, (43.8, y - 2.4), (43.8, 9.5), (LAYER[0] - 0.2, 9.5), colour=TRAINED)
+    label(axes, 43.1, 10.6, "added to the\nUNet’s features", ha="right", color=TRAINED, fontsize=9)
+
+
+def _layer(axes: Axes, system: System) -> None:
+    x, y, width, height = LAYER
+    tuned = system.unet != "frozen"
+    axes.add_patch(
+        FancyBboxPatch(
+            (x, y), width, height, boxstyle="round,pad=0,rounding_size=1.6", facecolor=FROZEN,
+            edgecolor=TRAINED if tuned else LINE, linewidth=3.5 if tuned else 1,
+        )
+    )  # fmt: skip
+    what = {
+        "frozen": "a cross-attention layer of the UNet, frozen",
+        "lora": "a cross-attention layer of the UNet, with a LoRA",
+        "trained": "a cross-attention layer of the UNet, all of it trained",
+    }[system.unet]
+    label(axes, x + 1.8, y + 1.9, what, fontsize=9, color=TRAINED if tuned else QUIET)
+
+    start, (text, faces) = LEFT + 1.5, ROWS
+    words = [FACE if system.keys == "word" and n == 3 else TEXT for n in range(WORDS)]
+    squares(axes, start, text, words)
+    label(axes, start, text - 1.6, "77 text keys", color=TEXT, fontsize=9)
+    if system.squares and system.keys != "word":
+        squares(axes, start, faces, [FACE] * system.squares)
+        label(axes, start, faces - 1.6, system.face_keys, color=FACE, fontsize=9)
+    floor = text - 2.9
+    if system.keys == "apart":
+        _frame(axes, faces - 2.9, text + 2.6 - floor)
+    elif system.keys == "shared":
+        floor = faces - 2.9
+    _frame(axes, floor, text + 2.6 - floor)
+    _answers(axes, system, (text + 2.6 + floor) / 2)
+
+    lowest = faces - 2.9 if system.keys in ("apart", "shared") else floor
+    arrow(axes, (start + 1, y + 4), (start + 1, lowest - 0.2))
+    asked = "queries: each place of the picture" + (", twice" if system.keys == "apart" else "")
+    label(axes, start + 2.2, y + 4.9, asked, fontsize=9)
+
+
+def _frame(axes: Axes, floor: float, height: float) -> None:
+    """One softmax and its name."""
+    softmax(axes, LEFT, floor, RIGHT - LEFT, height)
+    label(axes, RIGHT - 1, floor + 1.3, "one softmax", ha="right", fontsize=9, color=INK)
+
+
+def _answers(axes: Axes, system: System, middle: float) -> None:
+    """What leaves the layer: one answer, or the sum of two."""
+    end = LAYER[0] + LAYER[2]
+    out = (ROWS[0] + ROWS[1]) / 2 + 1
+    if system.keys != "apart":
+        arrow(axes, (RIGHT, middle), (end + 1.8, middle))
+        label(axes, end - 2.2, middle + 2, "$h'$", ha="center", color=INK, fontsize=11)
+        return
+    plus, lower = RIGHT + 3.6, ROWS[1] - 0.15
+    for y in (middle, lower):
+        axes.plot([RIGHT, plus, plus], [y, y, out], color=LINE, linewidth=1.6, zorder=3)
+    label(axes, RIGHT + 0.9, lower - 1.7, f"× {system.scale}", fontsize=9.5, color=INK)
+    disc = Circle((plus, out), 1.3, facecolor=CARD, edgecolor=INK, linewidth=1, zorder=5)
+    axes.add_patch(disc)
+    label(axes, plus, out, "+", ha="center", va="center_baseline", color=INK, zorder=6)
+    arrow(axes, (plus + 1.3, out), (end + 1.8, out))
+    label(axes, end - 2.2, out + 2, "$h'$", ha="center", color=INK, fontsize=11)
+
+
+def _trained(axes: Axes, system: System, numbers: tuple[str, str]) -> None:
+    """How many weights are trained, and for whom; lower left."""
+    if system.count is None:
+        label(axes, 4, 6, "nothing is trained", fontsize=11.5)
+        return
+    published, small = numbers
+    label(axes, 4, 7, f"trained: {published}", fontsize=11.5, color=TRAINED, weight="bold")
+    here = f";  {small} in the small model" if small else ""
+    label(axes, 4, 4.2, system.for_whom + here, fontsize=9)
+
+
+# --------------------------------------------------------------------------- all on one card
+
+
+def overview(published: Mapping[str, int]) -> Figure:
+    """A row for each system: what it reads, what a query sees, how much was trained."""
+    step, top = 6.6, 7.0
+    height = top + step * len(SYSTEMS) + 1.5
+    figure, axes = canvas(WIDTH, height)
+    heads = ((3, "system"), (27, "reads"), (41, "a query sees"), (90.2, "trained"))
+    for x, words in heads:
+        label(axes, x, height - 4, words, fontsize=10)
+    for x, colour, words in ((54, TEXT, "text keys"), (66.5, FACE, "face keys")):
+        squares(axes, x, height - 4.75, [colour], side=1.5)
+        label(axes, x + 2.3, height - 4, words, color=colour, fontsize=9.5)
+    softmax(axes, 79, height - 5, 2.6, 2)
+    label(axes, 82.2, height - 4, "softmax", color=INK, fontsize=9)
+    for row, system in enumerate(SYSTEMS.values()):
+        y = height - top - step * (row + 0.5)
+        axes.plot([3, 97], [y + step / 2] * 2, color="#e3e7ec", linewidth=0.8)
+        name = system.title.split(":")[0].replace("IP-Adapter-FaceID-", "FaceID-")
+        ours = system.title.startswith("Fused")
+        label(axes, 3, y, name, fontsize=11, color=INK, weight="bold" if ours else "normal")
+        reads = [reader for reader, _ in system.readers] or ["pictures" if system.pictures else "–"]
+        label(axes, 27, y, "\n".join(reads), color=INK, linespacing=1.3)
+        _strip(axes, system, y)
+        if system.count:
+            label(
+                axes, 96.5, y, in_words(published[system.count]), ha="right", color=TRAINED,
+                fontsize=11, weight="bold",
+            )  # fmt: skip
+        else:
+            label(axes, 96.5, y, "–", ha="right")
+        if system.count == "dreambooth":
+            label(axes, 96.5, y - 2.1, "a person", ha="right", color=TRAINED, fontsize=8.5)
+    return figure
+
+
+def _strip(axes: Axes, system: System, y: float) -> None:
+    """The keys of one layer in a row, each softmax in a frame."""
+    side, low, x = 1.5, y - 0.75, 42.1
+    words = [FACE if system.keys == "word" and n == 3 else TEXT for n in range(WORDS)]
+    end = squares(axes, x, low, words, side=side, gap=0.35)
+    apart = system.keys == "apart"
+    if apart:
+        softmax(axes, x - 1.1, low - 1, end - x + 2.2, side + 2)
+        label(axes, end + 2.35, y, "+", ha="center", va="center_baseline", color=INK, fontsize=12)
+        x = end + 4.7
+    else:
+        end += 0.9
+    if apart or system.keys == "shared":
+        first = x if apart else end
+        end = squares(axes, first, low, [FACE] * system.squares, side=side, gap=0.35)
+    elif system.keys != "shared":
+        end -= 0.9
+    softmax(axes, x - 1.1, low - 1, end - x + 2.2, side + 2)
+    aside = {"lora": "LoRA", "trained": "UNet"}.get(system.unet, "")
+    aside = "ControlNet" if system.identity_net else aside
+    if aside:
+        label(axes, end + 2, y, f"+ {aside}", color=TRAINED, fontsize=9)
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Save it as SVG, letters as paths: the same bytes from the same drawing."""
+    path.parent.mkdir(exist_ok=True)
+    settings = {
+        "svg.hashsalt": "fusionlib",
+        "svg.fonttype": "path",
+        "mathtext.fontset": "dejavusans",
+    }
+    with matplotlib.rc_context(settings):
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+
+
+def trained_here(profile: Profile) -> dict[str, int]:
+    """Weights that each counterpart trains in the small model."""
+    from fusionlib.training.method import budgets
+
+    return {str(name): int(count) for name, count in budgets(profile)["parameters"].items()}
+
+
+def drawings(profile: Profile) -> dict[str, Callable[[], Figure]]:
+    """Every drawing by its file's name."""
+    published, small = counts(), trained_here(profile)
+    folder = Path(profile.heldout or "")
+    faces = [load_image(folder / f"{PERSON}_{view}.jpg").resize((96, 96)) for view in range(5)]
+
+    def make(system: System) -> Callable[[], Figure]:
+        large = in_words(published[system.count]) if system.count else ""
+        here = in_words(small[system.counterpart]) if system.counterpart else ""
+        return lambda: draw(system, faces, (f"{large} weights ({system.base})", here))
+
+    return {
+        "overview": lambda: overview(published),
+        **{name: make(system) for name, system in SYSTEMS.items()},
+    }
+
+
+def main(folder: Path = FOLDER) -> None:
+    """Write all drawings."""
+    for name, make in drawings(load_profile("embedded")).items():
+        write(make(), folder / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()

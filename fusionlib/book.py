@@ -1,0 +1,265 @@
+"""The book: its sources laid out beside the executed notebooks, its pages, and one PDF of them all.
+
+Nothing is executed here. A page whose notebook failed, or was never run, says so under its title
+and shows the notebook as far as it got.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fusionlib.described import publish_alt
+from fusionlib.errors import FusionError
+from fusionlib.manifest import sha256_folder
+from fusionlib.notebooks import failed_copy, failing_cell
+from fusionlib.pages import faults
+from fusionlib.profiles import ROOT
+from fusionlib.stages import Stage, read_stamp, short, write_stamp
+from fusionlib.toc import toc_notebooks, toc_pages
+
+LAST_LINES = 6
+"""How much of a build's log an error message repeats."""
+
+UNSHOWN = ("application/pdf", "image/jpeg")
+"""Kinds of outputs that no page shows: the exports hold the one, a PNG stands for the other."""
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+"""Programs that print a page as PDF."""
+
+
+def build_book(
+    out: str | Path = Path("build"),
+    *,
+    root: Path = ROOT,
+    force: bool = False,
+    partial: bool = False,
+    label: str = "book",
+) -> Stage:
+    """Build the book into ``out/book`` from the pages and the executed notebooks.
+
+    The sources are assembled in ``out/book-source``, with each notebook replaced by its executed
+    copy. A warning of the book's builder, such as a broken reference, is an error, and so is what
+    `fusionlib.pages.faults` finds, a dead link or a picture without words; unless a notebook failed
+    or was not run: others may refer to what it did not make. The pages on disk are replaced only by
+    a complete new set.
+
+    Args:
+        out: folder of everything that is built; holds the executed notebooks.
+        root: the repository.
+        force: build it even if nothing changed.
+        partial: whether notebooks may be there that were never run.
+        label: what to call it in progress messages.
+
+    Raises:
+        FusionError: if a notebook was not executed yet, or the book does not build.
+    """
+    out = Path(out).resolve()
+    source = assemble_book(out, root, partial=partial)
+    digest = sha256_folder(source)
+    known = read_stamp(out, "book")
+    pages = out / "book"
+    if not force and (pages / "index.html").exists() and known and known.digest == digest:
+        print(f"{label}: unchanged (built in {known.seconds:.0f} s)", flush=True)
+        return known
+
+    print(f"{label}: building", flush=True)
+    started = time.perf_counter()
+    built = _run_builder(out, root, source, "html")
+    if not unfinished(out, root) and (wrong := faults(built)):
+        raise FusionError(f"The book is not fit to publish: {'; '.join(wrong[:LAST_LINES])}")
+    shutil.rmtree(pages, ignore_errors=True)
+    os.replace(built, pages)
+    shutil.rmtree(out / "book-build")
+    seconds = time.perf_counter() - started
+    print(f"{label}: done in {seconds:.0f} s", flush=True)
+    return write_stamp(out, Stage("book", digest, round(seconds, 1), reused=False))
+
+
+def build_pdf(out: str | Path = Path("build"), *, root: Path = ROOT, label: str = "pdf") -> Path:
+    """Print the whole book to ``out/book.pdf``, through one long page and a Chromium.
+
+    Args:
+        out: folder of everything that is built; holds the executed notebooks.
+        root: the repository.
+        label: what to call it in progress messages.
+
+    Returns:
+        The PDF.
+
+    Raises:
+        FusionError: if there is no Chromium, a notebook was not executed yet, or either step fails.
+    """
+    out = Path(out).resolve()
+    browser = find_browser()
+    source = assemble_book(out, root)
+    pdf = out / "book.pdf"
+    digest = sha256_folder(source)
+    known = read_stamp(out, "pdf")
+    if pdf.exists() and known and known.digest == digest:
+        print(f"{label}: unchanged (built in {known.seconds:.0f} s): {short(pdf)}", flush=True)
+        return pdf
+
+    print(f"{label}: building", flush=True)
+    started = time.perf_counter()
+    pages = _run_builder(out, root, source, "singlehtml")
+    page = pages / "index.html"  # the paths on the page are relative to this folder
+    os.replace(pages / f"{toc_pages(root)[0]}.html", page)
+    print_page(page, out / ".book.partial.pdf", browser, log=out / "pdf.log")
+    os.replace(out / ".book.partial.pdf", pdf)
+    shutil.rmtree(out / "book-build")
+    seconds = time.perf_counter() - started
+    print(f"{label}: done in {seconds:.0f} s: {short(pdf)}", flush=True)
+    write_stamp(out, Stage("pdf", digest, round(seconds, 1), reused=False))
+    return pdf
+
+
+def find_browser() -> str:
+    """A program that prints pages.
+
+    Raises:
+        FusionError: there is none.
+    """
+    for name in BROWSERS:
+        if found := shutil.which(name):
+            return found
+    raise FusionError(
+        "The PDF is printed by Chromium, and there is none on this machine's PATH: install it "
+        "(Debian: apt install chromium), or read the same book in build/book/index.html."
+    )
+
+
+def print_page(page: Path, pdf: Path, browser: str, *, log: Path) -> None:
+    """Print a page from the disk to a PDF, once its equations are set.
+
+    Raises:
+        FusionError: if the browser fails.
+    """
+    command = [browser, "--headless=new", "--disable-gpu", "--no-sandbox", "--hide-scrollbars"]
+    command += ["--no-pdf-header-footer", "--generate-pdf-document-outline"]
+    command += [f"--user-data-dir={pdf.parent / 'book-build' / 'browser'}"]
+    command += ["--virtual-time-budget=120000", f"--print-to-pdf={pdf}", page.as_uri()]
+    pdf.unlink(missing_ok=True)
+    with log.open("w", encoding="utf-8") as stream:
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT)
+    if done.returncode != 0 or not pdf.exists():
+        raise FusionError(f"{browser} did not print {short(page)}: {_complaints(log)}")
+
+
+def unfinished(out: Path, root: Path) -> dict[str, str]:
+    """Notebooks of the book that failed or never ran, by name, and what to say of them."""
+    said = {}
+    for name in toc_notebooks(root):
+        if failed_copy(out, name).exists():
+            where = failing_cell(failed_copy(out, name))
+            said[name] = f"Its notebook failed at {where}. It is shown as far as it ran."
+        elif not (out / "executed" / f"{name}.ipynb").exists():
+            said[name] = "Its notebook was not run: the code below has no results yet."
+    return said
+
+
+def assemble_book(out: Path, root: Path = ROOT, *, partial: bool = False) -> Path:
+    """Lay out the book's sources in ``out/book-source``: configuration, pages, executed notebooks.
+
+    The sources of fusionlib come along, because the pages show parts of them beside the equations.
+
+    Raises:
+        FusionError: if a notebook of the table of contents was not executed yet, and `partial` is
+            not set.
+    """
+    import nbformat
+
+    source = out / "book-source"
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy2(root / name, source / name)
+    for folder in ("book", "fusionlib"):
+        if (root / folder).exists():
+            ignore = shutil.ignore_patterns("__pycache__", ".*")
+            shutil.copytree(root / folder, source / folder, ignore=ignore)
+    (source / "notebooks").mkdir()
+    excuses = unfinished(out, root)
+    for name in toc_notebooks(root):
+        path = out / "executed" / f"{name}.ipynb"
+        if failed_copy(out, name).exists():
+            path = failed_copy(out, name)
+        elif not path.exists():
+            if not partial:
+                raise FusionError(
+                    f"notebooks/{name}.ipynb was not executed yet: run `make reproduce`, which "
+                    "does."
+                )
+            path = root / "notebooks" / f"{name}.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        fit_page(notebook, excuses.get(name))
+        nbformat.write(notebook, source / "notebooks" / f"{name}.ipynb")
+    return source
+
+
+def fit_page(notebook: Any, excuse: str | None = None) -> None:
+    """Make an executed notebook (an `nbformat` node) a page, in place.
+
+    Args:
+        notebook: whose outputs lose what no page shows.
+        excuse: why it is not finished, to be said under its title.
+    """
+    import nbformat
+
+    marks = "papermill-error-cell-tag"  # papermill's own, in raw HTML, before the title
+    notebook.metadata.pop("widgets", None)  # their state serves nobody without a kernel
+    notebook.cells = [c for c in notebook.cells if marks not in c.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):  # the run's own are shown
+            cell.metadata.tags.append("hide-input")
+            cell.metadata["mystnb"] = {"code_prompt_show": "Show the default parameters"}
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            for kind in UNSHOWN:
+                if "image/png" in data:
+                    data.pop(kind, None)
+    publish_alt(notebook)
+    if excuse:
+        text = f"```{{admonition}} This page is not finished\n:class: danger\n{excuse}\n```"
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(text))
+
+
+def _run_builder(out: Path, root: Path, source: Path, kind: str) -> Path:
+    """Run Jupyter Book; returns the folder of what it made.
+
+    Raises:
+        FusionError: it failed.
+    """
+    work = out / "book-build"
+    shutil.rmtree(work, ignore_errors=True)
+    run = "from jupyter_book.cli.main import main; main()"  # it has no `python -m`
+    command = [sys.executable, "-c", run, "build", str(source), "--path-output", str(work)]
+    command += ["--keep-going", *([] if unfinished(out, root) else ["--warningiserror"])]
+    command += _builder_options(kind)
+    # The docstrings shown are those of the sources beside the pages, not of an installed fusionlib.
+    path = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
+    plain = os.environ | {"NO_COLOR": "1", "PYTHONPATH": path}
+    log = out / ("book.log" if kind == "html" else "pdf.log")
+    with log.open("w", encoding="utf-8") as stream:
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, cwd=out, env=plain)
+    built = work / "_build" / kind
+    if done.returncode != 0 or not built.exists():
+        raise FusionError(f"The book did not build: {_complaints(log)} (whole log: {short(log)})")
+    return built
+
+
+def _builder_options(kind: str) -> Sequence[str]:
+    return [] if kind == "html" else ["--builder", "custom", "--custom-builder", kind]
+
+
+def _complaints(log: Path) -> str:
+    """The lines of a log that say what was wrong, or its last ones."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+    wrong = [line for line in lines if "WARNING" in line or "ERROR" in line]
+    return "; ".join((wrong or lines)[-LAST_LINES:])

@@ -1,0 +1,243 @@
+"""Notebooks: which there are, what each comes after, and running one unless nothing changed.
+
+A notebook's metadata may say which others it comes after, because it reads what they leave:
+``{"fusionlib": {"after": ["table1_identity"]}}``, or ``["*"]`` for all that do not say so too. It
+then waits for them, and is run again when one of them was run on something new.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusionlib.errors import FusionError
+from fusionlib.exports import export_notebook, remove_exports
+from fusionlib.manifest import sha256_file, sha256_json
+from fusionlib.stages import Stage, read_stamp, short, write_stamp
+from fusionlib.toc import toc_notebooks
+
+LAST_LINES = 6
+"""How much of a failing cell's output an error message repeats."""
+
+ALL = "*"
+"""In the metadata: this notebook comes after all others."""
+
+
+def find_notebooks(root: Path) -> list[Path]:
+    """The repository's notebooks: first those of the table of contents, in its order.
+
+    Raises:
+        FusionError: if there are none, or one of the table of contents does not exist.
+    """
+    present = sorted((root / "notebooks").glob("*.ipynb"))
+    if not present:
+        raise FusionError(
+            f"There are no notebooks in {root / 'notebooks'}: run this from a checkout of the "
+            "repository, with fusionlib installed by `make env` or `pip install -e .`."
+        )
+    listed = [root / "notebooks" / f"{name}.ipynb" for name in toc_notebooks(root)]
+    for notebook in listed:
+        if notebook not in present:
+            raise FusionError(f"_toc.yml lists {notebook.relative_to(root)}, which does not exist.")
+    return listed + [notebook for notebook in present if notebook not in listed]
+
+
+def choose_notebooks(notebooks: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    """Those named, in their own order; all of them if no name is given.
+
+    Args:
+        notebooks: to choose from.
+        names: file stems, or beginnings of which one notebook only has.
+
+    Raises:
+        FusionError: if a name is nobody's or several's.
+    """
+    chosen = set()
+    for name in names:
+        stem = Path(name).name.removesuffix(".ipynb")
+        exact = [notebook for notebook in notebooks if notebook.stem == stem]
+        found = exact or [notebook for notebook in notebooks if notebook.stem.startswith(stem)]
+        if len(found) != 1:
+            known = ", ".join(notebook.stem for notebook in found or notebooks)
+            problem = "could be any of" if found else "is no notebook; there are"
+            raise FusionError(f"--only {name} {problem} {known}.")
+        chosen |= set(found)
+    return [notebook for notebook in notebooks if not names or notebook in chosen]
+
+
+def comes_after(notebooks: Sequence[Path]) -> dict[str, list[str]]:
+    """The names of those that each notebook comes after, by its own name.
+
+    Raises:
+        FusionError: if a notebook's metadata names one that does not exist.
+    """
+    import nbformat
+
+    said: dict[str, list[str]] = {}
+    for notebook in notebooks:
+        metadata = nbformat.read(notebook, as_version=4).metadata
+        said[notebook.stem] = list(metadata.get("fusionlib", {}).get("after", []))
+    last = [name for name, others in said.items() if ALL in others]
+    after = {}
+    for name, others in said.items():
+        for other in others:
+            if other != ALL and other not in said:
+                raise FusionError(
+                    f"{name}.ipynb says in its metadata that it comes after '{other}', which is no "
+                    f"notebook; there are {', '.join(said)}."
+                )
+        wanted = {o for o in others if o != ALL}
+        wanted |= {o for o in said if o not in last} if name in last else set()
+        after[name] = [other for other in said if other in wanted]
+    return after
+
+
+def fit_parameters(
+    notebooks: Sequence[Path],
+    of_profile: Mapping[str, Mapping[str, Any]],
+    given: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """What to hand each notebook: the profile's values, and over them the given ones.
+
+    Args:
+        notebooks: that are to be run.
+        of_profile: values by notebook name; the notebook has to declare each.
+        given: values for every notebook that declares them; one at least has to.
+
+    Raises:
+        FusionError: if a parameter is not declared.
+    """
+    import papermill
+
+    declared = {nb.stem: set(papermill.inspect_notebook(str(nb))) for nb in notebooks}
+    for name in declared:
+        if unknown := ({"profile", "out"} | of_profile.get(name, {}).keys()) - declared[name]:
+            raise FusionError(
+                f"{name}.ipynb takes no parameter '{min(unknown)}': declare it in the cell tagged "
+                "`parameters`, or take it out of the profile."
+            )
+    # These two are the command's own.
+    free = set().union(*declared.values()) - {"profile", "out"}
+    if unknown := given.keys() - free:
+        raise FusionError(
+            f"No notebook that is to run takes a parameter '{min(unknown)}' by -p; "
+            f"the parameters of {', '.join(declared)}: {', '.join(sorted(free)) or 'none'}."
+        )
+    return {
+        name: {**of_profile.get(name, {}), **{k: v for k, v in given.items() if k in taken}}
+        for name, taken in declared.items()
+    }
+
+
+def run_notebook(
+    notebook: Path,
+    parameters: Mapping[str, Any],
+    out: Path,
+    inputs: Mapping[str, str],
+    *,
+    after: Mapping[str, str] | None = None,
+    force: bool = False,
+    progress: bool = True,
+    label: str = "",
+) -> Stage:
+    """Run one notebook into ``out/executed``, unless it was run before with the same inputs.
+
+    The notebook runs in its own folder, as JupyterLab would run it, and is handed the parameter
+    `out` besides the given ones: the folder ``out/study``, where it keeps what it generates. The
+    executed copy appears under its name only when every cell succeeded, and its figures and tables
+    under ``out/exports``. Of a failure, ``NAME.failed.ipynb`` is left instead.
+
+    Args:
+        notebook: the notebook to run; it is not changed.
+        parameters: values for its cell tagged ``parameters``, which declares them.
+        out: folder of everything that is built.
+        inputs: content hashes of what the notebook depends on besides itself.
+        after: what the notebooks that it comes after were made from, by name.
+        force: run it even if nothing changed.
+        progress: show a bar where a terminal can.
+        label: what to call it in progress messages.
+
+    Raises:
+        FusionError: if a cell fails: names the cell and repeats the error's last lines.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    label = label or notebook.name
+    name = notebook.stem
+    executed = out / "executed" / notebook.name
+    failed = failed_copy(out, name)
+    parameters = {**parameters, "out": os.path.relpath(out / "study", notebook.parent)}
+    made_from = {"notebook": sha256_file(notebook), "inputs": inputs, "parameters": parameters}
+    digest = sha256_json(made_from | ({"after": dict(after)} if after else {}))
+    record = {"digest": digest, "parameters": parameters}
+    known = read_stamp(out, name)
+    if not force and executed.exists() and known and known.digest == digest:
+        print(f"{label}: unchanged (ran {known.seconds:.0f} s)", flush=True)
+        failed.unlink(missing_ok=True)  # of something that was taken back since
+        export_notebook(executed, out, record, again=False)
+        return known
+
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    (out / "study").mkdir(exist_ok=True)
+    partial = executed.with_name(f".{name}.{os.getpid()}.partial.ipynb")
+    print(f"{label}: running", flush=True)
+    started = time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(partial),
+            parameters,
+            kernel_name="python3",
+            # Not `cwd`: papermill would change the folder of this process, other threads and all.
+            resources={"metadata": {"path": str(notebook.parent)}},
+            progress_bar=progress and sys.stderr.isatty(),
+            extra_arguments=["--log-level=ERROR"],  # of the kernel: it warns of plain TCP each time
+        )
+        os.replace(partial, executed)
+    except (PapermillExecutionError, RuntimeError) as error:  # the latter from a kernel's death
+        os.replace(partial, failed)
+        remove_exports(out, name)  # those of an earlier run would be taken for this one's
+        where = failing_cell(failed)
+        print(f"{label}: failed at {where}", flush=True)
+        said = f"{error}, as kernels do when memory runs out"
+        if isinstance(error, PapermillExecutionError):
+            said = f"{error.ename}: {error.evalue}"
+        message = "\n".join(said.strip().splitlines()[-LAST_LINES:])
+        raise FusionError(
+            f"{notebook.name} failed at {where}: {message} "
+            f"(the notebook as far as it ran, with the traceback: {short(failed)})"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
+    seconds = time.perf_counter() - started
+    export_notebook(executed, out, record)
+    print(f"{label}: done in {seconds:.0f} s", flush=True)
+    return write_stamp(out, Stage(name, digest, round(seconds, 1), reused=False))
+
+
+def failed_copy(out: Path, name: str) -> Path:
+    """Where a notebook that failed lies, as far as it ran; there until it is run with success."""
+    return out / "executed" / f"{name}.failed.ipynb"
+
+
+def failing_cell(path: Path) -> str:
+    """Which cell of a notebook that papermill ran was the last to start, and its first line."""
+    import nbformat
+
+    cells = nbformat.read(path, as_version=4).cells
+    started = [
+        (number, cell)
+        for number, cell in enumerate((c for c in cells if c.cell_type == "code"), start=1)
+        if cell.metadata.get("papermill", {}).get("start_time")
+    ]
+    if not started:
+        return "its start"
+    number, cell = started[-1]
+    lines = cell.source.strip().splitlines() or [""]
+    return f"In [{cell.execution_count or number}], which begins with `{lines[0]}`"

@@ -1,0 +1,86 @@
+"""Tasks that come after one another: run in order, side by side where the order leaves it open."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from graphlib import CycleError, TopologicalSorter
+from multiprocessing.pool import ThreadPool
+from queue import SimpleQueue
+from typing import TypeVar
+
+from fusionlib.errors import FusionError
+
+T = TypeVar("T")
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_jobs() -> int:
+    """How many notebooks to run at once: half the cores, one on a small machine or with a GPU.
+
+    Notebooks that share one GPU share its memory, which one of them may need to itself.
+    """
+    return 1 if cores() < 4 or shutil.which("nvidia-smi") else cores() // 2
+
+
+def run_in_order(
+    after: Mapping[str, Collection[str]],
+    run: Callable[[str, Mapping[str, T | FusionError]], T],
+    *,
+    jobs: int = 1,
+) -> dict[str, T | FusionError]:
+    """Run every task, each when those it comes after are through. One that fails stops no other.
+
+    Args:
+        after: for each task, in the order wanted where nothing else decides, those it comes after.
+        run: does the named task. It is given the outcomes of those the task comes after. With more
+            than one job it runs in threads, so what takes time should be another process's work.
+        jobs: how many tasks to run at once.
+
+    Returns:
+        Each task's outcome, in the order of `after`: what `run` returned, or the `FusionError` that
+        it raised. Any other exception is raised at once.
+
+    Raises:
+        FusionError: if tasks come after each other in a circle.
+    """
+    sorter = TopologicalSorter(after)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        circle = " after ".join(error.args[1])
+        raise FusionError(f"These come after each other: {circle}. Take one out.") from None
+
+    outcomes: dict[str, T | FusionError] = {}
+
+    def attempt(name: str) -> tuple[str, T | FusionError | BaseException]:
+        try:
+            return name, run(name, {other: outcomes[other] for other in after[name]})
+        except BaseException as error:  # a thread's exception is the caller's matter
+            return name, error
+
+    def settle(name: str, outcome: T | FusionError | BaseException) -> None:
+        if isinstance(outcome, BaseException) and not isinstance(outcome, FusionError):
+            raise outcome
+        outcomes[name] = outcome
+        sorter.done(name)
+
+    if jobs <= 1:  # in the main thread, where an interrupt also stops what runs
+        waiting: list[str] = []
+        while sorter.is_active():
+            waiting = sorted([*waiting, *sorter.get_ready()], key=list(after).index)
+            settle(*attempt(waiting.pop(0)))
+    else:
+        finished: SimpleQueue[tuple[str, T | FusionError | BaseException]] = SimpleQueue()
+        # Its threads are daemons: whoever interrupts need not wait for them.
+        with ThreadPool(jobs) as pool:
+            while sorter.is_active():
+                for name in sorted(sorter.get_ready(), key=list(after).index):
+                    pool.apply_async(attempt, (name,), callback=finished.put)
+                settle(*finished.get())
+    return {name: outcomes[name] for name in after}

@@ -1,0 +1,494 @@
+"""Claims of the paper: what decides them, what was found, and what breaks when that changes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from fusionlib.errors import FusionError
+from fusionlib.evaluation.claims import (
+    CLAIMS,
+    Claim,
+    broken,
+    check_claims,
+    find_claim,
+    judge,
+    read_claims,
+    read_evidence,
+    record_claim,
+    status,
+)
+from fusionlib.evaluation.comparison import (
+    Estimate,
+    IdentityScores,
+    PairedDifference,
+    estimate_mean,
+    estimate_of,
+    estimate_recovery,
+    recovery,
+    with_accepted,
+    with_prompt_followed,
+)
+from fusionlib.evaluation.morph import morph_gains
+from fusionlib.evaluation.statistics import Interval
+from fusionlib.profiles import ROOT
+from fusionlib.study import Person
+from fusionlib.training.record import training_hours
+from fusionlib.verdicts import (
+    claim_table,
+    verdict_counts,
+    verdict_plot,
+    verdict_strip,
+    verdict_table,
+)
+
+NOTEBOOK = ROOT / "notebooks" / "claims.ipynb"
+GAIN = PairedDifference(
+    metric="distance",
+    interval=Interval(0.04, 0.03, 0.05),
+    effect=Interval(1.2, 0.8, 1.6),
+    ahead=0.875,
+    by_seed={0: 0.045, 1: 0.035},
+    pairs=78,
+    cells=80,
+    people=40,
+    verdict="supported",
+)
+SMALL = {
+    "id": "helps",
+    "title": "It helps",
+    "text": "it helps & more",
+    "words": "the paper's",
+    "section": "3.2",
+    "decided_by": "far minus near",
+    "unit": "cosine distance",
+    "experiment": "notebooks/table1_identity",
+    "expected": {"embedded": {"verdict": "supported", "people": 10}},
+}
+UNTESTABLE = {
+    "id": "art",
+    "title": "It is art",
+    "text": "is art",
+    "words": "ours",
+    "section": "5",
+    "decided_by": "taste",
+    "unit": "points",
+    "obstacle": {"embedded": "no judge"},
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file of two claims."""
+    return write(tmp_path / "claims.yaml", [SMALL, UNTESTABLE])
+
+
+def write(path: Path, entries: object) -> Path:
+    path.write_text(yaml.safe_dump(entries))
+    return path
+
+
+def about(value: float, low: float, high: float, people: int = 40) -> PairedDifference:
+    return replace(GAIN, interval=Interval(value, low, high), people=people)
+
+
+def text_of(html: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<style>.*?</style>|<[^>]+>", " ", html, flags=re.S))
+
+
+# --- the file ---------------------------------------------------------------------------------
+
+
+def test_every_claim_names_an_experiment_that_exists_or_what_is_in_the_way() -> None:
+    claims = read_claims()
+    assert len(claims) > 20
+    for claim in claims.values():
+        assert claim.experiment or claim.obstacle
+        if claim.experiment:
+            notebook = claim.experiment.startswith("notebooks/")
+            assert (ROOT / (claim.experiment + (".ipynb" if notebook else ""))).is_file(), claim.id
+
+
+def test_every_claim_of_a_notebook_is_recorded_by_that_notebook_and_no_other() -> None:
+    recorded = {}
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        source = "\n".join(cell.source for cell in nbformat.read(notebook, 4).cells)
+        for claim in re.findall(r'record_claim\(\s*out,\s*"([^"]+)"', source):
+            recorded[claim] = f"notebooks/{notebook.stem}"
+    made = {claim.id: claim.experiment for claim in read_claims().values()}
+    assert recorded == {
+        name: experiment
+        for name, experiment in made.items()
+        if experiment and experiment.startswith("notebooks/")
+    }
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [
+        ({"verdict": "supported"}, r"Claim 1 \(helps\) in .*claims.yaml does not fit: verdict"),
+        ({"id": "It helps"}, "does not fit: id"),
+        ({"experiment": None}, "needs the experiment that tests it, or the obstacle"),
+        ({"obstacle": {"embedded": "no"}}, "both expected and untestable under embedded"),
+        ({"expected": {"embedded": {"verdict": "true", "people": 9}}}, "expected.embedded.verdict"),
+        ({"title": None}, "does not fit: title"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_file(
+    tmp_path: Path, change: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(FusionError, match=complaint):
+        read_claims(write(tmp_path / "claims.yaml", [SMALL | change]))
+
+
+def test_a_file_that_is_none_or_names_a_claim_twice_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "claims.yaml"
+    with pytest.raises(FusionError, match="cannot be read"):
+        read_claims(file)
+    with pytest.raises(FusionError, match="list of claims"):
+        read_claims(write(file, {"helps": SMALL}))
+    with pytest.raises(FusionError, match=r"Claim 1 \(\?\)"):
+        read_claims(write(file, ["helps"]))
+    with pytest.raises(FusionError, match="an id that is taken: helps"):
+        read_claims(write(file, [SMALL, SMALL]))
+    with pytest.raises(FusionError, match="no claim 'hurts' .* it has helps"):
+        find_claim("hurts", write(file, [SMALL]))
+
+
+# --- verdicts and records ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "threshold, low, high, verdict",
+    [
+        (0.0, 0.01, 0.03, "supported"),
+        (0.0, -0.03, -0.01, "not supported"),
+        (0.0, -0.01, 0.01, "undecided"),
+        (-0.1, -0.05, 0.01, "supported"),  # nothing much is lost
+        (-0.1, -0.2, 0.01, "undecided"),
+        (0.5, 0.3, 0.4, "not supported"),
+        (0.5, 0.6, 0.7, "supported"),
+    ],
+)
+def test_the_verdict_is_where_the_interval_lies_from_the_threshold(
+    threshold: float, low: float, high: float, verdict: str
+) -> None:
+    claim = Claim.model_validate(SMALL | {"threshold": threshold})
+    found = about((low + high) / 2, low, high)
+    assert judge(claim, found) == verdict
+    assert judge(claim, replace(found, pairs=71)) == "undecided", "more than a tenth is missing"
+
+
+@pytest.mark.parametrize("found", [GAIN, Estimate(Interval(0.2, 0.1, 0.3), 78, 80, 40)])
+def test_evidence_is_read_as_it_was_recorded(
+    tmp_path: Path, path: Path, found: PairedDifference | Estimate
+) -> None:
+    claims = read_claims(path)
+    assert read_evidence(tmp_path, "embedded", claims) == {}
+    made = record_claim(tmp_path, "helps", found, profile="embedded", run="a run", path=path)
+    assert made.verdict == "supported"
+    assert read_evidence(tmp_path, "embedded", claims) == {"helps": made}
+    file = tmp_path / "claims" / "helps.json"
+    bytes_ = file.read_bytes()
+    record_claim(tmp_path, "helps", found, profile="embedded", run="a run", path=path)
+    assert file.read_bytes() == bytes_ and list(file.parent.iterdir()) == [file]
+
+
+def test_records_that_no_longer_speak_of_the_claim_are_passed_over(
+    tmp_path: Path, path: Path
+) -> None:
+    record_claim(tmp_path, "helps", GAIN, profile="embedded", run="a run", path=path)
+    assert read_evidence(tmp_path, "paper", read_claims(path)) == {}
+    for change in (
+        {"experiment": "notebooks/fig3_references"},
+        {"threshold": 0.5},
+        {"obstacle": {"embedded": "no judge"}, "expected": {}},
+    ):
+        claims = read_claims(write(path, [SMALL | change]))
+        assert read_evidence(tmp_path, "embedded", claims) == {}, change
+    (tmp_path / "claims" / "helps.json").write_text("{}")
+    with pytest.raises(FusionError, match=r"helps.json cannot be read.*run the notebook"):
+        read_evidence(tmp_path, "embedded", read_claims(write(path, [SMALL])))
+
+
+def test_what_cannot_be_tested_cannot_be_recorded(tmp_path: Path, path: Path) -> None:
+    with pytest.raises(FusionError, match="'art' was measured .* take the `obstacle` out"):
+        record_claim(tmp_path, "art", GAIN, profile="embedded", run="a run", path=path)
+    with pytest.raises(FusionError, match="no claim 'hurts'"):
+        record_claim(tmp_path, "hurts", GAIN, profile="embedded", run="a run", path=path)
+
+
+@pytest.mark.parametrize(
+    "found, breaks",
+    [
+        (about(0.04, 0.03, 0.05), False),
+        (about(-0.04, -0.05, -0.03, people=4), True),
+        (about(0.01, -0.02, 0.04), True),
+        (about(0.01, -0.02, 0.04, people=4), False),  # too few to see it
+    ],
+)
+def test_a_verdict_that_turned_breaks_unless_there_were_few_people(
+    tmp_path: Path, path: Path, found: PairedDifference, breaks: bool
+) -> None:
+    record_claim(tmp_path, "helps", found, profile="embedded", run="a run", path=path)
+    claims = read_claims(path)
+    evidence = read_evidence(tmp_path, "embedded", claims)
+    assert len(broken(claims, evidence)) == breaks
+    if breaks:
+        with pytest.raises(FusionError, match=r"The claim 'helps' \(It helps\) is .*was supported"):
+            check_claims(claims, evidence)
+    else:
+        check_claims(claims, evidence)
+
+
+# --- what claims are decided by ---------------------------------------------------------------
+
+
+def test_a_mean_comes_with_what_it_was_measured_on() -> None:
+    images = pd.DataFrame(
+        {"method": "a", "person": ["p", "p", "q", "r"], "x": [1.0, 0.0, np.nan, 1.0]}
+    )
+    found = estimate_mean(images, "x", "a")
+    assert found.interval.estimate == 0.75 and (found.pairs, found.cells, found.people) == (3, 4, 2)
+    half = estimate_of([1.0, 2.0, 3.0], cells=4)
+    assert half.interval.estimate == 2 and (half.pairs, half.cells, half.people) == (3, 4, 3)
+
+
+def test_recovery_counts_the_pictures_with_a_face() -> None:
+    images = pd.DataFrame(
+        {"method": "a", "person": ["p", "q", "r"], "distance": [0.4, 0.6, np.nan]}
+    )
+    scale = pd.DataFrame({"genuine": [0.2] * 3, "impostor": [0.8] * 3}, index=["p", "q", "r"])
+    scores = IdentityScores("Dlib", "dlib", "reference", images, scale)
+    found = estimate_recovery(scores, "a")
+    assert found.interval == recovery(scores, "a")
+    assert found.interval.estimate == pytest.approx(0.5) and (found.pairs, found.cells) == (2, 3)
+
+
+def test_a_picture_follows_its_prompt_if_it_shows_all_that_was_asked() -> None:
+    images = pd.DataFrame(
+        {"expression_correct": [1, 1, 0, np.nan], "style_correct": [1, 0, np.nan, np.nan]}
+    )
+    assert with_prompt_followed(images)["followed"].tolist()[:3] == [1, 0, 0]
+    assert with_prompt_followed(images)["followed"].isna().tolist() == [False] * 3 + [True]
+    with pytest.raises(FusionError, match="No classifier"):
+        with_prompt_followed(pd.DataFrame({"distance": [1.0]}))
+
+
+def test_a_picture_is_accepted_below_deepfaces_threshold() -> None:
+    from deepface.config.threshold import thresholds
+
+    line = thresholds["Dlib"]["cosine"]
+    images = pd.DataFrame({"distance": [line / 2, line * 2, np.nan]})
+    scores = IdentityScores("Dlib", "dlib", "reference", images, pd.DataFrame())
+    accepted = with_accepted(scores)["accepted"]
+    assert accepted.tolist()[:2] == [1, 0] and np.isnan(accepted[2])
+    with pytest.raises(FusionError, match="no threshold for 'Nobody'"):
+        with_accepted(replace(scores, recogniser="Nobody"))
+
+
+def test_a_blend_gains_only_if_it_nears_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faces stand for points on a line: 0 is the first person, 1 the second."""
+    places = {"first": 0.0, "second": 1.0, "both": 0.5, "one": 0.0}
+
+    def fake(index: pd.DataFrame, people: list[Person], **_: object) -> object:
+        target = float(people[0].references[0].stem)
+        distance = [abs(places[method] - target) for method in index["method"]]
+        return type("Measured", (), {"images": index.assign(**{"distance Dlib": distance})})
+
+    monkeypatch.setattr("fusionlib.evaluation.morph.measure", fake)
+    pairs = [Person(name, (Path("0.png"), Path("1.png"))) for name in ("a+b", "c+d")]
+    index = pd.DataFrame(
+        [(method, pair.name) for pair in pairs for method in places], columns=["method", "person"]
+    )
+    ends = {"first": "first", "second": "second"}
+    assert morph_gains(index, pairs, middle="both", **ends).interval.estimate == 0.5
+    assert morph_gains(index, pairs, middle="one", **ends).interval.estimate == 0
+    with pytest.raises(FusionError, match="no method 'neither'"):
+        morph_gains(index, pairs, middle="neither", **ends)
+    with pytest.raises(FusionError, match="'alone' needs two references"):
+        morph_gains(index, [Person("alone", (Path("0.png"),))], middle="both", **ends)
+
+
+def test_faces_of_real_pictures_can_be_blended(tmp_path: Path) -> None:
+    """The held-out people's own pictures as if they had been painted: the measure is the real one.
+
+    Pixels of two aligned faces, averaged, are nearer to both people than each is to the other.
+    """
+    heldout = ROOT / "data" / "heldout"
+    first, second = heldout / "0000_0.jpg", heldout / "0003_0.jpg"
+    Image.blend(Image.open(first), Image.open(second), 0.5).save(tmp_path / "blend.png")
+    index = pd.DataFrame(
+        [
+            (method, "a+b", "", 0, str(image))
+            for method, image in
+            (("1", first), ("half", tmp_path / "blend.png"), ("2", second))
+        ],
+        columns=["method", "person", "prompt", "seed", "image"],
+    )  # fmt: skip
+    pair = Person("a+b", (first, second))
+    found = morph_gains(index, [pair], first="1", middle="half", second="2")
+    assert (found.pairs, found.cells) == (1, 1)
+
+
+def test_hours_are_those_that_the_runs_recorded(tmp_path: Path) -> None:
+    hours = float(training_hours(ROOT / "data" / "models" / "embedded"))
+    records = (ROOT / "data/models/embedded/training").glob("*.json")
+    seconds = {file.stem: json.loads(file.read_text())["seconds"] for file in records}
+    judges = seconds.pop("identity") + seconds.pop("classifier")
+    assert judges > 0 and hours == pytest.approx(sum(seconds.values()) / 3600, abs=0.05)
+    assert training_hours(tmp_path) == "unknown"
+
+
+# --- how it is shown --------------------------------------------------------------------------
+
+
+def test_a_claim_is_shown_with_what_decides_it(tmp_path: Path, path: Path) -> None:
+    made = record_claim(tmp_path, "helps", GAIN, profile="embedded", run="run", path=path)
+    html = claim_table(made, R=1).to_html()
+    for part in (
+        "“it helps", "Section 3.2", "0.040 [0.030, 0.050]", "78 of 80", "1.200", "88%",
+        "0.045, 0.035",
+    ):  # fmt: skip
+        assert part in html
+    assert html.index(">R<") < html.index("supported")
+    alone = Estimate(Interval(0.2, 0.1, 0.3), 78, 80, 40)
+    made = record_claim(tmp_path, "helps", alone, profile="embedded", run="run", path=path)
+    html = claim_table(made).to_html()
+    assert "0.200 [0.100, 0.300]" in html and "78 of 80" in html and "effect" not in html
+
+
+def test_a_claim_without_evidence_is_shown_without_a_verdict(path: Path) -> None:
+    html = claim_table(find_claim("art", path), "embedded").to_html()
+    assert "no judge" in html and "not testable here" in html
+    html = claim_table(find_claim("helps", path), "embedded").to_html()
+    assert "not measured yet" in html and "notebooks/table1_identity" in html
+
+
+def test_a_changed_record_changes_the_table_the_picture_and_the_counts(
+    tmp_path: Path, path: Path
+) -> None:
+    claims = read_claims(path)
+
+    def shown() -> tuple[str, str, str]:
+        evidence = read_evidence(tmp_path, "embedded", claims)
+        table = verdict_table(claims, evidence, "embedded")._repr_html_()
+        strip = verdict_strip(claims, evidence, "embedded")
+        return text_of(table), verdict_plot(evidence)._repr_html_(), strip._repr_html_()
+
+    table, picture, strip = shown()
+    assert "table1_identity would measure it" in table and "no judge" in table
+    assert "it helps &amp; more" in table, "text is escaped"
+    assert "No claim has been measured yet" in picture
+    assert "2 claims: 1 not measured yet, 1 not testable here." in strip
+
+    record_claim(tmp_path, "helps", GAIN, profile="embedded", run="a run", path=path)
+    table, picture, strip = shown()
+    assert "0.040 [0.030, 0.050] cosine distance; 40 people" in table and "a run" in table
+    assert '<a href="../notebooks/table1_identity.html">' in picture
+    assert "2 claims: 1 supported, 1 not testable here." in strip
+    assert verdict_counts(claims, read_evidence(tmp_path, "embedded", claims), "embedded") == {
+        "supported": 1,
+        "not supported": 0,
+        "undecided": 0,
+        "not measured yet": 0,
+        "not testable here": 1,
+    }
+
+    worse = about(-0.04, -0.05, -0.03)
+    record_claim(tmp_path, "helps", worse, profile="embedded", run="a run", path=path)
+    table, picture, strip = shown()
+    assert "−0.040 [−0.050, −0.030]" in table and "not supported" in table
+    assert 'data-verdict="not supported"' in picture
+
+
+def test_bars_lie_on_the_side_of_the_line_that_the_interval_does(
+    tmp_path: Path, path: Path
+) -> None:
+    def ends(low: float, high: float) -> list[float]:
+        found = about((low + high) / 2, low, high)
+        made = record_claim(tmp_path, "helps", found, profile="embedded", run="run", path=path)
+        drawn = re.search(r'class="bar" x1="([\d.]+)%" x2="([\d.]+)%"', verdict_plot([made])._html)
+        assert drawn
+        return [float(end) for end in drawn.groups()]
+
+    assert 50 < ends(0.01, 0.03)[0] < ends(0.01, 0.03)[1] <= 100
+    assert ends(-0.02, 0.02) == [pytest.approx(4), pytest.approx(96)]
+    assert 0 <= ends(-0.03, -0.01)[0] < ends(-0.03, -0.01)[1] < 50
+    unknown = replace(GAIN, interval=Interval(np.nan, np.nan, np.nan))
+    made = record_claim(tmp_path, "helps", unknown, profile="embedded", run="run", path=path)
+    assert made.verdict == "undecided" and "nan" not in verdict_plot([made])._html
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+
+def nbval(notebook: Path) -> subprocess.CompletedProcess[str]:
+    """Run a notebook under nbval, as `make test` does."""
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-x"]
+    command += ["-p", "no:cacheprovider", "--rootdir", str(notebook.parent), str(notebook)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def at(folder: Path, out: Path) -> Path:
+    """The claims notebook with another folder to read from, beside a link to the data it reads."""
+    notebook = nbformat.read(NOTEBOOK, 4)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    cell.source = re.sub(r'out = ".*"', f'out = "{out}"', cell.source)
+    nbformat.write(notebook, folder / "claims.ipynb")
+    return folder / "claims.ipynb"
+
+
+def test_a_broken_claim_fails_nbval_and_is_named(tmp_path: Path) -> None:
+    claim = next(c for c in read_claims().values() if "embedded" in c.expected)
+    turned = about(-0.04, -0.05, -0.03)
+    assert claim.expected["embedded"].verdict == "supported"
+    record_claim(tmp_path, claim.id, turned, profile="embedded", run="a run")
+    done = nbval(at(tmp_path, tmp_path))
+    assert done.returncode == 1, done.stdout
+    assert f"The claim '{claim.id}' ({claim.title}) is not supported" in done.stdout
+
+
+def test_the_page_runs_alone_and_other_notebooks_come_first() -> None:
+    assert nbformat.read(NOTEBOOK, 4).metadata["fusionlib"] == {"after": ["*"]}
+    listing = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbval-lax", "--collect-only", "-q", "-p",
+         "no:cacheprovider", str(ROOT / "notebooks")],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    order = list(dict.fromkeys(re.findall(r"(\w+)\.ipynb::", listing.stdout)))
+    assert order[-1] == "claims" and len(order) > 3, listing.stdout[-500:]
+
+
+def test_status_prefers_the_obstacle(tmp_path: Path, path: Path) -> None:
+    claims = read_claims(path)
+    assert status(claims["art"], {}, "embedded") == "not testable here"
+    assert status(claims["art"], {}, "paper") == "not measured yet"
+    assert CLAIMS.is_relative_to(ROOT)
+
+
+def test_the_front_page_has_no_number_but_from_the_claims_page() -> None:
+    page = (ROOT / "book" / "intro.md").read_text()
+    source = "\n".join(cell.source for cell in nbformat.read(NOTEBOOK, 4).cells)
+    wanted = re.findall(r"claims\.ipynb::(\w+):s", page) + re.findall(r"\{glue\} (\w+)", page)
+    assert {"verdict_strip", "verdict_plot", "training_hours"} <= set(wanted)
+    for key in wanted:
+        assert f'"{key}"' in source, f"the claims page glues no {key}"
+    prose = re.sub(r"```.*?```|\{glue:text\}`[^`]*`|\{\w+:?\w*\}`[^`]*`", "", page, flags=re.S)
+    names = r"Python 3\.11|V4\.0|Stable Diffusion 1\.5|Table \d|Figure \d|Facenet512|95% interval"
+    assert not re.findall(r".{0,30}\d.{0,10}", re.sub(names, "", prose))
+    by_hand = r"\b(two|three|four|five|ten|forty|hundred) (hours|minutes|people|pictures|percent)"
+    assert not re.findall(by_hand, prose)
