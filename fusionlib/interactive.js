@@ -3,6 +3,9 @@
 
 const make = (tag, attributes = {}, ...children) => {
   const element = document.createElement(tag);
+  // Arrow keys move a slider; JupyterLab would fold headings by them, unless what has the focus
+  // itself (its parents are asked too late) says no.
+  element.setAttribute("data-lm-suppress-shortcuts", "true");
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name in element && name !== "list") element[name] = value;

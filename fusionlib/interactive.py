@@ -289,8 +289,8 @@ class Studio(anywidget.AnyWidget):
         if not inputs:
             return shot.image
         height, width = self._own_size
-        fitted = [ImageOps.pad(image, (width, height), color="white") for image in inputs]
-        row = picture_grid([fitted], columns=names[: len(inputs)], references=len(inputs))
+        fitted = [ImageOps.pad(image, (width, height), color="#ebebeb") for image in inputs]
+        row = picture_grid([fitted], columns=names[: len(inputs)])
         scale = row.width / shot.image.width
         above = shot.image.resize((row.width, round(shot.image.height * scale)))
         sheet = Image.new("RGB", (row.width, above.height + row.height + 8), "white")

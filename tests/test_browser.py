@@ -18,7 +18,7 @@ LOST = "[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i =
 WIDE = """
 [...document.querySelectorAll("body *")].filter(element => {
   const box = element.getBoundingClientRect();
-  if (!box.width || box.right <= innerWidth + 1) return false;
+  if (!box.width || box.right <= document.documentElement.clientWidth + 1) return false;
   for (let above = element; above && above !== document.body; above = above.parentElement)
     if (getComputedStyle(above).overflowX !== "visible") return false;
   return true;

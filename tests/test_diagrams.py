@@ -24,12 +24,12 @@ from fusionlib.diagrams import (
     FACE,
     TRAINED,
     Layer,
-    drawn,
     in_words,
     layer_rows,
     pipeline_drawing,
     read_layers,
 )
+from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.order import order_effect
 from fusionlib.gaze import Gaze
@@ -177,7 +177,7 @@ def test_weights_are_counted_as_published(systems: Any, tmp_path: Path) -> None:
     lora = sum(128 * (6 * 2 * w + 2 * (w + 768)) * layers for w, layers in widths.items())
     project = 512 * 1024 + 1024 + 1024 * 3072 + 3072 + 2 * 768
     assert found["faceid"] == new + project + lora
-    drawing = drawn(systems.overview(found))
+    drawing = Drawing(systems.overview(found))
     systems.write(systems.overview(found), tmp_path / "overview.svg")
     assert patches(drawing, systems.FACE, least=100) == 1 + sum(  # one in the legend
         system.squares for system in systems.SYSTEMS.values()

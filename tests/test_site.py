@@ -25,7 +25,7 @@ import sys
 
 if "google.colab" in sys.modules:  # Colab opens a notebook alone: fetch what it belongs to
     !git clone -q --depth 1 {URL} /content/fusionlib
-    %pip install --quiet -e /content/fusionlib[evaluation]
+    %pip install --quiet -e /content/fusionlib[evaluation] anywidget myst-nb
     sys.path.insert(0, "/content/fusionlib")
     %cd -q /content/fusionlib/notebooks"""
 
@@ -118,18 +118,33 @@ PNG = (
 )
 
 
+def dot() -> nbformat.NotebookNode:
+    """An output that shows one pixel, and what it says of it."""
+    metadata = {"image/png": {"alt": "A dot."}}
+    return nbformat.v4.new_output("display_data", {"image/png": PNG}, metadata=metadata)
+
+
+def word(name: str) -> nbformat.NotebookNode:
+    """An output that is glued to a name."""
+    metadata = {"scrapbook": {"name": name, "mime_prefix": ""}}
+    data = {"text/html": "<b>a word</b>", "text/plain": "a word"}
+    return nbformat.v4.new_output("display_data", data, metadata=metadata)
+
+
 @pytest.fixture(scope="module")
 def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pages, with every notebook as it is, and a dot where its run would draw a figure."""
     out = tmp_path_factory.mktemp("build")
     (out / "executed").mkdir()
+    front = (ROOT / "book/intro.md").read_text()
+    glued = re.findall(r"claims\.ipynb::(\w+):s", front) + re.findall(r"\{glue\} (\w+)", front)
     for path in NOTEBOOKS:
         notebook = nbformat.read(path, as_version=4)
+        if path.stem == "claims":  # the front page shows results of it
+            notebook.cells.append(nbformat.v4.new_code_cell(outputs=[word(key) for key in glued]))
         for cell in notebook.cells:
             if "figure" in cell.metadata.get("mystnb", {}):
-                metadata = {"image/png": {"alt": "A dot."}}
-                data = {"image/png": PNG}
-                cell.outputs = [nbformat.v4.new_output("display_data", data, metadata=metadata)]
+                cell.outputs = [dot()]
         nbformat.write(notebook, out / "executed" / path.name)
     build_book(out)  # which looks for dead links and for pictures without words
     return out / "book"
