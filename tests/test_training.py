@@ -78,7 +78,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     profile.training.shards = str(write_shards(root / "shards"))
     profile.training.runs = str(root / "runs")
     profile.training.sample_every = 0
-    for name in ("vae_quarter", "vae_half", "vae", "clip", "base", "adapter"):
+    for name in ("vae_quarter", "vae_half", "vae", "clip", "clip_images", "base", "adapter"):
         setattr(profile.training, name, recipe)
     profile.base_model = str(root / "model")
     profile.adapter = str(root / "model" / "adapter")
@@ -125,7 +125,7 @@ def test_the_four_models_make_a_stable_diffusion_checkpoint(profile: Profile) ->
         for a, b in zip(trained.parameters(), untrained.parameters(), strict=True)
     ]
     assert all(moved)
-    for record in ("vae_quarter", "vae_half", "vae", "clip", "base"):
+    for record in ("vae_quarter", "vae_half", "vae", "clip", "clip_images", "base"):
         assert json.loads((folder / "training" / f"{record}.json").read_text())["steps"] == 4
         assert (folder / "training" / f"{record}.csv").read_text().startswith("step,samples")
 
@@ -154,7 +154,7 @@ def test_a_run_can_start_from_trained_weights(profile: Profile, tmp_path: Path) 
     still = profile.model_copy(deep=True)
     still.training.runs = str(tmp_path / "runs")
     recipe = Recipe(steps=2, batch_size=4, learning_rate=1e-30, warmup_steps=1, weight_decay=0)
-    for name in ("vae", "clip", "base", "adapter"):
+    for name in ("vae", "clip", "clip_images", "base", "adapter"):
         setattr(still.training, name, recipe)
     copy = tmp_path / "copy"
     for module in (vae, clip, base):
@@ -172,6 +172,44 @@ def test_a_run_can_start_from_trained_weights(profile: Profile, tmp_path: Path) 
         other = still.model_copy(deep=True)
         other.architecture["unet"]["block_out_channels"] = [16, 16]
         base.train(other, copy, start_from=start)
+
+
+def test_the_image_tower_goes_on_alone(profile: Profile, tmp_path: Path) -> None:
+    """The UNet is conditioned on the text tower, which must not move once it is finished."""
+    alone = profile.model_copy(deep=True)
+    alone.training.runs = str(tmp_path / "runs")
+    alone.training.clip_images = None
+    clip.train(alone, tmp_path / "before")
+    alone.training.clip_images = profile.training.clip_images
+    clip.train(alone, tmp_path / "after")  # the first recipe is finished: only the second runs
+    before, after = (
+        CLIPModel.from_pretrained(tmp_path / name / "clip").state_dict()
+        for name in ("before", "after")
+    )
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("vision_model") for name in moved)
+    assert not any(name.startswith("text") for name in moved)
+    encoders = [
+        (tmp_path / name / "text_encoder" / "model.safetensors").read_bytes()
+        for name in ("before", "after")
+    ]
+    assert encoders[0] == encoders[1]
+
+
+def test_the_encoder_goes_on_when_asked_to(profile: Profile, tmp_path: Path) -> None:
+    start = Path(profile.base_model)
+    moved = {}
+    for encoder in (False, True):
+        again = profile.model_copy(deep=True)
+        again.training.runs = str(tmp_path / f"runs-{encoder}")
+        vae.train(again, tmp_path / str(encoder), start_from=start, encoder=encoder)
+        before, after = (
+            AutoencoderKL.from_pretrained(folder / "vae").encoder.state_dict()
+            for folder in (start, tmp_path / str(encoder))
+        )
+        moved[encoder] = {key for key in before if not torch.equal(before[key], after[key])}
+    assert not moved[False]
+    assert moved[True] and not any(key.startswith("conv_in") for key in moved[True])
 
 
 def test_mirror_images_follow_the_pictures(profile: Profile) -> None:

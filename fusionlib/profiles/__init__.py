@@ -123,6 +123,7 @@ class Training(_Strict):
     vae_half: Recipe | None = None
     vae: Recipe | None = None
     clip: Recipe | None = None
+    clip_images: Recipe | None = None
     base: Recipe | None = None
     controlnet: Recipe | None = None
     identity: Recipe | None = None

@@ -1,12 +1,15 @@
 """The text side: a tokenizer and a small CLIPModel, trained on pictures and their captions.
 
 Its text tower conditions the UNet; the whole of it gives the CLIP score of the embedded profile.
+Conditioning is learned sooner than scoring, so the text tower is finished first, and the image
+tower goes on alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +35,9 @@ from fusionlib.training.objective import contrastive_loss, word_loss
 VIEWS = 4
 """Pictures of each person in a batch: what tells them apart is expression, style and scene, which
 among strangers would hardly be needed."""
+
+STAGES = ("clip", "clip_images")
+"""The recipes, in their order."""
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -112,16 +118,19 @@ def train(
 ) -> Run:
     """Train tokenizer and CLIPModel; write ``tokenizer/``, ``text_encoder/`` and ``clip/``.
 
+    Two recipes run one after the other: ``clip`` trains both towers, after which
+    ``text_encoder/`` is final; ``clip_images``, where the profile has one, the image tower alone.
+
     Args:
         profile: architecture, recipe and shards.
         out: the checkpoint's folder; default ``profile.base_model``.
-        minutes: stop after this time with a checkpoint.
-        steps: overrides the recipe's length.
-        resume: go on from the checkpoint if there is one.
+        minutes: stop after this time in a recipe, with a checkpoint.
+        steps: overrides the length of each recipe.
+        resume: go on from the checkpoints if there are any.
         start_from: a checkpoint folder whose ``clip/`` and ``tokenizer/`` to begin with, rather
             than random weights.
     """
-    recipe = profile.recipe("clip")
+    profile.recipe("clip")  # or there is nothing to train
     target = Path(out or profile.base_model)
     pictures = load_pictures(profile.training.shards, profile.resolution)
     if start_from:
@@ -157,9 +166,9 @@ def train(
     ]
     token_ids = [tokenize(tokenizer, wordings) for wordings in pictures.captions]
 
-    def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(network: nn.Module, batch: Batch, size: int, text_learns: bool) -> dict[str, Tensor]:
         generator = batch.generator
-        chosen = torch.randperm(len(people), generator=generator)[: recipe.batch_size // VIEWS]
+        chosen = torch.randperm(len(people), generator=generator)[: size // VIEWS]
         index = torch.cat(
             [people[i][torch.randperm(len(people[i]), generator=generator)[:VIEWS]] for i in chosen]
         )
@@ -177,34 +186,44 @@ def train(
         ids = ids.to(clip.device)
         image, text, scale, states = network(values.to(clip.device), ids)
         contrast = contrastive_loss(image, text, scale)
-        embeddings = clip.text_model.embeddings.token_embedding.weight
-        words = word_loss(states, embeddings, ids, tokenizer.eos_token_id)
         hits = (image @ text.T).argmax(1).cpu() == torch.arange(len(index))
-        return {
-            "loss": contrast + words,
-            "contrast": contrast,
-            "words": words,
-            "top1": hits.float().mean(),
-        }
+        terms = {"loss": contrast, "contrast": contrast, "top1": hits.float().mean()}
+        if text_learns:
+            embeddings = clip.text_model.embeddings.token_embedding.weight
+            words = word_loss(states, embeddings, ids, tokenizer.eos_token_id)
+            terms |= {"loss": contrast + words, "words": words}
+        return terms
 
-    folder = Path(profile.training.runs) / profile.name / "clip"
-    run = fit(
-        _Embed(clip),
-        loss,
-        recipe,
-        folder,
-        seed=profile.seed,
-        steps=steps,
-        minutes=minutes,
-        resume=resume,
-        name="clip",
-        start=start,
-    )
-    save_model(clip, target / "clip", folder)
-    processor.save_pretrained(target / "clip")
-    text_encoder = CLIPTextModel(clip.config.text_config)
-    text_encoder.load_state_dict(clip.text_model.state_dict())
-    save_model(text_encoder, target / "text_encoder")
+    network = _Embed(clip)
+    for name in STAGES:
+        recipe = getattr(profile.training, name)
+        if recipe is None:
+            continue
+        text_learns = name == "clip"
+        clip.text_model.requires_grad_(text_learns)
+        clip.text_projection.requires_grad_(text_learns)
+        folder = Path(profile.training.runs) / profile.name / name
+        run = fit(
+            network,
+            partial(loss, size=recipe.batch_size, text_learns=text_learns),
+            recipe,
+            folder,
+            seed=profile.seed,
+            steps=steps,
+            minutes=minutes,
+            resume=resume,
+            name=name,
+            start=start,
+        )
+        if text_learns or run.finished:
+            save_model(clip, target / "clip", folder)
+            processor.save_pretrained(target / "clip")
+        if text_learns:
+            text_encoder = CLIPTextModel(clip.config.text_config)
+            text_encoder.load_state_dict(clip.text_model.state_dict())
+            save_model(text_encoder, target / "text_encoder")
+        if not run.finished:
+            break  # the next recipe starts from what this one ends with
     return run
 
 

@@ -21,6 +21,7 @@ FOLDERS = {
     "vae_half": "vae",
     "vae": "vae",
     "clip": "clip",
+    "clip_images": "clip",
     "base": "unet",
     "adapter": "adapter",
     "controlnet": "controlnet",
@@ -37,6 +38,7 @@ _QUANTITIES = {
     "vae_half": "weighted L1 with edges, and KL",
     "vae": "weighted L1 with edges",
     "clip": "contrastive loss, and words",
+    "clip_images": "contrastive loss",
     "base": "squared error of v, weighted",
     "adapter": "the same, with the reference",
     "controlnet": "the same, with the depth map",
@@ -104,9 +106,9 @@ def loss_curves(checkpoint: str | Path) -> Image.Image:
     Raises:
         FusionError: when a record is missing.
     """
-    figure = Figure(figsize=(13, 9.6), layout="constrained", dpi=150)
+    figure = Figure(figsize=(15, 8.4), layout="constrained", dpi=150)
     words = []
-    for axes, model in zip(figure.subplots(3, 3).flat, FOLDERS, strict=True):
+    for axes, model in zip(figure.subplots(2, 5).flat, FOLDERS, strict=True):
         log = pd.read_csv(_record(checkpoint, model, "csv"))
         smooth = log["loss"].rolling(25, min_periods=1, center=True).mean()
         axes.plot(log["samples"], log["loss"], color="#00796b", alpha=0.25, linewidth=0.8)
