@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image, ImageDraw
 from torch import nn
+from transformers import CLIPModel
 
 from fusionlib import FusionAdapter
 from fusionlib.errors import FusionError
