@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fusionlib.errors import FusionError
-from fusionlib.methods import Models, build_method
+from fusionlib.methods import Method, Models, build_method
 from fusionlib.profiles import load_profile, resolve
 from fusionlib.study import Person, Study, load_people
 
@@ -96,21 +96,48 @@ class Declaration(_Strict):
         Raises:
             FusionError: a model, a method or a person is not there.
         """
+        models = self._models(device)
+        return self._study([self._build(entry, models) for entry in self.methods], models)
+
+    def available(self, device: str | None = None) -> tuple[Study, dict[str, str]]:
+        """Load what there is of what the study needs.
+
+        Args:
+            device: a torch device; by default a GPU if there is one.
+
+        Returns:
+            The study with those methods whose weights are there, and for each other the reason.
+
+        Raises:
+            FusionError: none of the methods, or a person, is there.
+        """
+        models = self._models(device)
+        built, missing = [], {}
+        for entry in self.methods:
+            try:
+                built.append(self._build(entry, models))
+            except FusionError as error:
+                missing[str((entry.model_extra or {}).get("name", entry.method))] = str(error)
+        if not built:
+            raise FusionError(next(iter(missing.values())))
+        return self._study(built, models), missing
+
+    def _models(self, device: str | None) -> Models:
         profile = load_profile(self.profile)
         usual = {
             "num_inference_steps": profile.num_inference_steps,
             "guidance_scale": profile.guidance_scale,
         }
-        people = self._people(profile.heldout)
-        models = Models(profile, device, self.dtype, self.threads, usual | self.sampling)
-        methods = [
-            build_method(entry.method, models, **(entry.model_extra or {}))
-            for entry in self.methods
-        ]
+        return Models(profile, device, self.dtype, self.threads, usual | self.sampling)
+
+    def _build(self, entry: MethodChoice, models: Models) -> Method:
+        return build_method(entry.method, models, **(entry.model_extra or {}))
+
+    def _study(self, methods: list[Method], models: Models) -> Study:
         return Study(
             self.name,
             methods,
-            people,
+            self._people(models.profile.heldout),
             self.prompts,
             list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds,
             declaration=self.model_dump(mode="json"),
@@ -133,6 +160,35 @@ class Declaration(_Strict):
             others=chosen.others,
             only=chosen.only or None,
         )
+
+
+def resized(
+    path: str | Path,
+    *,
+    profile: str,
+    people: int | None = None,
+    seeds: int | None = None,
+    **sampling: Any,
+) -> Declaration:
+    """Read a study's file and run it at another size: a notebook's own, for example.
+
+    Args:
+        path: of the file.
+        profile: whose models are used instead.
+        people: so many of its people only.
+        seeds: so many seeds only.
+        sampling: arguments of the pipeline's call that stand over the file's.
+    """
+    declared = load_declaration(path)
+    count = declared.people.count if people is None else people
+    return declared.model_copy(
+        update={
+            "profile": profile,
+            "people": declared.people.model_copy(update={"count": count}),
+            "seeds": declared.seeds if seeds is None else seeds,
+            "sampling": declared.sampling | sampling,
+        }
+    )
 
 
 def load_declaration(path: str | Path) -> Declaration:

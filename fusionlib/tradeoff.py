@@ -1,0 +1,92 @@
+"""Identity against the prompt: what a system gains in one and loses in the other along a number."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fusionlib.described import described
+from fusionlib.drawing import Drawing
+from fusionlib.evaluation.comparison import mean_over_people, recovery, with_prompt_followed
+from fusionlib.evaluation.measure import Measurements
+from fusionlib.figures import INK, MEASURED, QUIET
+
+COLOURS = (MEASURED, "#c4572b", "#4a6fb5", "#8a6d1b", "#7a5195")
+"""Of the systems, in their order; told apart without colour by their marks."""
+
+MARKS = "osD^v"
+
+
+def trade_off(measured: Measurements, recogniser: str) -> pd.DataFrame:
+    """Identity and prompt of methods that are called after a system and a number, ``fused 0.5``.
+
+    Args:
+        measured: a study, with classifiers.
+        recogniser: by which to judge identity.
+
+    Returns:
+        A row for each method: ``system``, ``number``, ``identity`` (recovery R) and ``prompt`` (the
+        share of pictures that show everything that is asked for), each an `Interval`.
+    """
+    scores = measured.identity(recogniser)
+    followed = with_prompt_followed(measured.images)
+    rows = []
+    for method in measured.images["method"].unique():
+        system, _, number = str(method).rpartition(" ")
+        rows.append(
+            {
+                "system": system,
+                "number": float(number),
+                "identity": recovery(scores, method),
+                "prompt": mean_over_people(followed, "followed", method),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
+    """Draw each system's path, its numbers beside the marks: right and high is better.
+
+    Args:
+        table: of `trade_off`.
+        number: what the numbers are.
+    """
+    figure = Figure(figsize=(8.5, 5.6), layout="constrained", dpi=150)
+    axes = figure.subplots()
+    words = []
+    for (system, rows), colour, mark in zip(
+        table.groupby("system", sort=False), COLOURS, MARKS, strict=False
+    ):
+        rows = rows.sort_values("number")
+        x = [interval.estimate for interval in rows["identity"]]
+        y = [interval.estimate for interval in rows["prompt"]]
+        axes.plot(x, y, color=colour, linewidth=1.4, alpha=0.6)
+        for across, up, at, share in zip(rows["identity"], rows["prompt"], x, y, strict=True):
+            for xs, ys in (
+                ([across.low, across.high], [share, share]),
+                ([at, at], [up.low, up.high]),
+            ):
+                axes.plot(xs, ys, color=colour, linewidth=1, alpha=0.35)
+        axes.plot(x, y, mark, color=colour, markersize=7, label=system)
+        for at, share, value in zip(x, y, rows["number"], strict=True):
+            axes.annotate(
+                f"{value:g}",
+                (at, share),
+                color=colour,
+                fontsize=9,
+                textcoords="offset points",
+                xytext=(7, 6),
+            )
+        words.append(
+            f"{system} from R {x[0]:.2f} and {y[0]:.0%} of prompts at {rows['number'].iloc[0]:g} "
+            f"to R {x[-1]:.2f} and {y[-1]:.0%} at {rows['number'].iloc[-1]:g}"
+        )
+    axes.set_xlabel("identity recovery R: 0 a stranger, 1 another picture of the person", color=INK)
+    axes.set_ylabel("pictures that show all that is asked for", color=INK)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.tick_params(colors=QUIET)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, title=number)
+    return described(Drawing(figure), f"Identity against prompt, by {number}: {'; '.join(words)}.")
