@@ -27,6 +27,9 @@ from fusionlib.toc import toc_notebooks, toc_pages
 LAST_LINES = 6
 """How much of a build's log an error message repeats."""
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+"""A widget, which is nothing without a kernel: progress bars are left out, stills are kept."""
+
 UNSHOWN = ("application/pdf", "image/jpeg")
 """Kinds of outputs that no page shows: the exports hold the one, a PNG stands for the other."""
 
@@ -219,6 +222,8 @@ def fit_page(notebook: Any, excuse: str | None = None) -> None:
         if "parameters" in cell.metadata.get("tags", []):  # the run's own are shown
             cell.metadata.tags.append("hide-input")
             cell.metadata["mystnb"] = {"code_prompt_show": "Show the default parameters"}
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if not _mere_widget(output)]
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             for kind in UNSHOWN:
@@ -228,6 +233,11 @@ def fit_page(notebook: Any, excuse: str | None = None) -> None:
     if excuse:
         text = f"```{{admonition}} This page is not finished\n:class: danger\n{excuse}\n```"
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(text))
+
+
+def _mere_widget(output: Any) -> bool:
+    data = output.get("data", {})
+    return WIDGET in data and not data.keys() & {"image/png", "text/html"}
 
 
 def _run_builder(out: Path, root: Path, source: Path, kind: str) -> Path:

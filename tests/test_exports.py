@@ -190,3 +190,16 @@ def test_a_page_shows_pixels_only_and_says_what_is_missing(excuse: str | None) -
     assert notebook.cells[0].source == "# Title"
     assert (excuse is not None) == ("not finished" in notebook.cells[1].source)
     nbformat.validate(notebook)
+
+
+def test_a_page_keeps_a_widgets_still_and_leaves_progress_bars_out() -> None:
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "bar"}
+    bar = nbformat.v4.new_output("display_data", view)
+    still = nbformat.v4.new_output("display_data", view | {"image/png": "aGk="})
+    said = nbformat.v4.new_output("stream", text="done")
+    one = nbformat.v4.new_code_cell("paint()", outputs=[bar, still, bar, said])
+    notebook = nbformat.v4.new_notebook(cells=[one], metadata={"widgets": {"state": {}}})
+    fit_page(notebook)
+    assert [o.output_type for o in notebook.cells[0].outputs] == ["display_data", "stream"]
+    assert "image/png" in notebook.cells[0].outputs[0].data
+    assert "widgets" not in notebook.metadata

@@ -1,4 +1,4 @@
-"""The page "Use it in your own work" does what it says: its blocks are run as they stand."""
+"""Pages with code do what they say: their blocks are run as they stand."""
 
 import doctest
 import re
@@ -9,21 +9,24 @@ import torch
 
 from fusionlib.profiles import ROOT
 
-PAGE = ROOT / "book" / "own_work.md"
+PAGES = {"own_work": 7, "responsible_use": 1}
+"""Pages of the book, and how many blocks they have at least."""
 
 
-def test_every_block_of_the_page_runs_and_shows_what_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_a_page_runs_and_shows_what_it_says(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    path = ROOT / "book" / f"{page}.md"
     (tmp_path / "data").symlink_to(ROOT / "data")  # what the blocks write is thrown away
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    text = PAGE.read_text()
+    text = path.read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) >= 7 and all(block.startswith(">>> ") for block in blocks)
-    test = doctest.DocTestParser().get_doctest("".join(blocks), {}, PAGE.name, str(PAGE), 0)
+    assert len(blocks) >= PAGES[page] and all(block.startswith(">>> ") for block in blocks)
+    test = doctest.DocTestParser().get_doctest("".join(blocks), {}, path.name, str(path), 0)
     report: list[str] = []
     doctest.DocTestRunner(verbose=False).run(test, out=report.append)
     torch.set_num_threads(threads)

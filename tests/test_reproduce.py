@@ -169,11 +169,11 @@ runs.write_text((runs.read_text() if runs.exists() else "") + "x")
 def test_failing_notebooks_are_named_the_rest_is_built_and_is_not_run_again(
     tmp_path: Path,
 ) -> None:
-    names = ("claims", "broken", "good", "dead")
+    names = ("summary", "broken", "good", "dead")
     sources = {name: COUNT.format(name) for name in names}
     sources["broken"] += "x = 1 / 0"
     sources["dead"] += "import os\nos.kill(os.getpid(), 9)"
-    root = make_repository(tmp_path / "repository", sources, after={"claims": ["*"]})
+    root = make_repository(tmp_path / "repository", sources, after={"summary": ["*"]})
     out = tmp_path / "build"
     with pytest.raises(FusionError) as caught:
         reproduce(out=out, root=root, jobs=1)
@@ -183,11 +183,11 @@ def test_failing_notebooks_are_named_the_rest_is_built_and_is_not_run_again(
     assert "ZeroDivisionError: division by zero" in message
     assert "dead.ipynb failed at In [3]" in message and "Kernel died" in message
     executed = {path.name for path in (out / "executed").iterdir()}
-    assert executed == {"claims.ipynb", "good.ipynb", "broken.failed.ipynb", "dead.failed.ipynb"}
-    assert {path.name for path in (out / "exports").iterdir()} == {"claims", "good"}
+    assert executed == {"summary.ipynb", "good.ipynb", "broken.failed.ipynb", "dead.failed.ipynb"}
+    assert {path.name for path in (out / "exports").iterdir()} == {"summary", "good"}
     record = json.loads((out / "manifest.json").read_text())
     assert set(record["failed"]) == {"broken", "dead"}
-    assert {stage["name"] for stage in record["stages"]} == {"claims", "good", "book"}
+    assert {stage["name"] for stage in record["stages"]} == {"summary", "good", "book"}
 
     pages = {name: (out / "book" / "notebooks" / f"{name}.html").read_text() for name in names}
     assert "ZeroDivisionError" in pages["broken"]
@@ -197,9 +197,11 @@ def test_failing_notebooks_are_named_the_rest_is_built_and_is_not_run_again(
     assert "not finished" not in pages["good"]
 
     write_notebook(root, "broken", COUNT.format("broken"), 'profile = ""\nout = ""')
-    reproduce(out=out, root=root, jobs=1, only=["broken", "good", "claims"])
+    reproduce(out=out, root=root, jobs=1, only=["broken", "good", "summary"])
     runs = {name: len((out / "study" / f"{name}.txt").read_text()) for name in names}
-    assert runs == {"claims": 2, "broken": 2, "good": 1, "dead": 1}, "claims comes after the others"
+    assert runs == {"summary": 2, "broken": 2, "good": 1, "dead": 1}, (
+        "summary comes after the others"
+    )
     assert [path.name for path in (out / "executed").glob("*.failed.*")] == ["dead.failed.ipynb"]
     assert (out / "exports" / "broken" / "index.json").exists()
 
