@@ -14,11 +14,12 @@ from fusionlib.profiles import load_profile
 
 PEOPLE = (14, 36, 43, 72, 84)
 PROMPTS = {
-    "laughing": "a photo of a laughing person",
+    "laughing, in a garden": "a photo of a laughing person in a garden",
     "angry, in the snow": "a photo of an angry person in the snow",
-    "crying, in a garden": "a photo of a crying person in a garden",
-    "at the beach": "a photo of a person at the beach",
-    "line art": "line art of a laughing person",
+    "astronaut in space": "a photo of an astronaut in space",
+    "film noir": "a film noir picture of a surprised person in the city",
+    "comic": "a comic of a laughing person on a beach",
+    "line art": "line art of a person",
 }
 SEED = 3
 

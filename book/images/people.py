@@ -6,7 +6,7 @@ from fusionlib.figures import picture_grid
 from fusionlib.images import load_image
 from fusionlib.profiles import load_profile
 
-PEOPLE, VIEWS = (3, 14, 24, 33), 6
+PEOPLE, VIEWS = (3, 6, 31, 37), 7
 
 folder = Path(load_profile("embedded").heldout or "")
 rows = [[load_image(folder / f"{p:04d}_{v}.jpg") for v in range(VIEWS)] for p in PEOPLE]
