@@ -341,6 +341,8 @@ def test_faces_of_real_pictures_can_be_blended(tmp_path: Path) -> None:
     pair = Person("a+b", (first, second))
     found = morph_gains(index, [pair], first="1", middle="half", second="2")
     assert (found.pairs, found.cells) == (1, 1)
+    apart = morph_gains(index, [pair], first="1", middle="2", second="2")
+    assert np.isclose(apart.by_seed[0], 0) and found.by_seed[0] > 0.001
 
 
 def test_hours_are_those_that_the_runs_recorded(tmp_path: Path) -> None:
