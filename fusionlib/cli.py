@@ -1,4 +1,4 @@
-"""The command line: ``fusionlib generate | study | evaluate | reproduce | book | train | data | people``.
+"""The command line: ``fusionlib generate | study | evaluate | reproduce | train | people | ...``.
 
 Every heavy import stands inside its command, so that help and complaints come at once.
 """
