@@ -50,10 +50,10 @@ reproduce: $(STAMP)  ## run every notebook, build the book, say where to open it
 	@$(BIN)/fusionlib reproduce --profile $(PROFILE) --out $(OUT) $(ARGS)
 
 book: $(STAMP)  ## build the book again from the notebooks as they were last executed
-	@$(BIN)/python -c 'from pathlib import Path; from fusionlib.book import build_book; build_book(Path("$(OUT)"))'
+	@$(BIN)/fusionlib book --out $(OUT)
 
 pdf: $(STAMP)  ## print the whole book to build/book.pdf, from the notebooks as they were executed (wants Chromium)
-	@$(BIN)/python -c 'from pathlib import Path; from fusionlib.book import build_pdf; build_pdf(Path("$(OUT)"))'
+	@$(BIN)/fusionlib book --pdf --out $(OUT)
 
 test: export HF_HUB_OFFLINE = 1
 test: lint  ## lint, types, unit tests, and every notebook run at its small default size

@@ -7,6 +7,7 @@ and shows the notebook as far as it got.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -113,7 +114,8 @@ def build_pdf(out: str | Path = Path("build"), *, root: Path = ROOT, label: str 
     started = time.perf_counter()
     pages = _run_builder(out, root, source, "singlehtml")
     page = pages / "index.html"  # the paths on the page are relative to this folder
-    os.replace(pages / f"{toc_pages(root)[0]}.html", page)
+    text = (pages / f"{toc_pages(root)[0]}.html").read_text(encoding="utf-8")
+    page.write_text(one_page(text), encoding="utf-8")
     print_page(page, out / ".book.partial.pdf", browser, log=out / "pdf.log")
     os.replace(out / ".book.partial.pdf", pdf)
     shutil.rmtree(out / "book-build")
@@ -121,6 +123,16 @@ def build_pdf(out: str | Path = Path("build"), *, root: Path = ROOT, label: str 
     print(f"{label}: done in {seconds:.0f} s: {short(pdf)}", flush=True)
     write_stamp(out, Stage("pdf", digest, round(seconds, 1), reused=False))
     return pdf
+
+
+def one_page(html: str) -> str:
+    """Turn links to other pages into links within the one page that holds them all.
+
+    Args:
+        html: of the single page, in which each page begins at ``#document-NAME``.
+    """
+    link = r'href="\.\./((?:book|notebooks)/[\w/-]+)\.html(#[^"]+)?"'
+    return re.sub(link, lambda found: f'href="{found[2] or "#document-" + found[1]}"', html)
 
 
 def find_browser() -> str:

@@ -1,4 +1,4 @@
-"""The command line: ``fusionlib generate | study | evaluate | reproduce | train | data | people``.
+"""The command line: ``fusionlib generate | study | evaluate | reproduce | train | people | ...``.
 
 Every heavy import stands inside its command, so that help and complaints come at once.
 """
@@ -301,6 +301,23 @@ def reproduce(
 
     values = _key_values(parameter or [])
     run(profile, out=out, only=only or [], parameters=values, book=book, jobs=jobs, force=force)
+
+
+@app.command()
+@_one_sentence
+def book(
+    out: Annotated[Path, typer.Option(help="Folder of the executed notebooks.")] = Path("build"),
+    pdf: Annotated[
+        bool, typer.Option("--pdf", help="One PDF instead of pages; Chromium prints it.")
+    ] = False,
+) -> None:
+    """Build the book again from the notebooks as they were last executed."""
+    from fusionlib.book import build_book, build_pdf
+
+    if pdf:
+        build_pdf(out)
+    else:
+        build_book(out)
 
 
 def _key_values(given: list[str]) -> dict[str, Any]:

@@ -209,8 +209,9 @@ function drawingBoard({ get, set, ask, on }) {
     canvas.width = width; canvas.height = height;
     const context = canvas.getContext("2d");
     const sheet = new ImageData(width, height);
-    const inks = [[235, 235, 235], ...get("colors").map(rgb)];
-    for (let at = 0; at < labels.length; at++) sheet.data.set([...inks[labels[at]], 255], 4 * at);
+    const inks = [[235, 235, 235], ...get("colors").map(rgb)].map((ink) => new Uint32Array(new Uint8Array([...ink, 255]).buffer)[0]);
+    const pixels = new Uint32Array(sheet.data.buffer);
+    for (let at = 0; at < labels.length; at++) pixels[at] = inks[labels[at]];
     context.putImageData(sheet, 0, 0);
     if (under.src && under.complete && under.naturalWidth === width) {
       context.globalAlpha = 0.35;
@@ -246,7 +247,6 @@ function drawingBoard({ get, set, ask, on }) {
     const dabs = Math.max(1, Math.ceil(Math.hypot(x - x0, y - y0)));
     for (let n = 1; n <= dabs; n++) dab(x0 + ((x - x0) * n) / dabs, y0 + ((y - y0) * n) / dabs);
     last = [x, y];
-    draw();
   };
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
@@ -254,9 +254,12 @@ function drawingBoard({ get, set, ask, on }) {
     canvas.setPointerCapture(event.pointerId);
     remember();
     stroke(event);
+    draw();
   });
   canvas.addEventListener("pointermove", (event) => {
-    if (last) for (const each of event.getCoalescedEvents?.() ?? [event]) stroke(each);
+    if (last === null) return;
+    for (const each of event.getCoalescedEvents?.() ?? [event]) stroke(each);
+    draw();
   });
   const lift = () => { if (last) { last = null; send(); } };
   canvas.addEventListener("pointerup", lift);
@@ -306,7 +309,8 @@ function drawingBoard({ get, set, ask, on }) {
       return each;
     }));
   };
-  on(["chosen"], choosePen);
+  // Places are numbered by who is chosen: what was drawn for others cannot be brought back.
+  on(["chosen"], () => { past = []; choosePen(); });
   on(["wide"], () => board.classList.toggle("wide", get("wide")));
   return board;
 }

@@ -59,6 +59,7 @@ class Shot:
     request: Request
     image: Image.Image
     seconds: float
+    record: dict[str, Any]
     notes: tuple[str, ...] = ()
 
     def references(self, size: tuple[int, int]) -> list[Image.Image]:
@@ -211,7 +212,8 @@ class Studio(anywidget.AnyWidget):
                 image = self._made(request)
                 seconds = time.perf_counter() - started
             notes = tuple(str(w.message) for w in caught if w.category is UserWarning)
-            self.shots = [Shot(request, image, seconds, notes), *self.shots[: KEPT - 1]]
+            record = request.record(self.pipeline, self._profile, self._threads)
+            self.shots = [Shot(request, image, seconds, record, notes), *self.shots[: KEPT - 1]]
             self.history = [
                 {"image": _url(_thumbnail(shot.image)), "text": _caption(shot)}
                 for shot in self.shots
@@ -250,7 +252,7 @@ class Studio(anywidget.AnyWidget):
             FusionError: nothing was painted yet, or the folder cannot be written.
         """
         shot = self._current()
-        record = shot.request.record(self.pipeline, self._profile, self._threads)
+        record = shot.record
         words = re.sub(r"\W+", "-", shot.request.prompt.lower()).strip("-")[:40]
         name = f"{words}-{shot.request.seed}-{sha256_json(record)[:8]}.png"
         path = save_png(shot.image, self.folder / name, record)

@@ -141,8 +141,8 @@ def _done(outcome: Stage | FusionError) -> bool:
 def _shared_inputs(root: Path, profile: Profile) -> dict[str, str]:
     """Content hashes of everything besides itself that a notebook's output can depend on.
 
-    The sources, the data, the lock file and the profile; of the profile's models, the hash of a
-    folder that lies outside ``data/``, and the name of a model that comes from a hub.
+    The sources, the data, the lock file and the profile; of the folders that the profile names, the
+    hash of one that lies outside ``data/``, and of models the name of one that comes from a hub.
     """
     files = [root / "requirements.lock"]
     kinds = (".py", ".yaml", ".js", ".css")
@@ -150,12 +150,18 @@ def _shared_inputs(root: Path, profile: Profile) -> dict[str, str]:
     files += [f for f in (root / "data").rglob("*") if f.is_file()]
     inputs = {f.relative_to(root).as_posix(): sha256_file(f) for f in sorted(files) if f.exists()}
     inputs["profile"] = sha256_json(profile.model_dump(mode="json"))
-    for field in ("base_model", "adapter", "clip_model"):
-        name = getattr(profile, field)
-        if not Path(name).is_dir():
+    models = {field: getattr(profile, field) for field in ("base_model", "adapter", "clip_model")}
+    models |= {"classifier": profile.classifier}
+    others = {field: getattr(profile, field) for field in ("counterparts", "heldout")}
+    others |= {f"recogniser {name}": name for name in profile.recognisers}  # or DeepFace's
+    for field, name in {**models, **others}.items():
+        if name is None:
+            continue
+        if Path(name).is_dir():
+            if root / "data" not in Path(name).resolve().parents:
+                inputs[f"folder:{field}"] = sha256_folder(name)
+        elif field in models:
             inputs[f"hub:{field}"] = name
-        elif root / "data" not in Path(name).resolve().parents:
-            inputs[f"folder:{field}"] = sha256_folder(name)
     return inputs
 
 

@@ -354,7 +354,7 @@ def read_study(folder: str | Path) -> tuple[pd.DataFrame, list[Person]]:
 
 
 def load_people(
-    folder: str | Path,
+    folder: str | Path | None,
     count: int | None = None,
     *,
     references: int = 1,
@@ -365,7 +365,8 @@ def load_people(
 
     Args:
         folder: holds ``index.csv`` with the columns person, view and file (a path in the folder).
-            A person's views are sorted by number; view 0 is the best reference.
+            A person's views are sorted by number; view 0 is the best reference. None, as of a
+            profile that brings nobody, is an error.
         count: read so many people only, the first ones.
         references: so many of a person's views are references, the rest are further pictures of
             the same person.
@@ -376,6 +377,12 @@ def load_people(
     Raises:
         FusionError: there is no such index, it lacks a column, or it has too few people.
     """
+    if folder is None:
+        raise FusionError(
+            "This profile brings no people: collect photographs of people who agreed in a folder "
+            "with an index.csv (columns person, view, file, style), and name it as `heldout:` in a "
+            "profile of your own that begins with `extends:`."
+        )
     folder = Path(folder)
     try:
         with open(folder / "index.csv", newline="", encoding="utf-8") as file:

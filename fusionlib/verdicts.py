@@ -184,7 +184,7 @@ def verdict_table(
         experiment = experiment_link(claim)
         found = {
             "not testable here": escape(claim.obstacle.get(profile, "")),
-            "not measured yet": f"{experiment} would measure it",
+            "not measured yet": f"to be decided by {experiment}",
         }.get(stands) or f"{_numbers(evidence[claim.id])},<br>{experiment}"
         rows.append(
             f'<tr data-verdict="{stands}"><td>{escape(claim.title)} '

@@ -17,14 +17,15 @@ from typing import Any
 
 import websocket
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from fusionlib.book import BROWSERS
+
 PATIENCE = 60.0
 """Seconds after which an answer, or a page, is not coming any more."""
 
 
 def executable() -> str | None:
     """The Chromium or Chrome of this machine, if it has one."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 class Tab:

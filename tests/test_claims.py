@@ -341,6 +341,10 @@ def test_faces_of_real_pictures_can_be_blended(tmp_path: Path) -> None:
     pair = Person("a+b", (first, second))
     found = morph_gains(index, [pair], first="1", middle="half", second="2")
     assert (found.pairs, found.cells) == (1, 1)
+    # One pair has no mean to speak of; the same one twice has.
+    twice = pd.concat([index, index.assign(person="again")])
+    ends = {"first": "1", "middle": "half", "second": "2"}
+    assert morph_gains(twice, [pair, Person("again", (first, second))], **ends).interval.low > 0
 
 
 def test_hours_are_those_that_the_runs_recorded(tmp_path: Path) -> None:
@@ -389,7 +393,7 @@ def test_a_changed_record_changes_the_table_the_picture_and_the_counts(
         return text_of(table), verdict_plot(evidence)._repr_html_(), strip._repr_html_()
 
     table, picture, strip = shown()
-    assert "table1_identity would measure it" in table and "no judge" in table
+    assert "to be decided by table1_identity" in table and "no judge" in table
     assert "it helps &amp; more" in table, "text is escaped"
     assert "No claim has been measured yet" in picture
     assert "2 claims: 1 not measured yet, 1 not testable here." in strip

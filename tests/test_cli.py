@@ -380,3 +380,9 @@ def test_other_commands_complain_likewise(arguments: list[str], says: str) -> No
     done = runner.invoke(app, arguments)
     assert done.exit_code == 1
     assert says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_book_needs_executed_notebooks(tmp_path: Path) -> None:
+    done = runner.invoke(app, ["book", "--out", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "was not executed yet" in done.stderr and done.stderr.count("\n") == 1

@@ -18,7 +18,7 @@ from IPython.core.formatters import format_display_data
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fusionlib.book import fit_page
+from fusionlib.book import fit_page, one_page
 from fusionlib.drawing import Drawing
 from fusionlib.exports import export_notebook, find_figures, pdf_of_pixels
 from fusionlib.tables import read_tables
@@ -161,7 +161,10 @@ def test_latex_has_booktabs_and_no_sign_that_it_would_stumble_over() -> None:
         assert latex.count(rule) == 1
     assert r" & R $\uparrow$ of A\_b & \# \\" in latex
     assert r"first\_row & 50\% \& \{more\} & $\lambda$\textasciicircum{}2 \\" in latex
-    assert r"\textless{}2\textgreater{} & --0.5 $\pm$ 1 & \textbackslash{}x\textasciitilde{}\$ \\"
+    escaped = (
+        r"\textless{}2\textgreater{} & --0.5 $\pm$ 1 & \textbackslash{}x\textasciitilde{}\$ \\"
+    )
+    assert escaped in latex
     rows = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert all(len(re.findall(r"(?<!\\)&", line)) == 2 for line in rows), "three columns in each"
 
@@ -190,6 +193,20 @@ def test_a_page_shows_pixels_only_and_says_what_is_missing(excuse: str | None) -
     assert notebook.cells[0].source == "# Title"
     assert (excuse is not None) == ("not finished" in notebook.cells[1].source)
     nbformat.validate(notebook)
+
+
+def test_links_to_other_pages_stay_within_the_one_page_of_the_pdf() -> None:
+    html = (
+        '<a href="../notebooks/claims.html">a</a><a href="../book/methods/fused.html#top">b</a>'
+        '<a href="https://example.org/book/x.html">c</a><a href="#here">d</a>'
+    )
+    links = re.findall(r'href="([^"]*)"', one_page(html))
+    assert links == [
+        "#document-notebooks/claims",
+        "#top",
+        "https://example.org/book/x.html",
+        "#here",
+    ]
 
 
 def test_a_page_keeps_a_widgets_still_and_leaves_progress_bars_out() -> None:
