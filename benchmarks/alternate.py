@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,13 +121,6 @@ def compare(
         shows,
         note,
     )
-
-
-def joined(groups: Sequence[Group], title: str) -> Group:
-    """One group of several that were measured alike: their rows after each other."""
-    first = groups[0]
-    rows = tuple(row for group in groups for row in group.rows)
-    return Group(title, first.unit, rows, first.shows, first.note)
 
 
 def describe_machine(device: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ shared mode has nothing to prepare and encodes the references at every step.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -45,34 +45,34 @@ def run(setting: Setting) -> list[Group]:
 def build(models: Models) -> dict[str, Callable[[int], Call]]:
     """Each system as a function that takes a number of references and returns a call.
 
-    The base model comes first. Models are built at once, and held until the result is dropped.
+    The base model comes first. A pipeline is built when it is first asked for, and once.
     """
-    fused, base = models.fused, models.base()
-    adapter, plus, control = models.ip_adapter(), models.ip_adapter(plus=True), models.controlnet()
+    base, control = cache(models.base), cache(models.controlnet)
+    adapter = cache(lambda plus: models.ip_adapter(plus=plus))
 
     def paint(pipeline: Any, **more: Any) -> Call:
         return lambda: pipeline(PROMPT, **models.sampling, **more)
 
     def clean(references: int) -> Call:
-        cache = fused.encode_references(models.pictures(references))
-        return paint(fused, references=cache)
+        seen = models.fused.encode_references(models.pictures(references))
+        return paint(models.fused, references=seen)
 
     def shared(references: int) -> Call:
         pictures = models.pictures(references)
-        return paint(fused, references=pictures, timestep_mode="shared")
+        return paint(models.fused, references=pictures, timestep_mode="shared")
 
-    def decoupled(pipeline: Any, plus: bool, references: int) -> Call:
+    def decoupled(plus: bool, references: int) -> Call:
         embeds = models.image_embeds(references, plus=plus)
         both = torch.cat([torch.zeros_like(embeds), embeds])  # guidance's branch sees no face
-        return paint(pipeline, ip_adapter_image_embeds=[both])
+        return paint(adapter(plus), ip_adapter_image_embeds=[both])
 
     return {
-        "base model": lambda _: paint(base),
+        "base model": lambda _: paint(base()),
         CLEAN: clean,
         "fused, shared timestep": shared,
-        "IP-Adapter": partial(decoupled, adapter, False),
-        "IP-Adapter-Plus": partial(decoupled, plus, True),
-        "ControlNet": lambda _: paint(control, image=models.pictures(1)[0]),
+        "IP-Adapter": partial(decoupled, False),
+        "IP-Adapter-Plus": partial(decoupled, True),
+        "ControlNet": lambda _: paint(control(), image=models.pictures(1)[0]),
     }
 
 

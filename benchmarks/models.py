@@ -164,7 +164,9 @@ class Models:
     @cached_property
     def text_encoder(self) -> Any:
         """CLIP's text tower."""
-        return self.frozen(CLIPTextModel(CLIPTextConfig(**self.size.text)))
+        last = self.size.text["vocab_size"] - 1
+        marks = {"bos_token_id": last - 1, "eos_token_id": last}
+        return self.frozen(CLIPTextModel(CLIPTextConfig(**self.size.text, **marks)))
 
     @cached_property
     def image_encoder(self) -> Any:
@@ -185,11 +187,11 @@ class Models:
         return _quiet(FusionPipeline(**self._shared, unet=self.unet, adapter=adapter))
 
     def base(self) -> Any:
-        """diffusers' own pipeline, of the same models, as who wants no identity would use it."""
+        """The stock pipeline, of the same models, as who wants no identity would use it."""
         return _quiet(_stock(StableDiffusionPipeline, unet=self._copy(), **self._shared))
 
     def ip_adapter(self, *, plus: bool = False) -> Any:
-        """diffusers' pipeline with an IP-Adapter's layers in a UNet of its own."""
+        """The stock pipeline with an IP-Adapter's layers in a UNet of its own."""
         unet, width = self._copy(), self.size.unet["cross_attention_dim"]
         vision = self.size.vision
         if plus:
@@ -213,7 +215,7 @@ class Models:
         return (seen.hidden_states[-2] if plus else seen.image_embeds)[None]
 
     def controlnet(self) -> Any:
-        """diffusers' pipeline with a ControlNet."""
+        """The stock pipeline with a ControlNet."""
         factor = 2 ** (len(self.size.vae["block_out_channels"]) - 1)
         widths = (16, 32, 96, 256, 256)[: factor.bit_length()]
         network = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=widths)

@@ -366,6 +366,18 @@ def _ran(result: Result) -> str:
     )
 
 
+def in_words(result: Result) -> str:
+    """A record as lines for a terminal."""
+    lines = [_ran(result)]
+    for group in result.groups:
+        lines.append(f"\n{group.title}")
+        for row in group.rows:
+            cells = {k: v for k, v in _cells(group, row).items() if v}
+            cells["median"] = cells.pop("median (quartiles)")
+            lines.append(f"  {row.name:34} " + ", ".join(f"{k} {v}" for k, v in cells.items()))
+    return "\n".join(lines)
+
+
 def targets_table(results: Sequence[Result]) -> Any:
     """Every target with what was found, for the top of the page; a sentence where there is none."""
     rows = [
