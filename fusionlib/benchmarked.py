@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +30,18 @@ Of = Literal["value", "ratio", "difference"]
 """A number by itself, divided by the baseline's, or less the baseline's."""
 
 Outcome = Literal["met", "missed", "undecided"]
+
+NAMES = (
+    "startup",
+    "generation",
+    "masks",
+    "memory",
+    "training",
+    "study",
+    "evaluation",
+    "whole",
+)
+"""Of the benchmarks, the quickest first."""
 
 RESAMPLES = 9_999
 
@@ -150,7 +162,7 @@ class Result:
     commit: str | None
     created: str
     seconds: float
-    groups: tuple[Group, ...] = field(default_factory=tuple)
+    groups: tuple[Group, ...]
 
     @cached_property
     def file_name(self) -> str:
@@ -213,6 +225,16 @@ def find_results(folder: str | Path, name: str) -> list[Result]:
     order = {"tiny": 0, "embedded": 1, "full": 2}
     found = [read_result(path) for path in sorted(Path(folder).glob(f"{name}-*-*.json"))]
     return sorted(found, key=lambda r: (r.device != "cpu", order.get(r.size, 3)))
+
+
+def every_result(folder: str | Path) -> dict[str, list[Result]]:
+    """The records of a folder by the benchmark's name; of one without any, an empty list.
+
+    Raises:
+        FusionError: a record is damaged.
+    """
+    names = {path.name.split("-")[0] for path in Path(folder).glob("*-*-*.json")}
+    return {name: find_results(folder, name) for name in sorted({*NAMES, *names})}
 
 
 def missing(name: str) -> str:
@@ -378,16 +400,21 @@ def in_words(result: Result) -> str:
     return "\n".join(lines)
 
 
-def targets_table(results: Sequence[Result]) -> Any:
-    """Every target with what was found, for the top of the page; a sentence where there is none."""
+def targets_table(results: Mapping[str, Sequence[Result]]) -> Any:
+    """Every target with what was found, for the top of the page; a sentence where there is none.
+
+    Args:
+        results: of `every_result`.
+    """
     rows = [
         {
             "": f"{row.name} ({group.title}; {result.size}, {result.device})",
-            "target": f"{row.target} {_of(group, row.target)}",
+            "target": f"{row.target} {_quantity(replace(group, shows=row.target.of))}",
             "found": _bracketed(group.interval(row, row.target.of)),
             "outcome": group.outcome(row) or "",
         }
-        for result in results
+        for found in results.values()
+        for result in found
         for group in result.groups
         for row in group.rows
         if row.target is not None
@@ -395,14 +422,9 @@ def targets_table(results: Sequence[Result]) -> Any:
     if not rows:
         return _sentence("No target was put to the test yet: `make bench`.")
     table = pd.DataFrame(rows).set_index("")
-    caption = "Measured here. A target counts as met or missed where the whole 95% interval does."
+    caption = "Measured here. A target is met or missed where the whole 95% interval says so."
     styler: Styler = marked(table.style, "measured", caption)
     return styler
-
-
-def _of(group: Group, target: Target) -> str:
-    shown = Group(group.title, group.unit, group.rows, target.of)
-    return _quantity(shown)
 
 
 def digits(value: float) -> str:
