@@ -295,21 +295,24 @@ def _panel(axes: Any, group: Group) -> str:
         if not np.isnan(found.low):
             axes.plot([found.low, found.high], [height] * 2, color=colour, linewidth=2.5)
         axes.plot(found.estimate, height, "o", color=colour, markersize=5.5)
-        axes.annotate(
+        marks = [found.estimate, found.high]
+        floor = group.floor(row)
+        if group.shows == "ratio" and floor is not None and row is not group.rows[0]:
+            marks.append(floor)
+            axes.plot([floor] * 2, [height - 0.28, height + 0.28], color=QUIET, linewidth=1.5)
+        if row.target and row.target.of == group.shows:
+            marks.append(row.target.limit)
+            at = [row.target.limit] * 2
+            axes.plot(at, [height - 0.45, height + 0.45], color=INK, linestyle=(0, (3, 2)), lw=1.2)
+        axes.annotate(  # right of all marks, so that none runs through it
             digits(found.estimate),
-            (max(found.estimate, found.high if found.high == found.high else 0), height),
+            (float(np.nanmax(marks)), height),
             xytext=(7, 0),
             textcoords="offset points",
             va="center",
             fontsize=8,
             color=colour,
         )
-        floor = group.floor(row)
-        if group.shows == "ratio" and floor is not None and row is not group.rows[0]:
-            axes.plot([floor] * 2, [height - 0.28, height + 0.28], color=QUIET, linewidth=1.5)
-        if row.target and row.target.of == group.shows:
-            at = [row.target.limit] * 2
-            axes.plot(at, [height - 0.45, height + 0.45], color=INK, linestyle=(0, (3, 2)), lw=1.2)
         said.append(f"{row.name} {digits(found.estimate)}")
     names = [row.name for row in group.rows[::-1]]
     axes.set_yticks(range(len(names)), names, fontsize=8.5)
