@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fusionlib.diagrams import FACE, INK, TEXT, Layer, layer_rows
 from fusionlib.errors import FusionError
-from fusionlib.figures import _font, _mark, picture_grid
+from fusionlib.figures import _font, marked, picture_grid
 from fusionlib.gaze import Columns, Gaze, watch
 from fusionlib.masking import identity_attention_mask
 
@@ -301,7 +301,7 @@ def layer_table(layers: Sequence[Layer], run: str) -> Styler:
         run: see `fusionlib.figures.run_label`.
     """
     table = pd.DataFrame(layer_rows(layers)).set_index("layer").rename_axis(None)
-    return _mark(table.style, "measured", f"Read from the models as they painted. {run}")
+    return marked(table.style, "measured", f"Read from the models as they painted. {run}")
 
 
 def order_table(effect: pd.DataFrame, run: str) -> Styler:
@@ -322,7 +322,7 @@ def order_table(effect: pd.DataFrame, run: str) -> Styler:
             ],
         }
     ).rename(index=names)
-    return _mark(shown.style, "measured", f"Measured here, against the order 1, 2, 3 … {run}")
+    return marked(shown.style, "measured", f"Measured here, against the order 1, 2, 3 … {run}")
 
 
 def noise_picture(seed: int, size: tuple[int, int]) -> Image.Image:

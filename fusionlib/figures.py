@@ -277,7 +277,7 @@ def _range(values: pd.Series[float]) -> str:
 def quoted_table(path: str | Path) -> Styler:
     """Lay out one of the paper's tables (``data/paper/*.csv``), marked as quoted."""
     numbers = read_quoted(path)
-    return _mark(as_printed(numbers).style.format("{:.2f}", na_rep="–"), "quoted", _place(numbers))
+    return marked(as_printed(numbers).style.format("{:.2f}", na_rep="–"), "quoted", _place(numbers))
 
 
 def _place(numbers: pd.DataFrame) -> str:
@@ -303,7 +303,7 @@ def side_by_side(quoted: pd.DataFrame, measured: pd.DataFrame, run: str) -> Styl
     ours = measured.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value))
     table = pd.concat({"quoted": printed, "measured here": ours}, axis=1).fillna("–")
     table = table.loc[[*printed.index, *ours.index.difference(printed.index, sort=False)]]
-    styler = _mark(table.style, "measured", f"{_place(quoted)} Measured here: {run}")
+    styler = marked(table.style, "measured", f"{_place(quoted)} Measured here: {run}")
     styles: dict[Any, Any] = {}
     for kind, columns in (("quoted", printed.columns), ("measured", ours.columns)):
         colour = f"var(--{kind}, {QUOTED if kind == 'quoted' else MEASURED})"
@@ -348,7 +348,7 @@ def measured_table(
         f"Measured here by {' and '.join(judge.recogniser for judge in judges)}, on faces found by "
         f"DeepFace's {judges[0].detector} detector, with 95% intervals over people. {run}"
     )
-    return _mark(pd.DataFrame(shown, index=called).style, "measured", text)
+    return marked(pd.DataFrame(shown, index=called).style, "measured", text)
 
 
 def alignment_table(
@@ -374,7 +374,7 @@ def alignment_table(
             table[name] += [f" ({asked[method]} pictures)" for method in table.index]
     table.index = pd.Index([(names or {}).get(str(name), str(name)) for name in table.index])
     text = f"Measured here, with 95% intervals over people. {run}"
-    return _mark(table.style, "measured", text)
+    return marked(table.style, "measured", text)
 
 
 def recognition_table(found: Mapping[str, Separation], run: str) -> Styler:
@@ -393,7 +393,7 @@ def recognition_table(found: Mapping[str, Separation], run: str) -> Styler:
         },
         index=list(found),
     )
-    return _mark(shown.style, "measured", f"Measured here, over all pairs of pictures. {run}")
+    return marked(shown.style, "measured", f"Measured here, over all pairs of pictures. {run}")
 
 
 def classification_table(found: pd.DataFrame, run: str) -> Styler:
@@ -408,20 +408,26 @@ def classification_table(found: pd.DataFrame, run: str) -> Styler:
     ).rename(columns={"accuracy": "accuracy ↑", "commonest": "commonest class alone"})
     shown.index = shown.index.str.replace("_", " ")
     text = f"Measured here, with 95% intervals over people. {run}"
-    return _mark(shown.style, "measured", text)
+    return marked(shown.style, "measured", text)
 
 
 def facts_table(rows: Mapping[str, object], run: str) -> Styler:
     """Lay out named results, one to a line, marked as measured here."""
     shown = pd.DataFrame({"": [str(value) for value in rows.values()]}, index=list(rows))
-    styler = _mark(shown.style.hide(axis="columns"), "measured", f"Measured here. {run}")
+    styler = marked(shown.style.hide(axis="columns"), "measured", f"Measured here. {run}")
     return styler.set_table_styles(
         [{"selector": "td", "props": "text-align: left;"}], overwrite=False
     )
 
 
-def _mark(styler: Styler, kind: Literal["quoted", "measured"], caption: str) -> Styler:
-    """Give a table the frame and the caption that say where its numbers come from."""
+def marked(styler: Styler, kind: Literal["quoted", "measured"], caption: str) -> Styler:
+    """Give a table the frame and the caption that say where its numbers come from.
+
+    Args:
+        styler: is changed.
+        kind: whose numbers they are.
+        caption: what was quoted or measured, and where.
+    """
     colour = f"var(--{kind}, {QUOTED if kind == 'quoted' else MEASURED})"
     # Only lines and text are coloured: the page's background may be light or dark.
     return styler.set_caption(caption).set_table_styles(
