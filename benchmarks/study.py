@@ -1,101 +1,95 @@
-"""Times a study's status with many cells, and the cost of evaluating a picture as they grow many.
-
-    python benchmarks/study.py --cells 100000 --pictures 60 125 250 500
-
-Prints a table each. Status is timed as a user sees it, in a process of its own, half of the cells
-being done. Evaluation measures the held-out people by dlib, face quality included, without a cache;
-the time of a picture should not depend on how many there are.
-"""
+"""A study's throughput: pictures a second, in batches and in processes side by side."""
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import resource
-import subprocess
-import sys
 import tempfile
-import time
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from fusionlib.evaluation.audit import SAME, pair_up
-from fusionlib.evaluation.measure import measure
-from fusionlib.ledger import Ledger
-from fusionlib.profiles import load_profile
-from fusionlib.store import INDEX, Store
-from fusionlib.study import load_people, study_status
+import pandas as pd
+import yaml
 
+from benchmarks.alternate import Setting, compare
+from benchmarks.models import PROMPT, Models
+from benchmarks.startup import run_python
+from fusionlib.benchmarked import Group, Row, Target
+from fusionlib.schedule import cores
+from fusionlib.store import Store
 
-def fill(store: Store, cells: int) -> None:
-    """Declare a study and list the pictures of every other cell, without making any."""
-    grid = [
-        {
-            "method": f"method {number % 5}",
-            "person": str(number // 50),
-            "prompt": f"a photo of a person doing thing {number % 10}",
-            "seed": number % 3,
-            "noise_seed": number,
-            "key": hashlib.sha256(str(number).encode()).hexdigest(),
-        }
-        for number in range(cells)
-    ]
-    store.declare("large", grid, {"people": []})
-    with Ledger(store.root / "index", INDEX) as ledger:
-        for cell in grid[::2]:
-            ledger.append(
-                {
-                    "key": cell["key"],
-                    "sha256": cell["key"],
-                    "bytes": 20_000,
-                    "created": datetime.now(UTC),
-                    "seconds": 1.5,
-                    "worker": "here:1",
-                    "commit": "0" * 40,
-                }
-            )
+FASTEST = 1.5
+"""Pictures a second that the embedded study is to make on two cores, at its default settings."""
 
 
-def _children() -> float:
-    """Processor time of all processes that were started here and have ended, in seconds."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def run(setting: Setting) -> list[Group]:
+    """Measure batches, and, where weights are at hand, whole studies."""
+    groups = [_batches(setting)]
+    return groups if setting.size == "full" else [_processes(setting), *groups]
 
 
-def main() -> None:
-    """Parse the command line, measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=int, default=100_000)
-    parser.add_argument("--pictures", type=int, nargs="*", default=[60, 125, 250, 500])
-    arguments = parser.parse_args()
+def _processes(setting: Setting) -> Group:
+    """The fused method by `fusionlib study run`, in one process and in as many as there are cores.
 
+    The repository's own weights; loading is left out, for it does not grow with the study.
+    """
+    tiny = setting.size == "tiny"
+    counts = [1] if tiny or cores() == 1 else [1, cores()]
+    study: dict[str, Any] = {
+        "name": "speed",
+        "profile": "embedded",
+        "methods": ["fused"],
+        "people": {"count": 2 if tiny else 6, "only": {"style": "photo"}},
+        "prompts": [PROMPT] if tiny else [PROMPT, "a photo of an angry person"],
+        "seeds": 1 if tiny else 4,
+        "dtype": setting.dtype,
+    } | ({"sampling": {"num_inference_steps": 1}} if tiny else {})
+    rates: dict[int, list[float]] = {count: [] for count in counts}
+    for number in range(min(setting.repeats, 3)):  # each takes a minute
+        for count in counts[:: -1 if number % 2 else 1]:
+            rates[count].append(_rate(study, count, setting.device))
+    target = Target("value", FASTEST, at_least=True)
+    rows = tuple(
+        Row(
+            f"{count} {'process' if count == 1 else 'processes'}",
+            tuple(rates[count]),
+            target=target if count == counts[-1] and not tiny and cores() == 2 else None,
+        )
+        for count in counts
+    )
+    return Group("Pictures a second of a study, default settings", "pictures/s", rows, "value")
+
+
+def _rate(study: Mapping[str, Any], workers: int, device: str) -> float:
+    """Pictures a second, from the first to the last of each process, summed over processes."""
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(folder)
-        fill(store, arguments.cells)
-        started, used = time.perf_counter(), time.process_time()
-        table = study_status(folder, "large")
-        wall, cpu = time.perf_counter() - started, time.process_time() - used
-        print(f"{arguments.cells:,} cells, {table['done'].sum():,} done: status")
-        print(f"  the function           {wall:6.2f} s, of which processor {cpu:.2f} s")
-        command = [sys.executable, "-m", "fusionlib", "study", "status", folder]
-        started, used = time.perf_counter(), _children()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        wall, cpu = time.perf_counter() - started, _children() - used
-        print(f"  the command            {wall:6.2f} s, of which processor {cpu:.2f} s")
-
-    people = load_people(Path(load_profile("embedded").heldout or ""), others=5)
-    pairs = pair_up(people)
-    pairs = pairs[pairs["method"] == SAME]
-    measure(pairs.head(5), people[:2], progress=False)  # load everything
-    print(f"{'pictures':>10} {'ms each':>10} {'processor':>10}")
-    for count in arguments.pictures:
-        shown = pairs.head(count)
-        known = [person for person in people if person.name in set(shown["person"])]
-        started, used = time.perf_counter(), time.process_time()
-        measure(shown, known, progress=False)
-        wall, cpu = time.perf_counter() - started, time.process_time() - used
-        print(f"{count:10} {1000 * wall / count:10.1f} {1000 * cpu / count:10.1f}")
+        file, store = Path(folder) / "study.yaml", Path(folder) / "store"
+        file.write_text(yaml.safe_dump(dict(study)), "utf-8")
+        command = ["-m", "fusionlib", "study", "run", str(file), "--store", str(store)]
+        run_python([*command, "--workers", str(workers), "--device", device])
+        index = Store(store).index()
+    return sum(_pace(made) for _, made in index.groupby("worker"))
 
 
-if __name__ == "__main__":
-    main()
+def _pace(made: pd.DataFrame) -> float:
+    when = pd.to_datetime(made["created"])
+    seconds = (when.max() - when.min()).total_seconds()
+    return (len(made) - 1) / seconds if seconds > 0 else 0.0
+
+
+def _batches(setting: Setting) -> Group:
+    """Seconds for each picture of a batch, by the fused method's clean mode, one reference."""
+    models = Models(setting)
+    seen = models.fused.encode_references(models.pictures(1))
+    sizes = {"tiny": [1, 2], "embedded": [1, 2, 4, 8, 16], "full": [1, 2, 4, 8]}[setting.size]
+
+    def paint(size: int) -> None:
+        models.fused(PROMPT, seen, num_images_per_prompt=size, **models.sampling)
+
+    calls = {f"batches of {size}": (lambda size=size: paint(size)) for size in sizes}
+    group = compare("Seconds for a picture, in batches", calls, setting)
+    rows = tuple(
+        replace(row, values=tuple(value / size for value in row.values))
+        for row, size in zip(group.rows, sizes, strict=True)
+    )
+    return replace(group, rows=rows)

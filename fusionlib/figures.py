@@ -445,7 +445,13 @@ def facts_table(rows: Mapping[str, object], run: str) -> Styler:
 
 
 def marked(styler: Styler, kind: Literal["quoted", "measured"], caption: str) -> Styler:
-    """Give a table the frame and the caption that say where its numbers come from."""
+    """Give a table the frame and the caption that say where its numbers come from.
+
+    Args:
+        styler: is changed.
+        kind: whose numbers they are.
+        caption: what was quoted or measured, and where.
+    """
     colour = f"var(--{kind}, {QUOTED if kind == 'quoted' else MEASURED})"
     # Only lines and text are coloured: the page's background may be light or dark.
     return styler.set_caption(caption).set_table_styles(

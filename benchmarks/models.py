@@ -1,0 +1,282 @@
+"""The frozen models that benchmarks measure with: real sizes, random weights, which cost the same.
+
+``embedded`` is the architecture of the profile of that name, ``full`` that of Stable Diffusion 1.5
+at 512 x 512 pixels with ViT-L/14's text tower and ViT-H/14 as IP-Adapter's image encoder, and
+``tiny`` shows in a second that everything runs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection
+from PIL import Image
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from benchmarks.alternate import Setting
+from fusionlib.adapter import FusionAdapter
+from fusionlib.errors import FusionError
+from fusionlib.pipeline import FusionPipeline
+from fusionlib.profiles import load_profile
+from fusionlib.training.method import DecoupledTokens
+
+PROMPT = "a photo of a laughing person in the snow"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Constructor arguments of the models, and how pictures are made with them.
+
+    Attributes:
+        resolution: pixels.
+        steps: of the scheduler.
+        guidance: scale of classifier-free guidance.
+        unet: of diffusers' class, as are the others.
+        vae: likewise.
+        text: likewise.
+        vision: of IP-Adapter's image encoder.
+        resampler: of IP-Adapter-Plus: ``hidden_dims`` and ``heads``.
+    """
+
+    resolution: int
+    steps: int
+    guidance: float
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    text: Mapping[str, Any]
+    vision: Mapping[str, Any]
+    resampler: Mapping[str, int]
+
+
+def _vae(widths: tuple[int, ...], **more: Any) -> dict[str, Any]:
+    return {
+        "block_out_channels": widths,
+        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+        "latent_channels": 4,
+        **more,
+    }
+
+
+FULL = Size(
+    resolution=512,
+    steps=20,
+    guidance=7.5,
+    unet={"sample_size": 64, "cross_attention_dim": 768},
+    vae=_vae((128, 256, 512, 512), layers_per_block=2, sample_size=512),
+    text={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+          "num_attention_heads": 12, "vocab_size": 49408, "max_position_embeddings": 77},
+    vision={"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
+            "num_attention_heads": 16, "image_size": 224, "patch_size": 14,
+            "projection_dim": 1024},
+    resampler={"hidden_dims": 768, "heads": 12},
+)  # fmt: skip
+
+TINY = Size(
+    resolution=32,
+    steps=2,
+    guidance=3.0,
+    unet={"sample_size": 8, "cross_attention_dim": 16, "layers_per_block": 1,
+          "block_out_channels": (16, 32), "attention_head_dim": 2, "norm_num_groups": 4,
+          "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+          "up_block_types": ("CrossAttnUpBlock2D",) * 2},
+    vae=_vae((8, 8, 16), norm_num_groups=4, sample_size=32),
+    text={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+          "num_attention_heads": 2, "vocab_size": 640, "max_position_embeddings": 16},
+    vision={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "image_size": 32, "patch_size": 8, "projection_dim": 16},
+    resampler={"hidden_dims": 32, "heads": 1},
+)  # fmt: skip
+
+
+@cache
+def size_of(name: str) -> Size:
+    """The size of this name.
+
+    Raises:
+        FusionError: there is none.
+    """
+    if name == "embedded":
+        profile = load_profile("embedded")
+        built = profile.architecture
+        words = {"vocab_size": built["clip"]["vocab_size"]}
+        width = {"projection_dim": built["clip"]["projection_dim"]}
+        return Size(
+            profile.resolution,
+            profile.num_inference_steps,
+            profile.guidance_scale,
+            built["unet"],
+            built["vae"],
+            built["text"] | words,
+            built["vision"] | width,
+            {"hidden_dims": 64, "heads": 1},
+        )
+    if name not in ("tiny", "full"):
+        raise FusionError(f"--size must be tiny, embedded or full, not {name!r}.")
+    return TINY if name == "tiny" else FULL
+
+
+class Models:
+    """The frozen models of a size, with random weights, built when they are asked for.
+
+    Args:
+        setting: which size, where, in which type.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.size = setting, size_of(setting.size)
+        torch.manual_seed(0)
+
+    def frozen(self, model: Any) -> Any:
+        """In its place, without gradients."""
+        return nn.Module.to(model, **self.setting.place).requires_grad_(False).eval()
+
+    @cached_property
+    def unet(self) -> Any:
+        """Of the base model."""
+        return self.frozen(UNet2DConditionModel(**self.size.unet))
+
+    @cached_property
+    def vae(self) -> Any:
+        """The autoencoder."""
+        return self.frozen(AutoencoderKL(**self.size.vae))
+
+    @cached_property
+    def text_encoder(self) -> Any:
+        """CLIP's text tower."""
+        last = self.size.text["vocab_size"] - 1
+        marks = {"bos_token_id": last - 1, "eos_token_id": last}
+        return self.frozen(CLIPTextModel(CLIPTextConfig(**self.size.text, **marks)))
+
+    @cached_property
+    def image_encoder(self) -> Any:
+        """CLIP's image tower, which an IP-Adapter reads."""
+        return self.frozen(CLIPVisionModelWithProjection(CLIPVisionConfig(**self.size.vision)))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The repository's own: any will do, padded to what the text encoder reads."""
+        folder = f"{load_profile('embedded').base_model}/tokenizer"
+        length = self.size.text["max_position_embeddings"]
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=length)
+
+    @cached_property
+    def fused(self) -> Any:
+        """A `FusionPipeline`; without references it is the base model bit by bit."""
+        adapter = self.frozen(FusionAdapter.from_unet(self.unet))
+        return _quiet(FusionPipeline(**self._shared, unet=self.unet, adapter=adapter))
+
+    def base(self) -> Any:
+        """The stock pipeline, of the same models, as who wants no identity would use it."""
+        return _quiet(_stock(StableDiffusionPipeline, unet=self._copy(), **self._shared))
+
+    def ip_adapter(self, *, plus: bool = False) -> Any:
+        """The stock pipeline with an IP-Adapter's layers in a UNet of its own."""
+        unet, width = self._copy(), self.size.unet["cross_attention_dim"]
+        vision = self.size.vision
+        if plus:
+            projection: nn.Module = IPAdapterPlusImageProjection(
+                embed_dims=vision["hidden_size"],
+                output_dims=width,
+                num_queries=16,
+                **self.size.resampler,
+            )
+        else:
+            projection = ImageProjection(vision["projection_dim"], width, num_image_text_embeds=4)
+        DecoupledTokens(unet, projection, 16 if plus else 4)
+        return _quiet(_stock(StableDiffusionPipeline, unet=self.frozen(unet), **self._shared))
+
+    def image_embeds(self, references: int, *, plus: bool = False) -> Tensor:
+        """What an IP-Adapter is told of random pictures, ``(1, references, ...)``."""
+        side = self.size.vision["image_size"]
+        pixels = torch.rand(references, 3, side, side).to(**self.setting.place)
+        with torch.no_grad():
+            seen = self.image_encoder(pixels, output_hidden_states=plus)
+        return (seen.hidden_states[-2] if plus else seen.image_embeds)[None]
+
+    def controlnet(self) -> Any:
+        """The stock pipeline with a ControlNet."""
+        factor = 2 ** (len(self.size.vae["block_out_channels"]) - 1)
+        widths = (16, 32, 96, 256, 256)[: factor.bit_length()]
+        network = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=widths)
+        return _quiet(
+            _stock(
+                StableDiffusionControlNetPipeline,
+                unet=self.unet,
+                controlnet=self.frozen(network),
+                **self._shared,
+            )
+        )
+
+    def pictures(self, count: int) -> list[Image.Image]:
+        """Random ones, of the models' size."""
+        side = self.size.resolution
+        pixels = torch.randint(256, (count, side, side, 3), dtype=torch.uint8)
+        return [Image.fromarray(p.numpy()) for p in pixels]
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Arguments of every pipeline's call."""
+        return {
+            "num_inference_steps": self.size.steps,
+            "guidance_scale": self.size.guidance,
+            "generator": torch.Generator().manual_seed(0),
+        }
+
+    @cached_property
+    def scheduler(self) -> DDIMScheduler:
+        """The same for all."""
+        return DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        )
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        return {
+            "vae": self.vae,
+            "text_encoder": self.text_encoder,
+            "tokenizer": self.tokenizer,
+            "scheduler": self.scheduler,
+        }
+
+    def _copy(self) -> Any:
+        """A UNet whose processors are stock: attaching an adapter changes them."""
+        unet = UNet2DConditionModel(**self.size.unet)
+        unet.load_state_dict(copy.copy(self.unet.state_dict()))
+        return self.frozen(unet)
+
+
+def _stock(pipeline: Any, **parts: Any) -> Any:
+    return pipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+
+
+def _quiet(pipeline: Any) -> Any:
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

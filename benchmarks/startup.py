@@ -1,0 +1,63 @@
+"""How long it takes until something happens: imports and the command line's help, as processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from benchmarks.alternate import Call, Setting, compare
+from fusionlib.benchmarked import Group, Target
+from fusionlib.errors import FusionError
+from fusionlib.profiles import ROOT
+
+
+def run(setting: Setting) -> list[Group]:
+    """Measure how much longer each process takes than bare Python, in seconds."""
+    calls = {
+        "bare Python": process("-c", "pass"),
+        "import fusionlib": process("-c", "import fusionlib"),
+        "fusionlib --help": process("-m", "fusionlib", "--help"),
+    }
+    if setting.size != "tiny":
+        calls |= {
+            "import torch": process("-c", "import torch"),
+            "diffusers' pipeline": process("-c", "from diffusers import StableDiffusionPipeline"),
+            "FusionPipeline": process("-c", "from fusionlib import FusionPipeline"),
+        }
+    targets = {
+        "import fusionlib": Target("difference", 0.3),
+        "fusionlib --help": Target("difference", 0.5),
+    }
+    title = "A process, from its start to its end"
+    return [compare(title, calls, setting, targets=targets, shows="difference")]
+
+
+def process(*arguments: str) -> Call:
+    """A call that runs Python with these arguments in the repository, and waits for its end.
+
+    Raises:
+        FusionError: from the call: the process failed; repeats the last line that it wrote.
+    """
+
+    def call() -> None:
+        run_python(arguments)
+
+    return call
+
+
+def run_python(arguments: Sequence[str]) -> str:
+    """Run it and return what it printed."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        raise FusionError(f"`python {' '.join(arguments)}` failed: {last}")
+    return done.stdout

@@ -1,0 +1,482 @@
+"""What benchmarks measured: a record that is a small JSON file, shown as a figure and a table.
+
+`benchmarks/` writes the records (``python -m benchmarks``), the page "What it costs" shows them.
+The single measurements are kept; medians, ratios and intervals follow from them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fusionlib.described import described
+from fusionlib.drawing import Drawing
+from fusionlib.errors import FusionError
+from fusionlib.evaluation.statistics import Interval
+from fusionlib.figures import INK, MEASURED, QUIET, marked
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+Of = Literal["value", "ratio", "difference"]
+"""A number by itself, divided by the baseline's, or less the baseline's."""
+
+Outcome = Literal["met", "missed", "undecided"]
+
+NAMES = (
+    "startup",
+    "generation",
+    "masks",
+    "memory",
+    "training",
+    "study",
+    "evaluation",
+    "whole",
+)
+"""Of the benchmarks, the quickest first."""
+
+RESAMPLES = 9_999
+
+MISSED = "#b3261e"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a measurement shall reach.
+
+    Attributes:
+        of: the number that is meant.
+        limit: where it lies.
+        at_least: whether more is better.
+    """
+
+    of: Of
+    limit: float
+    at_least: bool = False
+
+    def judge(self, found: Interval) -> Outcome:
+        """Met or missed only where the whole interval lies on one side of the limit."""
+        sign = -1 if self.at_least else 1
+        low, high = sorted((sign * found.low, sign * found.high))
+        if high <= sign * self.limit:
+            return "met"
+        return "missed" if low > sign * self.limit else "undecided"
+
+    def __str__(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One of the things that were measured beside each other.
+
+    Attributes:
+        name: what it is.
+        values: one for each round, in the unit of its group.
+        operations: floating-point operations counted in one call, None where nobody counted.
+        target: what is asked of it, if anything is.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    operations: float | None = None
+    target: Target | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Things that were measured in turn, round by round, in one process.
+
+    Attributes:
+        title: what is compared.
+        unit: of the values.
+        rows: the first is what the others are compared with.
+        shows: the number that matters here.
+        note: a sentence on how it was measured, where that does not go without saying.
+    """
+
+    title: str
+    unit: str
+    rows: tuple[Row, ...]
+    shows: Of = "ratio"
+    note: str = ""
+
+    def interval(self, row: Row, of: Of | None = None) -> Interval:
+        """A row's number: of medians over the rounds, with a 95% interval by resampled rounds.
+
+        Rounds are resampled whole (paired), so what slowed a whole round down does not widen the
+        interval of a ratio. With a single round there is no interval: its ends are NaN.
+
+        Args:
+            row: of this group.
+            of: which number; by default the one that matters here.
+        """
+        of = of or self.shows
+        ones, firsts = np.array(row.values), np.array(self.rows[0].values)
+        if of == "value":
+            return _interval(ones, None, of)
+        if row is self.rows[0]:
+            fixed = 1.0 if of == "ratio" else 0.0
+            return Interval(fixed, fixed, fixed)
+        return _interval(ones, firsts, of)
+
+    def floor(self, row: Row) -> float | None:
+        """Counted operations, divided by the first row's: the ratio of times at equal speed."""
+        first = self.rows[0].operations
+        return row.operations / first if row.operations and first else None
+
+    def outcome(self, row: Row) -> Outcome | None:
+        """Whether the row's target is met, None where it has none."""
+        return row.target.judge(self.interval(row, row.target.of)) if row.target else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that one run of a benchmark measured.
+
+    Attributes:
+        name: of the benchmark.
+        size: of the models: ``tiny``, ``embedded`` or ``full``.
+        device: ``cpu`` or ``cuda``.
+        dtype: of the models.
+        machine: what it ran on, as `benchmarks.alternate.describe_machine` tells it.
+        commit: of the code.
+        created: when it ended, in ISO format.
+        seconds: how long all of it took.
+        groups: what was measured.
+    """
+
+    name: str
+    size: str
+    device: str
+    dtype: str
+    machine: Mapping[str, Any]
+    commit: str | None
+    created: str
+    seconds: float
+    groups: tuple[Group, ...]
+
+    @cached_property
+    def file_name(self) -> str:
+        """``NAME-SIZE-DEVICE.json``."""
+        return f"{self.name}-{self.size}-{self.device}.json"
+
+    @property
+    def where(self) -> str:
+        """Size, type and machine in a few words, for a heading."""
+        return f"{self.size}, {self.dtype}\n{self.machine.get('gpu') or self.machine['cpu']}"
+
+    def write(self, folder: Path) -> Path:
+        """Write the record, with the numbers that follow from it for who reads it without us."""
+        content = asdict(self)
+        for group, shown in zip(self.groups, content["groups"], strict=True):
+            for row, entry in zip(group.rows, shown["rows"], strict=True):
+                quartiles = np.quantile(row.values, [0.25, 0.5, 0.75])
+                ratio = group.interval(row, "ratio")
+                entry["derived"] = {
+                    "quartiles": [float(q) for q in quartiles],
+                    "ratio": [_or_none(v) for v in (ratio.estimate, ratio.low, ratio.high)],
+                    "floor": group.floor(row),
+                    "outcome": group.outcome(row),
+                }
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / self.file_name
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        return path
+
+
+def read_result(path: str | Path) -> Result:
+    """Read a record that `Result.write` wrote.
+
+    Raises:
+        FusionError: there is none, or it is damaged.
+    """
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+        groups = []
+        for group in content.pop("groups"):
+            rows = []
+            for entry in group.pop("rows"):
+                entry.pop("derived", None)
+                target = entry.pop("target")
+                values = tuple(map(float, entry.pop("values")))
+                rows.append(
+                    Row(values=values, target=Target(**target) if target else None, **entry)
+                )
+            groups.append(Group(rows=tuple(rows), **group))
+        return Result(groups=tuple(groups), **content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FusionError(
+            f"The benchmark's record {path} cannot be read ({type(error).__name__}: {error}): make "
+            "it again by `python -m benchmarks NAME`."
+        ) from error
+
+
+def find_results(folder: str | Path, name: str) -> list[Result]:
+    """The records of one benchmark: the CPU's first, small models first; none is no error."""
+    order = {"tiny": 0, "embedded": 1, "full": 2}
+    found = [read_result(path) for path in sorted(Path(folder).glob(f"{name}-*-*.json"))]
+    return sorted(found, key=lambda r: (r.device != "cpu", order.get(r.size, 3)))
+
+
+def every_result(folder: str | Path) -> dict[str, list[Result]]:
+    """The records of a folder by the benchmark's name; of one without any, an empty list.
+
+    Raises:
+        FusionError: a record is damaged.
+    """
+    names = {path.name.split("-")[0] for path in Path(folder).glob("*-*-*.json")}
+    return {name: find_results(folder, name) for name in sorted({*NAMES, *names})}
+
+
+def missing(name: str) -> str:
+    """What stands where nobody has measured yet."""
+    return f"Not measured yet: `python -m benchmarks {name}`."
+
+
+def benchmark_plot(results: Sequence[Result], name: str) -> Any:
+    """Draw what was measured: a dot and a 95% interval for each row.
+
+    The dashed line is the target, the small upright mark the floor by counted operations. Each
+    record is a column, each group a panel in it.
+
+    Args:
+        results: of `find_results`.
+        name: of the benchmark, for what stands in place of a figure that cannot be drawn.
+
+    Returns:
+        A picture, or, where nothing was measured, a sentence for the notebook to show.
+    """
+    if not results:
+        return _sentence(missing(name))
+    columns = len(results)
+    heights = [
+        max(len(r.groups[n].rows) if n < len(r.groups) else 0 for r in results)
+        for n in range(max(len(r.groups) for r in results))
+    ]
+    figure = Figure(
+        figsize=(8, 0.31 * sum(heights) + 0.75 * len(heights) + 0.5), layout="constrained", dpi=150
+    )
+    panels = figure.subplots(
+        len(heights), columns, squeeze=False, height_ratios=[h + 1.2 for h in heights]
+    )
+    words = []
+    for column, result in enumerate(results):
+        for number in range(len(heights)):
+            axes = panels[number][column]
+            if number >= len(result.groups):
+                axes.set_axis_off()
+                continue
+            group = result.groups[number]
+            words.append(_panel(axes, group))
+            title = group.title if columns == 1 or number else f"{result.where}\n{group.title}"
+            axes.set_title(title, loc="left", fontsize=9, color=INK)
+    return described(Drawing(figure), " ".join(words))
+
+
+def _panel(axes: Any, group: Group) -> str:
+    """Draw one group; returns what it shows in words."""
+    colours = {"met": MEASURED, "missed": MISSED}
+    said = []
+    for height, row in enumerate(group.rows[::-1]):
+        found = group.interval(row)
+        outcome = group.outcome(row)
+        colour = colours.get(outcome or "met", INK)
+        if row is group.rows[0] and group.shows != "value":
+            colour = QUIET
+        if not np.isnan(found.low):
+            axes.plot([found.low, found.high], [height] * 2, color=colour, linewidth=2.5)
+        axes.plot(found.estimate, height, "o", color=colour, markersize=5.5)
+        marks = [found.estimate, found.high]
+        floor = group.floor(row)
+        if group.shows == "ratio" and floor is not None and row is not group.rows[0]:
+            marks.append(floor)
+            axes.plot([floor] * 2, [height - 0.28, height + 0.28], color=QUIET, linewidth=1.5)
+        if row.target and row.target.of == group.shows:
+            marks.append(row.target.limit)
+            at = [row.target.limit] * 2
+            axes.plot(at, [height - 0.45, height + 0.45], color=INK, linestyle=(0, (3, 2)), lw=1.2)
+        axes.annotate(  # right of all marks, so that none runs through it
+            digits(found.estimate),
+            (float(np.nanmax(marks)), height),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=colour,
+        )
+        said.append(f"{row.name} {digits(found.estimate)}")
+    names = [row.name for row in group.rows[::-1]]
+    axes.set_yticks(range(len(names)), names, fontsize=8.5)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_xlim(left=0)
+    axes.set_xmargin(0.12)
+    axes.autoscale_view(scaley=False)
+    axes.set_xlim(left=0)
+    if group.shows == "ratio":
+        axes.axvline(1, color=QUIET, linewidth=0.8, zorder=0)
+    axes.set_xlabel(_quantity(group), fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return f"{group.title}, {_quantity(group)}: {'; '.join(said[::-1])}."
+
+
+def _quantity(group: Group) -> str:
+    if group.shows == "value":
+        return group.unit
+    first = group.rows[0].name
+    return f"times {first}" if group.shows == "ratio" else f"{group.unit} more than {first}"
+
+
+def benchmark_table(results: Sequence[Result], name: str) -> Any:
+    """Lay out what was measured, marked as measured here, with targets met or missed.
+
+    Args:
+        results: of `find_results`.
+        name: of the benchmark.
+
+    Returns:
+        A table with a row for each thing that was measured, or, where nothing was, a sentence.
+    """
+    if not results:
+        return _sentence(missing(name))
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for result in results:
+        for group in result.groups:
+            for row in group.rows:
+                key = (f"{result.size}, {result.device}", group.title, row.name)
+                rows[key] = _cells(group, row)
+    table = pd.DataFrame.from_dict(rows, orient="index").fillna("")
+    table.index = pd.MultiIndex.from_tuples(rows, names=["models", "what", ""])
+    if table.index.get_level_values(0).nunique() == 1:
+        table = table.droplevel(0)
+    table = table.loc[:, (table != "").any()]
+    caption = " ".join(map(_ran, results)) + " Medians over rounds, in brackets the 95% interval."
+    styler: Styler = marked(table.style, "measured", f"Measured here. {caption}")
+    return styler
+
+
+def _cells(group: Group, row: Row) -> dict[str, str]:
+    first = row is group.rows[0]
+    quartiles = np.quantile(row.values, [0.25, 0.75])
+    spread = f" ({digits(quartiles[0])} to {digits(quartiles[1])})" if len(row.values) > 2 else ""
+    cells = {"median (quartiles)": f"{digits(float(np.median(row.values)))}{spread} {group.unit}"}
+    if group.shows != "value" and not first:
+        compared = "ratio" if group.shows == "ratio" else "difference"
+        cells[compared] = _bracketed(group.interval(row))
+    floor = group.floor(row)
+    cells["floor by operations"] = f"{floor:.2f}" if floor is not None and not first else ""
+    cells["target"] = f"{row.target}" if row.target else ""
+    cells["outcome"] = group.outcome(row) or ""
+    return cells
+
+
+def _ran(result: Result) -> str:
+    machine = result.machine
+    gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""
+    return (
+        f"{result.size} on {result.device}: {gpu}{machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['threads']} threads, load {machine['load']:.1f} before it began, torch "
+        f"{machine['torch']}, {result.dtype}, commit {(result.commit or 'unknown')[:8]}, "
+        f"{result.created[:10]}."
+    )
+
+
+def in_words(result: Result) -> str:
+    """A record as lines for a terminal."""
+    lines = [_ran(result)]
+    for group in result.groups:
+        lines.append(f"\n{group.title}")
+        for row in group.rows:
+            cells = {k: v for k, v in _cells(group, row).items() if v}
+            cells["median"] = cells.pop("median (quartiles)")
+            lines.append(f"  {row.name:34} " + ", ".join(f"{k} {v}" for k, v in cells.items()))
+    return "\n".join(lines)
+
+
+def targets_table(results: Mapping[str, Sequence[Result]]) -> Any:
+    """Every target with what was found, for the top of the page; a sentence where there is none.
+
+    Args:
+        results: of `every_result`.
+    """
+    rows = [
+        {
+            "": f"{row.name} ({group.title}; {result.size}, {result.device})",
+            "target": f"{row.target} {_quantity(replace(group, shows=row.target.of))}",
+            "found": _bracketed(group.interval(row, row.target.of)),
+            "outcome": group.outcome(row) or "",
+        }
+        for found in results.values()
+        for result in found
+        for group in result.groups
+        for row in group.rows
+        if row.target is not None
+    ]
+    if not rows:
+        return _sentence("No target was put to the test yet: `make bench`.")
+    table = pd.DataFrame(rows).set_index("")
+    caption = "Measured here. A target is met or missed where the whole 95% interval says so."
+    styler: Styler = marked(table.style, "measured", caption)
+    return styler
+
+
+def digits(value: float) -> str:
+    """A number to three significant digits, without powers of ten."""
+    if not np.isfinite(value):
+        return "–"
+    places = 2 if value == 0 else max(2 - int(np.floor(np.log10(abs(value)))), 0)
+    return f"{value:,.{min(places, 4)}f}"
+
+
+def _bracketed(found: Interval) -> str:
+    if np.isnan(found.low):
+        return digits(found.estimate)
+    return f"{digits(found.estimate)} [{digits(found.low)}, {digits(found.high)}]"
+
+
+def _interval(ones: np.ndarray, firsts: np.ndarray | None, of: Of) -> Interval:
+    import scipy.stats
+
+    def statistic(ones: Any, firsts: Any = None, axis: int = -1) -> Any:
+        median = np.median(ones, axis=axis)
+        if firsts is None:
+            return median
+        other = np.median(firsts, axis=axis)
+        return median / other if of == "ratio" else median - other
+
+    samples = (ones,) if firsts is None else (ones, firsts)
+    if len({len(sample) for sample in samples}) != 1:
+        raise FusionError("The rows of a group need one value for each round: not so here.")
+    estimate = float(statistic(*samples))
+    if len(ones) < 2:
+        return Interval(estimate, np.nan, np.nan)
+    found = scipy.stats.bootstrap(
+        samples,
+        statistic,
+        paired=True,
+        vectorized=True,
+        method="percentile",  # BCa's jackknife fails for medians
+        n_resamples=RESAMPLES,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Interval(estimate, float(found.low), float(found.high))
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _sentence(text: str) -> Any:
+    from IPython.display import Markdown
+
+    return Markdown(text)
