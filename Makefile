@@ -59,7 +59,7 @@ test: export HF_HUB_OFFLINE = 1
 test: lint  ## lint, types, unit tests, and every notebook run at its small default size
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env tests notebooks $(ARGS)
 
-bench: $(STAMP)  ## measure what things cost, small models on the CPU (most of an hour, on an idle machine)
+bench: $(STAMP)  ## measure what things cost, small models on the CPU, on an idle machine (begins no further one after an hour)
 	$(BIN)/python -m benchmarks all --minutes 60 $(ARGS)
 
 browser: $(STAMP)  ## look at every page of the built book in Chromium, narrow and wide, light and dark

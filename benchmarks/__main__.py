@@ -17,15 +17,16 @@ from fusionlib.terminal import one_sentence
 
 MODULES = {
     "startup": ("imports and --help, beside bare Python", 2),
-    "generation": ("a picture, beside the base model, IP-Adapter and ControlNet", 15),
-    "masks": ("identity masks: dense beside skipped", 5),
-    "memory": ("peak memory of a picture and of a training step", 5),
-    "training": ("a training step, beside IP-Adapter's", 5),
-    "study": ("pictures a second: processes and batches", 10),
-    "evaluation": ("a study's status, and judging pictures", 5),
-    "whole": ("a first picture, and make reproduce by stage", 5),
+    "generation": ("a picture, beside the base model, IP-Adapter and ControlNet", 5),
+    "masks": ("identity masks: dense beside skipped", None),
+    "memory": ("peak memory of a picture and of a training step", None),
+    "training": ("a training step, beside IP-Adapter's", None),
+    "study": ("pictures a second: processes and batches", None),
+    "evaluation": ("a study's status, and judging pictures", None),
+    "whole": ("a first picture, and make reproduce by stage", None),
 }
-"""What each measures, and about how many minutes it takes on two cores at embedded size."""
+"""What each measures, and about how many minutes it took on two cores at embedded size; None where
+that was not timed yet."""
 
 DTYPES = {"cpu": "float32", "cuda": "float16"}
 
@@ -62,16 +63,18 @@ def main(
     """
     if name == "list":
         for known, (what, about) in MODULES.items():
-            typer.echo(f"{known:12} {what} (about {about} min)")
+            typer.echo(f"{known:12} {what} ({f'about {about} min' if about else 'not timed yet'})")
         return
     if name != "all" and name not in MODULES:
         raise FusionError(f"There is no benchmark {name!r}: use all, or {', '.join(MODULES)}.")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # here and in what is started
     _check(device, repeats)
     chosen = list(MODULES) if name == "all" else [name]
-    about = sum(MODULES[one][1] for one in chosen)
+    timed = [MODULES[one][1] for one in chosen]
     if size == "embedded":
-        typer.echo(f"{len(chosen)} benchmark(s), about {about} minutes on two idle cores.")
+        about = f"about {sum(filter(None, timed))} minutes on two idle cores"
+        more = f", and {timed.count(None)} that were not timed yet" if None in timed else ""
+        typer.echo(f"{len(chosen)} benchmark(s): {about}{more}.")
     started = time.perf_counter()
     for one in chosen:
         if minutes is not None and time.perf_counter() - started > 60 * minutes:

@@ -2,7 +2,8 @@
 
 A notebook's metadata may say which others it comes after, because it reads what they leave:
 ``{"fusionlib": {"after": ["table1_identity"]}}``, or ``["*"]`` for all that do not say so too. It
-then waits for them, and is run again when one of them was run on something new.
+then waits for them, and is run again when one of them was run on something new. With
+``"reads": ["../book/records"]`` it is run again when something in such a folder changes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from fusionlib.errors import FusionError
 from fusionlib.exports import export_notebook, remove_exports
-from fusionlib.manifest import sha256_file, sha256_json
+from fusionlib.manifest import sha256_file, sha256_folder, sha256_json
 from fusionlib.stages import Stage, read_stamp, short, write_stamp
 from fusionlib.toc import toc_notebooks
 
@@ -96,6 +97,23 @@ def comes_after(notebooks: Sequence[Path]) -> dict[str, list[str]]:
     return after
 
 
+def reads(notebook: Path) -> dict[str, str]:
+    """What a notebook reads besides what all of them can: content hashes of folders, by name.
+
+    Raises:
+        FusionError: if its metadata names one that does not exist.
+    """
+    import nbformat
+
+    named = nbformat.read(notebook, as_version=4).metadata.get("fusionlib", {}).get("reads", [])
+    for name in named:
+        if not (notebook.parent / name).is_dir():
+            raise FusionError(
+                f"{notebook.name} says in its metadata that it reads {name}: no folder."
+            )
+    return {name: sha256_folder(notebook.parent / name) for name in named}
+
+
 def fit_parameters(
     notebooks: Sequence[Path],
     of_profile: Mapping[str, Mapping[str, Any]],
@@ -173,7 +191,8 @@ def run_notebook(
     failed = failed_copy(out, name)
     parameters = {**parameters, "out": os.path.relpath(out / "study", notebook.parent)}
     made_from = {"notebook": sha256_file(notebook), "inputs": inputs, "parameters": parameters}
-    digest = sha256_json(made_from | ({"after": dict(after)} if after else {}))
+    further = {"after": dict(after or {}), "reads": reads(notebook)}
+    digest = sha256_json(made_from | {what: value for what, value in further.items() if value})
     record = {"digest": digest, "parameters": parameters}
     known = read_stamp(out, name)
     if not force and executed.exists() and known and known.digest == digest:

@@ -31,7 +31,7 @@ from fusionlib.diagrams import (
 )
 from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.order import order_effect
+from fusionlib.evaluation.order import order_effect, reversal, without_strength
 from fusionlib.gaze import Gaze
 from fusionlib.images import load_image
 from fusionlib.profiles import ROOT
@@ -151,6 +151,13 @@ def test_orders_differ_by_rounding_and_a_missing_reference_by_more() -> None:
     assert effect["differing"]["2, 1"] < effect["differing"]["control"] < effect["count"].iloc[0]
     with pytest.raises(FusionError, match="two references or more"):
         order_effect(pipeline, PROMPT, faces[:1])
+
+    paths = [ROOT / f"data/heldout/{person}_0.jpg" for person in ("0000", "0014")]
+    turned = reversal(pipeline, PROMPT, paths, num_inference_steps=1)
+    assert turned == pytest.approx(255 * effect["largest"]["2, 1"], rel=1e-6)
+    assert without_strength(pipeline, PROMPT, paths, num_inference_steps=1) == 0
+    with pytest.raises(FusionError, match="two references or more"):
+        reversal(pipeline, PROMPT, paths[:1])
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,14 @@ from typer.testing import CliRunner
 from fusionlib import cli
 from fusionlib.book import BROWSERS, build_pdf, find_browser
 from fusionlib.errors import FusionError
-from fusionlib.notebooks import choose_notebooks, comes_after, find_notebooks, fit_parameters
+from fusionlib.notebooks import (
+    choose_notebooks,
+    comes_after,
+    find_notebooks,
+    fit_parameters,
+    reads,
+    run_notebook,
+)
 from fusionlib.profiles import ROOT
 from fusionlib.reproduce import reproduce
 from fusionlib.schedule import run_in_order
@@ -164,6 +171,26 @@ from pathlib import Path
 runs = Path(out) / "{0}.txt"
 runs.write_text((runs.read_text() if runs.exists() else "") + "x")
 """
+
+
+def test_a_notebook_is_run_again_when_a_folder_that_it_reads_changes(tmp_path: Path) -> None:
+    root = make_repository(tmp_path / "repository", {"tiny": COUNT.format("tiny"), "other": ""})
+    notebook = root / "notebooks" / "tiny.ipynb"
+    content = nbformat.read(notebook, as_version=4)
+    content.metadata["fusionlib"] = {"reads": ["../records"]}
+    nbformat.write(content, notebook)
+    with pytest.raises(FusionError, match="tiny.ipynb .* reads ../records: no folder"):
+        reads(notebook)
+
+    def runs() -> int:
+        run_notebook(notebook, {}, tmp_path / "out", {})
+        return len((tmp_path / "out" / "study" / "tiny.txt").read_text())
+
+    (root / "records").mkdir()
+    assert (runs(), runs()) == (1, 1)
+    (root / "records" / "one.json").write_text("1")
+    assert (runs(), runs()) == (2, 2)
+    assert reads(root / "notebooks" / "other.ipynb") == {}
 
 
 def test_failing_notebooks_are_named_the_rest_is_built_and_is_not_run_again(

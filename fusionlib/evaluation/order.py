@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,58 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fusionlib.errors import FusionError
+from fusionlib.images import load_image
+
+
+def reversal(
+    pipeline: Any, prompt: str, paths: Sequence[Path], *, seed: int = 0, **sampling: Any
+) -> float:
+    """The largest change of any pixel when the references are given in reverse order.
+
+    Args:
+        pipeline: with an adapter.
+        prompt: what to paint.
+        paths: the references, two or more.
+        seed: of the noise.
+        sampling: further arguments of the pipeline's call.
+
+    Returns:
+        In grey levels of 255, unrounded: a picture file holds no less than half of one.
+
+    Raises:
+        FusionError: there are fewer than two references, or one cannot be read.
+    """
+    faces = [load_image(path) for path in paths]
+    _check(faces)
+    one, other = (
+        _paint(pipeline, prompt, seed, references=shown, **sampling)
+        for shown in (faces, faces[::-1])
+    )
+    return 255 * float(np.abs(one - other).max())
+
+
+def without_strength(
+    pipeline: Any, prompt: str, paths: Sequence[Path], *, seed: int = 0, **sampling: Any
+) -> float:
+    """The largest change of any pixel, as `reversal`, by references of strength 0 beside none."""
+    faces = [load_image(path) for path in paths]
+    none = _paint(pipeline, prompt, seed, **sampling)
+    zero = _paint(pipeline, prompt, seed, references=faces, strengths=0.0, **sampling)
+    return 255 * float(np.abs(zero - none).max())
+
+
+def _check(faces: Sequence[Image.Image]) -> None:
+    if len(faces) < 2:
+        raise FusionError(
+            f"faces must hold two references or more to be ordered, not {len(faces)}."
+        )
+
+
+def _paint(pipeline: Any, prompt: str, seed: int, **arguments: Any) -> NDArray[Any]:
+    noise = torch.Generator("cpu").manual_seed(seed)
+    made = pipeline(prompt, generator=noise, output_type="np", **arguments)
+    image: NDArray[Any] = made.images[0]
+    return image
 
 
 def order_effect(
@@ -40,18 +93,10 @@ def order_effect(
     Raises:
         FusionError: there are fewer than two references.
     """
-    if len(faces) < 2:
-        raise FusionError(
-            f"faces must hold two references or more to be ordered, not {len(faces)}."
-        )
+    _check(faces)
 
     def paint(shown: Sequence[Image.Image]) -> NDArray[Any]:
-        noise = torch.Generator("cpu").manual_seed(seed)
-        made = pipeline(
-            prompt, references=list(shown), generator=noise, output_type="np", **sampling
-        )
-        image: NDArray[Any] = made.images[0]
-        return image
+        return _paint(pipeline, prompt, seed, references=list(shown), **sampling)
 
     first, *others = permutations(range(len(faces)))
     wanted = {", ".join(str(n + 1) for n in order): [faces[n] for n in order] for order in others}
