@@ -169,6 +169,31 @@ def measured_rows(table: pd.DataFrame, run: str, digits: int = 3) -> Styler:
     return marked(shown, "measured", f"Measured here. {run}")
 
 
+def costs_table(costs: pd.DataFrame, run: str) -> Styler:
+    """Lay out what methods cost, marked as measured here.
+
+    Args:
+        costs: of `fusionlib.methods.costs.cost_table`; pictures are compared with the first row's.
+        run: on what.
+    """
+    first = costs["picture_s"].iloc[0]
+    shown = pd.DataFrame(
+        {
+            "trained parameters": costs["parameters"].map("{:,.0f}".format),
+            "steps": costs["steps"].map("{:,.0f}".format),
+            "minutes of training": costs["minutes"].map("{:.0f}".format),
+            "s for a person": costs["prepare_s"].map("{:.2f}".format),
+            "s for a picture": costs["picture_s"].map("{:.2f}".format),
+            f"against {costs.index[0]}": (costs["picture_s"] / first).map("{:.2f}".format),
+        }
+    ).replace("nan", "–")
+    text = (
+        "Measured here, the middle one of a few pictures; parameters, steps and minutes as the "
+        f"training recorded them. {run}"
+    )
+    return marked(shown.style, "measured", text)
+
+
 def captioned(folder: str | Path, count: int) -> tuple[list[str], list[Path], list[Path]]:
     """Captions of held-out pictures, these pictures, and as many others.
 

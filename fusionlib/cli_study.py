@@ -260,6 +260,13 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Also write all numbers, a row for each picture, as CSV.")
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also keep a finished study's numbers and manifest in a file, .parquet, that a "
+            "notebook can show without making the pictures again."
+        ),
+    ] = None,
     cache: Annotated[
         Path, typer.Option(help="Folder for what was read off pictures; kept for the next time.")
     ] = Path("build/observations"),
@@ -325,6 +332,12 @@ def evaluate(
             write_atomically(out, lambda file: file.write(text.encode()))
         except OSError as error:
             raise FusionError(f"The table {out} cannot be written: {error}.") from error
+    if record is not None:
+        from fusionlib.evaluation.records import write_record
+
+        if len(skipped):
+            raise FusionError(f"{len(skipped)} picture(s) cannot be read: no record was written.")
+        write_record(measured, folder, record)
 
 
 def _classifier(text: str) -> tuple[str, str]:

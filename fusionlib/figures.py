@@ -19,7 +19,7 @@ from fusionlib.errors import FusionError
 from fusionlib.evaluation.comparison import IdentityScores, identity_table, summary
 from fusionlib.evaluation.paper import as_printed, read_quoted
 from fusionlib.images import load_image
-from fusionlib.study import Person, Study
+from fusionlib.study import Person, Study, label_run
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -474,16 +474,5 @@ def marked(styler: Styler, kind: Literal["quoted", "measured"], caption: str) ->
 
 def run_label(profile: str, study: Study) -> str:
     """One sentence that names a run: the profile, the study's size, its weights' first digits."""
-    sizes = [
-        f"{len(items)} {noun if len(items) == 1 else plural}"
-        for items, noun, plural in (
-            (study.people, "person", "people"),
-            (study.all_prompts, "prompt", "prompts"),
-            (study.seeds, "seed", "seeds"),
-        )
-    ]
-    weights: dict[str, str] = {}
-    for method in study.methods:
-        weights |= method.settings["weights"]
-    hashes = ", ".join(f"{name.replace('_', ' ')} {h[:8]}" for name, h in weights.items())
-    return f"Profile {profile}: {', '.join(sizes)}; weights: {hashes}."
+    sizes = (len(study.people), len(study.all_prompts), len(study.seeds))
+    return label_run(profile, *sizes, [method.settings["weights"] for method in study.methods])

@@ -16,7 +16,7 @@ import csv
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -294,6 +294,33 @@ def _record(study: Study) -> dict[str, Any]:
         prompts=study.all_prompts,
         seeds=list(study.seeds),
     )
+
+
+def label_run(
+    profile: str, people: int, prompts: int, seeds: int, weights: Iterable[Mapping[str, str]]
+) -> str:
+    """One sentence that names a run, for captions.
+
+    Args:
+        profile: its name.
+        people: how many.
+        prompts: how many.
+        seeds: how many.
+        weights: hashes by the name of the model, of each method.
+    """
+    sizes = [
+        f"{count} {noun if count == 1 else plural}"
+        for count, noun, plural in (
+            (people, "person", "people"),
+            (prompts, "prompt", "prompts"),
+            (seeds, "seed", "seeds"),
+        )
+    ]
+    used: dict[str, None] = {}  # an ordered set: methods share a base model, and differ in adapters
+    for each in weights:
+        used |= {f"{name.replace('_', ' ')} {value[:8]}": None for name, value in each.items()}
+    hashes = ", ".join(used)
+    return f"Profile {profile}: {', '.join(sizes)}; weights: {hashes}."
 
 
 def study_status(store: str | Path, name: str) -> pd.DataFrame:

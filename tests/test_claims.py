@@ -26,6 +26,7 @@ from fusionlib.evaluation.claims import (
     read_claims,
     read_evidence,
     record_claim,
+    record_pairs,
     status,
 )
 from fusionlib.evaluation.comparison import (
@@ -122,9 +123,16 @@ def test_every_claim_names_an_experiment_that_exists_or_what_is_in_the_way() -> 
 def test_every_claim_of_a_notebook_is_recorded_by_that_notebook_and_no_other() -> None:
     recorded = {}
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        source = "\n".join(cell.source for cell in nbformat.read(notebook, 4).cells)
-        for claim in re.findall(r'record_claim\(\s*out,\s*"([^"]+)"', source):
-            recorded[claim] = f"notebooks/{notebook.stem}"
+        cells = [cell.source for cell in nbformat.read(notebook, 4).cells]
+        named = re.findall(r'record_claim\(\s*out,\s*"([^"]+)"', "\n".join(cells))
+        for cell in cells:
+            if (
+                "record_pairs(" in cell
+            ):  # {"claim": ("better", "other")}, or the name of such a pair
+                named += re.findall(r'"([\w-]+)": (?:\("|pair\b)', cell)
+        for claim in named:
+            recorded.setdefault(claim, f"notebooks/{notebook.stem}")
+            assert recorded[claim] == f"notebooks/{notebook.stem}", f"{claim} is recorded twice"
     made = {claim.id: claim.experiment for claim in read_claims().values()}
     assert recorded == {
         name: experiment
@@ -434,6 +442,23 @@ def test_bars_lie_on_the_side_of_the_line_that_the_interval_does(
     unknown = replace(GAIN, interval=Interval(np.nan, np.nan, np.nan))
     made = record_claim(tmp_path, "helps", unknown, profile="embedded", run="run", path=path)
     assert made.verdict == "undecided" and "nan" not in verdict_plot([made])._html
+
+
+def test_claims_about_systems_that_are_not_there_are_passed_over(
+    tmp_path: Path, path: Path
+) -> None:
+    images = pd.DataFrame(
+        [
+            {"method": method, "person": str(i), "prompt": "p", "seed": 0, "distance": far - i / 99}
+            for method, far in (("near", 0.2), ("far", 0.5))
+            for i in range(12)
+        ]
+    )
+    pairs = {"helps": ("near", "far"), "art": ("near", "missing")}
+    made = record_pairs(tmp_path, pairs, images, profile="embedded", run="run", path=path)
+    assert [(one.claim.id, one.verdict) for one in made] == [("helps", "supported")]
+    assert made[0].found.interval.estimate == pytest.approx(0.3)
+    assert [file.stem for file in (tmp_path / "claims").iterdir()] == ["helps"]
 
 
 # --- the page ---------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from PIL import Image
 from fusionlib import FusionPipeline, masks_from_colors
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.group import SIDE, cut_faces, group_summary, who_is_who
-from fusionlib.methods.group import fused_group, load_groups
+from fusionlib.methods.group import fused_group, load_groups, posed_like_the_next
+from fusionlib.study import Person
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
@@ -147,3 +148,23 @@ def test_a_group_is_what_the_pipeline_makes_of_faces_and_masks(
     assert np.abs(np.asarray(made[True]).astype(int) - np.asarray(made[False])).max() > 2
     with pytest.raises(FusionError, match="ControlNet"):
         fused_group(pipeline, 3, depth=1.0)
+
+
+def test_everybody_is_posed_like_the_next(tmp_path: Path) -> None:
+    people = [
+        Person(name, (tmp_path / f"{name}.jpg", tmp_path / "b.jpg"), (tmp_path / "o.jpg",))
+        for name in ("ada", "bea", "cyd")
+    ]
+    for name in ("ada", "bea", "cyd"):
+        for suffix in (".mask.png", ".depth.png"):
+            (tmp_path / f"{name}{suffix}").touch()
+    posed = posed_like_the_next(people)
+    names = [[path.name for path in one.references] for one in posed]
+    assert names[0] == ["ada.jpg", "bea.mask.png", "bea.depth.png"]
+    assert names[2] == ["cyd.jpg", "ada.mask.png", "ada.depth.png"]
+    assert [one.others for one in posed] == [one.others for one in people]
+    with pytest.raises(FusionError, match="two or more"):
+        posed_like_the_next(people[:1])
+    (tmp_path / "bea.depth.png").unlink()
+    with pytest.raises(FusionError, match=r"no .*bea\.depth\.png, which 'ada'"):
+        posed_like_the_next(people)

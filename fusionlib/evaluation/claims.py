@@ -13,11 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.comparison import MIN_PAIRED, Estimate, PairedDifference
+from fusionlib.evaluation.comparison import (
+    MIN_PAIRED,
+    Estimate,
+    IdentityScores,
+    PairedDifference,
+    paired_difference,
+)
 from fusionlib.evaluation.statistics import Interval, Verdict, verdict
 from fusionlib.images import write_atomically
 from fusionlib.manifest import git_commit, package_versions, sha256_json
@@ -224,6 +231,47 @@ def record_claim(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{claim}.json", lambda file: file.write(text.encode()))
     return evidence
+
+
+def record_pairs(
+    out: str | Path,
+    pairs: Mapping[str, tuple[str, str]],
+    scores: IdentityScores | pd.DataFrame,
+    metric: str = "distance",
+    *,
+    profile: str,
+    run: str,
+    path: str | Path = CLAIMS,
+) -> list[Evidence]:
+    """Record the claims that one method of a study is better than another.
+
+    A claim about a method that the study lacks, because its weights are not there, is passed over.
+
+    Args:
+        out: see `record_claim`.
+        pairs: by the claim's id, the method that it says is better, and the other.
+        scores: see `fusionlib.evaluation.comparison.paired_difference`.
+        metric: a column of them.
+        profile: see `record_claim`.
+        run: see `record_claim`.
+        path: of the claims.
+
+    Returns:
+        What was found, in the order of `pairs`.
+    """
+    images = scores.images if isinstance(scores, IdentityScores) else scores
+    return [
+        record_claim(
+            out,
+            claim,
+            paired_difference(scores, *methods, metric),
+            profile=profile,
+            run=run,
+            path=path,
+        )
+        for claim, methods in pairs.items()
+        if set(methods) <= set(images["method"])
+    ]
 
 
 def read_evidence(

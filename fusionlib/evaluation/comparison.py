@@ -227,6 +227,46 @@ def estimate_recovery(scores: IdentityScores, method: str) -> Estimate:
     return replace(counted, interval=recovery(scores, method))
 
 
+def estimate_change(
+    scores: IdentityScores | pd.DataFrame,
+    change: tuple[str, str],
+    baseline: tuple[str, str],
+    metric: str = "distance",
+) -> Estimate:
+    """How much more a number changes from one method to another than between two others.
+
+    Args:
+        scores: see `paired_difference`.
+        change: from the second method to the first.
+        baseline: likewise; what changes here is not counted.
+        metric: a column of the table.
+
+    Returns:
+        The mean over people of (a - b) - (c - d), over those who have all four numbers.
+
+    Raises:
+        FusionError: there is no such method.
+    """
+    images = scores.images if isinstance(scores, IdentityScores) else scores
+    a, b, c, d = (by_person(images, metric, method) for method in (*change, *baseline))
+    values = ((a - b) - (c - d)).dropna().to_numpy()
+    return estimate_of(values, images["person"].nunique())
+
+
+def best_of(images: pd.DataFrame, metric: str, methods: Sequence[str]) -> str:
+    """The method with the best mean over people; no name if the study lacks one of them.
+
+    Args:
+        images: measured pictures.
+        metric: a column of them.
+        methods: to choose from.
+    """
+    if not set(methods) <= set(images["method"]):
+        return ""
+    sign = -1 if metric.startswith(LOWER_IS_BETTER) else 1
+    return max(methods, key=lambda name: sign * by_person(images, metric, name).mean())
+
+
 def with_prompt_followed(images: pd.DataFrame) -> pd.DataFrame:
     """Add the column ``followed``: 1 where a picture shows everything that its prompt asks for.
 

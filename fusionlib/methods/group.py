@@ -8,6 +8,7 @@ make, name and find group pictures as they do portraits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,33 @@ def load_groups(
             f"{folder} holds {len(groups)} groups of {members}, fewer than the {count} asked for."
         )
     return groups[:count]
+
+
+def posed_like_the_next(people: Sequence[Person]) -> list[Person]:
+    """Give everybody the depth map of somebody else, for `fused_group` with one member.
+
+    A ControlNet that follows it is told the pose and the shape of another head: it pulls away from
+    the person of the reference.
+
+    Args:
+        people: two or more, whose references have ``.mask.png`` and ``.depth.png`` beside them.
+
+    Returns:
+        The same people: their references are their first one, then the mask and the depth map of
+        the next person's first one; the last person's next is the first.
+
+    Raises:
+        FusionError: there are fewer than two people, or such a file is missing.
+    """
+    if len(people) < 2:
+        raise FusionError("One person alone has nobody else to be posed like: take two or more.")
+    posed = []
+    for person, other in zip(people, (*people[1:], people[0]), strict=True):
+        more = tuple(
+            other.references[0].with_suffix(suffix) for suffix in (".mask.png", ".depth.png")
+        )
+        for path in more:
+            if not path.is_file():
+                raise FusionError(f"There is no {path}, which {person.name!r} would be posed by.")
+        posed.append(replace(person, references=(person.references[0], *more)))
+    return posed

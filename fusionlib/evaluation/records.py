@@ -1,0 +1,129 @@
+"""Studies too long for the book: made and measured once, kept in a small file, shown as they are.
+
+A record holds what was measured of every picture, not the pictures, and the study's manifest. It is
+written by ``fusionlib evaluate STORE/studies/NAME --record FILE`` and belongs to the weights that
+made the pictures: a notebook that shows it checks that they are still the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fusionlib.errors import FusionError
+from fusionlib.evaluation.measure import Measurements
+from fusionlib.images import write_atomically
+from fusionlib.study import Study, label_run
+
+_KEY = b"fusionlib"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A study that was measured elsewhere.
+
+    Attributes:
+        measured: as `fusionlib.evaluation.measure.measure` returned it, without the pictures.
+        manifest: of the study: methods with settings and weights, people, prompts, seeds, versions.
+    """
+
+    measured: Measurements
+    manifest: Mapping[str, Any]
+
+    @property
+    def weights(self) -> dict[str, Mapping[str, str]]:
+        """Hashes of the weights of each method."""
+        return {
+            method["name"]: method["settings"]["weights"] for method in self.manifest["methods"]
+        }
+
+    @property
+    def run(self) -> str:
+        """One sentence that names the run: see `fusionlib.figures.run_label`."""
+        kept = self.manifest
+        profile = kept.get("declaration", {}).get("profile", "unknown")
+        sizes = (len(kept["people"]), len(kept["prompts"]), len(kept["seeds"]))
+        return label_run(profile, *sizes, self.weights.values())
+
+
+def write_record(measured: Measurements, study_folder: Path, file: Path) -> None:
+    """Write what was measured of a study, atomically.
+
+    Args:
+        measured: with every picture readable.
+        study_folder: ``STORE/studies/NAME``, whose ``manifest.json`` goes into the record.
+        file: to write, ``.parquet``.
+
+    Raises:
+        FusionError: the study has no manifest, or the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        kept = json.loads((study_folder / "manifest.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise FusionError(
+            f"A record needs a study of `fusionlib study run`; {study_folder} has no manifest: "
+            f"{error}."
+        ) from error
+    for person in kept["people"]:  # where they lay on that machine says nothing
+        for kind in ("references", "others"):
+            person[kind] = [Path(path).name for path in person[kind]]
+    about = {
+        "manifest": kept,
+        "scales": {name: scale.to_dict("index") for name, scale in measured.scales.items()},
+        "detector": measured.detector,
+        "against": measured.against,
+    }
+    table = pa.Table.from_pandas(measured.images.drop(columns="image"), preserve_index=False)
+    table = table.replace_schema_metadata(
+        {**(table.schema.metadata or {}), _KEY: json.dumps(about).encode()}
+    )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, lambda opened: pq.write_table(table, opened, compression="zstd"))
+    except OSError as error:
+        raise FusionError(f"The record {file} cannot be written: {error}.") from error
+
+
+def read_record(file: str | Path, study: Study | None = None) -> Record:
+    """Read what `write_record` wrote.
+
+    Args:
+        file: of the record.
+        study: with methods of the same names, whose weights must be those of the record.
+
+    Raises:
+        FusionError: the file is not there or no record, or a method has other weights now.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    again = "make it anew by `fusionlib study run` and `fusionlib evaluate --record`"
+    try:
+        table = pq.read_table(file)
+        about = json.loads((table.schema.metadata or {})[_KEY])
+        scales = {
+            name: pd.DataFrame.from_dict(rows, orient="index").rename_axis("person")
+            for name, rows in about["scales"].items()
+        }
+        measured = Measurements(table.to_pandas(), scales, about["detector"], about["against"])
+        record = Record(measured, about["manifest"])
+    except OSError as error:
+        raise FusionError(f"There is no record {file} ({error.strerror}): {again}.") from error
+    except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise FusionError(f"{file} is no record of a study ({error}): {again}.") from error
+    for method in study.methods if study else ():
+        known = record.weights.get(method.name)
+        if known is not None and dict(known) != dict(method.settings["weights"]):
+            raise FusionError(
+                f"The record {file} was made from other weights of {method.name!r} than are here: "
+                f"{again}."
+            )
+    return record

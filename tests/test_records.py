@@ -1,0 +1,136 @@
+"""Records of studies: they give back what was measured, and belong to the weights they came of."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fusionlib.errors import FusionError
+from fusionlib.evaluation.comparison import best_of, estimate_change, paired_difference
+from fusionlib.evaluation.measure import Measurements
+from fusionlib.evaluation.records import read_record, write_record
+
+WEIGHTS = {"fused": {"base_model": "a" * 64, "adapter": "b" * 64}, "text": {"base_model": "a" * 64}}
+
+
+@pytest.fixture()
+def measured() -> Measurements:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"method": method, "person": person, "prompt": "a photo", "seed": seed, "key": "k"}
+        for method in ("fused", "text")
+        for person in ("3", "7", "11")
+        for seed in (0, 1)
+    ]
+    images = pd.DataFrame(rows).assign(
+        image="/somewhere/x.png",
+        unreadable=None,
+        face=True,
+        expression_correct=rng.integers(0, 2, len(rows)).astype(float),
+    )
+    images["distance Dlib"] = rng.random(len(rows))
+    images.loc[2, "distance Dlib"] = np.nan
+    scale = pd.DataFrame(
+        {"genuine": [0.05, 0.06, np.nan], "impostor": [0.2, 0.3, 0.25]},
+        index=pd.Index(["3", "7", "11"], name="person"),
+    )
+    return Measurements(images, {"Dlib": scale}, "dlib", "reference")
+
+
+@pytest.fixture()
+def study_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "store" / "studies" / "small"
+    folder.mkdir(parents=True)
+    kept: dict[str, Any] = {
+        "declaration": {"profile": "embedded"},
+        "methods": [
+            {"name": name, "settings": {"weights": weights}} for name, weights in WEIGHTS.items()
+        ],
+        "people": [
+            {"name": name, "references": [f"/home/me/{name}.jpg"], "others": []} for name in "371"
+        ],
+        "prompts": ["a photo"],
+        "seeds": [0, 1],
+    }
+    (folder / "manifest.json").write_text(json.dumps(kept))
+    return folder
+
+
+def test_a_record_gives_back_what_was_measured(
+    measured: Measurements, study_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "kept" / "small.parquet"
+    write_record(measured, study_folder, file)
+    record = read_record(file)
+    there, back = measured.identity("Dlib"), record.measured.identity("Dlib")
+    pd.testing.assert_frame_equal(
+        back.images.drop(columns="unreadable"), there.images.drop(columns=["image", "unreadable"])
+    )
+    pd.testing.assert_frame_equal(back.scale, there.scale)
+    gains = [paired_difference(each, "fused", "text").interval for each in (back, there)]
+    assert gains[0] == gains[1]
+    assert record.run == (
+        "Profile embedded: 3 people, 1 prompt, 2 seeds; weights: base model aaaaaaaa, "
+        "adapter bbbbbbbb."
+    )
+    assert b"/home/me" not in file.read_bytes(), "paths of the machine say nothing to others"
+
+
+def test_other_weights_than_the_records_are_an_error(
+    measured: Measurements, study_folder: Path, tmp_path: Path
+) -> None:
+    write_record(measured, study_folder, tmp_path / "r.parquet")
+
+    def with_adapter(digits: str) -> Any:
+        settings = {"weights": {"base_model": "a" * 64, "adapter": digits}}
+        method = SimpleNamespace(name="fused", settings=settings)
+        return SimpleNamespace(methods=[method, SimpleNamespace(name="new", settings={})])
+
+    assert read_record(tmp_path / "r.parquet", with_adapter("b" * 64)).measured.detector == "dlib"
+    with pytest.raises(FusionError, match="other weights of 'fused'"):
+        read_record(tmp_path / "r.parquet", with_adapter("c" * 64))
+
+
+def test_what_is_no_record(measured: Measurements, study_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FusionError, match="There is no record"):
+        read_record(tmp_path / "none.parquet")
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
+    (tmp_path / "text.parquet").write_text("no")
+    for name in ("other", "text"):
+        with pytest.raises(FusionError, match="no record of a study"):
+            read_record(tmp_path / f"{name}.parquet")
+    with pytest.raises(FusionError, match="has no manifest"):
+        write_record(measured, tmp_path, tmp_path / "r.parquet")
+
+
+def test_a_change_is_counted_beyond_what_changes_anyway() -> None:
+    values = {"a": [5.0, 7.0, 1.0], "b": [2.0, 3.0, 1.0], "c": [2.0, 2.0, 9.0], "d": [1.0, 1.0, 9]}
+    images = pd.DataFrame(
+        [
+            {"method": method, "person": str(person), "prompt": "p", "seed": 0, "distance": value}
+            for method, column in values.items()
+            for person, value in enumerate(column)
+        ]
+    )
+    found = estimate_change(images, ("a", "b"), ("c", "d"))
+    assert found.interval.estimate == pytest.approx(np.mean([2.0, 3.0, 0.0]))
+    assert (found.people, found.cells) == (3, 3)
+    images.loc[0, "distance"] = np.nan
+    fewer = estimate_change(images, ("a", "b"), ("c", "d"))
+    assert fewer.interval.estimate == pytest.approx(1.5) and (fewer.people, fewer.cells) == (2, 3)
+    with pytest.raises(FusionError, match="no method 'e'"):
+        estimate_change(images, ("a", "e"), ("c", "d"))
+
+
+def test_the_best_is_the_nearest_or_the_highest(measured: Measurements) -> None:
+    images = measured.images.assign(
+        distance=np.where(measured.images["method"] == "text", 0.1, 0.2),
+        ssim=np.where(measured.images["method"] == "text", 0.1, 0.2),
+    )
+    assert best_of(images, "distance", ["fused", "text"]) == "text"
+    assert best_of(images, "ssim", ["fused", "text"]) == "fused"
+    assert best_of(images, "ssim", ["fused", "faceid"]) == ""
