@@ -128,7 +128,7 @@ def test_every_claim_of_a_notebook_is_recorded_by_that_notebook_and_no_other() -
         for cell in cells:
             if (
                 "record_pairs(" in cell
-            ):  # {"claim": ("better", "other")}, or the name of such a pair
+            ):  # {"claim": (better, other)}, or the name of a pair
                 named += re.findall(r'"([\w-]+)": (?:\("|pair\b)', cell)
         for claim in named:
             recorded.setdefault(claim, f"notebooks/{notebook.stem}")
