@@ -150,9 +150,9 @@ def _shared_inputs(root: Path, profile: Profile) -> dict[str, str]:
     files += [f for f in (root / "data").rglob("*") if f.is_file()]
     inputs = {f.relative_to(root).as_posix(): sha256_file(f) for f in sorted(files) if f.exists()}
     inputs["profile"] = sha256_json(profile.model_dump(mode="json"))
-    models = {field: getattr(profile, field) for field in ("base_model", "adapter", "clip_model")}
-    models |= {"classifier": profile.classifier}
-    others = {field: getattr(profile, field) for field in ("counterparts", "heldout")}
+    named = ("base_model", "adapter", "clip_model", "controlnet", "classifier")
+    models = {field: getattr(profile, field) for field in named}
+    others = {field: getattr(profile, field) for field in ("counterparts", "heldout", "groups")}
     others |= {f"recogniser {name}": name for name in profile.recognisers}  # or DeepFace's
     for field, name in {**models, **others}.items():
         if name is None:
