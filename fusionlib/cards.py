@@ -73,7 +73,7 @@ def heldout_counts(folder: str | Path, groups: str | Path) -> dict[str, int]:
         groups: the same of pictures of several people.
     """
     alone = pd.read_csv(Path(folder) / "index.csv")
-    several = pd.read_csv(Path(groups) / "index.csv")["people"].str.split().str.len()
+    several = pd.read_csv(Path(groups) / "index.csv")["people"].str.count(" ") + 1
     photographs = int((alone["style"] == "photo").sum())
     return {
         "people": alone["person"].nunique(),
