@@ -23,7 +23,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK  ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce book pdf test bench browser lint lab lock clean
+.PHONY: help env reproduce book pdf notebooks test bench browser lint lab lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 20
@@ -58,6 +58,10 @@ pdf: $(STAMP)  ## print the whole book to build/book.pdf, from the notebooks as 
 test: export HF_HUB_OFFLINE = 1
 test: lint  ## lint, types, unit tests, and every notebook run at its small default size
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env tests notebooks $(ARGS)
+
+notebooks: export HF_HUB_OFFLINE = 1
+notebooks: $(STAMP)  ## store each notebook's outputs in it, at its small default size, for readers online
+	@$(BIN)/fusionlib notebooks --out $(OUT) $(ARGS)
 
 bench: $(STAMP)  ## measure what things cost, small models on the CPU, on an idle machine (begins no further one after an hour)
 	$(BIN)/python -m benchmarks all --minutes 60 $(ARGS)

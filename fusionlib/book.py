@@ -19,7 +19,7 @@ from typing import Any
 from fusionlib.described import publish_alt
 from fusionlib.errors import FusionError
 from fusionlib.manifest import sha256_folder
-from fusionlib.notebooks import failed_copy, failing_cell
+from fusionlib.notebooks import failed_copy, failing_cell, read_source
 from fusionlib.pages import faults
 from fusionlib.profiles import ROOT
 from fusionlib.stages import Stage, read_stamp, short, write_stamp
@@ -205,14 +205,14 @@ def assemble_book(out: Path, root: Path = ROOT, *, partial: bool = False) -> Pat
         path = out / "executed" / f"{name}.ipynb"
         if failed_copy(out, name).exists():
             path = failed_copy(out, name)
-        elif not path.exists():
-            if not partial:
-                raise FusionError(
-                    f"notebooks/{name}.ipynb was not executed yet: run `make reproduce`, which "
-                    "does."
-                )
-            path = root / "notebooks" / f"{name}.ipynb"
-        notebook = nbformat.read(path, as_version=4)
+        if path.exists():
+            notebook = nbformat.read(path, as_version=4)
+        elif partial:  # what is stored in the repository is of other parameters
+            notebook = read_source(root / "notebooks" / f"{name}.ipynb")
+        else:
+            raise FusionError(
+                f"notebooks/{name}.ipynb was not executed yet: run `make reproduce`, which does."
+            )
         fit_page(notebook, excuses.get(name))
         nbformat.write(notebook, source / "notebooks" / f"{name}.ipynb")
     return source
@@ -235,7 +235,7 @@ def fit_page(notebook: Any, excuse: str | None = None) -> None:
             cell.metadata.tags.append("hide-input")
             cell.metadata["mystnb"] = {"code_prompt_show": "Show the default parameters"}
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if not _mere_widget(output)]
+            cell.outputs = [output for output in cell.outputs if not mere_widget(output)]
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             for kind in UNSHOWN:
@@ -247,7 +247,8 @@ def fit_page(notebook: Any, excuse: str | None = None) -> None:
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(text))
 
 
-def _mere_widget(output: Any) -> bool:
+def mere_widget(output: Any) -> bool:
+    """Whether an output is a widget of which nothing is seen without a kernel."""
     data = output.get("data", {})
     return WIDGET in data and not data.keys() & {"image/png", "text/html"}
 

@@ -65,6 +65,26 @@ def group_rows(folder: str | Path, count: int) -> list[list[Image.Image]]:
     ]
 
 
+def heldout_counts(folder: str | Path, groups: str | Path) -> dict[str, int]:
+    """How many people and pictures are held out, by what they show.
+
+    Args:
+        folder: of pictures of one person each, with ``index.csv``.
+        groups: the same of pictures of several people.
+    """
+    alone = pd.read_csv(Path(folder) / "index.csv")
+    several = pd.read_csv(Path(groups) / "index.csv")["people"].str.count(" ") + 1
+    photographs = int((alone["style"] == "photo").sum())
+    return {
+        "people": alone["person"].nunique(),
+        "pictures of one person": len(alone),
+        "of these, photographs": photographs,
+        "of these, other styles": len(alone) - photographs,
+        "of these, combinations that training never shows": int(alone["held_out"].sum()),
+        **{f"pictures of {count} people": int((several == count).sum()) for count in (2, 3)},
+    }
+
+
 def sampled(count: int, *, seed: int = 0, first: int = 0, views: int = 4) -> pd.DataFrame:
     """What a data set of so many people holds, without rendering it: a row for each picture.
 

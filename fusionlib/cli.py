@@ -320,6 +320,30 @@ def book(
         build_book(out)
 
 
+@app.command()
+@_one_sentence
+def notebooks(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Names of notebooks, such as `fig3_references`, or their beginnings.",
+            show_default="all",
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for what is left of a notebook that fails.")
+    ] = Path("build"),
+) -> None:
+    """Run notebooks at their own small size and store their outputs in them, for readers online.
+
+    `make test` compares the stored outputs of the cells that are tagged `nbval-check-output` with
+    those of its own run. A notebook that fails stops no other and is left as it was.
+    """
+    from fusionlib.stored import store_outputs
+
+    store_outputs(names or [], out=out)
+
+
 def _key_values(given: list[str]) -> dict[str, Any]:
     """Parse ``KEY=VALUE``, the value being YAML."""
     import yaml

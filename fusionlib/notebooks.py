@@ -13,13 +13,16 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusionlib.errors import FusionError
 from fusionlib.exports import export_notebook, remove_exports
-from fusionlib.manifest import sha256_file, sha256_folder, sha256_json
+from fusionlib.manifest import sha256_folder, sha256_json
 from fusionlib.stages import Stage, read_stamp, short, write_stamp
 from fusionlib.toc import toc_notebooks
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 LAST_LINES = 6
 """How much of a failing cell's output an error message repeats."""
@@ -65,9 +68,26 @@ def choose_notebooks(notebooks: Sequence[Path], names: Sequence[str]) -> list[Pa
         if len(found) != 1:
             known = ", ".join(notebook.stem for notebook in found or notebooks)
             problem = "could be any of" if found else "is no notebook; there are"
-            raise FusionError(f"--only {name} {problem} {known}.")
+            raise FusionError(f"The name {name} {problem} {known}.")
         chosen |= set(found)
     return [notebook for notebook in notebooks if not names or notebook in chosen]
+
+
+def read_source(notebook: Path) -> NotebookNode:
+    """A notebook as its author wrote it: without the outputs that are stored in it.
+
+    Whatever depends on a notebook depends on this, so that storing outputs runs nothing again.
+    """
+    import nbformat
+
+    node = nbformat.read(notebook, as_version=4)
+    for cell in node.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    node.metadata.get("fusionlib", {}).pop("stored", None)
+    if not node.metadata.get("fusionlib", True):
+        del node.metadata["fusionlib"]
+    return node
 
 
 def comes_after(notebooks: Sequence[Path]) -> dict[str, list[str]]:
@@ -182,15 +202,13 @@ def run_notebook(
     Raises:
         FusionError: if a cell fails: names the cell and repeats the error's last lines.
     """
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
     label = label or notebook.name
     name = notebook.stem
     executed = out / "executed" / notebook.name
     failed = failed_copy(out, name)
     parameters = {**parameters, "out": os.path.relpath(out / "study", notebook.parent)}
-    made_from = {"notebook": sha256_file(notebook), "inputs": inputs, "parameters": parameters}
+    source = sha256_json(read_source(notebook))
+    made_from = {"notebook": source, "inputs": inputs, "parameters": parameters}
     further = {"after": dict(after or {}), "reads": reads(notebook)}
     digest = sha256_json(made_from | {what: value for what, value in further.items() if value})
     record = {"digest": digest, "parameters": parameters}
@@ -201,16 +219,52 @@ def run_notebook(
         export_notebook(executed, out, record, again=False)
         return known
 
-    executed.parent.mkdir(parents=True, exist_ok=True)
-    (out / "study").mkdir(exist_ok=True)
-    partial = executed.with_name(f".{name}.{os.getpid()}.partial.ipynb")
+    (out / "study").mkdir(parents=True, exist_ok=True)
     print(f"{label}: running", flush=True)
     started = time.perf_counter()
+    try:
+        execute_notebook(notebook, executed, failed, parameters, progress=progress)
+    except FusionError:
+        remove_exports(out, name)  # those of an earlier run would be taken for this one's
+        print(f"{label}: failed at {failing_cell(failed)}", flush=True)
+        raise
+    seconds = time.perf_counter() - started
+    export_notebook(executed, out, record)
+    print(f"{label}: done in {seconds:.0f} s", flush=True)
+    return write_stamp(out, Stage(name, digest, round(seconds, 1), reused=False))
+
+
+def execute_notebook(
+    notebook: Path,
+    executed: Path,
+    failed: Path,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    progress: bool = False,
+) -> None:
+    """Run a notebook by papermill in a fresh kernel and its own folder, as JupyterLab would.
+
+    Args:
+        notebook: is not changed.
+        executed: the copy with outputs, there only if every cell succeeded.
+        failed: where a copy is left, as far as it ran, if a cell failed; removed otherwise.
+        parameters: in place of the notebook's own.
+        progress: show a bar where a terminal can.
+
+    Raises:
+        FusionError: if a cell fails: names the cell and repeats the error's last lines.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    for folder in (executed.parent, failed.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    partial = executed.with_name(f".{notebook.stem}.{os.getpid()}.partial.ipynb")
     try:
         papermill.execute_notebook(
             str(notebook),
             str(partial),
-            parameters,
+            dict(parameters or {}),
             kernel_name="python3",
             # Not `cwd`: papermill would change the folder of this process, other threads and all.
             resources={"metadata": {"path": str(notebook.parent)}},
@@ -220,24 +274,17 @@ def run_notebook(
         os.replace(partial, executed)
     except (PapermillExecutionError, RuntimeError) as error:  # the latter from a kernel's death
         os.replace(partial, failed)
-        remove_exports(out, name)  # those of an earlier run would be taken for this one's
-        where = failing_cell(failed)
-        print(f"{label}: failed at {where}", flush=True)
         said = f"{error}, as kernels do when memory runs out"
         if isinstance(error, PapermillExecutionError):
             said = f"{error.ename}: {error.evalue}"
         message = "\n".join(said.strip().splitlines()[-LAST_LINES:])
         raise FusionError(
-            f"{notebook.name} failed at {where}: {message} "
+            f"{notebook.name} failed at {failing_cell(failed)}: {message} "
             f"(the notebook as far as it ran, with the traceback: {short(failed)})"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
-    seconds = time.perf_counter() - started
-    export_notebook(executed, out, record)
-    print(f"{label}: done in {seconds:.0f} s", flush=True)
-    return write_stamp(out, Stage(name, digest, round(seconds, 1), reused=False))
 
 
 def failed_copy(out: Path, name: str) -> Path:

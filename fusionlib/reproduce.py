@@ -1,9 +1,10 @@
 """From the notebooks to the book: run what changed, export the results, build the pages.
 
 Every notebook is run by papermill into ``build/executed``, and the book is built from the executed
-copies, so the notebooks in git hold no output. A notebook is run again only when something that can
-change its output changed: its own text, the sources of fusionlib, the data and weights, the profile
-or the lock file, or a notebook that it comes after. Those are compared by content, never by time.
+copies; outputs that the notebooks in git hold (`fusionlib.stored`) play no part in it. A notebook
+is run again only when something that can change its output changed: its own text, the sources of
+fusionlib, the data and weights, the profile or the lock file, or a notebook that it comes after.
+Those are compared by content, never by time.
 """
 
 from __future__ import annotations

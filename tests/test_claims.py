@@ -492,7 +492,7 @@ def test_a_broken_claim_fails_nbval_and_is_named(tmp_path: Path) -> None:
 
 
 def test_the_page_runs_alone_and_other_notebooks_come_first() -> None:
-    assert nbformat.read(NOTEBOOK, 4).metadata["fusionlib"] == {"after": ["*"]}
+    assert nbformat.read(NOTEBOOK, 4).metadata["fusionlib"]["after"] == ["*"]
     listing = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval-lax", "--collect-only", "-q", "-p",
          "no:cacheprovider", str(ROOT / "notebooks")],

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from training_data import write_tar
 
-from fusionlib.cards import captioned, criteria_table, histograms, sampled
+from fusionlib.cards import captioned, criteria_table, heldout_counts, histograms, sampled
 from fusionlib.errors import FusionError
 from fusionlib.evaluation import copies, criteria
 from fusionlib.evaluation.criteria import Criterion
@@ -190,3 +190,15 @@ def test_the_autoencoder_is_judged_on_what_it_gives_back(
     assert quality.value == pytest.approx(20 * np.log10(255 / 10), abs=1e-6)
     assert auc.value == 1.0 and auc.looked_at == "4 photographs"
     assert len(list(tmp_path.glob("reconstructions-*/*.png"))) == 4
+
+
+def test_what_is_held_out_is_counted_as_it_lies_on_the_disk() -> None:
+    folder, groups = ROOT / "data" / "heldout", ROOT / "data" / "heldout_groups"
+    counts = heldout_counts(folder, groups)
+    files = [path.stem for path in folder.glob("*.jpg")]
+    assert counts["pictures of one person"] == len(files)
+    assert counts["people"] == len({name.split("_")[0] for name in files})
+    styles = counts["of these, photographs"], counts["of these, other styles"]
+    assert sum(styles) == len(files) and min(styles) > 0
+    several = counts["pictures of 2 people"] + counts["pictures of 3 people"]
+    assert several == len(list(groups.glob("*.depth.png")))

@@ -118,16 +118,13 @@ def test_local_links_of_the_readme_lead_somewhere() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_have_parameters_and_no_stored_output(path: Path) -> None:
+def test_notebooks_have_parameters(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert notebook.metadata["kernelspec"]["name"] == "python3"
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     assert "profile" in tagged[0].source and "out" in tagged[0].source
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert not cell.outputs and cell.execution_count is None, "clear the outputs"
 
 
 COUNT_RUNS = """

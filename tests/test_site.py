@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from fusionlib.book import build_book
+from fusionlib.notebooks import read_source
 from fusionlib.profiles import ROOT
 from fusionlib.toc import toc_pages
 
@@ -139,7 +140,7 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     front = (ROOT / "book/intro.md").read_text()
     glued = re.findall(r"claims\.ipynb::(\w+):s", front) + re.findall(r"\{glue\} (\w+)", front)
     for path in NOTEBOOKS:
-        notebook = nbformat.read(path, as_version=4)
+        notebook = read_source(path)
         if path.stem == "claims":  # the front page shows results of it
             notebook.cells.append(nbformat.v4.new_code_cell(outputs=[word(key) for key in glued]))
         for cell in notebook.cells:
