@@ -36,8 +36,15 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 UNSHOWN = ("application/pdf", "image/jpeg")
 """Kinds of outputs that no page shows: the exports hold the one, a PNG stands for the other."""
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-"""Programs that print a page as PDF."""
+BROWSERS = (
+    *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"),
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+)
+"""Programs that print a page as PDF: names on the PATH, and where macOS keeps them."""
+
+PLAYWRIGHT = ("chromium-*/chrome-linux*/chrome", "chromium-*/chrome-mac*/*.app/Contents/MacOS/*")
+"""Where ``playwright install chromium`` puts one, in each of its folders for browsers."""
 
 
 def build_book(
@@ -147,17 +154,34 @@ def one_page(html: str) -> str:
 
 
 def find_browser() -> str:
-    """A program that prints pages.
+    """A program that prints pages: what ``CHROME_PATH`` names, or else the first that is found.
 
     Raises:
         FusionError: there is none.
     """
-    for name in BROWSERS:
+    if named := os.environ.get("CHROME_PATH"):
+        if found := shutil.which(named):
+            return found
+        raise FusionError(f"CHROME_PATH names {named}, which is no program: correct or unset it.")
+    caches = [
+        Path.home() / ".cache" / "ms-playwright",
+        Path.home() / "Library/Caches/ms-playwright",
+    ]
+    if own := os.environ.get("PLAYWRIGHT_BROWSERS_PATH"):
+        caches.insert(0, Path(own))
+    installed = [
+        str(path)
+        for cache in caches
+        for kind in PLAYWRIGHT
+        for path in sorted(cache.glob(kind), reverse=True)
+    ]
+    for name in (*BROWSERS, *installed):
         if found := shutil.which(name):
             return found
     raise FusionError(
-        "The PDF is printed by Chromium, and there is none on this machine's PATH: install it "
-        "(Debian: apt install chromium), or read the same book in build/book/index.html."
+        "The PDF is printed by Chromium, and there is none on this machine's PATH or of "
+        "Playwright: install it (Debian: apt install chromium), name it by CHROME_PATH, or read "
+        "the same book in build/book/index.html."
     )
 
 
