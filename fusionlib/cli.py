@@ -18,7 +18,7 @@ import typer
 from fusionlib import __version__, cli_study
 from fusionlib.cli_references import identities_of, prepare_references, strengths_of
 from fusionlib.errors import FusionError
-from fusionlib.terminal import ProfileOption, plain_warnings
+from fusionlib.terminal import DeviceOption, ProfileOption, plain_warnings
 from fusionlib.terminal import one_sentence as _one_sentence
 
 EMBEDDED_NOTE = (
@@ -140,9 +140,7 @@ def generate(
             show_default="the checkpoint's own, or the profile's",
         ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="A torch device.", show_default="cuda if there, else cpu")
-    ] = None,
+    device: DeviceOption = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
 ) -> None:
     r"""Paint a picture of the person in a reference picture.
