@@ -236,7 +236,8 @@ def assemble_book(
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)
     shutil.copy2(root / "_config.yml", source / "_config.yml")
-    files = {name: root / "notebooks" / f"{name}.ipynb" for name in left_out or {}}
+    left_out = left_out or {}
+    files = {name: root / "notebooks" / f"{name}.ipynb" for name in left_out}
     titles = {name: _title(file) for name, file in files.items() if file.is_file()}
     toc = yaml.safe_dump(prune_toc(root, titles), sort_keys=False, allow_unicode=True)
     (source / "_toc.yml").write_text(toc, encoding="utf-8")
@@ -263,7 +264,7 @@ def assemble_book(
             if cell.cell_type == "markdown":
                 cell.source = unlink(cell.source, f"notebooks/{name}", titles)
         nbformat.write(notebook, source / "notebooks" / f"{name}.ipynb")
-    if left_out and titles:
+    if titles:
         for page in (source / "book").rglob("*.md"):
             place = page.relative_to(source).with_suffix("").as_posix()
             text = unlink(page.read_text(encoding="utf-8"), place, titles)
