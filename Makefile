@@ -50,10 +50,10 @@ reproduce: $(STAMP)  ## run every notebook, build the book, say where to open it
 	@$(BIN)/fusionlib reproduce --profile $(PROFILE) --out $(OUT) $(ARGS)
 
 book: $(STAMP)  ## build the book again from the notebooks as they were last executed
-	@$(BIN)/fusionlib book --out $(OUT)
+	@$(BIN)/fusionlib book --profile $(PROFILE) --out $(OUT)
 
 pdf: $(STAMP)  ## print the whole book to build/book.pdf, from the notebooks as they were executed (wants Chromium)
-	@$(BIN)/fusionlib book --pdf --out $(OUT)
+	@$(BIN)/fusionlib book --profile $(PROFILE) --pdf --out $(OUT)
 
 test: export HF_HUB_OFFLINE = 1
 test: lint  ## lint, types, unit tests, and every notebook run at its small default size

@@ -12,9 +12,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from fusionlib.described import publish_alt
 from fusionlib.errors import FusionError
@@ -23,7 +25,7 @@ from fusionlib.notebooks import failed_copy, failing_cell, read_source
 from fusionlib.pages import faults
 from fusionlib.profiles import ROOT
 from fusionlib.stages import Stage, read_stamp, short, write_stamp
-from fusionlib.toc import toc_notebooks, toc_pages
+from fusionlib.toc import prune_toc, toc_notebooks, toc_pages, unlink
 
 LAST_LINES = 6
 """How much of a build's log an error message repeats."""
@@ -34,8 +36,15 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 UNSHOWN = ("application/pdf", "image/jpeg")
 """Kinds of outputs that no page shows: the exports hold the one, a PNG stands for the other."""
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-"""Programs that print a page as PDF."""
+BROWSERS = (
+    *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"),
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+)
+"""Programs that print a page as PDF: names on the PATH, and where macOS keeps them."""
+
+PLAYWRIGHT = ("chromium-*/chrome-linux*/chrome", "chromium-*/chrome-mac*/*.app/Contents/MacOS/*")
+"""Where ``playwright install chromium`` puts one, in each of its folders for browsers."""
 
 
 def build_book(
@@ -44,6 +53,7 @@ def build_book(
     root: Path = ROOT,
     force: bool = False,
     partial: bool = False,
+    left_out: Mapping[str, str] | None = None,
     label: str = "book",
 ) -> Stage:
     """Build the book into ``out/book`` from the pages and the executed notebooks.
@@ -59,13 +69,14 @@ def build_book(
         root: the repository.
         force: build it even if nothing changed.
         partial: whether notebooks may be there that were never run.
+        left_out: notebooks that this book goes without, by name, and why: see `Profile.left_out`.
         label: what to call it in progress messages.
 
     Raises:
         FusionError: if a notebook was not executed yet, or the book does not build.
     """
     out = Path(out).resolve()
-    source = assemble_book(out, root, partial=partial)
+    source = assemble_book(out, root, partial=partial, left_out=left_out)
     digest = sha256_folder(source)
     known = read_stamp(out, "book")
     pages = out / "book"
@@ -75,8 +86,8 @@ def build_book(
 
     print(f"{label}: building", flush=True)
     started = time.perf_counter()
-    built = _run_builder(out, root, source, "html")
-    if not unfinished(out, root) and (wrong := faults(built)):
+    built = _run_builder(out, source, "html")
+    if not unfinished(out, source) and (wrong := faults(built)):
         raise FusionError(f"The book is not fit to publish: {'; '.join(wrong[:LAST_LINES])}")
     shutil.rmtree(pages, ignore_errors=True)
     os.replace(built, pages)
@@ -86,12 +97,19 @@ def build_book(
     return write_stamp(out, Stage("book", digest, round(seconds, 1), reused=False))
 
 
-def build_pdf(out: str | Path = Path("build"), *, root: Path = ROOT, label: str = "pdf") -> Path:
+def build_pdf(
+    out: str | Path = Path("build"),
+    *,
+    root: Path = ROOT,
+    left_out: Mapping[str, str] | None = None,
+    label: str = "pdf",
+) -> Path:
     """Print the whole book to ``out/book.pdf``, through one long page and a Chromium.
 
     Args:
         out: folder of everything that is built; holds the executed notebooks.
         root: the repository.
+        left_out: see `build_book`.
         label: what to call it in progress messages.
 
     Returns:
@@ -102,7 +120,7 @@ def build_pdf(out: str | Path = Path("build"), *, root: Path = ROOT, label: str 
     """
     out = Path(out).resolve()
     browser = find_browser()
-    source = assemble_book(out, root)
+    source = assemble_book(out, root, left_out=left_out)
     pdf = out / "book.pdf"
     digest = sha256_folder(source)
     known = read_stamp(out, "pdf")
@@ -112,7 +130,7 @@ def build_pdf(out: str | Path = Path("build"), *, root: Path = ROOT, label: str 
 
     print(f"{label}: building", flush=True)
     started = time.perf_counter()
-    pages = _run_builder(out, root, source, "singlehtml")
+    pages = _run_builder(out, source, "singlehtml")
     page = pages / "index.html"  # the paths on the page are relative to this folder
     text = (pages / f"{toc_pages(root)[0]}.html").read_text(encoding="utf-8")
     page.write_text(one_page(text), encoding="utf-8")
@@ -136,17 +154,34 @@ def one_page(html: str) -> str:
 
 
 def find_browser() -> str:
-    """A program that prints pages.
+    """A program that prints pages: what ``CHROME_PATH`` names, or else the first that is found.
 
     Raises:
         FusionError: there is none.
     """
-    for name in BROWSERS:
+    if named := os.environ.get("CHROME_PATH"):
+        if found := shutil.which(named):
+            return found
+        raise FusionError(f"CHROME_PATH names {named}, which is no program: correct or unset it.")
+    caches = [
+        Path.home() / ".cache" / "ms-playwright",
+        Path.home() / "Library/Caches/ms-playwright",
+    ]
+    if own := os.environ.get("PLAYWRIGHT_BROWSERS_PATH"):
+        caches.insert(0, Path(own))
+    installed = [
+        str(path)
+        for cache in caches
+        for kind in PLAYWRIGHT
+        for path in sorted(cache.glob(kind), reverse=True)
+    ]
+    for name in (*BROWSERS, *installed):
         if found := shutil.which(name):
             return found
     raise FusionError(
-        "The PDF is printed by Chromium, and there is none on this machine's PATH: install it "
-        "(Debian: apt install chromium), or read the same book in build/book/index.html."
+        "The PDF is printed by Chromium, and there is none on this machine's PATH or of "
+        "Playwright: install it (Debian: apt install chromium), name it by CHROME_PATH, or read "
+        "the same book in build/book/index.html."
     )
 
 
@@ -167,10 +202,10 @@ def print_page(page: Path, pdf: Path, browser: str, *, log: Path) -> None:
         raise FusionError(f"{browser} did not print {short(page)}: {_complaints(log)}")
 
 
-def unfinished(out: Path, root: Path) -> dict[str, str]:
-    """Notebooks of the book that failed or never ran, by name, and what to say of them."""
+def unfinished(out: Path, source: Path) -> dict[str, str]:
+    """Notebooks of a book's sources that failed or never ran, by name, and what to say of them."""
     said = {}
-    for name in toc_notebooks(root):
+    for name in toc_notebooks(source):
         if failed_copy(out, name).exists():
             where = failing_cell(failed_copy(out, name))
             said[name] = f"Its notebook failed at {where}. It is shown as far as it ran."
@@ -179,10 +214,17 @@ def unfinished(out: Path, root: Path) -> dict[str, str]:
     return said
 
 
-def assemble_book(out: Path, root: Path = ROOT, *, partial: bool = False) -> Path:
+def assemble_book(
+    out: Path,
+    root: Path = ROOT,
+    *,
+    partial: bool = False,
+    left_out: Mapping[str, str] | None = None,
+) -> Path:
     """Lay out the book's sources in ``out/book-source``: configuration, pages, executed notebooks.
 
     The sources of fusionlib come along, because the pages show parts of them beside the equations.
+    Where notebooks are left out, the first page says which and why, and links to them become words.
 
     Raises:
         FusionError: if a notebook of the table of contents was not executed yet, and `partial` is
@@ -193,15 +235,19 @@ def assemble_book(out: Path, root: Path = ROOT, *, partial: bool = False) -> Pat
     source = out / "book-source"
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy2(root / name, source / name)
+    shutil.copy2(root / "_config.yml", source / "_config.yml")
+    left_out = left_out or {}
+    files = {name: root / "notebooks" / f"{name}.ipynb" for name in left_out}
+    titles = {name: _title(file) for name, file in files.items() if file.is_file()}
+    toc = yaml.safe_dump(prune_toc(root, titles), sort_keys=False, allow_unicode=True)
+    (source / "_toc.yml").write_text(toc, encoding="utf-8")
     for folder in ("book", "fusionlib"):
         if (root / folder).exists():
             ignore = shutil.ignore_patterns("__pycache__", ".*")
             shutil.copytree(root / folder, source / folder, ignore=ignore)
     (source / "notebooks").mkdir()
-    excuses = unfinished(out, root)
-    for name in toc_notebooks(root):
+    excuses = unfinished(out, source)
+    for name in toc_notebooks(source):
         path = out / "executed" / f"{name}.ipynb"
         if failed_copy(out, name).exists():
             path = failed_copy(out, name)
@@ -214,8 +260,41 @@ def assemble_book(out: Path, root: Path = ROOT, *, partial: bool = False) -> Pat
                 f"notebooks/{name}.ipynb was not executed yet: run `make reproduce`, which does."
             )
         fit_page(notebook, excuses.get(name))
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = unlink(cell.source, f"notebooks/{name}", titles)
         nbformat.write(notebook, source / "notebooks" / f"{name}.ipynb")
+    if titles:
+        for page in (source / "book").rglob("*.md"):
+            place = page.relative_to(source).with_suffix("").as_posix()
+            text = unlink(page.read_text(encoding="utf-8"), place, titles)
+            if place == toc_pages(source)[0]:
+                reasons = {title: left_out[name] for name, title in titles.items()}
+                text = _with_notice(text, reasons)
+            page.write_text(text, encoding="utf-8")
     return source
+
+
+def _title(notebook: Path) -> str:
+    """The first heading of a notebook."""
+    import nbformat
+
+    heading = re.compile(r"^# (.+)", re.MULTILINE)
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type == "markdown" and (found := heading.search(cell.source)):
+            return str(found[1]).strip()
+    return notebook.stem
+
+
+def _with_notice(text: str, reasons: Mapping[str, str]) -> str:
+    """A page with a notice under its title of what the book goes without, and why."""
+    items = "".join(f"- *{title}*: {why}.\n" for title, why in reasons.items())
+    said = (
+        "The text of these pages was written beside the `embedded` profile. Numbers and pictures "
+        "name the profile that they were made under. Left out are\n\n"
+    )
+    title, rest = text.split("\n", 1)
+    return f"{title}\n\n```{{admonition}} Another profile\n{said}{items}```\n{rest}"
 
 
 def fit_page(notebook: Any, excuse: str | None = None) -> None:
@@ -253,7 +332,7 @@ def mere_widget(output: Any) -> bool:
     return WIDGET in data and not data.keys() & {"image/png", "text/html"}
 
 
-def _run_builder(out: Path, root: Path, source: Path, kind: str) -> Path:
+def _run_builder(out: Path, source: Path, kind: str) -> Path:
     """Run Jupyter Book; returns the folder of what it made.
 
     Raises:
@@ -263,7 +342,7 @@ def _run_builder(out: Path, root: Path, source: Path, kind: str) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     run = "from jupyter_book.cli.main import main; main()"  # it has no `python -m`
     command = [sys.executable, "-c", run, "build", str(source), "--path-output", str(work)]
-    command += ["--keep-going", *([] if unfinished(out, root) else ["--warningiserror"])]
+    command += ["--keep-going", *([] if unfinished(out, source) else ["--warningiserror"])]
     command += _builder_options(kind)
     # The docstrings shown are those of the sources beside the pages, not of an installed fusionlib.
     path = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))

@@ -18,7 +18,7 @@ import typer
 from fusionlib import __version__, cli_study
 from fusionlib.cli_references import identities_of, prepare_references, strengths_of
 from fusionlib.errors import FusionError
-from fusionlib.terminal import ProfileOption, plain_warnings
+from fusionlib.terminal import DeviceOption, ProfileOption, plain_warnings
 from fusionlib.terminal import one_sentence as _one_sentence
 
 EMBEDDED_NOTE = (
@@ -140,9 +140,7 @@ def generate(
             show_default="the checkpoint's own, or the profile's",
         ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="A torch device.", show_default="cuda if there, else cpu")
-    ] = None,
+    device: DeviceOption = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
 ) -> None:
     r"""Paint a picture of the person in a reference picture.
@@ -291,16 +289,33 @@ def reproduce(
     force: Annotated[
         bool, typer.Option("--force", help="Run everything, whether or not anything changed.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Run nothing: say what would be run with which parameters, and whether models, "
+            "judges and people are there. Downloads DeepFace's weights.",
+        ),
+    ] = False,
 ) -> None:
     """Run every notebook and build the book from the results.
 
     A notebook is run again only if something changed that its results depend on. Its figures and
-    tables are exported as PNG, PDF, CSV and LaTeX. One that fails stops no other.
+    tables are exported as PNG, PDF, CSV and LaTeX. One that fails stops no other. Those that the
+    profile has no use for are left out, and the book goes without them.
     """
     from fusionlib.reproduce import reproduce as run
 
-    values = _key_values(parameter or [])
-    run(profile, out=out, only=only or [], parameters=values, book=book, jobs=jobs, force=force)
+    run(
+        profile,
+        out=out,
+        only=only or [],
+        parameters=_key_values(parameter or []),
+        book=book,
+        jobs=jobs,
+        force=force,
+        dry_run=dry_run,
+    )
 
 
 @app.command()
@@ -310,14 +325,17 @@ def book(
     pdf: Annotated[
         bool, typer.Option("--pdf", help="One PDF instead of pages; Chromium prints it.")
     ] = False,
+    profile: ProfileOption = "embedded",
 ) -> None:
-    """Build the book again from the notebooks as they were last executed."""
+    """Build the book again from the notebooks as they were last executed under the profile."""
     from fusionlib.book import build_book, build_pdf
+    from fusionlib.profiles import load_profile
 
+    left_out = load_profile(profile).left_out
     if pdf:
-        build_pdf(out)
+        build_pdf(out, left_out=left_out)
     else:
-        build_book(out)
+        build_book(out, left_out=left_out)
 
 
 @app.command()
@@ -543,6 +561,33 @@ def prepare(
     counts = prepare_shards(source, out, pairs=pairs, selection=selection, workers=workers)
     for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]):
         typer.echo(f"{count:>10,}  {reason}")
+
+
+@data_app.command()
+@_one_sentence
+def people(
+    source: Annotated[Path, typer.Argument(help="A folder of pictures for each person.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+    size: Annotated[int, typer.Option(help="Side of the pictures, pixels.")] = 512,
+) -> None:
+    """Make photographs of people who agreed the held-out people of a profile (its `heldout:`).
+
+        FOLDER/ada/1.jpg   the reference: the first by name, from the front, in even light
+        FOLDER/ada/2.jpg   another picture of her, to measure by
+        FOLDER/bob/...
+
+    Each face is found, turned level and cropped. Pictures of no face or of several are left out and
+    named. The folder gets an index.csv with the columns person, view, file and style.
+    """
+    if size < 64:
+        raise FusionError(f"The size must be 64 pixels or more, not {size}.")
+    from fusionlib.photographed import frame_people
+
+    counts, problems = frame_people(source, out, size)
+    for problem in problems:
+        typer.echo(f"Left out: {problem}", err=True)
+    for pictures, who in sorted(counts.items()):
+        typer.echo(f"{who:>6,}  people with {pictures} photographs")
 
 
 @data_app.command()

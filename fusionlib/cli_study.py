@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusionlib.errors import FusionError
-from fusionlib.terminal import ProfileOption, one_sentence
+from fusionlib.terminal import DeviceOption, ProfileOption, one_sentence
 
 if TYPE_CHECKING:
     from fusionlib.evaluation.measure import Measurements
@@ -46,9 +46,7 @@ def run(
             show_default="the whole",
         ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="A torch device.", show_default="cuda if there, else cpu")
-    ] = None,
+    device: DeviceOption = None,
 ) -> None:
     """Make the pictures of a study: every method, person, prompt and seed.
 
@@ -89,9 +87,7 @@ def run(
 @one_sentence
 def costs(
     file: Annotated[Path, typer.Argument(help="The study's YAML file.")],
-    device: Annotated[
-        str | None, typer.Option(help="A torch device.", show_default="cuda if there, else cpu")
-    ] = None,
+    device: DeviceOption = None,
 ) -> None:
     """Measure what each method of a study costs, beside what its training did.
 

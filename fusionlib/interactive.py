@@ -28,6 +28,7 @@ from fusionlib.manifest import sha256_json
 from fusionlib.masking import scale_identity_masks
 from fusionlib.methods.common import as_recorded
 from fusionlib.pipeline import prepare_reference
+from fusionlib.reference import fingerprint_of_unet
 from fusionlib.request import Request, encoded, nearest
 from fusionlib.study import Person
 
@@ -325,8 +326,11 @@ class Studio(anywidget.AnyWidget):
         return image
 
     def _encode(self, request: Request) -> Any:
-        """K_f and V_f of the references, encoded once for each choice of people."""
-        key = (self.pipeline.adapter, *request.files)
+        """K_f and V_f of the references, encoded once for each choice of people and weights."""
+        adapter, unet = self.pipeline.adapter, self.pipeline.unet
+        marks = (adapter.fingerprint() if adapter else None, fingerprint_of_unet(unet))
+        weights = (None if mark is None else mark.numpy().tobytes() for mark in marks)
+        key = (self.pipeline.vae, *weights, *request.files)
         if key not in self._encoded:
             pictures = [load_image(path) for path in request.files]
             self._encoded[key] = self.pipeline.encode_references(pictures)

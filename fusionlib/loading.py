@@ -67,15 +67,19 @@ def load_pipeline(
     Raises:
         FusionError: a model is missing or does not fit, or there is no such device or type.
     """
-    if adapter is None:
-        own = Path(base_model or profile.base_model).expanduser() / "adapter"
-        adapter = str(own) if (own / "config.json").is_file() else profile.adapter
+    adapter = adapter or adapter_of(profile, base_model)
     base_model = base_model or profile.base_model
     check_model(base_model, file="model_index.json", what="base model")
     check_model(adapter, file="config.json", what="adapter")
 
     with quietly():
         return _load(base_model, adapter, device, dtype)
+
+
+def adapter_of(profile: Profile, base_model: str | None = None) -> str:
+    """The folder ``adapter`` of the profile's or another checkpoint, or else the profile's own."""
+    own = Path(base_model or profile.base_model).expanduser() / "adapter"
+    return str(own) if (own / "config.json").is_file() else profile.adapter
 
 
 def _load(base_model: str, adapter: str, device: str | None, dtype: str) -> FusionPipeline:

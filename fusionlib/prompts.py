@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 from fusionlib.errors import FusionError
@@ -54,12 +55,16 @@ def _known(what: str, table: dict[str, str], name: str) -> str:
     return table[name]
 
 
-def read_pairs(path: str | Path, count: int | None = None) -> dict[str, list[str]]:
+def read_pairs(
+    path: str | Path, count: int | None = None, *, names: Sequence[str] = ()
+) -> dict[str, list[str]]:
     """Read a list of pairs of a person and a prompt.
 
     Args:
         path: a CSV file with the columns person and prompt.
         count: so many pairs only, the first ones.
+        names: of the people there are. Where the list tells of others, these take their places in
+            turn, and whom a prompt fits is left to chance.
 
     Returns:
         The prompts of each person, by name, in the order of the file.
@@ -75,6 +80,10 @@ def read_pairs(path: str | Path, count: int | None = None) -> dict[str, list[str
     if not rows or (count is not None and count > len(rows)):
         raise FusionError(f"The list {path} has {len(rows)} pairs, fewer than asked for.")
     pairs: dict[str, list[str]] = {}
+    known = {person for person, _ in rows[:count]}
+    if names and not known <= set(names):
+        places = dict(zip(dict.fromkeys(person for person, _ in rows), cycle(names), strict=False))
+        rows = [(places[person], prompt) for person, prompt in rows]
     for person, prompt in rows[:count]:
         pairs.setdefault(person, []).append(prompt)
     return pairs

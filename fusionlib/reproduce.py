@@ -28,6 +28,7 @@ from fusionlib.notebooks import (
     run_notebook,
 )
 from fusionlib.profiles import ROOT, Profile, load_profile
+from fusionlib.readiness import check_ready
 from fusionlib.schedule import cores, default_jobs, run_in_order
 from fusionlib.stages import Stage, read_stamp, short, write_text
 
@@ -41,9 +42,12 @@ def reproduce(
     book: bool | None = None,
     jobs: int | None = None,
     force: bool = False,
+    dry_run: bool = False,
     root: Path = ROOT,
 ) -> Path:
     """Run every notebook under a profile, export its results and build the book from them.
+
+    A notebook that the profile leaves out is not run, and the book goes without it.
 
     A notebook that fails stops no other. The book is built all the same, and the failed page says
     what happened.
@@ -58,14 +62,17 @@ def reproduce(
         book: whether to build the book; by default if all notebooks are run.
         jobs: how many notebooks to run at once; by default see `fusionlib.schedule.default_jobs`.
         force: run and build everything, whether or not anything changed.
+        dry_run: run nothing: say what would be run, and whether what it needs is there, see
+            `fusionlib.readiness`.
         root: the repository to reproduce.
 
     Returns:
         The book's first page; without a book, the folder of the executed notebooks.
 
     Raises:
-        FusionError: if a name or parameter is unknown, or, once everything else is done, if
-            notebooks failed or the book did not build: names each with its failing cell.
+        FusionError: if a name or parameter is unknown or, in a dry run, something is missing. If
+            notebooks failed or the book did not build: names each with its failing cell, once
+            everything else is done.
     """
     out = Path(out).resolve()
     root = Path(root).resolve()
@@ -76,10 +83,12 @@ def reproduce(
     settings = load_profile(profile)
     if Path(profile).is_file():  # the notebooks run in another folder
         profile = str(Path(profile).resolve())
-    notebooks = find_notebooks(root)
-    after = comes_after(notebooks)
+    notebooks, after = _in_the_book(root, settings, only)
     chosen = {path.stem: path for path in choose_notebooks(notebooks, only)}
-    given = fit_parameters(list(chosen.values()), settings.notebooks, parameters or {})
+    given = fit_parameters(list(chosen.values()), settings.parameters, parameters or {})
+    if dry_run:
+        check_ready(settings, chosen, given)
+        return out / "executed"
     inputs = _shared_inputs(root, settings)
     labels = [f"[{number}/{len(chosen) + book}]" for number in range(1, len(chosen) + book + 1)]
     label_of = dict(zip(chosen, labels, strict=False))
@@ -107,7 +116,15 @@ def reproduce(
     if book:
         label = f"{labels[-1]} book"
         try:
-            stages.append(build_book(out, root=root, force=force, partial=bool(only), label=label))
+            built = build_book(
+                out,
+                root=root,
+                force=force,
+                partial=bool(only),
+                left_out=settings.left_out,
+                label=label,
+            )
+            stages.append(built)
         except FusionError as error:
             problems.append(str(error))
 
@@ -133,6 +150,30 @@ def reproduce(
     page = out / "book" / "index.html"
     print(f"open the book: {page.as_uri()}")
     return page
+
+
+def _in_the_book(
+    root: Path, profile: Profile, only: Sequence[str]
+) -> tuple[list[Path], dict[str, list[str]]]:
+    """The notebooks that a profile has a use for, and those that each of them comes after.
+
+    Raises:
+        FusionError: one that is left out was asked for by name, or there is none of that name.
+    """
+    notebooks = find_notebooks(root)
+    names = {path.stem for path in notebooks}
+    left_out = {name: why for name, why in profile.left_out.items() if name in names}
+    asked = choose_notebooks(notebooks, only) if only else []
+    for name in (path.stem for path in asked if path.stem in left_out):
+        raise FusionError(f"The profile {profile.name!r} leaves {name} out: {left_out[name]}.")
+    kept = [path for path in notebooks if path.stem not in left_out]
+    for name, why in left_out.items():
+        print(f"left out: {name}: {why}")
+    return kept, {
+        name: [other for other in others if other not in left_out]
+        for name, others in comes_after(notebooks).items()
+        if name not in left_out
+    }
 
 
 def _done(outcome: Stage | FusionError) -> bool:

@@ -23,6 +23,10 @@ ProfileOption = Annotated[
     ),
 ]
 
+DeviceOption = Annotated[
+    str | None, typer.Option(help="A torch device.", show_default="cuda if there, else cpu")
+]
+
 
 def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
     """Print what a user can put right as one sentence, without a traceback, and exit with 1."""

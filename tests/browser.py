@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import subprocess
 import threading
 import time
@@ -17,7 +16,8 @@ from typing import Any
 
 import websocket
 
-from fusionlib.book import BROWSERS
+from fusionlib.book import find_browser
+from fusionlib.errors import FusionError
 
 PATIENCE = 60.0
 """Seconds after which an answer, or a page, is not coming any more."""
@@ -25,7 +25,10 @@ PATIENCE = 60.0
 
 def executable() -> str | None:
     """The Chromium or Chrome of this machine, if it has one."""
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
+    try:
+        return find_browser()
+    except FusionError:
+        return None
 
 
 class Tab:

@@ -51,6 +51,9 @@ def group(tmp_path: Path) -> tuple[Path, Path]:
     Image.new("L", (128, 128), 90).save(folder / "0001.depth.png")
     for number, colour in zip((7, 3, 5), COLOURS, strict=True):
         Image.new("RGB", (64, 64), colour).save(heldout / f"{number:04d}_0.jpg")
+    index = [("person", "view", "file"), *((n, 0, f"{n:04d}_0.jpg") for n in (3, 5, 7))]
+    with open(heldout / "index.csv", "w", newline="") as file:
+        csv.writer(file).writerows(index)
     with open(folder / "index.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([["group", "file", "people"], [0, "0000.jpg", "1 2"]])
@@ -68,6 +71,8 @@ def test_a_group_is_a_person_with_the_faces_from_left_to_right(group: tuple[Path
         load_groups(folder, heldout, 3, 2)
     with pytest.raises(FusionError, match="index.csv"):
         load_groups(heldout, heldout, 3)
+    with pytest.raises(FusionError, match="shows the person 1, who is not in"):
+        load_groups(folder, heldout, 2)
 
 
 def test_faces_are_cut_around_the_middle_of_their_masks(tmp_path: Path) -> None:

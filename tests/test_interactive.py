@@ -100,6 +100,37 @@ def test_a_click_shows_the_picture_that_the_pipeline_makes(room: Studio) -> None
     assert np.array_equal(picture(reference), np.asarray(reduced))
 
 
+def test_references_are_encoded_again_for_other_weights_and_only_then(
+    room: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+    encode = room.pipeline.encode_references
+
+    def spy(pictures: Any) -> Any:
+        encoded.append(len(pictures))
+        return encode(pictures)
+
+    monkeypatch.setattr(room.pipeline, "encode_references", spy)
+    room.paint()
+    room.paint()
+    assert encoded == [1], "the same people and weights"
+    unet, adapter = room.pipeline.unet, room.pipeline.adapter
+    for weight in (next(adapter.parameters()), unet.conv_in.weight):
+        before = weight.detach().clone()
+        try:
+            with torch.no_grad():
+                weight.mul_(1.5)
+            other = np.asarray(room.paint())
+            room._encoded.clear()
+            assert np.array_equal(other, np.asarray(room.paint())), "as a new studio paints"
+        finally:
+            with torch.no_grad():
+                weight.copy_(before)
+    encoded.clear()
+    room.paint()
+    assert encoded == [1]
+
+
 def test_progress_goes_up_step_by_step_while_it_is_busy(room: Studio) -> None:
     told = []
     room.observe(lambda change: told.append((change.new, room.busy)), "progress")

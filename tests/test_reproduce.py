@@ -1,7 +1,6 @@
 """Notebooks are chosen, ordered and run; one that fails is named and stops no other."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Barrier
@@ -9,11 +8,12 @@ from threading import Barrier
 import nbformat
 import pytest
 import yaml
+from browser import executable
 from tiny_book import make_repository, write_notebook
 from typer.testing import CliRunner
 
 from fusionlib import cli
-from fusionlib.book import BROWSERS, build_pdf, find_browser
+from fusionlib.book import build_pdf, find_browser
 from fusionlib.errors import FusionError
 from fusionlib.notebooks import (
     choose_notebooks,
@@ -288,14 +288,40 @@ def test_the_command_parses_its_options_and_fails_in_one_sentence(
         assert done.exit_code == 1 and done.output.startswith("Error: "), wrong
 
 
-def test_without_a_chromium_the_pdf_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
+def test_a_chromium_is_named_or_found_or_its_lack_is_one_clear_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PATH", "CHROME_PATH", "PLAYWRIGHT_BROWSERS_PATH"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr("fusionlib.book.BROWSERS", ("chromium",))  # macOS has places of its own
+    monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(FusionError, match="apt install chromium"):
+        find_browser()
+
+    def program(path: Path) -> str:
+        path.parent.mkdir(parents=True)
+        path.touch(mode=0o755)
+        return str(path)
+
+    kept = tmp_path / ".cache" / "ms-playwright"
+    program(kept / "chromium-1091" / "chrome-linux" / "chrome")
+    newer = program(kept / "chromium-1200" / "chrome-linux64" / "chrome")
+    assert find_browser() == newer
+    elsewhere = program(tmp_path / "browsers" / "chromium-9" / "chrome-linux" / "chrome")
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "browsers"))
+    assert find_browser() == elsewhere
+    on_the_path = program(tmp_path / "bin" / "chromium")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert find_browser() == on_the_path
+    monkeypatch.setenv("CHROME_PATH", elsewhere)
+    assert find_browser() == elsewhere
+    monkeypatch.setenv("CHROME_PATH", str(tmp_path / "nothing"))
+    with pytest.raises(FusionError, match="CHROME_PATH names .*nothing, which is no program"):
         find_browser()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chromium on the PATH")
+@pytest.mark.skipif(executable() is None, reason="no Chromium")
 def test_the_book_is_printed_as_one_pdf(tmp_path: Path) -> None:
     root, out = make_repository(tmp_path / "repository", "print(6 * 7)"), tmp_path / "build"
     reproduce(out=out, root=root, book=False)

@@ -12,7 +12,7 @@ alone, and for the small model from the networks that `fusionlib train method` t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,14 +66,13 @@ class System:
         face_keys: how many keys one reference has, in words.
         squares: how many of them are drawn.
         count: weights trained at the published size, of `counts`; None: nothing is trained.
-        counterpart: the name that `fusionlib train method` trains it by.
         base: at whose size it was published.
         unet: what becomes of the UNet: frozen, with a trained LoRA, or trained as a whole.
         encoder_trained: whether the text encoder is.
         identity_net: whether there is a ControlNet that sees the face's keys only.
         pictures: of the person, drawn as a stack.
-        scale: what the face's answer is multiplied by.
         for_whom: is it trained for.
+        trained_here: whether the small model has a counterpart, of `fusionlib train method`.
     """
 
     title: str
@@ -83,100 +82,84 @@ class System:
     face_keys: str = ""
     squares: int = 0
     count: str | None = None
-    counterpart: str | None = None
     base: str = "SD 1.5"
     unet: Literal["frozen", "lora", "trained"] = "frozen"
     encoder_trained: bool = False
     identity_net: bool = False
     pictures: int = 1
-    scale: str = "λ"
     for_whom: str = "once, for everybody"
+    trained_here: bool = True
 
 
 ARCFACE = ("ArcFace", "one vector")
+FUSED = System(
+    "Fused attention: the paper’s",
+    "shared",
+    readers=(("the same UNet", "$h_f$ of this layer"),),
+    projection="Linear$_{kf}$\nLinear$_{vf}$",
+    face_keys="$N_f$ face keys a reference",
+    squares=11,
+    count="fused",
+)
+IP_ADAPTER = System(
+    "IP-Adapter",
+    "apart",
+    readers=(("CLIP", "one embedding"),),
+    projection="projection\n$W'_k$, $W'_v$",
+    face_keys="4 image keys",
+    squares=4,
+    count="ip-adapter",
+)
+PLUS = replace(
+    IP_ADAPTER,
+    title="IP-Adapter Plus",
+    readers=(("CLIP", "all patches"),),
+    projection="resampler\n$W'_k$, $W'_v$",
+    face_keys="16 image keys",
+    squares=8,
+    count="ip-adapter-plus",
+)
+FACEID = replace(
+    IP_ADAPTER,
+    title="IP-Adapter-FaceID",
+    readers=(ARCFACE,),
+    face_keys="4 face keys",
+    count="faceid",
+    unet="lora",
+)
 SYSTEMS = {
     "text_only": System("Text only: the base model", "text", pictures=0),
-    "fused": System(
-        "Fused attention: the paper’s",
-        "shared",
-        readers=(("the same UNet", "$h_f$ of this layer"),),
-        projection="Linear$_{kf}$\nLinear$_{vf}$",
-        face_keys="$N_f$ face keys a reference",
-        squares=11,
-        count="fused",
-        counterpart="fused",
+    "fused": FUSED,
+    "decoupled": replace(
+        FUSED, title="Decoupled: the same keys, a softmax of their own", keys="apart"
     ),
-    "decoupled": System(
-        "Decoupled: the same keys, a softmax of their own",
-        "apart",
-        readers=(("the same UNet", "$h_f$ of this layer"),),
-        projection="Linear$_{kf}$\nLinear$_{vf}$",
-        face_keys="$N_f$ face keys a reference",
-        squares=11,
-        count="fused",
-        counterpart="decoupled",
-    ),
-    "ip_adapter": System(
-        "IP-Adapter",
-        "apart",
-        readers=(("CLIP", "one embedding"),),
-        projection="projection\n$W'_k$, $W'_v$",
-        face_keys="4 image keys",
-        squares=4,
-        count="ip-adapter",
-        counterpart="ip-adapter",
-    ),
-    "ip_adapter_plus": System(
-        "IP-Adapter Plus",
-        "apart",
-        readers=(("CLIP", "all patches"),),
-        projection="resampler\n$W'_k$, $W'_v$",
-        face_keys="16 image keys",
-        squares=8,
-        count="ip-adapter-plus",
-        counterpart="ip-adapter-plus",
-    ),
-    "faceid": System(
-        "IP-Adapter-FaceID",
-        "apart",
-        readers=(ARCFACE,),
-        projection="projection\n$W'_k$, $W'_v$",
-        face_keys="4 face keys",
-        squares=4,
-        count="faceid",
-        counterpart="faceid",
-        unet="lora",
-    ),
-    "faceid_plus": System(
-        "IP-Adapter-FaceID-Plus v2",
-        "apart",
-        readers=(ARCFACE, ("CLIP", "all patches")),
+    "ip_adapter": IP_ADAPTER,
+    "ip_adapter_plus": PLUS,
+    "faceid": FACEID,
+    "faceid_plus": replace(
+        FACEID,
+        title="IP-Adapter-FaceID-Plus v2",
+        readers=(ARCFACE, *PLUS.readers),
         projection="projection +\nresampler\n$W'_k$, $W'_v$",
-        face_keys="4 face keys",
-        squares=4,
         count="faceid-plus",
-        counterpart="faceid-plus",
-        unet="lora",
     ),
-    "faceid_portrait": System(
-        "IP-Adapter-FaceID-Portrait",
-        "apart",
+    "faceid_portrait": replace(
+        FACEID,
+        title="IP-Adapter-FaceID-Portrait",
         readers=(("ArcFace", "a vector each"),),
-        projection="projection\n$W'_k$, $W'_v$",
         face_keys="16 face keys a picture",
         squares=8,
         count="faceid-portrait",
+        unet="frozen",
         pictures=5,
+        trained_here=False,
     ),
-    "instantid": System(
-        "InstantID",
-        "apart",
-        readers=(("ArcFace", "one vector"), ("landmarks", "five points, drawn")),
-        projection="resampler\n$W'_k$, $W'_v$",
+    "instantid": replace(
+        PLUS,
+        title="InstantID",
+        readers=(ARCFACE, ("landmarks", "five points, drawn")),
         face_keys="16 face keys",
-        squares=8,
         count="instantid",
-        counterpart="instantid",
         base="SDXL",
         identity_net=True,
     ),
@@ -186,7 +169,6 @@ SYSTEMS = {
         readers=(ARCFACE,),
         squares=1,
         count="arc2face",
-        counterpart="arc2face",
         unet="trained",
         encoder_trained=True,
     ),
@@ -197,8 +179,10 @@ SYSTEMS = {
         unet="lora",
         pictures=4,
         for_whom="for each person anew",
+        trained_here=False,
     ),
 }
+"""By the name that `fusionlib train method` has for it, with _ for -."""
 
 
 # ---------------------------------------------------------------------------------- how many
@@ -436,7 +420,7 @@ def _answers(axes: Axes, system: System, middle: float) -> None:
     plus, lower = RIGHT + 3.6, ROWS[1] - 0.15
     for y in (middle, lower):
         axes.plot([RIGHT, plus, plus], [y, y, out], color=LINE, linewidth=1.6, zorder=3)
-    label(axes, RIGHT + 0.9, lower - 1.7, f"× {system.scale}", fontsize=9.5, color=INK)
+    label(axes, RIGHT + 0.9, lower - 1.7, "× λ", fontsize=9.5, color=INK)
     disc = Circle((plus, out), 1.3, facecolor=CARD, edgecolor=INK, linewidth=1, zorder=5)
     axes.add_patch(disc)
     label(axes, plus, out, "+", ha="center", va="center_baseline", color=INK, zorder=6)
@@ -541,14 +525,15 @@ def drawings(profile: Profile) -> dict[str, Callable[[], Figure]]:
     folder = Path(profile.heldout or "")
     faces = [load_image(folder / f"{PERSON}_{view}.jpg").resize((96, 96)) for view in range(5)]
 
-    def make(system: System) -> Callable[[], Figure]:
+    def make(name: str, system: System) -> Callable[[], Figure]:
         large = in_words(published[system.count]) if system.count else ""
-        here = in_words(small[system.counterpart]) if system.counterpart else ""
+        own = small[name.replace("_", "-")] if system.count and system.trained_here else None
+        here = in_words(own) if own is not None else ""
         return lambda: draw(system, faces, (f"{large} weights ({system.base})", here))
 
     return {
         "overview": lambda: overview(published),
-        **{name: make(system) for name, system in SYSTEMS.items()},
+        **{name: make(name, system) for name, system in SYSTEMS.items()},
     }
 
 

@@ -22,7 +22,7 @@ from fusionlib.manifest import sha256_modules
 from fusionlib.methods import Method
 from fusionlib.methods.common import as_recorded
 from fusionlib.methods.fusion import describe
-from fusionlib.study import Person
+from fusionlib.study import Person, load_people
 
 
 def fused_group(
@@ -101,7 +101,7 @@ def load_groups(
     Args:
         folder: of pictures with ``index.csv``, ``.mask.png`` and ``.depth.png``, as `fusionlib
             people render --groups --files` writes them.
-        heldout: folder of the people, whose numbers the index names.
+        heldout: folder of the people, whose names stand in the index.
         members: people in a picture.
         count: so many groups only, the first ones.
 
@@ -110,9 +110,11 @@ def load_groups(
         only other picture is the rendered group itself, which no method sees.
 
     Raises:
-        FusionError: there is no such index, or it has too few groups of this size.
+        FusionError: there is no such index, it has too few groups of this size, or it names
+            somebody who is not among the people.
     """
-    folder, heldout = Path(folder), Path(heldout)
+    folder = Path(folder)
+    known = {one.name: one.references[0] for one in load_people(heldout, others=0)}
     try:
         table = pd.read_csv(folder / "index.csv", dtype=str)
         rows = list(zip(table["group"], table["file"], table["people"], strict=True))
@@ -126,7 +128,9 @@ def load_groups(
         if len(who) != members:
             continue
         picture = folder / file
-        faces = tuple(heldout / f"{int(person):04d}_0.jpg" for person in who)
+        if strangers := [person for person in who if person not in known]:
+            raise FusionError(f"{folder} shows the person {strangers[0]}, who is not in {heldout}.")
+        faces = tuple(known[person] for person in who)
         more = tuple(picture.with_suffix(suffix) for suffix in (".mask.png", ".depth.png"))
         groups.append(Person(f"group {number}", (*faces, *more), (picture,)))
     if count is not None and count > len(groups):

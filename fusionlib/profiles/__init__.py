@@ -152,7 +152,8 @@ class Profile(_Strict):
         heldout: folder of the held-out people, None where the user brings photographs.
         groups: folder of pictures that show several of them, with masks and depth maps; or None.
         notebooks: papermill parameters of each notebook, by file stem; the notebook's own
-            defaults are small, so that pressing "run all" takes seconds.
+            defaults are small, so that pressing "run all" takes seconds. A sentence in their place
+            leaves the notebook out of this profile's book, and says why.
         architecture: constructor arguments of the models that are trained from scratch.
     """
 
@@ -172,8 +173,18 @@ class Profile(_Strict):
     controlnet: str | None = None
     seed: int = 0
     training: Training
-    notebooks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    notebooks: dict[str, dict[str, Any] | str] = Field(default_factory=dict)
     architecture: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @property
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """Papermill parameters of the notebooks that have some, by name."""
+        return {name: v for name, v in self.notebooks.items() if not isinstance(v, str)}
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The notebooks that its book goes without, by name, and why."""
+        return {name: why for name, why in self.notebooks.items() if isinstance(why, str)}
 
     def recipe(self, model: str) -> Recipe:
         """The recipe of one training run: ``vae``, ``clip``, ``base``, ``adapter``, ...

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,7 +183,7 @@ def make_monitor(profile: Profile, task: Task) -> SampleSheets:
         task: the run; its UNet and adapter are used as they are.
     """
     faces = task.faces
-    if profile.heldout is not None:
+    if profile.heldout is not None and Path(profile.heldout).is_dir():
         from fusionlib.study import load_people
 
         people = load_people(profile.heldout, only={"style": "photo"})[-FACES:]
