@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -15,25 +17,46 @@ from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT
 from fusionlib.terminal import one_sentence
 
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One of the modules of this package.
+
+    Attributes:
+        what: it measures.
+        full: whether models of full size are measured: those that cost the same with any weights.
+        cuda: whether a GPU makes a difference.
+    """
+
+    what: str
+    full: bool = True
+    cuda: bool = True
+
+    def measures(self, size: str, device: str) -> bool:
+        """Whether there is something to measure."""
+        return (self.full or size != "full") and (self.cuda or device != "cuda")
+
+
 MODULES = {
-    "startup": ("imports and --help, beside bare Python", 2),
-    "generation": ("a picture, beside the base model, IP-Adapter and ControlNet", 5),
-    "masks": ("identity masks: dense beside skipped", None),
-    "memory": ("peak memory of a picture and of a training step", None),
-    "training": ("a training step, beside IP-Adapter's", None),
-    "study": ("pictures a second: processes and batches", None),
-    "evaluation": ("a study's status, and judging pictures", None),
-    "whole": ("a first picture, and make reproduce by stage", None),
+    "startup": Benchmark("imports and --help, beside bare Python", full=False, cuda=False),
+    "generation": Benchmark("a picture, beside the base model, IP-Adapter and ControlNet"),
+    "masks": Benchmark("identity masks: dense beside sorted, which skip what is closed"),
+    "memory": Benchmark("peak memory of a picture and of a training step"),
+    "training": Benchmark("a training step, beside IP-Adapter's"),
+    "study": Benchmark("pictures a second: processes and batches"),
+    "evaluation": Benchmark("a study's status, and judging pictures", full=False, cuda=False),
+    "whole": Benchmark("a first picture; make reproduce by stage, from its record", full=False),
 }
-"""What each measures, and about how many minutes it took on two cores at embedded size; None where
-that was not timed yet."""
 
 DTYPES = {"cpu": "float32", "cuda": "float16"}
 
 
 @one_sentence
 def main(
-    name: Annotated[str, typer.Argument(help="`list`, `all`, or: " + ", ".join(MODULES))],
+    name: Annotated[str, typer.Argument(help="`all`, or: " + ", ".join(MODULES))] = "list",
+    listed: Annotated[
+        bool, typer.Option("--list", help="Say what each measures, and how long it took last.")
+    ] = False,
     device: Annotated[str, typer.Option(help="`cpu` or `cuda`.")] = "cpu",
     dtype: Annotated[
         str | None,
@@ -52,6 +75,9 @@ def main(
     repeats: Annotated[int, typer.Option(help="Rounds, in each of which everything runs.")] = 7,
     out: Annotated[Path, typer.Option(help="Folder of the records.")] = ROOT
     / "book/records/benchmarks",
+    reproduced: Annotated[
+        Path, typer.Option(help="Where make reproduce left its manifest.json.")
+    ] = ROOT / "build",
     minutes: Annotated[
         float | None,
         typer.Option(help="Begin no further benchmark after so long.", show_default="no limit"),
@@ -61,27 +87,47 @@ def main(
 
     All are called in turn, round by round, in one process; what counts are ratios of medians.
     """
-    if name == "list":
-        for known, (what, about) in MODULES.items():
-            typer.echo(f"{known:12} {what} ({f'about {about} min' if about else 'not timed yet'})")
+    if listed or name == "list":
+        typer.echo(overview(out))
         return
     if name != "all" and name not in MODULES:
         raise FusionError(f"There is no benchmark {name!r}: use all, or {', '.join(MODULES)}.")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # here and in what is started
     _check(device, repeats)
-    chosen = list(MODULES) if name == "all" else [name]
-    timed = [MODULES[one][1] for one in chosen]
-    if size == "embedded":
-        about = f"about {sum(filter(None, timed))} minutes on two idle cores"
-        more = f", and {timed.count(None)} that were not timed yet" if None in timed else ""
-        typer.echo(f"{len(chosen)} benchmark(s): {about}{more}.")
-    started = time.perf_counter()
+    chosen = [
+        one for one in MODULES if name in (one, "all") and MODULES[one].measures(size, device)
+    ]
+    if not chosen:
+        raise FusionError(f"{name} measures nothing at --size {size} --device {device}.")
+    started, failed = time.perf_counter(), []
     for one in chosen:
         if minutes is not None and time.perf_counter() - started > 60 * minutes:
             left = chosen[chosen.index(one) :]
             typer.echo(f"{minutes:g} minutes are over; not measured: {', '.join(left)}.")
-            return
-        typer.echo(f"{one}: {measure(one, size, device, dtype, repeats, out)}")
+            break
+        typer.echo(f"{one}: {MODULES[one].what}", err=True)
+        try:
+            typer.echo(measure(one, size, device, dtype, repeats, out, reproduced))
+        except Exception:  # the others are worth having, on a machine that is lent
+            if name != "all":
+                raise
+            traceback.print_exc()
+            failed.append(one)
+    if failed:
+        raise FusionError(f"Failed, for the reasons above: {', '.join(failed)}.")
+
+
+def overview(folder: Path) -> str:
+    """A line for each benchmark: what it measures, and how long that took, by its records."""
+    from fusionlib.benchmarked import find_results
+
+    lines = []
+    for name, benchmark in MODULES.items():
+        took = [
+            f"{r.seconds / 60:.1f} min {r.size}, {r.device}" for r in find_results(folder, name)
+        ]
+        lines.append(f"{name:11} {benchmark.what} ({'; '.join(took) or 'not measured yet'})")
+    return "\n".join(lines)
 
 
 def _check(device: str, repeats: int) -> None:
@@ -96,7 +142,13 @@ def _check(device: str, repeats: int) -> None:
 
 
 def measure(
-    name: str, size: str, device: str, dtype: str | None, repeats: int, folder: Path
+    name: str,
+    size: str,
+    device: str,
+    dtype: str | None,
+    repeats: int,
+    folder: Path,
+    reproduced: Path = ROOT / "build",
 ) -> Path:
     """Run one benchmark, print what it found, and write its record.
 
@@ -107,6 +159,7 @@ def measure(
         dtype: of the models; None takes what is usual there.
         repeats: rounds.
         folder: of the record.
+        reproduced: where `fusionlib reproduce` left its record.
 
     Returns:
         The record's path.
@@ -116,10 +169,11 @@ def measure(
     from fusionlib.benchmarked import Result, in_words
     from fusionlib.loading import quietly, torch_place
     from fusionlib.manifest import git_commit
+    from fusionlib.targets import with_targets
 
     size_of(size)
     usual = "bfloat16" if name in ("training", "memory") and device == "cuda" else DTYPES[device]
-    setting = Setting(size, device, dtype or usual, repeats)
+    setting = Setting(size, device, dtype or usual, repeats, reproduced)
     torch_place(device, setting.dtype)
     machine = describe_machine(device)  # before: how busy it is without us
     started = time.perf_counter()
@@ -134,7 +188,7 @@ def measure(
         commit=git_commit(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - started,
-        groups=tuple(groups),
+        groups=with_targets(groups, name, size, device),
     )
     typer.echo(in_words(result))
     return result.write(folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from typing import Any
 
 import torch
 
-from fusionlib.benchmarked import Group, Of, Row, Target
+from fusionlib.benchmarked import Group, Of, Row
+from fusionlib.profiles import ROOT
 from fusionlib.schedule import cores
 
 Call = Callable[[], object]
@@ -32,12 +34,14 @@ class Setting:
         device: ``cpu`` or ``cuda``.
         dtype: of the models.
         repeats: rounds.
+        reproduced: folder in which `fusionlib reproduce` recorded its last run.
     """
 
     size: str = "embedded"
     device: str = "cpu"
     dtype: str = "float32"
     repeats: int = 7
+    reproduced: Path = ROOT / "build"
 
     @property
     def place(self) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def compare(
     setting: Setting,
     *,
     count: bool = False,
-    targets: Mapping[str, Target] | None = None,
+    warm_up: int = 1,
     shows: Of = "ratio",
     per: float = 1.0,
     unit: str = "s",
@@ -101,7 +105,7 @@ def compare(
         calls: what to time, by name.
         setting: how often, and on which device.
         count: whether to count each call's floating-point operations, too, in a further call.
-        targets: by the name of a call.
+        warm_up: rounds before, which are not timed.
         shows: the number that matters.
         per: what the seconds are divided by: 0.001 gives milliseconds.
         unit: of the values then.
@@ -109,18 +113,24 @@ def compare(
     """
     from benchmarks.operations import count_operations
 
+    say(title)
     operations = {name: count_operations(call) if count else None for name, call in calls.items()}
-    seconds = alternate(calls, setting.repeats, synchronise=setting.synchronise)
+    seconds = alternate(calls, setting.repeats, warm_up=warm_up, synchronise=setting.synchronise)
     return Group(
         title,
         unit,
         tuple(
-            Row(name, tuple(s / per for s in found), operations[name], (targets or {}).get(name))
+            Row(name, tuple(s / per for s in found), operations[name])
             for name, found in seconds.items()
         ),
         shows,
         note,
     )
+
+
+def say(text: str) -> None:
+    """Tell whoever waits what is being measured."""
+    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def describe_machine(device: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def run(setting: Setting) -> list[Group]:
     """Measure both."""
     tiny = setting.size == "tiny"
     few = replace(setting, repeats=min(setting.repeats, 3))
-    return [_status(few, 1_000 if tiny else 100_000), _evaluation(few, [2] if tiny else [60, 240])]
+    return [_status(few, 1_000 if tiny else 100_000), _evaluation(few, [2] if tiny else [30, 120])]
 
 
 def fill(store: Store, cells: int) -> None:

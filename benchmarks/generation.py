@@ -15,10 +15,7 @@ import torch
 
 from benchmarks.alternate import Call, Setting, compare
 from benchmarks.models import PROMPT, Models
-from fusionlib.benchmarked import Group, Target
-
-LIMITS = {("embedded", "cpu"): {1: 1.35, 4: 2.2}, ("full", "cuda"): {1: 1.20, 4: 1.6}}
-"""The issue's targets: how many times the base model's latency, for so many references."""
+from fusionlib.benchmarked import Group
 
 CLEAN = "fused, clean cache"
 WORDS = {1: "One reference", 2: "Two references", 4: "Four references"}
@@ -27,7 +24,6 @@ WORDS = {1: "One reference", 2: "Two references", 4: "Four references"}
 def run(setting: Setting) -> list[Group]:
     """Measure 1, 2 and 4 references, and what is prepared for a person."""
     models = Models(setting)
-    limits = LIMITS.get((setting.size, setting.device), {})
     systems = build(models)
     groups = []
     for references in (1, 2, 4):
@@ -36,9 +32,8 @@ def run(setting: Setting) -> list[Group]:
             for name, make in systems.items()
             if name != "ControlNet" or references == 1
         }
-        targets = {CLEAN: Target("ratio", limits[references])} if references in limits else {}
         title = f"{WORDS[references]}, seconds for a picture"
-        groups.append(compare(title, calls, setting, count=True, targets=targets))
+        groups.append(compare(title, calls, setting, count=True))
     return [*groups, _preparation(models)]
 
 

@@ -1,62 +1,83 @@
 """Peak memory of a picture and of a training step, each system in a process of its own.
 
-On CUDA it is what PyTorch allocated, weights included; on the CPU, how far the process grew beyond
-what it held once everything was imported. Measured once each: it hardly changes.
+The processes branch off one that has imported everything, and do the same at the tiny size first:
+then code, kernels and late imports are in memory, and what is counted is the system alone. On CUDA
+that is what PyTorch allocated, on the CPU how far the process grew. Weights count, the peak is that
+of the call; what is computed once for a person comes before it, as in `benchmarks.generation`.
+
+A process that only loads the base model comes first, and the others say how much more they took.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
-import resource
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.alternate import Setting
-from fusionlib.benchmarked import Group, Row, Target
+from benchmarks import generation, training
+from benchmarks.alternate import Call, Setting, say
+from benchmarks.models import Models
+from fusionlib.benchmarked import Group, Row
 from fusionlib.errors import FusionError
 
+LOADED = "base model, only loaded"
+CHECKPOINTED = ", checkpointing"
 PAINTED = (
     "base model",
-    "fused, clean cache",
+    generation.CLEAN,
     "fused, shared timestep",
     "IP-Adapter",
     "IP-Adapter-Plus",
     "ControlNet",
 )
-TRAINED = ("IP-Adapter", "fused, encoded in every step", "fused, latents and text cached")
-CHECKPOINTED = ", checkpointing"
-LIMIT = 12_000.0
-"""Megabytes: a training step of one picture at SD 1.5's size is to fit a card of 12 GB."""
+STEPS = ("IP-Adapter", training.ENCODED, training.CACHED)
+TRAINED = (*STEPS, *(name + CHECKPOINTED for name in STEPS))
+ROUNDS = 3
+"""At most: memory hardly changes."""
 
 
 def run(setting: Setting) -> list[Group]:
     """Measure a picture with one reference, and a training step of one picture."""
-    steps = [*TRAINED, *(name + CHECKPOINTED for name in TRAINED)]
-    limit = Target("value", LIMIT) if setting.size == "full" and setting.device == "cuda" else None
-    return [
-        _group("A picture with one reference", "picture", PAINTED, setting, None),
-        _group("A training step of one picture", "step", steps, setting, limit),
-    ]
+    rounds = min(setting.repeats, ROUNDS)
+    loaded = [in_a_process(setting, "picture", LOADED) for _ in range(rounds)]
+    found = []
+    for title, what, names in (
+        ("A picture with one reference", "picture", PAINTED),
+        ("A training step of one picture", "step", TRAINED),
+    ):
+        peaks = {name: [in_a_process(setting, what, name) for _ in range(rounds)] for name in names}
+        found.append(_group(title, {LOADED: loaded, **peaks}))
+    return found
 
 
-def _group(
-    title: str, what: str, names: Sequence[str], setting: Setting, limit: Target | None
-) -> Group:
-    rows = []
-    for name in names:
-        target = limit if name.startswith("fused") else None
-        rows.append(Row(name, (in_a_process(setting, what, name),), target=target))
-    return Group(title, "MB at the peak", tuple(rows), "value")
+def _group(title: str, peaks: dict[str, list[float]]) -> Group:
+    rows = tuple(Row(name, tuple(found)) for name, found in peaks.items())
+    return Group(title, "MB", rows, "difference")
 
 
 def in_a_process(setting: Setting, what: str, name: str) -> float:
-    """`peak`, in a new process."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn) as pool:
-        return pool.submit(peak, setting, what, name).result()
+    """`peak`, in a new process.
+
+    Raises:
+        FusionError: the process was killed.
+    """
+    say(f"memory of a {what}: {name}")
+    server = multiprocessing.get_context("forkserver")  # imports once, and never touches a GPU
+    server.set_forkserver_preload([__name__])
+    try:
+        with ProcessPoolExecutor(1, server) as pool:
+            return pool.submit(peak, setting, what, name).result()
+    except BrokenProcessPool as error:
+        raise FusionError(
+            f"The process that measured {name!r} was killed, as happens where memory runs out: use "
+            "a machine with more, or a smaller --size."
+        ) from error
 
 
 def peak(setting: Setting, what: str, name: str) -> float:
@@ -70,28 +91,67 @@ def peak(setting: Setting, what: str, name: str) -> float:
     Returns:
         Megabytes.
     """
-    from benchmarks import generation, training
-    from benchmarks.models import Models
-
-    before = _held()
-    if what == "picture":
-        call = generation.build(Models(setting))[name](1)
-    else:
-        checkpointing = name.endswith(CHECKPOINTED)
-        built = training.systems(setting, checkpointing=checkpointing)
-        call = built[name.removesuffix(CHECKPOINTED)]()
+    build(replace(setting, size="tiny"), what, name)()
+    gc.collect()
+    before = held(setting)
+    call = build(setting, what, name)
+    gc.collect()
+    forget_peak(setting)
     for _ in range(2):
         call()
     setting.synchronise()
+    return highest(setting) - before
+
+
+def build(setting: Setting, what: str, name: str) -> Call:
+    """The call that makes a picture, or a training step, by the system of this name."""
+    models = Models(setting, alone=True)
+    if name == LOADED:
+        parts: Sequence[object] = (models.unet, models.vae, models.text_encoder)
+        return lambda: parts
+    if what == "picture":
+        return generation.build(models)[name](1)
+    checkpointing = name.endswith(CHECKPOINTED)
+    systems = training.systems(setting, checkpointing=checkpointing)
+    return systems[name.removesuffix(CHECKPOINTED)]()
+
+
+def held(setting: Setting) -> float:
+    """Megabytes in use now."""
+    return torch.cuda.memory_allocated() / 1e6 if setting.device == "cuda" else _status("VmRSS")
+
+
+def highest(setting: Setting) -> float:
+    """Most megabytes in use at once since `forget_peak`."""
+    return torch.cuda.max_memory_allocated() / 1e6 if setting.device == "cuda" else _status("VmHWM")
+
+
+def forget_peak(setting: Setting) -> None:
+    """Begin to look for the highest from here.
+
+    Raises:
+        FusionError: on the CPU, where the system does not tell (only Linux does).
+    """
     if setting.device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - before
-
-
-def _held() -> float:
-    """Megabytes that this process holds in memory."""
+        torch.cuda.reset_peak_memory_stats()
+        return
+    # Not `getrusage`: its peak is inherited from the process that started this one.
     try:
-        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
     except OSError as error:
-        raise FusionError("Memory on the CPU is read from /proc, which only Linux has.") from error
-    return pages * resource.getpagesize() / 1e6
+        raise FusionError(_ONLY_LINUX) from error
+
+
+def _status(field: str) -> float:
+    try:
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    except OSError as error:
+        raise FusionError(_ONLY_LINUX) from error
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+_ONLY_LINUX = (
+    "Memory on the CPU is read from /proc/self/status and its peak reset by /proc/self/clear_refs, "
+    "as only Linux has them: measure there, or by --device cuda."
+)

@@ -141,10 +141,11 @@ class Models:
 
     Args:
         setting: which size, where, in which type.
+        alone: only one system is built, so that the base model needs no copies for others.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting, self.size = setting, size_of(setting.size)
+    def __init__(self, setting: Setting, *, alone: bool = False) -> None:
+        self.setting, self.size, self.alone = setting, size_of(setting.size), alone
         torch.manual_seed(0)
 
     def frozen(self, model: Any) -> Any:
@@ -266,6 +267,8 @@ class Models:
 
     def _copy(self) -> Any:
         """A UNet whose processors are stock: attaching an adapter changes them."""
+        if self.alone:
+            return self.unet
         unet = UNet2DConditionModel(**self.size.unet)
         unet.load_state_dict(copy.copy(self.unet.state_dict()))
         return self.frozen(unet)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.alternate import Call, Setting, compare
 from benchmarks.models import Models
 from fusionlib.adapter import FusionAdapter
-from fusionlib.benchmarked import Group, Target
+from fusionlib.benchmarked import Group
 from fusionlib.profiles import Recipe, Training
 from fusionlib.training.adapter import Conditioned, Task
 from fusionlib.training.checkpoints import RANDOM
@@ -38,11 +38,8 @@ def run(setting: Setting) -> list[Group]:
     groups = []
     for batch, words in ((1, "one picture"), (4, "four pictures")):
         calls = {name: build() for name, build in systems(setting, batch).items()}
-        targets = {}
-        if setting.size == "full" and setting.device == "cuda":  # no slower than the IP-Adapter's
-            targets = {ENCODED: Target("ratio", 1.0), CACHED: Target("ratio", 1.0)}
         title = f"A training step of {words}, seconds"
-        groups.append(compare(title, calls, setting, count=True, targets=targets))
+        groups.append(compare(title, calls, setting, count=True))
         del calls
     return groups
 

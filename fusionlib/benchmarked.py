@@ -7,8 +7,9 @@ The single measurements are kept; medians, ratios and intervals follow from them
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -172,7 +173,7 @@ class Result:
     @property
     def where(self) -> str:
         """Size, type and machine in a few words, for a heading."""
-        return f"{self.size}, {self.dtype}\n{self.machine.get('gpu') or self.machine['cpu']}"
+        return f"{self.size}, {self.dtype}, {self.machine.get('gpu') or self.machine['cpu']}"
 
     def write(self, folder: Path) -> Path:
         """Write the record, with the numbers that follow from it for who reads it without us."""
@@ -242,44 +243,111 @@ def missing(name: str) -> str:
     return f"Not measured yet: `python -m benchmarks {name}`."
 
 
-def benchmark_plot(results: Sequence[Result], name: str) -> Any:
+def benchmark_plot(results: Sequence[Result], name: str, titled: str = "") -> Any:
     """Draw what was measured: a dot and a 95% interval for each row.
 
     The dashed line is the target, the small upright mark the floor by counted operations. Each
-    record is a column, each group a panel in it.
+    group is a panel; with several records, those of each stand under its heading.
 
     Args:
         results: of `find_results`.
         name: of the benchmark, for what stands in place of a figure that cannot be drawn.
+        titled: how the titles of the groups begin that are drawn; by default all are.
 
     Returns:
         A picture, or, where nothing was measured, a sentence for the notebook to show.
     """
     if not results:
-        return _sentence(missing(name))
-    columns = len(results)
-    heights = [
-        max(len(r.groups[n].rows) if n < len(r.groups) else 0 for r in results)
-        for n in range(max(len(r.groups) for r in results))
+        return sentence(missing(name))
+    shown = [
+        (group, result.where if number == 0 and len(results) > 1 else "")
+        for result in results
+        for number, group in enumerate(g for g in result.groups if g.title.startswith(titled))
     ]
+    heights = [len(group.rows) + 1.2 for group, _ in shown]
+    heads = sum(bool(where) for _, where in shown)
     figure = Figure(
-        figsize=(8, 0.31 * sum(heights) + 0.75 * len(heights) + 0.5), layout="constrained", dpi=150
+        figsize=(8, 0.31 * sum(heights) + 0.4 * (len(shown) + heads) + 0.3),
+        layout="constrained",
+        dpi=150,
     )
-    panels = figure.subplots(
-        len(heights), columns, squeeze=False, height_ratios=[h + 1.2 for h in heights]
-    )
+    panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
     words = []
-    for column, result in enumerate(results):
-        for number in range(len(heights)):
-            axes = panels[number][column]
-            if number >= len(result.groups):
-                axes.set_axis_off()
-                continue
-            group = result.groups[number]
-            words.append(_panel(axes, group))
-            title = group.title if columns == 1 or number else f"{result.where}\n{group.title}"
-            axes.set_title(title, loc="left", fontsize=9, color=INK)
+    for axes, (group, where) in zip(panels, shown, strict=True):
+        said = _panel(axes, group)
+        words.append(f"{where}: {said}" if where else said)
+        axes.set_title(group.title, loc="left", fontsize=9, color=INK)
+        if where:
+            axes.annotate(
+                where,
+                (0, 1),
+                xytext=(0, 24),
+                xycoords=("figure fraction", "axes fraction"),
+                textcoords="offset points",
+                fontsize=10,
+                fontweight="bold",
+                color=INK,
+            )
     return described(Drawing(figure), " ".join(words))
+
+
+def layer_title(identities: int, side: int) -> str:
+    """The title of a group of the benchmark ``masks``: one layer, so many people and positions."""
+    people = "1 identity" if identities == 1 else f"{identities} identities"
+    return f"{people}, one layer of {side} x {side} positions"
+
+
+def masks_plot(results: Sequence[Result]) -> Any:
+    """Draw how many times longer an attention layer takes with a dense mask than sorted.
+
+    Args:
+        results: of the benchmark ``masks``, see `find_results`.
+
+    Returns:
+        A picture, or, where nothing was measured, a sentence for the notebook to show.
+    """
+    lines: dict[str, list[tuple[int, Interval]]] = {}
+    for result in results:
+        for group in result.groups:
+            found = re.fullmatch(r"(\d+) identit\w+, one layer of (\d+) x .*", group.title)
+            named = {row.name: row for row in group.rows}
+            if found and "grouped" in named:
+                where = f"{found[2]} × {found[2]}, {'GPU' if result.device == 'cuda' else 'CPU'}"
+                sorted_by = group.interval(named["grouped"], "ratio")
+                times = Interval(1 / sorted_by.estimate, 1 / sorted_by.high, 1 / sorted_by.low)
+                lines.setdefault(where, []).append((int(found[1]), times))
+    if not lines:
+        return sentence(missing("masks"))
+    figure = Figure(figsize=(6.5, 3.4), layout="constrained", dpi=150)
+    axes = figure.subplots()
+    axes.axhline(1, color=QUIET, linewidth=0.8, zorder=0)
+    words = []
+    colours = (MEASURED, INK, QUIET)
+    for number, (where, measured) in enumerate(lines.items()):
+        people = [identities for identities, _ in measured]
+        times = np.array([(t.low, t.estimate, t.high) for _, t in measured]).T
+        axes.errorbar(
+            people,
+            times[1],
+            np.nan_to_num([times[1] - times[0], times[2] - times[1]]),
+            color=colours[number % 3],
+            linestyle="--" if where.endswith("GPU") else "-",
+            marker="os^"[number % 3],
+            markersize=5,
+            linewidth=1.6,
+            label=where,
+        )
+        each = zip(people, times[1], strict=True)
+        words.append(f"{where}: {', '.join(f'{digits(t)} for {n}' for n, t in each)}")
+    axes.legend(title="positions", frameon=False, fontsize=8.5, title_fontsize=8.5)
+    axes.set_xticks([1, 2, 3, 4])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("people in the picture", fontsize=9)
+    axes.set_ylabel("dense mask: times as long as sorted", fontsize=9)
+    axes.tick_params(labelsize=8.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    alt = "How many times longer a layer takes with a dense mask than with sorted queries, for one "
+    return described(Drawing(figure), f"{alt}to four people. {'; '.join(words)}.")
 
 
 def _panel(axes: Any, group: Group) -> str:
@@ -323,14 +391,15 @@ def _panel(axes: Any, group: Group) -> str:
     axes.set_xlim(left=0)
     if group.shows == "ratio":
         axes.axvline(1, color=QUIET, linewidth=0.8, zorder=0)
-    axes.set_xlabel(_quantity(group), fontsize=8)
+    axes.set_xlabel(quantity(group), fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    return f"{group.title}, {_quantity(group)}: {'; '.join(said[::-1])}."
+    return f"{group.title}, {quantity(group)}: {'; '.join(said[::-1])}."
 
 
-def _quantity(group: Group) -> str:
+def quantity(group: Group) -> str:
+    """What the number that matters is counted in."""
     if group.shows == "value":
         return group.unit
     first = group.rows[0].name
@@ -348,7 +417,7 @@ def benchmark_table(results: Sequence[Result], name: str) -> Any:
         A table with a row for each thing that was measured, or, where nothing was, a sentence.
     """
     if not results:
-        return _sentence(missing(name))
+        return sentence(missing(name))
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for result in results:
         for group in result.groups:
@@ -360,7 +429,11 @@ def benchmark_table(results: Sequence[Result], name: str) -> Any:
     if table.index.get_level_values(0).nunique() == 1:
         table = table.droplevel(0)
     table = table.loc[:, (table != "").any()]
-    caption = " ".join(map(_ran, results)) + " Medians over rounds, in brackets the 95% interval."
+    notes = [group.note for result in results for group in result.groups if group.note]
+    caption = (
+        " ".join([*map(_ran, results), *dict.fromkeys(notes)])
+        + " Medians over rounds, in brackets the 95% interval."
+    )
     styler: Styler = marked(table.style, "measured", f"Measured here. {caption}")
     return styler
 
@@ -372,7 +445,7 @@ def _cells(group: Group, row: Row) -> dict[str, str]:
     cells = {"median (quartiles)": f"{digits(float(np.median(row.values)))}{spread} {group.unit}"}
     if group.shows != "value" and not first:
         compared = "ratio" if group.shows == "ratio" else "difference"
-        cells[compared] = _bracketed(group.interval(row))
+        cells[compared] = bracketed(group.interval(row))
     floor = group.floor(row)
     cells["floor by operations"] = f"{floor:.2f}" if floor is not None and not first else ""
     cells["target"] = f"{row.target}" if row.target else ""
@@ -395,39 +468,12 @@ def in_words(result: Result) -> str:
     """A record as lines for a terminal."""
     lines = [_ran(result)]
     for group in result.groups:
-        lines.append(f"\n{group.title}")
+        lines.append(f"\n{group.title}" + (f" ({group.note})" if group.note else ""))
         for row in group.rows:
             cells = {k: v for k, v in _cells(group, row).items() if v}
             cells["median"] = cells.pop("median (quartiles)")
             lines.append(f"  {row.name:34} " + ", ".join(f"{k} {v}" for k, v in cells.items()))
     return "\n".join(lines)
-
-
-def targets_table(results: Mapping[str, Sequence[Result]]) -> Any:
-    """Every target with what was found, for the top of the page; a sentence where there is none.
-
-    Args:
-        results: of `every_result`.
-    """
-    rows = [
-        {
-            "": f"{row.name} ({group.title}; {result.size}, {result.device})",
-            "target": f"{row.target} {_quantity(replace(group, shows=row.target.of))}",
-            "found": _bracketed(group.interval(row, row.target.of)),
-            "outcome": group.outcome(row) or "",
-        }
-        for found in results.values()
-        for result in found
-        for group in result.groups
-        for row in group.rows
-        if row.target is not None
-    ]
-    if not rows:
-        return _sentence("No target was put to the test yet: `make bench`.")
-    table = pd.DataFrame(rows).set_index("")
-    caption = "Measured here. A target is met or missed where the whole 95% interval says so."
-    styler: Styler = marked(table.style, "measured", caption)
-    return styler
 
 
 def digits(value: float) -> str:
@@ -438,7 +484,8 @@ def digits(value: float) -> str:
     return f"{value:,.{min(places, 4)}f}"
 
 
-def _bracketed(found: Interval) -> str:
+def bracketed(found: Interval) -> str:
+    """An estimate with its interval, if it has one."""
     if np.isnan(found.low):
         return digits(found.estimate)
     return f"{digits(found.estimate)} [{digits(found.low)}, {digits(found.high)}]"
@@ -476,7 +523,8 @@ def _or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _sentence(text: str) -> Any:
+def sentence(text: str) -> Any:
+    """A sentence in Markdown, as a notebook shows it."""
     from IPython.display import Markdown
 
     return Markdown(text)

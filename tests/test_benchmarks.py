@@ -1,15 +1,22 @@
 """Benchmarks: what is measured is what happened, by a clock that the tests hold in their hands."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import typer
 
-from benchmarks.__main__ import MODULES, measure
-from benchmarks.alternate import alternate
+from benchmarks import __main__ as command
+from benchmarks import generation, masks, memory, training, whole
+from benchmarks.__main__ import MODULES, measure, overview
+from benchmarks.alternate import Setting, alternate
+from benchmarks.models import Models
 from benchmarks.operations import count_operations
 from fusionlib.benchmarked import (
     NAMES,
@@ -20,12 +27,16 @@ from fusionlib.benchmarked import (
     benchmark_plot,
     benchmark_table,
     every_result,
+    layer_title,
+    masks_plot,
     read_result,
-    targets_table,
 )
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.statistics import Interval
+from fusionlib.profiles import ROOT
+from fusionlib.targets import TARGETS, targets_table, with_targets
 
+TINY = Setting(size="tiny", repeats=1)
 MACHINE = {"cpu": "a processor", "cores": 2, "threads": 1, "load": 0.0, "torch": "2"}
 
 
@@ -113,7 +124,6 @@ def test_the_tables_say_which_targets_are_met_and_which_are_missed() -> None:
     table = benchmark_table([made], "generation").data
     assert list(table["outcome"]) == ["", "met", "missed"]
     assert list(table["floor by operations"]) == ["", "1.20", "1.20"]
-    assert list(targets_table({"generation": [made]}).data["outcome"]) == ["met", "missed"]
     alt = benchmark_plot([made], "generation").info["alt"]
     assert "quick 1.10" in alt and "slow 2.00" in alt
     other = replace(made, size="full", device="cuda", machine=MACHINE | {"gpu": "a GPU"})
@@ -121,17 +131,194 @@ def test_the_tables_say_which_targets_are_met_and_which_are_missed() -> None:
 
 
 def test_what_nobody_measured_says_how_to_measure_it() -> None:
-    for show in (benchmark_plot, benchmark_table):
-        assert "python -m benchmarks masks" in show([], "masks").data
-    assert "make bench" in targets_table({}).data
+    for shown in (benchmark_plot([], "masks"), benchmark_table([], "masks"), masks_plot([])):
+        assert "python -m benchmarks masks" in shown.data
+    table = targets_table({}).data
+    assert len(table) == len(TARGETS) and not any(table["found"])
+    gpu = table[table["outcome"] == "not measured: wants CUDA"]
+    assert set(gpu["measured by"].str.split().str[4:].str.join(" ")) == {
+        "--size full --device cuda"
+    }
+    assert set(table["outcome"]) == {"not measured", "not measured: wants CUDA"}
 
 
 def test_the_page_knows_every_benchmark() -> None:
     assert tuple(MODULES) == NAMES
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+def test_a_target_is_asked_of_the_row_it_names_and_judged_on_the_page() -> None:
+    clean = generation.CLEAN
+    groups = [
+        Group(
+            f"{number} reference{'s' * (number != 'One')}, seconds for a picture",
+            "s",
+            (Row("base model", (1.0, 2.0, 3.0)), Row(clean, (1.4, 2.8, 4.2))),
+        )
+        for number in ("One", "Two", "Four")
+    ]
+    asked = with_targets(groups, "generation", "embedded", "cpu")
+    assert [row.target for group in asked for row in group.rows] == [
+        *(None, Target("ratio", 1.35)),
+        *(None, None),
+        *(None, Target("ratio", 2.2)),
+    ]
+    assert list(with_targets(groups, "generation", "tiny", "cpu")) == groups
+    made = Result(
+        "generation", "embedded", "cpu", "float32", MACHINE, None, "2026-01-01", 1.0, asked
+    )
+    table = targets_table({"generation": [made]}).data.loc["embedded, CPU"]
+    assert table.loc["Picture, one reference", "found"] == "1.40 [1.40, 1.40]"
+    assert table.loc["Picture, one reference", "outcome"] == "missed"
+    assert table.loc["Picture, four references", "outcome"] == "met"
+    assert table.loc["Study, on two cores", "outcome"] == "not measured"
+
+
+def test_targets_name_what_is_measured() -> None:
+    """A name that no benchmark uses would stay "not measured" for ever."""
+    sides = {"embedded": masks.first_layer("embedded")[0], "full": masks.first_layer("full")[0]}
+    layers = {layer_title(3, side) for side in sides.values()}
+    measured = {
+        "generation": set(generation.build(Models(TINY))),
+        "training": set(training.systems(TINY)),
+        "memory": {*memory.PAINTED, *memory.TRAINED},
+        "masks": {"grouped", "masks, grouped", "masks, flex"},
+    }
+    for wanted in TARGETS:
+        assert wanted.row in measured.get(wanted.benchmark, {wanted.row}), wanted
+        assert MODULES[wanted.benchmark].measures(wanted.size, wanted.device), wanted
+        if "layer" in wanted.group:
+            assert wanted.group in layers, wanted
+
+
+def test_the_picture_of_masks_shows_how_many_times_longer_a_dense_one_takes() -> None:
+    groups = [
+        Group(layer_title(n, 8), "ms", (Row("dense", (6.0,) * 3), Row("grouped", (6.0 / n,) * 3)))
+        for n in (1, 2, 3)
+    ]
+    pictures = Group("Three references", "s", (Row("without masks", (1.0,)),))
+    made = replace(result(), name="masks", groups=(*groups, pictures))
+    alt = masks_plot([made]).info["alt"]
+    assert "8 × 8, CPU: 1.00 for 1, 2.00 for 2, 3.00 for 3." in alt
+    assert "Three references" in benchmark_plot([made], "masks", "Three references").info["alt"]
+
+
+def test_the_page_on_the_method_shows_a_picture_that_the_page_on_costs_makes() -> None:
+    assert "{glue} masks_plot" in (ROOT / "book/method.md").read_text()
+    notebook = nbformat.read(ROOT / "notebooks/benchmarks.ipynb", 4)
+    assert any('glue("masks_plot"' in cell.source for cell in notebook.cells)
+
+
+def test_the_list_says_how_long_a_benchmark_took(tmp_path: Path) -> None:
+    replace(result(), seconds=90.0).write(tmp_path)
+    lines = overview(tmp_path).splitlines()
+    assert len(lines) == len(NAMES)
+    assert "(1.5 min embedded, cpu)" in lines[NAMES.index("generation")]
+    assert "(not measured yet)" in lines[NAMES.index("masks")]
+
+
+def test_one_that_fails_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = []
+
+    def failing(name: str, *_: object) -> Path:
+        done.append(name)
+        if name == "masks":
+            raise RuntimeError("memory is full")
+        return tmp_path
+
+    monkeypatch.setattr(command, "measure", failing)
+    with pytest.raises(typer.Exit):
+        command.main("all", size="tiny", out=tmp_path)
+    assert tuple(done) == NAMES
+    said = capsys.readouterr().err
+    assert "memory is full" in said and said.strip().endswith("above: masks.")
+
+
+def test_a_gpu_is_not_kept_waiting_by_what_it_makes_no_difference_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(command, "_check", lambda *_: None)
+    monkeypatch.setattr(command, "measure", lambda name, *_: done.append(name))
+    command.main("all", size="full", device="cuda", out=tmp_path)
+    assert done == ["generation", "masks", "memory", "training", "study"]
+    with pytest.raises(typer.Exit):
+        command.main("whole", size="full", out=tmp_path)
+    assert "whole measures nothing" in capsys.readouterr().err
+
+
+def test_the_highest_memory_is_found_though_it_was_given_back() -> None:
+    memory.forget_peak(TINY)
+    before = memory.held(TINY)
+    block = np.ones(8_000_000)  # 64 MB
+    del block
+    grown = memory.highest(TINY) - before
+    assert 60 < grown < 100
+    memory.forget_peak(TINY)
+    assert memory.highest(TINY) < before + 30
+
+
+def test_every_system_can_have_its_memory_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def here(setting: Setting, what: str, name: str) -> float:
+        asked.append((what, name))
+        memory.build(setting, what, name)()
+        return float(len(asked))
+
+    monkeypatch.setattr(memory, "in_a_process", here)
+    pictures, steps = memory.run(TINY)
+    assert [row.name for row in pictures.rows] == [memory.LOADED, *memory.PAINTED]
+    assert [row.name for row in steps.rows] == [memory.LOADED, *memory.TRAINED]
+    assert pictures.rows[0] == steps.rows[0] and pictures.shows == "difference"
+    assert len(asked) == 1 + len(memory.PAINTED) + len(memory.TRAINED)
+
+
+def test_a_system_that_is_measured_alone_holds_one_base_model() -> None:
+    for alone in (True, False):
+        models = Models(TINY, alone=alone)
+        assert (models.base().unet is models.unet) is alone
+
+
+def test_minutes_come_from_what_reproduce_recorded(tmp_path: Path) -> None:
+    record = tmp_path / "manifest.json"
+    stages = [{"name": "quick", "seconds": 30.0}, {"name": "long", "seconds": 90.0}]
+    facts = {"profile": "embedded", "commit": "0123456789", "created": "2026-01-01T00:00:00"}
+    record.write_text(json.dumps({**facts, "stages": stages, "failed": {"broken": "why"}}))
+    group = whole.stages(record)
+    assert [(row.name, row.values) for row in group.rows] == [("long", (1.5,)), ("quick", (0.5,))]
+    for word in ("2.0 minutes", "profile embedded", "2026-01-01", "Failed: broken"):
+        assert word in group.note
+    for damage in ("{", "{}", json.dumps({**facts, "stages": []})):
+        record.write_text(damage)
+        with pytest.raises(FusionError, match=r"manifest\.json .*make reproduce"):
+            whole.stages(record)
+
+
+def test_the_whole_goes_without_a_reproduction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def process(*arguments: str) -> Callable[[], object]:
+        return lambda: started.append(arguments)
+
+    monkeypatch.setattr(whole, "process", process)
+    (group,) = whole.run(replace(TINY, reproduced=tmp_path))
+    assert "No reproduction is recorded" in group.note
+    assert [row.name for row in group.rows][0] == "diffusers, no face"
+    assert [len(arguments) for arguments in started] == [2, 11, 13]
+    assert Path(started[2][-1]).is_file(), "the reference"
+
+
+SLOW = {"generation", "memory", "study", "evaluation", "whole"}
+"""The first makes many pictures, the others start processes that import everything."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NAMES]
+)
 def test_every_benchmark_runs(name: str, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

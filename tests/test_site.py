@@ -137,12 +137,14 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pages, with every notebook as it is, and a dot where its run would draw a figure."""
     out = tmp_path_factory.mktemp("build")
     (out / "executed").mkdir()
-    front = (ROOT / "book/intro.md").read_text()
-    glued = re.findall(r"claims\.ipynb::(\w+):s", front) + re.findall(r"\{glue\} (\w+)", front)
+    pages = "\n".join(page.read_text() for page in sorted((ROOT / "book").glob("*.md")))
+    glued = re.findall(r"notebooks/(\w+)\.ipynb::(\w+):s", pages)
+    blocks = re.findall(r"\{glue\} (\w+)\n:doc: \.\./notebooks/(\w+)\.ipynb", pages)
+    glued += [(name, key) for key, name in blocks]
     for path in NOTEBOOKS:
         notebook = read_source(path)
-        if path.stem == "claims":  # the front page shows results of it
-            notebook.cells.append(nbformat.v4.new_code_cell(outputs=[word(key) for key in glued]))
+        words = [word(key) for name, key in glued if name == path.stem]  # that pages show
+        notebook.cells.append(nbformat.v4.new_code_cell(outputs=words))
         for cell in notebook.cells:
             if "figure" in cell.metadata.get("mystnb", {}):
                 cell.outputs = [dot()]
