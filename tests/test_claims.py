@@ -126,9 +126,7 @@ def test_every_claim_of_a_notebook_is_recorded_by_that_notebook_and_no_other() -
         cells = [cell.source for cell in nbformat.read(notebook, 4).cells]
         named = re.findall(r'record_claim\(\s*out,\s*"([^"]+)"', "\n".join(cells))
         for cell in cells:
-            if (
-                "record_pairs(" in cell
-            ):  # {"claim": (better, other)}, or the name of a pair
+            if "record_pairs(" in cell:  # {"claim": (better, other)}, or the name of a pair
                 named += re.findall(r'"([\w-]+)": (?:\("|pair\b)', cell)
         for claim in named:
             recorded.setdefault(claim, f"notebooks/{notebook.stem}")
