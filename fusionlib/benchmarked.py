@@ -309,13 +309,13 @@ def masks_plot(results: Sequence[Result]) -> Any:
     lines: dict[str, list[tuple[int, Interval]]] = {}
     for result in results:
         for group in result.groups:
-            found = re.fullmatch(r"(\d+) identit\w+, one layer of (\d+) x .*", group.title)
+            title = re.fullmatch(r"(\d+) identit\w+, one layer of (\d+) x .*", group.title)
             named = {row.name: row for row in group.rows}
-            if found and "grouped" in named:
-                where = f"{found[2]} × {found[2]}, {'GPU' if result.device == 'cuda' else 'CPU'}"
+            if title and "grouped" in named:
+                where = f"{title[2]} × {title[2]}, {'GPU' if result.device == 'cuda' else 'CPU'}"
                 sorted_by = group.interval(named["grouped"], "ratio")
                 times = Interval(1 / sorted_by.estimate, 1 / sorted_by.high, 1 / sorted_by.low)
-                lines.setdefault(where, []).append((int(found[1]), times))
+                lines.setdefault(where, []).append((int(title[1]), times))
     if not lines:
         return sentence(missing("masks"))
     figure = Figure(figsize=(6.5, 3.4), layout="constrained", dpi=150)
@@ -325,11 +325,11 @@ def masks_plot(results: Sequence[Result]) -> Any:
     colours = (MEASURED, INK, QUIET)
     for number, (where, measured) in enumerate(lines.items()):
         people = [identities for identities, _ in measured]
-        times = np.array([(t.low, t.estimate, t.high) for _, t in measured]).T
+        found = np.array([(t.low, t.estimate, t.high) for _, t in measured]).T
         axes.errorbar(
             people,
-            times[1],
-            np.nan_to_num([times[1] - times[0], times[2] - times[1]]),
+            found[1],
+            np.nan_to_num([found[1] - found[0], found[2] - found[1]]),
             color=colours[number % 3],
             linestyle="--" if where.endswith("GPU") else "-",
             marker="os^"[number % 3],
@@ -337,7 +337,7 @@ def masks_plot(results: Sequence[Result]) -> Any:
             linewidth=1.6,
             label=where,
         )
-        each = zip(people, times[1], strict=True)
+        each = zip(people, found[1], strict=True)
         words.append(f"{where}: {', '.join(f'{digits(t)} for {n}' for n, t in each)}")
     axes.legend(title="positions", frameon=False, fontsize=8.5, title_fontsize=8.5)
     axes.set_xticks([1, 2, 3, 4])
