@@ -297,8 +297,44 @@ def layer_title(identities: int, side: int) -> str:
     return f"{people}, one layer of {side} x {side} positions"
 
 
+def _layers(results: Sequence[Result]) -> dict[str, dict[int, Interval]]:
+    """How many times longer a dense mask takes than sorted queries, by layer and people."""
+    found: dict[str, dict[int, Interval]] = {}
+    for result in results:
+        for group in result.groups:
+            title = re.fullmatch(r"(\d+) identit\w+, one layer of (\d+) x .*", group.title)
+            named = {row.name: row for row in group.rows}
+            if title and "grouped" in named:
+                where = f"{title[2]} × {title[2]}, {'GPU' if result.device == 'cuda' else 'CPU'}"
+                ratio = group.interval(named["grouped"], "ratio")  # to the dense mask's time
+                times = Interval(1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low)
+                found.setdefault(where, {})[int(title[1])] = times
+    return found
+
+
+def masks_table(results: Sequence[Result]) -> Any:
+    """How many times longer an attention layer takes with a dense mask than sorted.
+
+    Args:
+        results: of the benchmark ``masks``, see `find_results`.
+
+    Returns:
+        A table in HTML, which other pages can show, too, or, where nothing was measured, a
+        sentence likewise.
+    """
+    layers = _layers(results)
+    if not layers:
+        return _Sentence(missing("masks"))
+    table = pd.DataFrame({where: pd.Series(times) for where, times in layers.items()})
+    table = table.map(lambda times: bracketed(times) if isinstance(times, Interval) else "")
+    table.index.name = "people"
+    caption = " ".join(map(_ran, results)) + " Ratios of medians, in brackets the 95% interval."
+    styler: Styler = marked(table.style, "measured", f"Measured here. {caption}")
+    return styler
+
+
 def masks_plot(results: Sequence[Result]) -> Any:
-    """Draw how many times longer an attention layer takes with a dense mask than sorted.
+    """Draw what `masks_table` tells.
 
     Args:
         results: of the benchmark ``masks``, see `find_results`.
@@ -306,16 +342,7 @@ def masks_plot(results: Sequence[Result]) -> Any:
     Returns:
         A picture, or, where nothing was measured, a sentence for the notebook to show.
     """
-    lines: dict[str, list[tuple[int, Interval]]] = {}
-    for result in results:
-        for group in result.groups:
-            found = re.fullmatch(r"(\d+) identit\w+, one layer of (\d+) x .*", group.title)
-            named = {row.name: row for row in group.rows}
-            if found and "grouped" in named:
-                where = f"{found[2]} × {found[2]}, {'GPU' if result.device == 'cuda' else 'CPU'}"
-                sorted_by = group.interval(named["grouped"], "ratio")
-                times = Interval(1 / sorted_by.estimate, 1 / sorted_by.high, 1 / sorted_by.low)
-                lines.setdefault(where, []).append((int(found[1]), times))
+    lines = _layers(results)
     if not lines:
         return sentence(missing("masks"))
     figure = Figure(figsize=(6.5, 3.4), layout="constrained", dpi=150)
@@ -324,12 +351,12 @@ def masks_plot(results: Sequence[Result]) -> Any:
     words = []
     colours = (MEASURED, INK, QUIET)
     for number, (where, measured) in enumerate(lines.items()):
-        people = [identities for identities, _ in measured]
-        times = np.array([(t.low, t.estimate, t.high) for _, t in measured]).T
+        people = list(measured)
+        found = np.array([(t.low, t.estimate, t.high) for t in measured.values()]).T
         axes.errorbar(
             people,
-            times[1],
-            np.nan_to_num([times[1] - times[0], times[2] - times[1]]),
+            found[1],
+            np.nan_to_num([found[1] - found[0], found[2] - found[1]]),
             color=colours[number % 3],
             linestyle="--" if where.endswith("GPU") else "-",
             marker="os^"[number % 3],
@@ -337,7 +364,7 @@ def masks_plot(results: Sequence[Result]) -> Any:
             linewidth=1.6,
             label=where,
         )
-        each = zip(people, times[1], strict=True)
+        each = zip(people, found[1], strict=True)
         words.append(f"{where}: {', '.join(f'{digits(t)} for {n}' for n, t in each)}")
     axes.legend(title="positions", frameon=False, fontsize=8.5, title_fontsize=8.5)
     axes.set_xticks([1, 2, 3, 4])
@@ -528,3 +555,13 @@ def sentence(text: str) -> Any:
     from IPython.display import Markdown
 
     return Markdown(text)
+
+
+@dataclass(frozen=True)
+class _Sentence:
+    """A sentence that other pages can show, too: they take HTML and pictures only."""
+
+    text: str
+
+    def _repr_html_(self) -> str:
+        return re.sub("`([^`]*)`", r"<code>\1</code>", f"<p>{self.text}</p>")

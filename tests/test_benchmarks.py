@@ -29,6 +29,7 @@ from fusionlib.benchmarked import (
     every_result,
     layer_title,
     masks_plot,
+    masks_table,
     read_result,
 )
 from fusionlib.errors import FusionError
@@ -199,13 +200,16 @@ def test_the_picture_of_masks_shows_how_many_times_longer_a_dense_one_takes() ->
     made = replace(result(), name="masks", groups=(*groups, pictures))
     alt = masks_plot([made]).info["alt"]
     assert "8 × 8, CPU: 1.00 for 1, 2.00 for 2, 3.00 for 3." in alt
+    table = masks_table([made]).data
+    assert list(table["8 × 8, CPU"]) == [f"{n}.00 [{n}.00, {n}.00]" for n in (1, 2, 3)]
+    assert "<code>python -m benchmarks masks</code>" in masks_table([])._repr_html_()
     assert "Three references" in benchmark_plot([made], "masks", "Three references").info["alt"]
 
 
-def test_the_page_on_the_method_shows_a_picture_that_the_page_on_costs_makes() -> None:
-    assert "{glue} masks_plot" in (ROOT / "book/method.md").read_text()
+def test_the_page_on_the_method_shows_a_table_that_the_page_on_costs_makes() -> None:
+    assert "{glue} masks_table" in (ROOT / "book/method.md").read_text()
     notebook = nbformat.read(ROOT / "notebooks/benchmarks.ipynb", 4)
-    assert any('glue("masks_plot"' in cell.source for cell in notebook.cells)
+    assert any('glue("masks_table"' in cell.source for cell in notebook.cells)
 
 
 def test_the_list_says_how_long_a_benchmark_took(tmp_path: Path) -> None:
