@@ -23,6 +23,7 @@ from transformers import (
     ResNetModel,
 )
 
+from benchmarks.coverage import coverage, table
 from fusionlib.errors import FusionError
 from fusionlib.evaluation import comparison, observe
 from fusionlib.evaluation.alignment import Classifier, ClipScorer
@@ -387,16 +388,15 @@ def test_faces_are_laid_on_one_frame_before_they_are_compared() -> None:
 @pytest.mark.parametrize("people, least", [(10, 0.91), (20, 0.93), (40, 0.93)])
 def test_the_interval_covers_the_truth_in_95_of_100_studies(people: int, least: float) -> None:
     """1,000 simulated studies: people differ, prompts and seeds of a person do, too."""
-    rng = np.random.default_rng(0)
-    studies, prompts, seeds, truth = 1000, 2, 2, 0.04
-    persons = rng.normal(truth, 0.05, (studies, people, 1, 1))
-    noise = rng.gamma(2, 0.02, (studies, people, prompts, seeds)) - 0.04  # skewed, mean 0
-    gains = (persons + noise).mean(axis=(2, 3))
-    covered = 0
-    for values in gains:
-        interval = bootstrap(values, resamples=999)
-        covered += interval.low <= truth <= interval.high
-    assert least <= covered / studies <= 0.97
+    share = coverage(bootstrap, people, studies=1000, resamples=999, skewed=False)
+    assert least <= share <= 0.97
+
+
+def test_the_table_of_coverage_has_every_kind_of_interval() -> None:
+    found = table((5, 20), studies=40, resamples=99)
+    assert list(found.columns) == [5, 20] and len(found) == 4
+    shares = found.map(lambda text: float(text.rstrip("%")))
+    assert (shares > 60).all().all() and (shares.iloc[0] >= shares.iloc[2]).all(), "wider"
 
 
 def test_pictures_of_one_person_are_not_independent_people() -> None:
