@@ -183,3 +183,10 @@ def test_the_embedded_profile_fits_its_models() -> None:
     model = new_controlnet(profile, unet, side)
     control = torch.zeros(1, 3, profile.resolution, profile.resolution)
     assert model.controlnet_cond_embedding(control).shape[-2:] == (8, 8)
+
+
+def test_a_whole_pipeline_is_no_folder_for_one_model(profile: Profile, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(FusionError, match="holds a whole pipeline"):
+        controlnet.train(profile, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model_index.json"]

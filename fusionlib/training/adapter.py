@@ -30,7 +30,7 @@ from fusionlib.training.crops import Crops
 from fusionlib.training.data import load_pictures
 from fusionlib.training.denoising import Drawn, denoising_loss
 from fusionlib.training.encoders import Encoders
-from fusionlib.training.export import save_adapter
+from fusionlib.training.export import own_folder, save_adapter
 from fusionlib.training.log import Row
 from fusionlib.training.loop import Batch, Run, fit, training_device
 from fusionlib.training.pairs import Pairing, Skipped
@@ -278,8 +278,12 @@ def train(
         start_from: the folder of an adapter to begin with, rather than with the self-attention.
         watch: called with the rows of ``loss.csv`` whenever there is a new one.
         name: of the run and its records.
+
+    Raises:
+        FusionError: a model or shard is missing, or the folder holds a whole pipeline.
     """
     recipe, folder = profile.recipe("adapter"), run_folder(profile, name)
+    target = own_folder(Path(out or profile.adapter))
     task = prepare(profile, start_from=start_from, resume=resume, name=name)
     sheets: Any = None
     if profile.training.sample_every and PartialState().is_main_process:
@@ -321,8 +325,6 @@ def train(
                 *counts.values(),
                 folder / "skipped",
             )
-        save_adapter(
-            task.network.adapter, Path(out or profile.adapter), folder, profile, run, counts
-        )
+        save_adapter(task.network.adapter, target, folder, profile, run, counts)
     state.wait_for_everyone()
     return run

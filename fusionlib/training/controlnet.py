@@ -20,7 +20,7 @@ from fusionlib.profiles import Profile
 from fusionlib.training.base import TEXT_DROPOUT
 from fusionlib.training.checkpoints import load_frozen, start_weights
 from fusionlib.training.data import load_pictures
-from fusionlib.training.export import save_model
+from fusionlib.training.export import own_folder, save_model
 from fusionlib.training.latents import cached_latents, embed_captions
 from fusionlib.training.loop import Batch, Run, fit
 from fusionlib.training.objective import diffusion_loss, face_weights, noised
@@ -119,7 +119,8 @@ def train(
         raise FusionError(
             f"the profile '{profile.name}' names no controlnet: say with --out where to write it"
         )
-    base, target = Path(profile.base_model), Path(out or profile.controlnet or "")
+    base = Path(profile.base_model)
+    target = own_folder(Path(out or profile.controlnet or ""))
     folder = Path(profile.training.runs) / profile.name / "controlnet"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pictures = load_pictures(profile.training.shards, profile.resolution, depth=True).mirrored()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from fusionlib.errors import FusionError
 from fusionlib.manifest import git_commit
 from fusionlib.profiles import ROOT, Profile
 from fusionlib.training.loop import Run
@@ -49,6 +50,20 @@ def save_model(
     partial.rename(folder)
     if run_folder is not None:
         copy_record(folder, run_folder)
+
+
+def own_folder(folder: Path) -> Path:
+    """The folder itself, which one model will replace as a whole.
+
+    Raises:
+        FusionError: a whole pipeline lies in it, of which nothing would be left.
+    """
+    if (folder / "model_index.json").exists():
+        raise FusionError(
+            f"{folder} holds a whole pipeline, which the trained model would take the place of: "
+            f"give a folder of its own, {folder / 'adapter'} for example."
+        )
+    return folder
 
 
 def copy_record(folder: Path, run_folder: Path) -> None:

@@ -44,7 +44,7 @@ from fusionlib.training import adapter as fused
 from fusionlib.training.checkpoints import checkpoint_folder, load_frozen
 from fusionlib.training.data import load_pictures
 from fusionlib.training.denoising import Drawn, denoising_loss
-from fusionlib.training.export import copy_record
+from fusionlib.training.export import copy_record, own_folder
 from fusionlib.training.loop import Batch, Run, fit, training_device
 from fusionlib.training.published import save_ip_adapter
 from fusionlib.training.sources import Source, memory_source
@@ -470,6 +470,7 @@ def train_method(
             "the profile."
         )
     place = Path(out) if out is not None else Path(str(profile.counterparts)) / name
+    own_folder(place)
     if name in ABLATIONS:
         settings = changed(profile, name)
         options: dict[str, Any] = {"minutes": minutes, "steps": steps, "resume": resume}
