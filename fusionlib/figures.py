@@ -62,6 +62,10 @@ def picture_grid(
     width, height = width * upscale, height * upscale
     gap, apart = max(width // 32, 2), max(width // 10, 4)
     size = max(count * width // 50, 14)  # legible however wide the whole is on a page
+    words = [word for text in columns for word in text.split()]
+    longest = max((_font(size).getlength(word) for word in words), default=0)
+    if longest > width:  # words are not broken, and must not run into each other
+        size = max(int(size * width / longest), 14)
     font, line = _font(size), round(size * 1.3)
 
     spans = [(text, span * (width + gap) - gap) for text, span in groups]
@@ -121,39 +125,71 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return "\n".join(textwrap.wrap(text, letters, break_long_words=False))
 
 
+WIDEST = 8
+"""Pictures of one person side by side: of more, none is large enough to look at."""
+
+
 def study_grid(
     index: pd.DataFrame,
     people: Sequence[Person],
     *,
     prompts: Sequence[str],
     references: int = 1,
+    called: Sequence[str] = (),
     seed: int = 0,
     labels: Sequence[str] = (),
 ) -> Image.Image:
     """Show a study: a row for each person, the references first, then every prompt and method.
+
+    Where that makes more than `WIDEST` pictures, each method has a row of its own and each prompt a
+    column.
 
     Args:
         index: of the study, as `fusionlib.study.run_study` returns it.
         people: whom to show.
         prompts: which prompts to show, side by side.
         references: how many of a person's references to show.
+        called: what to call these, if not by their numbers.
         seed: which seed to show.
-        labels: a label left of each row.
+        labels: a label left of each row, if a person has one row.
     """
     of_seed = index[index["seed"] == seed]
     images = of_seed.set_index(["method", "person", "prompt"])["image"]
     methods = list(of_seed["method"].unique())
-    cells = [(method, prompt) for prompt in prompts for method in methods]
-    heads = [f"reference {n}" if references > 1 else "reference" for n in range(1, references + 1)]
-    heads += [method for method, _ in cells]
-    groups = [(f"“{prompt}”", len(methods)) for prompt in prompts]
-    rows = []
-    for person in people:
+    heads = list(called) or [
+        f"reference {n}" if references > 1 else "reference" for n in range(1, references + 1)
+    ]
+
+    def row(person: Person, cells: Sequence[tuple[str, str]], first: bool) -> list[Any]:
         made = [load_image(images[method, person.name, prompt]) for method, prompt in cells]
+        if not first:
+            return [*[None] * references, *made]
         seen = [load_image(path) for path in person.references[:references]]
         fitted = [ImageOps.fit(image, made[0].size, Image.Resampling.LANCZOS) for image in seen]
-        rows.append([*fitted, *made])
-    return picture_grid(rows, columns=heads, labels=labels, references=references, groups=groups)
+        return [*fitted, *made]
+
+    quoted = [f"“{prompt}”" for prompt in prompts]
+    if len(methods) * len(prompts) > WIDEST and len(methods) > 1 and len(prompts) > 1:
+        by_method = [[(method, prompt) for prompt in prompts] for method in methods]
+        rows = [
+            row(person, cells, first=number == 0)
+            for person in people
+            for number, cells in enumerate(by_method)
+        ]
+        return picture_grid(
+            rows,
+            columns=[*heads, *quoted],
+            labels=methods * len(people),
+            references=references,
+        )
+    cells = [(method, prompt) for prompt in prompts for method in methods]
+    return picture_grid(
+        [row(person, cells, first=True) for person in people],
+        columns=[*heads, *(method for method, _ in cells)],
+        labels=labels,
+        references=references,
+        groups=[(text, len(methods)) for text in quoted],
+    )
 
 
 def prompt_grid(index: pd.DataFrame, *, columns: int = 8) -> Image.Image:

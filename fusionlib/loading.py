@@ -117,8 +117,9 @@ def load_controlled(profile: Profile, pipeline: FusionPipeline) -> FusionControl
     if profile.controlnet is None:
         raise FusionError(f"The profile {profile.name!r} names no ControlNet: add `controlnet:`.")
     (controlnet,) = load_quietly(profile.controlnet, "ControlNet", ControlNetModel)
-    controlnet = controlnet.to(pipeline.device, pipeline.dtype)
-    controlled = FusionControlNetPipeline.from_pipe(pipeline, controlnet=controlnet)
+    with quietly():
+        controlnet = controlnet.to(pipeline.device, pipeline.dtype)
+        controlled = FusionControlNetPipeline.from_pipe(pipeline, controlnet=controlnet)
     controlled.set_progress_bar_config(disable=True)
     return controlled
 

@@ -233,3 +233,31 @@ def test_pairs_stand_beside_their_references_and_prompts(tmp_path: Path) -> None
 def test_a_summary_shows_its_rows_as_they_are() -> None:
     table = summary_table({"a": {"x": Interval(0.5, 0.4, 0.6), "n": "3 of 4"}}, "A run.")
     assert table.data.loc["a"].tolist() == ["0.500 [0.400, 0.600]", "3 of 4"]
+
+
+def test_a_study_too_wide_to_look_at_has_a_row_for_each_method(tmp_path: Path) -> None:
+    prompts = [f"prompt {n}" for n in range(5)]
+    rows = []
+    for method in ("one", "two"):
+        for number, prompt in enumerate(prompts):
+            path = tmp_path / f"{method} {number}.png"
+            Image.new("RGB", (32, 32), (number * 40, 255 * (method == "two"), 0)).save(path)
+            rows.append([method, "ada", prompt, 0, str(path)])
+    index = pd.DataFrame(rows, columns=["method", "person", "prompt", "seed", "image"])
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "ada.png")
+    ada = Person("ada", (tmp_path / "ada.png",))
+    narrow = study_grid(index, [ada], prompts=prompts[:4])  # eight pictures side by side
+    tall = study_grid(index, [ada], prompts=prompts, called=["given"])
+    assert narrow.width > tall.width and tall.height > 64 * 2
+    colours = np.asarray(tall).reshape(-1, 3)
+    for wanted in [(number * 40, green, 0) for number in range(5) for green in (0, 255)]:
+        assert (colours == wanted).all(1).sum() == 64 * 64, "each picture once, twice as large"
+    assert (colours == (0, 0, 255)).all(1).sum() <= 64 * 64, "the reference once, not in each row"
+
+
+def test_headings_do_not_run_into_each_other() -> None:
+    grid = picture_grid([[Image.new("RGB", (128, 128), "red")] * 10], columns=["reference"] * 10)
+    ink = (np.asarray(grid.convert("L"))[: grid.height - 256] < 200).any(axis=0)
+    pitch = (grid.width + 8) // 10  # a picture and the gap of 8 pixels
+    between = np.concatenate([np.arange(pitch * n - 8, pitch * n) for n in range(1, 10)])
+    assert ink.any() and not ink[between].any()
