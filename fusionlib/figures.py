@@ -142,7 +142,7 @@ def study_grid(
     """Show a study: a row for each person, the references first, then every prompt and method.
 
     Where that makes more than `WIDEST` pictures, each method has a row of its own and each prompt a
-    column.
+    column. Pictures of several sizes are all shown as large as the largest.
 
     Args:
         index: of the study, as `fusionlib.study.run_study` returns it.
@@ -160,13 +160,14 @@ def study_grid(
         f"reference {n}" if references > 1 else "reference" for n in range(1, references + 1)
     ]
 
+    firsts = [load_image(images[method, people[0].name, prompts[0]]) for method in methods]
+    largest = max((image.size for image in firsts), key=lambda size: size[0])
+
     def row(person: Person, cells: Sequence[tuple[str, str]], first: bool) -> list[Any]:
         made = [load_image(images[method, person.name, prompt]) for method, prompt in cells]
-        if not first:
-            return [*[None] * references, *made]
-        seen = [load_image(path) for path in person.references[:references]]
-        fitted = [ImageOps.fit(image, made[0].size, Image.Resampling.LANCZOS) for image in seen]
-        return [*fitted, *made]
+        seen = [load_image(path) for path in person.references[:references]] if first else []
+        shown = [ImageOps.fit(image, largest, Image.Resampling.LANCZOS) for image in (*seen, *made)]
+        return shown if first else [*[None] * references, *shown]
 
     quoted = [f"“{prompt}”" for prompt in prompts]
     if len(methods) * len(prompts) > WIDEST and len(methods) > 1 and len(prompts) > 1:
