@@ -480,9 +480,9 @@ def at(folder: Path, out: Path) -> Path:
 
 
 def test_a_broken_claim_fails_nbval_and_is_named(tmp_path: Path) -> None:
-    claim = next(c for c in read_claims().values() if "embedded" in c.expected)
+    claims = [c for c in read_claims().values() if "embedded" in c.expected]
+    claim = next(c for c in claims if c.expected["embedded"].verdict == "supported")
     turned = about(-0.04, -0.05, -0.03)
-    assert claim.expected["embedded"].verdict == "supported"
     record_claim(tmp_path, claim.id, turned, profile="embedded", run="a run")
     done = nbval(at(tmp_path, tmp_path))
     assert done.returncode == 1, done.stdout
