@@ -102,7 +102,7 @@ TINY = Size(
           "up_block_types": ("CrossAttnUpBlock2D",) * 2},
     vae=_vae((8, 8, 16), norm_num_groups=4, sample_size=32),
     text={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-          "num_attention_heads": 2, "vocab_size": 640, "max_position_embeddings": 16},
+          "num_attention_heads": 2, "vocab_size": 1000, "max_position_embeddings": 16},
     vision={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
             "num_attention_heads": 2, "image_size": 32, "patch_size": 8, "projection_dim": 16},
     resampler={"hidden_dims": 32, "heads": 1},

@@ -45,7 +45,6 @@ def test_stored_outputs_have_no_fault(path: Path) -> None:
     assert not faults(path.read_text(encoding="utf-8"), path.stem)
 
 
-@pytest.mark.xfail(strict=True, reason="nobody has run `make notebooks` yet: take this mark out")
 def test_every_notebook_has_outputs() -> None:
     bare = [path.stem for path in NOTEBOOKS if not has_outputs(nbformat.read(path, as_version=4))]
     assert not bare, f"without outputs: run `make notebooks ARGS='{' '.join(bare)}'`"
