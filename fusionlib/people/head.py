@@ -11,7 +11,9 @@ pictures are framed alike and size says nothing about identity.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,21 +204,16 @@ def load_head_model() -> HeadModel:
     Raises:
         FusionError: If the package `anny` is not installed.
     """
-    anny = _require_anny()
-    from anny.face_segmentation import get_face_segmentation_mask
+    with contextlib.redirect_stdout(io.StringIO()):  # warp, below anny, prints its caches' folders
+        anny = _require_anny()
+        from anny.face_segmentation import get_face_segmentation_mask
 
-    try:
-        import warp
-
-        warp.config.quiet = True  # type: ignore[attr-defined]
-    except ImportError:
-        pass
-    model = anny.Anny(
-        local_changes="all",
-        facial_actions="all",
-        phenotypes="all",
-        phenotype_blendshapes="original",
-    )
+        model = anny.Anny(
+            local_changes="all",
+            facial_actions="all",
+            phenotypes="all",
+            phenotype_blendshapes="original",
+        )
     all_vertices = model.template_vertices.numpy()
     all_faces = model.faces.numpy()
     parts = {

@@ -134,7 +134,9 @@ def _plotter(pixels: int) -> Any:
 
     # Without a display VTK warns, then draws off-screen as it should.
     vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_ERROR)
-    plotter = pyvista.Plotter(off_screen=True, window_size=(pixels, pixels), lighting="none")
+    plotter = pyvista.Plotter(  # in a notebook, too, it draws for us and shows nothing
+        off_screen=True, notebook=False, window_size=(pixels, pixels), lighting="none"
+    )
     plotter.set_background("black")
     plotter.ren_win.SetMultiSamples(0)  # drawn at twice the size, so reduced with four samples
     plotter.show(auto_close=False)

