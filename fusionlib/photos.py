@@ -29,7 +29,7 @@ DETECTION_SIDE = 1600
 """Pixels of the longer side at which faces are looked for; small pictures are enlarged, at most
 twice. The detector sees faces from 80 pixels on, 1 in 20 of the longer side of a large picture."""
 
-FRAME = 0.5
+FRAME = 0.41
 """The margin that gives a face the place it has in the embedded model's training pictures."""
 
 
