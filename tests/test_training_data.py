@@ -131,7 +131,7 @@ def test_the_index_is_read_again_only_when_a_shard_changes(tmp_path: Path) -> No
 
 def test_a_folder_of_files_is_a_set_and_its_subfolders_are_people() -> None:
     samples = index_samples(ROOT / "data" / "heldout").samples
-    assert len(samples) == 600 and len({s.person for s in samples}) == 100
+    assert len(samples) == 1400 and len({s.person for s in samples}) == 200
     assert samples[0].picture().tobytes() == Image.open(FACE).convert("RGB").tobytes()
 
 
