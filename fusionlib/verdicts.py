@@ -13,7 +13,7 @@ import numpy as np
 from pandas.io.formats.style import Styler
 
 from fusionlib.evaluation.claims import STATUSES, Claim, Evidence, Status, status
-from fusionlib.evaluation.comparison import PairedDifference
+from fusionlib.evaluation.comparison import MIN_PAIRED, PairedDifference
 from fusionlib.evaluation.statistics import Interval
 from fusionlib.figures import facts_table
 
@@ -263,7 +263,10 @@ def _numbers(one: Evidence) -> str:
     text = f"{_short(one.found.interval)} {one.claim.unit}"
     if one.claim.threshold:
         text += f", to exceed {one.claim.threshold:g}".replace("-", "−")
-    return f"{text}; {one.found.people} {one.claim.over}"
+    text += f"; {one.found.people} {one.claim.over}"
+    if one.found.pairs < MIN_PAIRED * one.found.cells:  # why it is undecided, whatever the interval
+        text += f"; only {one.found.pairs} of {one.found.cells} pictures could be measured"
+    return text
 
 
 def _short(interval: Interval) -> str:
