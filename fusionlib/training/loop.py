@@ -16,6 +16,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from fusionlib.errors import FusionError
@@ -268,7 +270,7 @@ def fit(
                 each,
                 step_generator(seed, turn, accelerator.process_index),
             )
-            with accelerator.accumulate(prepared):
+            with accelerator.accumulate(prepared), _attention(recipe):
                 terms = loss_function(prepared, batch)
                 accelerator.backward(terms["loss"])
                 if accelerator.sync_gradients:
@@ -329,6 +331,11 @@ def fit(
         text = json.dumps(record, indent=2) + "\n"
         write_atomically(folder / "run.json", lambda file: file.write(text.encode()))
     return run
+
+
+def _attention(recipe: Recipe) -> AbstractContextManager[None]:
+    """The kernels that the recipe lets torch's attention use."""
+    return sdpa_kernel(SDPBackend.MATH) if recipe.attention == "plain" else nullcontext()
 
 
 def _optimizer(
