@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -253,6 +253,13 @@ def evaluate(
             show_default="the profile's",
         ),
     ] = None,
+    against: Annotated[
+        Literal["reference", "others"],
+        typer.Option(
+            help="What distances lead to: the person's first reference, or the pictures of the "
+            "person that no method saw."
+        ),
+    ] = "reference",
     out: Annotated[
         Path | None, typer.Option(help="Also write all numbers, a row for each picture, as CSV.")
     ] = None,
@@ -310,6 +317,7 @@ def evaluate(
         detector=detector or settings.detector,
         clip=scorer if prompted and scorer != "none" else None,
         classifiers=classifiers,
+        against=against,
         cache=cache,
         strict=False,
     )

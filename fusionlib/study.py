@@ -225,7 +225,7 @@ def run_study(
     shelf = Store(store)
     grid = cells(study)
     if share.number == 0:
-        shelf.declare(study.name, map(_row, grid), _record(study))
+        shelf.declare(study.name, map(_row, grid), describe_study(study))
     methods = {method.name: method for method in study.methods}
     people = {person.name: person for person in study.people}
     blocks = list(_blocks(grid))[share.number :: share.count]
@@ -270,7 +270,8 @@ def _with_images(index: pd.DataFrame, store: Store) -> pd.DataFrame:
     return index.assign(image=[str(store.path(key)) for key in index["key"]])
 
 
-def _record(study: Study) -> dict[str, Any]:
+def describe_study(study: Study) -> dict[str, Any]:
+    """The manifest of a study: methods with settings and weights, people, prompts, versions."""
     return manifest(
         study=study.name,
         declaration=dict(study.declaration),

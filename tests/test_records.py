@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.comparison import best_of, estimate_change, paired_difference
 from fusionlib.evaluation.measure import Measurements
-from fusionlib.evaluation.records import read_record, write_record
+from fusionlib.evaluation.records import read_record, recorded, write_record
+from fusionlib.methods import Method
+from fusionlib.study import Person, Study
 
 WEIGHTS = {"fused": {"base_model": "a" * 64, "adapter": "b" * 64}, "text": {"base_model": "a" * 64}}
 
@@ -93,6 +96,21 @@ def test_other_weights_than_the_records_are_an_error(
     assert read_record(tmp_path / "r.parquet", with_adapter("b" * 64)).measured.detector == "dlib"
     with pytest.raises(FusionError, match="other weights of 'fused'"):
         read_record(tmp_path / "r.parquet", with_adapter("c" * 64))
+
+
+def test_a_study_without_a_record_is_what_was_measured_now(
+    measured: Measurements, study_folder: Path, tmp_path: Path
+) -> None:
+    methods = [
+        Method(name, lambda *_: Image.new("RGB", (8, 8)), {"weights": weights})
+        for name, weights in WEIGHTS.items()
+    ]
+    study = Study("small", methods, [Person("3")], ["a photo"])
+    now = recorded(study, measured, tmp_path / "nothing here")
+    assert now.measured is measured
+    assert now.run.startswith("Profile unknown: 1 person, 1 prompt, 1 seed; weights: base model aa")
+    write_record(measured, study_folder, tmp_path / "kept" / "small.parquet")
+    assert "3 people" in recorded(study, measured, tmp_path / "kept").run
 
 
 def test_what_is_no_record(measured: Measurements, study_folder: Path, tmp_path: Path) -> None:

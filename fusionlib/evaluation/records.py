@@ -18,7 +18,7 @@ import pandas as pd
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.measure import Measurements
 from fusionlib.images import write_atomically
-from fusionlib.study import Study, label_run
+from fusionlib.study import Study, describe_study, label_run
 
 _KEY = b"fusionlib"
 
@@ -127,3 +127,18 @@ def read_record(file: str | Path, study: Study | None = None) -> Record:
                 f"{again}."
             )
     return record
+
+
+def recorded(study: Study, measured: Measurements, folder: str | Path) -> Record:
+    """The record of a study where a folder keeps one, or else what was measured of it just now.
+
+    Args:
+        study: as it was run just now, for its pictures: with a few people, say.
+        measured: of that run.
+        folder: of records, ``book/records/studies/PROFILE``; one that is not there keeps none.
+
+    Raises:
+        FusionError: the record is of other weights, or is none.
+    """
+    file = Path(folder) / f"{study.name}.parquet"
+    return read_record(file, study) if file.is_file() else Record(measured, describe_study(study))
