@@ -317,6 +317,7 @@ def evaluate(
         detector=detector or settings.detector,
         clip=scorer if prompted and scorer != "none" else None,
         classifiers=classifiers,
+        traits=settings.traits,
         against=against,
         cache=cache,
         strict=False,

@@ -419,15 +419,16 @@ def alignment_table(
 
     Args:
         images: of `fusionlib.evaluation.measure.Measurements`; the CLIP score and the accuracy of
-            each thing that a classifier tells are shown where they were measured.
+            each thing that a classifier tells are shown where they were measured, and whether it
+            sees a person's traits as in the reference.
         run: see `run_label`.
         names: how to call the methods, if not by their own names.
     """
     metrics = {"CLIP score ↑": "clip_score"} if "clip_score" in images else {}
     for column in images.columns:
-        if column.endswith("_correct"):
-            head = column.removesuffix("_correct").replace("_", " ")
-            metrics[f"{head} accuracy ↑"] = column
+        head, _, told = column.replace("_", " ").rpartition(" ")
+        if told in ("correct", "kept"):
+            metrics[f"{head} {'accuracy' if told == 'correct' else told} ↑"] = column
     table = summary(images, metrics).map(str)
     for name, column in metrics.items():
         asked = images.groupby("method")[column].count()

@@ -1,5 +1,6 @@
 """Measurements agree with independent ones; intervals and verdicts with known distributions."""
 
+import json
 import os
 import subprocess
 import sys
@@ -28,7 +29,12 @@ from fusionlib.errors import FusionError
 from fusionlib.evaluation import comparison, observe
 from fusionlib.evaluation.alignment import Classifier, ClipScorer
 from fusionlib.evaluation.audit import overflow_facts, pair_up
-from fusionlib.evaluation.comparison import IdentityScores, identity_table, paired_difference
+from fusionlib.evaluation.comparison import (
+    IdentityScores,
+    identity_table,
+    paired_difference,
+    with_likeness_kept,
+)
 from fusionlib.evaluation.faces import (
     PACKAGED_WEIGHTS,
     align_faces,
@@ -53,7 +59,9 @@ from fusionlib.evaluation.quality import (
     ssim,
 )
 from fusionlib.evaluation.statistics import Interval, bootstrap, effect_size, verdict
+from fusionlib.figures import alignment_table
 from fusionlib.images import load_image
+from fusionlib.profiles import load_profile
 from fusionlib.study import Person, load_people
 
 HELDOUT = Path(__file__).resolve().parent.parent / "data" / "heldout"
@@ -615,6 +623,39 @@ def test_psnr_left_in_8_bits_says_nothing_about_the_pair() -> None:
         overflow_facts(pd.DataFrame({"ssim": [], "psnr": [], "psnr_8bit_overflow": []}))
     with pytest.raises(FusionError, match="two people"):
         pair_up(load_people(HELDOUT, 1))
+
+
+def test_a_trait_is_kept_where_the_classifier_sees_what_it_sees_in_the_reference() -> None:
+    people = load_people(HELDOUT, 12, only={"style": "photo"})
+    genders = [json.loads(each.references[0].with_suffix(".json").read_text()) for each in people]
+    first = people[0]
+    other = next(
+        person
+        for person, record in zip(people, genders, strict=True)
+        if record["gender"] != genders[0]["gender"]
+    )
+    rows = [("copy", first.references[0]), ("stranger", other.references[0])]
+    index = pd.DataFrame(
+        [(method, first.name, "a photo of a person", 0, str(path)) for method, path in rows],
+        columns=["method", "person", "prompt", "seed", "image"],
+    )
+    profile = load_profile("embedded")
+    found = measure(
+        index,
+        [first, other],
+        quality=False,
+        classifiers={"classifier": profile.classifier},
+        traits=["gender", "hair_color"],
+        progress=False,
+    )
+    images = with_likeness_kept(found.images).set_index("method")
+    assert images.loc["copy", ["gender_kept", "hair_color_kept", "likeness"]].tolist() == [1, 1, 1]
+    assert images.loc["stranger", "gender_kept"] == 0
+    assert images.loc["stranger", "likeness"] == images.loc["stranger", "hair_color_kept"] / 2
+    assert {"gender_kept", "style_correct"} <= set(found.metrics)
+    assert "gender kept ↑" in alignment_table(found.images, "here").data
+    with pytest.raises(FusionError, match="No trait"):
+        with_likeness_kept(index)
 
 
 @pytest.mark.slow

@@ -285,6 +285,21 @@ def with_prompt_followed(images: pd.DataFrame) -> pd.DataFrame:
     return images.assign(followed=images[told].min(axis=1))
 
 
+def with_likeness_kept(images: pd.DataFrame) -> pd.DataFrame:
+    """Add the column ``likeness``: the share of a person's traits that a picture keeps.
+
+    Args:
+        images: measured with ``traits``: a column ``HEAD_kept`` for each.
+
+    Raises:
+        FusionError: no trait was compared.
+    """
+    kept = images.columns[images.columns.str.endswith("_kept")]
+    if kept.empty:
+        raise FusionError("No trait was compared: pass `classifiers` and `traits` to `measure`.")
+    return images.assign(likeness=images[kept].mean(axis=1))
+
+
 def with_accepted(scores: IdentityScores) -> pd.DataFrame:
     """Add the column ``accepted``: 1 where the recogniser takes a picture for the person's.
 

@@ -35,8 +35,9 @@ class Measurements:
             what is wrong with a file or None; ``face``, whether one was found; ``distance NAME``
             for each recogniser; ``clip_score``; ``ssim``, ``psnr`` and ``psnr_8bit_overflow`` of
             the face region against the reference's; ``HEAD_correct`` for what classifiers tell and
-            something is asked of, ``expression_correct`` for example, 1 or 0. NaN where something
-            could not be measured.
+            something is asked of, ``expression_correct`` for example, 1 or 0; ``HEAD_kept`` for
+            traits, 1 where the classifier sees the same as in the person's reference. NaN where
+            something could not be measured.
         scales: for each recogniser what `IdentityScores` calls ``scale``.
         detector: of DeepFace.
         against: what the distances lead to.
@@ -54,7 +55,7 @@ class Measurements:
         return [
             column
             for column in self.images.columns
-            if column.startswith(kinds) or column.endswith("_correct")
+            if column.startswith(kinds) or column.endswith(("_correct", "_kept"))
         ]
 
     def identity(self, recogniser: str) -> IdentityScores:
@@ -74,6 +75,7 @@ def measure(
     against: Target = "reference",
     clip: str | None = None,
     classifiers: Mapping[str, str | None] | None = None,
+    traits: Sequence[str] = (),
     quality: bool = True,
     cache: str | Path | None = None,
     strict: bool = True,
@@ -95,6 +97,8 @@ def measure(
         classifiers: folders or hub ids of image classifiers, by name; None for none. What a picture
             should show stands in the index's column of the name of a head (``expression``), or is
             what the prompt asks for: see `fusionlib.evaluation.alignment.Classifier`.
+        traits: heads of the classifiers that tell what stays of a person, ``["gender"]``: what they
+            see in a picture is compared with what they see in the person's first reference.
         quality: whether to compare face regions with the first reference's.
         cache: folder in which what was read off a picture is kept, for the next time.
         strict: whether a picture that cannot be read is an error, or noted and passed over. A
@@ -112,14 +116,16 @@ def measure(
     scorer = ClipScorer(clip) if clip else None
     tellers = {what: Classifier(what, name) for what, name in (classifiers or {}).items() if name}
     asked = {what: _asked_for(teller, index) for what, teller in tellers.items()}
-    tellers = {what: teller for what, teller in tellers.items() if asked[what]}
+    same = {what: [head for head in traits if head in it.heads] for what, it in tellers.items()}
+    tellers = {what: teller for what, teller in tellers.items() if asked[what] or same[what]}
     paths = [Path(path) for path in index["image"]]
     looked: dict[str, Any] = {"detector": detector, "cache": cache, "progress": progress}
     everything: dict[str, Instrument] = {f"distance {name}": it for name, it in judges.items()}
     everything |= {**tellers} | ({"clip_score": scorer} if scorer else {})
     made = observe(paths, everything, strict=strict, **looked)
     firsts = [person.references[0] for person in people]
-    references = observe(firsts, judges, strict=True, **looked)
+    known_by = {what: teller for what, teller in tellers.items() if same[what]}
+    references = observe(firsts, {**judges, **known_by}, strict=True, **looked)
     further = [path for person in people for path in person.others]
     others = observe(further, judges, strict=True, **looked)
     owners = np.repeat(np.arange(len(people)), [len(person.others) for person in people])
@@ -152,6 +158,10 @@ def measure(
     for what, teller in tellers.items():
         for head, wanted in asked[what].items():
             columns[f"{head}_correct"] = teller.hits(head, made.values[what], wanted)
+        for head in same[what]:
+            theirs = teller.seen(head, references.values[what])
+            wanted = [theirs[person] for person in whose]
+            columns[f"{head}_kept"] = teller.hits(head, made.values[what], wanted)
     return Measurements(index.assign(**columns), scales, detector, against)
 
 

@@ -152,6 +152,8 @@ class Profile(_Strict):
         recognisers: what judges identity: names in DeepFace, or folders of networks.
         classifier: folder or hub id of the model that tells whether a picture shows what the prompt
             asks for, `fusionlib.evaluation.alignment.Classifier`.
+        traits: heads of the classifier that tell what stays of a person whatever the prompt says:
+            gender, hair.
         detector: DeepFace detector that finds and aligns faces.
         heldout: folder of the held-out people, None where the user brings photographs.
         groups: folder of pictures that show several of them, with masks and depth maps; or None.
@@ -171,6 +173,7 @@ class Profile(_Strict):
     guidance_scale: float
     recognisers: list[str]
     classifier: str | None = None
+    traits: list[str] = Field(default_factory=list)
     detector: str
     heldout: str | None = None
     groups: str | None = None
