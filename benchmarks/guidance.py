@@ -1,0 +1,97 @@
+"""Which guidance scale the embedded base model wants: ``book/records/guidance.csv``.
+
+Text alone, so that nobody who is measured elsewhere has a say: the suite's prompts, painted at each
+scale from the same noise. A picture counts where a face is found and the classifier sees all that
+the prompt asks for. The profile takes the scale with the largest share.
+
+    python -m benchmarks.guidance
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import typer
+
+from fusionlib.evaluation.comparison import with_prompt_followed
+from fusionlib.evaluation.measure import measure
+from fusionlib.loading import load_pipeline
+from fusionlib.methods.fusion import text_only
+from fusionlib.profiles import ROOT, Profile, load_profile
+from fusionlib.study import Study, load_people, run_study
+
+SCALES = (1.5, 2.0, 2.5, 3.0, 4.0)
+
+
+def table(
+    profile: Profile, store: Path, *, scales: Sequence[float] = SCALES, noises: int = 4
+) -> pd.DataFrame:
+    """What is painted at each scale, as shares of pictures.
+
+    Args:
+        profile: with a classifier.
+        store: of the pictures, see `fusionlib.study.run_study`.
+        scales: to compare.
+        noises: pictures of each prompt and scale.
+    """
+    pipeline = load_pipeline(profile)
+    steps = profile.num_inference_steps
+    study = Study(
+        "guidance",
+        methods=[
+            text_only(pipeline, name=f"{scale:g}", num_inference_steps=steps, guidance_scale=scale)
+            for scale in scales
+        ],
+        # Their names name the noise, and nobody is shown to anyone.
+        people=load_people(profile.heldout or "", noises, others=0),
+        prompts=list(pd.read_csv(ROOT / "data" / "prompts" / "suite.csv")["prompt"]),
+    )
+    measured = measure(
+        run_study(study, store),
+        study.people,
+        recognisers=[],
+        detector=profile.detector,
+        classifiers={"classifier": profile.classifier},
+        quality=False,
+        cache=store / "observations",
+    )
+    images = with_prompt_followed(measured.images)
+    images = images.assign(
+        found=images["face"].astype(float),
+        both=images["followed"].where(images["face"], 0.0),
+    )
+    columns = {
+        "face found": "found",
+        "expression as prompted": "expression_correct",
+        "style as prompted": "style_correct",
+        "scene as prompted": "scene_correct",
+        "face found and all as prompted": "both",
+    }
+    return pd.DataFrame(
+        {
+            told: [
+                f"{images.loc[images['method'] == f'{scale:g}', column].mean():.3f}"
+                for scale in scales
+            ]
+            for told, column in columns.items()
+        },
+        index=pd.Index([f"{scale:g}" for scale in scales], name="guidance scale"),
+    )
+
+
+def main(
+    store: Path = Path("build/guidance"),
+    out: Path = ROOT / "book" / "records" / "guidance.csv",
+    noises: int = 4,
+) -> None:
+    """Paint the suite at each scale, write the shares, and name the best scale."""
+    found = table(load_profile("embedded"), store, noises=noises)
+    found.to_csv(out)
+    typer.echo(found.to_string())
+    typer.echo(f"best: {found['face found and all as prompted'].astype(float).idxmax()}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
