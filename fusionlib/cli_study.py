@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -134,28 +137,34 @@ def _run_workers(count: int, arguments: list[str], device: str | None) -> None:
     """Start processes, each with its part; if one fails, stop the others and say why."""
     command = [sys.executable, "-m", "fusionlib", "study", "run", *arguments]
     command += ["--device", device] if device else []
-    processes = [
-        subprocess.Popen(
-            [*command, "--share", f"{number}/{count}"],
-            stdout=subprocess.DEVNULL,
-            stderr=None if number == 1 else subprocess.PIPE,  # one bar is enough
-            text=True,
-        )
-        for number in range(1, count + 1)
-    ]
-    try:
-        for number, process in enumerate(processes, start=1):
-            _, complaint = process.communicate()
-            if process.returncode:
-                reason = (complaint or "").strip().splitlines()[-1:] or ["see above"]
-                raise FusionError(
-                    f"Worker {number} of {count} failed ({reason[0]}): the same command goes on "
-                    "where it stopped."
-                )
-    finally:
-        for process in processes:
-            process.terminate()
-            process.wait()
+    with ExitStack() as opened:
+        # Files, not pipes: a worker that nobody listens to must not wait for room in one.
+        said = [opened.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
+        processes = [
+            subprocess.Popen(
+                [*command, "--share", f"{number}/{count}"],
+                stdout=subprocess.DEVNULL,
+                stderr=None if number == 1 else said[number - 1],  # one bar is enough
+            )
+            for number in range(1, count + 1)
+        ]
+        try:
+            while any(process.poll() is None for process in processes):
+                if any(process.poll() for process in processes):
+                    break
+                time.sleep(0.2)
+            for number, process in enumerate(processes, start=1):
+                if process.poll():
+                    said[number - 1].seek(0)
+                    reason = said[number - 1].read().strip().splitlines()[-1:] or ["see above"]
+                    raise FusionError(
+                        f"Worker {number} of {count} failed ({reason[0]}): the same command goes "
+                        "on where it stopped."
+                    )
+        finally:
+            for process in processes:
+                process.terminate()
+                process.wait()
 
 
 @app.command()

@@ -104,7 +104,7 @@ def verdict_strip(
     """All claims as a row of fields, one each, sorted and coloured by verdict, with their counts.
 
     Args:
-        claims: of `fusionlib.evaluation.claims.read_claims`.
+        claims: of `fusionlib.evaluation.claims.claims_under`.
         evidence: of `fusionlib.evaluation.claims.read_evidence`.
         profile: its name.
     """
@@ -157,7 +157,7 @@ def verdict_plot(evidence: Sequence[Evidence] | Mapping[str, Evidence]) -> Panel
         rows.append(
             f'<div class="tested" data-verdict="{one.verdict}">'
             f"<div><b>{MARKS[one.verdict]} {one.verdict}:</b> {escape(one.claim.title)}"
-            f"<small>{_place(one.claim)}; {experiment_link(one.claim)}</small></div>"
+            f"<small>{_place(one.claim)}; {experiment_link(one.claim, one.profile)}</small></div>"
             f"<div>{_bar(one)}<small>{_numbers(one)}</small></div></div>"
         )
     text = "\n".join(f"{one.verdict}: {one.claim.title}: {_numbers(one)}" for one in tested)
@@ -181,7 +181,7 @@ def verdict_table(
     rows, lines = [], []
     for claim in claims.values():
         stands = status(claim, evidence, profile)
-        experiment = experiment_link(claim)
+        experiment = experiment_link(claim, profile)
         found = {
             "not testable here": escape(claim.obstacle.get(profile, "")),
             "not measured yet": f"to be decided by {experiment}",
@@ -218,7 +218,9 @@ def claim_table(found: Evidence | Claim, profile: str = "", **more: object) -> S
         stands = status(claim, {}, profile)
         untestable = stands == "not testable here"
         rows["why not" if untestable else "to be measured by"] = (
-            claim.obstacle[profile] if untestable else claim.experiment or "no experiment yet"
+            claim.obstacle[profile]
+            if untestable
+            else claim.tested_by(profile) or "no experiment yet"
         )
         return facts_table({**rows, **_lines(more), "verdict": stands}, f"Profile {profile}.")
     number = found.found
@@ -244,13 +246,14 @@ def _lines(more: Mapping[str, object]) -> dict[str, object]:
     return {name.replace("_", " "): value for name, value in more.items()}
 
 
-def experiment_link(claim: Claim) -> str:
+def experiment_link(claim: Claim, profile: str) -> str:
     """The experiment of a claim as HTML: a link to its page, or the name of its file."""
-    if claim.experiment is None:
+    experiment = claim.tested_by(profile)
+    if experiment is None:
         return "no experiment yet"
-    if not claim.experiment.startswith("notebooks/"):
-        return f"<code>{escape(claim.experiment)}</code>"
-    name = claim.experiment.removeprefix("notebooks/")
+    if not experiment.startswith("notebooks/"):
+        return f"<code>{escape(experiment)}</code>"
+    name = experiment.removeprefix("notebooks/")
     return f'<a href="../notebooks/{name}.html">{escape(name)}</a>'
 
 

@@ -21,6 +21,7 @@ from fusionlib.evaluation.claims import (
     Claim,
     broken,
     check_claims,
+    claims_under,
     find_claim,
     judge,
     read_claims,
@@ -42,7 +43,7 @@ from fusionlib.evaluation.comparison import (
 )
 from fusionlib.evaluation.morph import morph_gains
 from fusionlib.evaluation.statistics import Interval
-from fusionlib.profiles import ROOT
+from fusionlib.profiles import ROOT, load_profile
 from fusionlib.study import Person
 from fusionlib.training.record import training_hours
 from fusionlib.verdicts import (
@@ -115,9 +116,24 @@ def test_every_claim_names_an_experiment_that_exists_or_what_is_in_the_way() -> 
     assert len(claims) > 20
     for claim in claims.values():
         assert claim.experiment or claim.obstacle
-        if claim.experiment:
-            notebook = claim.experiment.startswith("notebooks/")
-            assert (ROOT / (claim.experiment + (".ipynb" if notebook else ""))).is_file(), claim.id
+        for profile in ("embedded", "paper"):
+            if experiment := claim.tested_by(profile):
+                notebook = experiment.startswith("notebooks/")
+                assert (ROOT / (experiment + (".ipynb" if notebook else ""))).is_file(), claim.id
+
+
+def test_a_claim_of_a_page_that_a_book_goes_without_has_that_for_its_obstacle() -> None:
+    profile = load_profile("paper")
+    claims = claims_under(profile)
+    assert profile.left_out["ablations"] and status(claims["concatenation"], {}, "paper") == (
+        "not testable here"
+    )
+    assert claims["concatenation"].obstacle["paper"] == profile.left_out["ablations"]
+    assert claims["identity-faceid"].tested_by("paper") == "notebooks/table1_identity"
+    assert status(claims["identity-faceid"], {}, "paper") == "not measured yet"
+    assert status(claims["masks"], {}, "paper") == "not testable here"
+    linked = re.findall(r'href="[^"]*/(\w+)\.html"', verdict_table(claims, {}, "paper")._repr_html_())
+    assert linked and not set(linked) & set(profile.left_out), "no link to a page that is not there"
 
 
 def test_every_claim_of_a_notebook_is_recorded_by_that_notebook_and_no_other() -> None:
@@ -131,7 +147,7 @@ def test_every_claim_of_a_notebook_is_recorded_by_that_notebook_and_no_other() -
         for claim in named:
             recorded.setdefault(claim, f"notebooks/{notebook.stem}")
             assert recorded[claim] == f"notebooks/{notebook.stem}", f"{claim} is recorded twice"
-    made = {claim.id: claim.experiment for claim in read_claims().values()}
+    made = {claim.id: claim.tested_by("embedded") for claim in read_claims().values()}
     assert recorded == {
         name: experiment
         for name, experiment in made.items()
@@ -238,7 +254,8 @@ def test_what_cannot_be_tested_cannot_be_recorded(tmp_path: Path, path: Path) ->
     "found, breaks",
     [
         (about(0.04, 0.03, 0.05), False),
-        (about(-0.04, -0.05, -0.03, people=4), True),
+        (about(-0.04, -0.05, -0.03, people=6), True),
+        (about(-0.04, -0.05, -0.03, people=4), False),  # four decide nothing
         (about(0.01, -0.02, 0.04), True),
         (about(0.01, -0.02, 0.04, people=4), False),  # too few to see it
     ],

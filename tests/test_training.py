@@ -18,7 +18,7 @@ from fusionlib import FusionAdapter
 from fusionlib.errors import FusionError
 from fusionlib.profiles import Profile, Recipe, load_profile
 from fusionlib.training import adapter, base, clip, vae
-from fusionlib.training.checkpoints import checkpoint_folder
+from fusionlib.training.checkpoints import Start, checkpoint_folder
 from fusionlib.training.data import load_pictures
 from fusionlib.training.denoising import dropout_masks
 from fusionlib.training.loop import Batch, fit, learning_rate, step_generator
@@ -328,6 +328,55 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     fit(_linear(), _regression, RECIPE, tmp_path)
     with pytest.raises(FusionError, match="another network"):
         fit(nn.Sequential(_linear()), _regression, RECIPE, tmp_path)
+    with pytest.raises(FusionError, match="another seed"):
+        fit(_linear(), _regression, RECIPE, tmp_path, seed=1)
+
+
+def test_a_checkpoint_over_other_frozen_weights_is_refused(tmp_path: Path) -> None:
+    """A base that was trained anew wants its adapter anew: the old run must not go on over it."""
+
+    def over(bias: float) -> nn.Module:
+        network = _linear()
+        with torch.no_grad():
+            network.bias.fill_(bias)  # type: ignore[union-attr,operator]
+        network.bias.requires_grad_(False)  # type: ignore[union-attr,operator]
+        return network
+
+    fit(over(0.0), _regression, RECIPE, tmp_path)
+    fit(over(0.0), _regression, RECIPE, tmp_path, steps=14)
+    with pytest.raises(FusionError, match="other frozen weights"):
+        fit(over(1.0), _regression, RECIPE, tmp_path)
+
+
+def test_weights_that_went_before_draw_anew(tmp_path: Path) -> None:
+    """The same seed would show them the same pictures with the same noise once more."""
+    seen: dict[int, list[torch.Tensor]] = {0: [], 48: []}
+    for samples, drawn in seen.items():
+
+        def loss(
+            network: nn.Module, batch: Batch, drawn: list[torch.Tensor] = drawn
+        ) -> dict[str, torch.Tensor]:
+            drawn.append(torch.randn(3, generator=batch.generator))
+            drawn.append(torch.randn(3, generator=batch.sample_generators()[0]))
+            return _regression(network, batch)
+
+        fit(_linear(), loss, RECIPE, tmp_path / str(samples), start=Start("x", samples))
+    assert not any(torch.equal(a, b) for a, b in zip(*seen.values(), strict=True))
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_state(tmp_path: Path) -> None:
+    calls = 0
+
+    def breaks(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        loss = _regression(network, batch)["loss"]
+        return {"loss": loss * float("nan") if calls > 3 else loss}
+
+    with pytest.raises(FusionError, match="last good state"):
+        fit(_linear(), breaks, RECIPE, tmp_path)
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert kept["step"] == 3 and all(value.isfinite().all() for value in kept["weights"].values())
 
 
 def test_plain_attention_trains_the_same_without_torchs_own_kernel(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.comparison import (
     MIN_PAIRED,
+    MIN_PEOPLE,
     Estimate,
     IdentityScores,
     PairedDifference,
@@ -28,7 +29,7 @@ from fusionlib.evaluation.comparison import (
 from fusionlib.evaluation.statistics import Interval, Verdict, verdict
 from fusionlib.images import write_atomically
 from fusionlib.manifest import git_commit, package_versions, sha256_json
-from fusionlib.profiles import ROOT
+from fusionlib.profiles import ROOT, Profile
 
 CLAIMS = ROOT / "data" / "paper" / "claims.yaml"
 
@@ -73,7 +74,8 @@ class Claim(BaseModel):
         threshold: what the number has to exceed for the claim to hold: 0 where two methods are
             compared for which is better, below 0 where the claim is that nothing is lost.
         experiment: what measures it: a notebook (without its extension), a study's file or a
-            benchmark, from the repository's root. None where there is none yet.
+            benchmark, from the repository's root; or one for each profile, by the profile's name.
+            None where there is none yet.
         expected: what was found under a profile, by the profile's name: see `check_claims`.
         obstacle: why it cannot be tested under a profile, by the profile's name.
     """
@@ -89,7 +91,7 @@ class Claim(BaseModel):
     unit: str
     over: str = "people"
     threshold: float = 0.0
-    experiment: str | None = None
+    experiment: str | dict[str, str] | None = None
     expected: dict[str, Expected] = Field(default_factory=dict)
     obstacle: dict[str, str] = Field(default_factory=dict)
 
@@ -100,6 +102,12 @@ class Claim(BaseModel):
         if both := self.expected.keys() & self.obstacle.keys():
             raise ValueError(f"cannot be both expected and untestable under {', '.join(both)}")
         return self
+
+    def tested_by(self, profile: str) -> str | None:
+        """What measures it under a profile, if anything does."""
+        if isinstance(self.experiment, dict):
+            return self.experiment.get(profile)
+        return self.experiment
 
     @property
     def quotation(self) -> str:
@@ -156,6 +164,23 @@ def read_claims(path: str | Path = CLAIMS) -> dict[str, Claim]:
     return claims
 
 
+def claims_under(profile: Profile, path: str | Path = CLAIMS) -> dict[str, Claim]:
+    """All claims as they stand under a profile.
+
+    One that is tested by a page which the profile's book goes without has that for its obstacle.
+
+    Raises:
+        FusionError: see `read_claims`.
+    """
+    claims = {}
+    for name, claim in read_claims(path).items():
+        page = Path(claim.tested_by(profile.name) or "").name
+        why = profile.left_out.get(page)
+        obstacle = ({profile.name: why} if why else {}) | claim.obstacle
+        claims[name] = claim.model_copy(update={"obstacle": obstacle})
+    return claims
+
+
 def find_claim(claim: str, path: str | Path = CLAIMS) -> Claim:
     """One claim by its id.
 
@@ -172,9 +197,10 @@ def judge(claim: Claim, found: Estimate | PairedDifference) -> Verdict:
     """The verdict on a claim: where the interval lies, seen from the claim's threshold.
 
     It is "undecided" whatever the interval if more than a tenth of the pictures could not be
-    measured: those left out could turn it.
+    measured, since those left out could turn it, or with fewer than five people (or whatever was
+    averaged over).
     """
-    if found.pairs < MIN_PAIRED * found.cells:
+    if found.pairs < MIN_PAIRED * found.cells or found.people < MIN_PEOPLE:
         return "undecided"
     interval, threshold = found.interval, claim.threshold
     return verdict(
@@ -223,7 +249,7 @@ def record_claim(
         "found": asdict(found),
         "profile": profile,
         "run": run,
-        "experiment": known.experiment,
+        "experiment": known.tested_by(profile),
         "made_from": made_from,
     }
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
@@ -306,7 +332,7 @@ def read_evidence(
                 f"The record {file} cannot be read ({error!r}): delete it, and run the notebook "
                 "that makes it."
             ) from error
-        if made_by == (profile, claim.experiment, claim.threshold):
+        if made_by == (profile, claim.tested_by(profile), claim.threshold):
             judged = judge(claim, found)
             recorded[claim.id] = Evidence(claim, judged, found, profile, run, made_from)
     return recorded
@@ -340,9 +366,9 @@ def broken(claims: Mapping[str, Claim], evidence: Mapping[str, Evidence]) -> lis
             continue  # a small run sees less, which is no contradiction
         sentences.append(
             f"The claim {name!r} ({claims[name].title}) is {one.verdict} by "
-            f"{claims[name].experiment}, and was {expected.verdict}: {one.found.interval} "
-            f"{claims[name].unit}, to exceed {claims[name].threshold:g}, over {one.found.people} "
-            "people."
+            f"{claims[name].tested_by(one.profile)}, and was {expected.verdict}: "
+            f"{one.found.interval} {claims[name].unit}, to exceed {claims[name].threshold:g}, over "
+            f"{one.found.people} {claims[name].over}."
         )
     return sentences
 

@@ -23,6 +23,9 @@ MIN_PAIRED = 0.9
 """Share of the pictures that must show a face under both methods for a verdict to be given:
 with fewer, those left out could turn it."""
 
+MIN_PEOPLE = 5
+"""People below whom nothing is decided: of four, one in eight sets has one sign by chance alone."""
+
 Target = Literal["reference", "others"]
 
 LOWER_IS_BETTER = ("distance",)
@@ -144,7 +147,8 @@ def paired_difference(
     """Compare two methods of a study cell by cell.
 
     Cells without a number under either method (no face, for example) are left out and counted; if
-    more than a tenth are, the verdict is "undecided" whatever the interval.
+    more than a tenth are, or there are fewer than five people, the verdict is "undecided" whatever
+    the interval. Prompts that ask nothing of what a classifier tells are no cells of it.
 
     Args:
         scores: of `fusionlib.evaluation.measure`, or their table of images.
@@ -155,16 +159,12 @@ def paired_difference(
     Raises:
         FusionError: the study lacks a method.
     """
-    images = scores.images if isinstance(scores, IdentityScores) else scores
-    for name in (method, other):
-        by_person(images, metric, name)
-    cells = images.pivot(index=["person", "prompt", "seed"], columns="method", values=metric)
-    cells = cells[[method, other]]
+    cells = _cells(scores, (method, other), metric)
     sign = -1 if metric.startswith(LOWER_IS_BETTER) else 1
     gain = (sign * (cells[method] - cells[other])).replace([np.inf, -np.inf], np.nan).dropna()
     people = gain.groupby("person").mean().to_numpy()
     interval = bootstrap(people)
-    enough = len(gain) >= MIN_PAIRED * len(cells)
+    enough = len(gain) >= MIN_PAIRED * len(cells) and len(people) >= MIN_PEOPLE
     return PairedDifference(
         metric=metric,
         interval=interval,
@@ -179,6 +179,34 @@ def paired_difference(
         people=len(people),
         verdict=verdict(interval) if enough else "undecided",
     )
+
+
+def _cells(
+    scores: IdentityScores | pd.DataFrame, methods: Sequence[str], metric: str
+) -> pd.DataFrame:
+    """A metric of several methods side by side: a row for each cell of which all made a picture.
+
+    Raises:
+        FusionError: the study lacks a method.
+    """
+    images = scores.images if isinstance(scores, IdentityScores) else scores
+    for name in methods:
+        by_person(images, metric, name)
+    images = _asked(images[images["method"].isin(methods)], metric)
+    cell = ["person", "prompt", "seed"]
+    made = images.groupby(cell)["method"].transform("nunique") == len(set(methods))
+    return (
+        images[made]
+        .pivot(index=cell, columns="method", values=metric)
+        .reindex(columns=list(methods))
+    )
+
+
+def _asked(images: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The pictures of which what a metric tells was asked: not every prompt names an expression."""
+    if metric != "followed" and not metric.endswith("_correct"):
+        return images
+    return images[images.groupby("prompt")[metric].transform("count") > 0]
 
 
 def recovery(scores: IdentityScores, method: str) -> Interval:
@@ -213,7 +241,7 @@ def estimate_mean(images: pd.DataFrame, metric: str, method: str) -> Estimate:
         FusionError: there is no such method.
     """
     values = by_person(images, metric, method)
-    shown = images.loc[images["method"] == method, metric]
+    shown = _asked(images[images["method"] == method], metric)[metric]
     return Estimate(bootstrap(values.to_numpy()), int(shown.count()), len(shown), len(values))
 
 
@@ -242,15 +270,17 @@ def estimate_change(
         metric: a column of the table.
 
     Returns:
-        The mean over people of (a - b) - (c - d), over those who have all four numbers.
+        The mean over people of (a - b) - (c - d), over those pictures (person, prompt, seed) for
+        which there are all four numbers; the others are counted.
 
     Raises:
         FusionError: there is no such method.
     """
-    images = scores.images if isinstance(scores, IdentityScores) else scores
-    a, b, c, d = (by_person(images, metric, method) for method in (*change, *baseline))
-    values = ((a - b) - (c - d)).dropna().to_numpy()
-    return estimate_of(values, images["person"].nunique())
+    cells = _cells(scores, (*change, *baseline), metric)
+    a, b, c, d = (cells[name] for name in (*change, *baseline))
+    changed = ((a - b) - (c - d)).dropna()
+    people = changed.groupby("person").mean().to_numpy()
+    return Estimate(bootstrap(people), len(changed), len(cells), len(people))
 
 
 def best_of(images: pd.DataFrame, metric: str, methods: Sequence[str]) -> str:
@@ -258,13 +288,14 @@ def best_of(images: pd.DataFrame, metric: str, methods: Sequence[str]) -> str:
 
     Args:
         images: measured pictures.
-        metric: a column of them.
+        metric: a column of them; only cells count for which all methods have a number.
         methods: to choose from.
     """
     if not set(methods) <= set(images["method"]):
         return ""
+    means = _cells(images, methods, metric).dropna().groupby("person").mean().mean()
     sign = -1 if metric.startswith(LOWER_IS_BETTER) else 1
-    return max(methods, key=lambda name: sign * by_person(images, metric, name).mean())
+    return "" if means.empty or means.isna().all() else str((sign * means).idxmax())
 
 
 def with_prompt_followed(images: pd.DataFrame) -> pd.DataFrame:
@@ -285,19 +316,24 @@ def with_prompt_followed(images: pd.DataFrame) -> pd.DataFrame:
     return images.assign(followed=images[told].min(axis=1))
 
 
-def with_likeness_kept(images: pd.DataFrame) -> pd.DataFrame:
+def with_likeness_kept(images: pd.DataFrame, traits: Sequence[str] | None = None) -> pd.DataFrame:
     """Add the column ``likeness``: the share of a person's traits that a picture keeps.
 
     Args:
         images: measured with ``traits``: a column ``HEAD_kept`` for each.
+        traits: which of them count; all by default.
 
     Raises:
-        FusionError: no trait was compared.
+        FusionError: none of them, or not all that are named, were compared.
     """
-    kept = images.columns[images.columns.str.endswith("_kept")]
-    if kept.empty:
-        raise FusionError("No trait was compared: pass `classifiers` and `traits` to `measure`.")
-    return images.assign(likeness=images[kept].mean(axis=1))
+    compared = images.columns[images.columns.str.endswith("_kept")]
+    kept = compared if traits is None else [f"{trait}_kept" for trait in traits]
+    if not len(kept) or not set(kept) <= set(compared):
+        raise FusionError(
+            f"{'No trait was' if traits is None else 'Not all of these traits were'} compared: "
+            "pass `classifiers` and `traits` to `measure`."
+        )
+    return images.assign(likeness=images[list(kept)].mean(axis=1))
 
 
 def with_accepted(scores: IdentityScores) -> pd.DataFrame:

@@ -165,6 +165,11 @@ def _read_index(folder: Path) -> pd.DataFrame:
     index["prompt"] = index["prompt"].fillna("") if "prompt" in index else ""
     if "seed" not in index:
         index["seed"] = index.groupby(["method", "person", "prompt"]).cumcount()
+    whole = pd.to_numeric(index["seed"], errors="coerce")
+    wrong = whole.isna() | (whole % 1 != 0)
+    if wrong.any():
+        raise FusionError(f"{path} has no whole number as seed in line {int(wrong.argmax()) + 2}.")
+    index["seed"] = whole.astype(int)
     twice = index.duplicated(["method", "person", "prompt", "seed"])
     if twice.any():
         name = index["image"][twice].iloc[0]

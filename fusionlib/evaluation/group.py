@@ -153,16 +153,17 @@ def group_summary(faces: pd.DataFrame) -> Mapping[str, dict[str, Interval | str]
     return found
 
 
-def mask_gains(faces: pd.DataFrame, method: str) -> NDArray[np.float64]:
-    """How much nearer the faces of a method are to who belongs there than to the others.
+def mask_gains(faces: pd.DataFrame) -> pd.DataFrame:
+    """How much nearer each face is to who belongs there than to the others, as ``gain``.
 
     Args:
         faces: of `who_is_who`.
-        method: by name.
 
     Returns:
-        One mean for each group in which a face was found.
+        A table for `fusionlib.evaluation.comparison.paired_difference`, in which every place of a
+        picture is a cell of its own; NaN where no face was found.
     """
-    rows = faces[faces["method"] == method]
-    gains = (rows["others"] - rows["own"]).groupby(rows["person"]).mean().dropna()
-    return gains.to_numpy(dtype=np.float64)
+    places = [
+        f"{prompt}, place {n}" for prompt, n in zip(faces["prompt"], faces["place"], strict=True)
+    ]
+    return faces.assign(prompt=places, gain=faces["others"] - faces["own"])

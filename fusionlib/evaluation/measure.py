@@ -98,7 +98,8 @@ def measure(
             should show stands in the index's column of the name of a head (``expression``), or is
             what the prompt asks for: see `fusionlib.evaluation.alignment.Classifier`.
         traits: heads of the classifiers that tell what stays of a person, ``["gender"]``: what they
-            see in a picture is compared with what they see in the person's first reference.
+            see in a picture with a face is compared with what they see in the person's first
+            reference.
         quality: whether to compare face regions with the first reference's.
         cache: folder in which what was read off a picture is kept, for the next time.
         strict: whether a picture that cannot be read is an error, or noted and passed over. A
@@ -106,17 +107,24 @@ def measure(
         progress: whether to show bars; by default where a terminal can.
 
     Raises:
-        FusionError: a person has no reference, a file cannot be read or a model is not there.
+        FusionError: a person has no reference, or no other picture where these are the target; a
+            file cannot be read; a model is not there, or no classifier knows a trait.
     """
     known = {person.name: person for person in people}
     for name in index["person"].unique():
         if name not in known or not known[name].references:
             raise FusionError(f"The person {name!r} needs a reference to be measured by.")
+        if against == "others" and recognisers and not known[name].others:
+            raise FusionError(
+                f"The person {name!r} has no other pictures to measure the distance to."
+            )
     judges = load_recognisers(recognisers)
     scorer = ClipScorer(clip) if clip else None
     tellers = {what: Classifier(what, name) for what, name in (classifiers or {}).items() if name}
     asked = {what: _asked_for(teller, index) for what, teller in tellers.items()}
     same = {what: [head for head in traits if head in it.heads] for what, it in tellers.items()}
+    if unknown := set(traits) - {head for heads in same.values() for head in heads}:
+        raise FusionError(f"No classifier tells {', '.join(sorted(unknown))}.")
     tellers = {what: teller for what, teller in tellers.items() if asked[what] or same[what]}
     paths = [Path(path) for path in index["image"]]
     looked: dict[str, Any] = {"detector": detector, "cache": cache, "progress": progress}
@@ -124,7 +132,7 @@ def measure(
     everything |= {**tellers} | ({"clip_score": scorer} if scorer else {})
     made = observe(paths, everything, strict=strict, **looked)
     firsts = [person.references[0] for person in people]
-    known_by = {what: teller for what, teller in tellers.items() if same[what]}
+    known_by = {f"traits {what}": teller for what, teller in tellers.items() if same[what]}
     references = observe(firsts, {**judges, **known_by}, strict=True, **looked)
     further = [path for person in people for path in person.others]
     others = observe(further, judges, strict=True, **looked)
@@ -159,8 +167,11 @@ def measure(
         for head, wanted in asked[what].items():
             columns[f"{head}_correct"] = teller.hits(head, made.values[what], wanted)
         for head in same[what]:
-            theirs = teller.seen(head, references.values[what])
-            wanted = [theirs[person] for person in whose]
+            theirs = teller.seen(head, references.values[f"traits {what}"])
+            wanted = [
+                theirs[person] if found else None
+                for person, found in zip(whose, made.faces, strict=True)
+            ]
             columns[f"{head}_kept"] = teller.hits(head, made.values[what], wanted)
     return Measurements(index.assign(**columns), scales, detector, against)
 

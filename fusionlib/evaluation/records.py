@@ -100,7 +100,8 @@ def read_record(file: str | Path, study: Study | None = None) -> Record:
         study: with methods of the same names, whose weights must be those of the record.
 
     Raises:
-        FusionError: the file is not there or no record, or a method has other weights now.
+        FusionError: the file is not there or no record, or a method has other weights, another
+            guidance scale or other strengths now.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -119,13 +120,15 @@ def read_record(file: str | Path, study: Study | None = None) -> Record:
         raise FusionError(f"There is no record {file} ({error.strerror}): {again}.") from error
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
         raise FusionError(f"{file} is no record of a study ({error}): {again}.") from error
+    kept = {method["name"]: method["settings"] for method in record.manifest["methods"]}
     for method in study.methods if study else ():
-        known = record.weights.get(method.name)
-        if known is not None and dict(known) != dict(method.settings["weights"]):
-            raise FusionError(
-                f"The record {file} was made from other weights of {method.name!r} than are here: "
-                f"{again}."
-            )
+        for what in ("weights", "guidance_scale", "strengths"):
+            known = kept.get(method.name, {}).get(what)
+            if known is not None and known != json.loads(json.dumps(method.settings.get(what))):
+                raise FusionError(
+                    f"The record {file} was made from other {what.replace('_', ' ')} of "
+                    f"{method.name!r} than are here: {again}."
+                )
     return record
 
 
@@ -138,7 +141,19 @@ def recorded(study: Study, measured: Measurements, folder: str | Path) -> Record
         folder: of records, ``book/records/studies/PROFILE``; one that is not there keeps none.
 
     Raises:
-        FusionError: the record is of other weights, or is none.
+        FusionError: the record is of other weights, at other settings or measured otherwise, or is
+            none.
     """
     file = Path(folder) / f"{study.name}.parquet"
-    return read_record(file, study) if file.is_file() else Record(measured, describe_study(study))
+    if not file.is_file():
+        return Record(measured, describe_study(study))
+    record = read_record(file, study)
+    kept = record.measured
+    for what, there, here in (
+        ("other recognisers", list(kept.scales), list(measured.scales)),
+        ("another detector", kept.detector, measured.detector),
+        ("distances to other pictures", kept.against, measured.against),
+    ):
+        if there != here:
+            raise FusionError(f"The record {file} has {what} ({there}) than are here ({here}).")
+    return record

@@ -104,6 +104,7 @@ def build_arc2face(
         sampling={**(PUBLISHED if own_sampling else {}), **sampling},
         settings={
             "sentence": sentence,
+            "word": word,
             "references": references,
             "face_models": embedder.fingerprint,
         },

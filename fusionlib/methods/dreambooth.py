@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fusionlib.errors import FusionError
 from fusionlib.loading import load_stock
-from fusionlib.manifest import sha256_json, sha256_modules
+from fusionlib.manifest import sha256_file, sha256_json, sha256_modules
 from fusionlib.methods import Method, Models
 from fusionlib.methods.common import make_method
 from fusionlib.profiles import ROOT
@@ -203,7 +203,10 @@ class Student:
                     drawn = torch.randn(weight.shape, generator=self._generator("lora", name))
                     weight.data.copy_(drawn / recipe.rank)
         self._start = {n: p.detach().cpu().clone() for n, p in self._weights.items()}
-        self._folder = cache / sha256_json([self._base, self._settings()])[:16]
+        # What was learned by other code or another schedule is not taken for the same.
+        schedule = dict(pipeline.scheduler.config)
+        code = sha256_file(Path(__file__))
+        self._folder = cache / sha256_json([self._base, self._settings(), schedule, code])[:16]
         self._current: Path | None = None
         self._scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
 

@@ -28,7 +28,7 @@ from fusionlib.training.loop import Run
 from fusionlib.training.monitor import make_sheets
 
 FIRST = 120
-"""Of the held-out people whom the lesson trains on; the book's tables measure the first hundred."""
+"""Of the held-out people whom the lesson trains on; its adapter is used by no other page."""
 
 
 @dataclass(frozen=True)

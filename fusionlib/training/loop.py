@@ -8,8 +8,10 @@ of the sample (`sample_generators`) does not see how a step is split into proces
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
+import logging
 import math
 import os
 import platform
@@ -36,6 +38,8 @@ from fusionlib.images import write_atomically
 from fusionlib.profiles import Recipe
 from fusionlib.training.checkpoints import RANDOM, Start
 from fusionlib.training.log import Log, Row
+
+logger = logging.getLogger(__name__)
 
 LOG_EVERY = 10
 """Steps over which logged values are averaged."""
@@ -112,10 +116,13 @@ def learning_rate(step: int, recipe: Recipe, steps: int) -> float:
 
 
 def step_generator(seed: int, *numbers: int) -> torch.Generator:
-    """A generator that is a function of these numbers, independent of that of any others."""
-    # torch's CPU generator takes 32 bits of a seed: mix the numbers into them.
-    mixed = np.random.SeedSequence([seed, *numbers]).generate_state(1)
-    return torch.Generator().manual_seed(int(mixed[0]))
+    """A generator that is a function of these numbers; zeros at their end do not count."""
+    return torch.Generator().manual_seed(_mixed(seed, *numbers))
+
+
+def _mixed(*numbers: int) -> int:
+    """One number of 32 bits, which is what torch's CPU generator takes of a seed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def training_device() -> torch.device:
@@ -181,16 +188,13 @@ def fit(
         trained.values(), decay=recipe.ema_decay, use_ema_warmup=True, power=0.8, foreach=True
     )
     checkpoint = folder / "checkpoint.pt"
+    frozen = _sha256_frozen(network)
     step, samples, seconds = 0, 0, 0.0
     each = recipe.batch_size * accelerator.num_processes  # samples of one batch of every process
     state: dict[str, Any] = {}
     if resume and checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True, map_location=accelerator.device)
-        if set(state["weights"]) != set(trained):
-            raise FusionError(
-                f"{checkpoint} belongs to another network: use --fresh to start over, "
-                "or another folder of runs"
-            )
+        _check_same(checkpoint, state, trained, seed, frozen)
         with torch.no_grad():
             for key, parameter in trained.items():
                 parameter.copy_(state["weights"][key])
@@ -200,6 +204,13 @@ def fit(
         step, seconds = state["step"], state["seconds"]
         samples = state.get("samples", step * each)
         start = Start(**state.get("start", asdict(start)))
+        if step >= total:
+            logger.warning(
+                "%s: %s has come to its end after %d steps, so nothing is trained: --fresh starts "
+                "over.", name, checkpoint, step,
+            )  # fmt: skip
+    # Weights that were trained before have seen what the seed alone would draw again.
+    draws = _mixed(seed, start.samples) if start.samples else seed
     prepared, optimizer = accelerator.prepare(network, optimizer)
     if accelerator.scaler is not None and state.get("scaler"):
         accelerator.scaler.load_state_dict(state["scaler"])
@@ -215,6 +226,8 @@ def fit(
     def save() -> None:
         if not accelerator.is_main_process:
             return
+        if "loss" in meter.sums and not meter.sums["loss"].isfinite():
+            return  # the next reading reports it; what is there is the last good state
         partial = checkpoint.with_suffix(".partial")
         with partial.open("wb") as file:
             torch.save(
@@ -227,6 +240,8 @@ def fit(
                     "samples": samples,
                     "seconds": seconds,
                     "start": asdict(start),
+                    "seed": seed,
+                    "frozen": frozen,
                     "meter": (meter.sums, meter.count),
                 },
                 file,
@@ -265,10 +280,10 @@ def fit(
             first = samples + accelerator.process_index * recipe.batch_size
             turn = step * recipe.gradient_accumulation + part
             batch = Batch(
-                seed,
+                draws,
                 range(first, first + recipe.batch_size),
                 each,
-                step_generator(seed, turn, accelerator.process_index),
+                step_generator(draws, turn, accelerator.process_index),
             )
             with accelerator.accumulate(prepared), _attention(recipe):
                 terms = loss_function(prepared, batch)
@@ -331,6 +346,40 @@ def fit(
         text = json.dumps(record, indent=2) + "\n"
         write_atomically(folder / "run.json", lambda file: file.write(text.encode()))
     return run
+
+
+def _check_same(
+    checkpoint: Path,
+    state: Mapping[str, Any],
+    trained: Mapping[str, nn.Parameter],
+    seed: int,
+    frozen: str,
+) -> None:
+    """Refuse to go on with the checkpoint of another run than this one."""
+    shapes = {key: weight.shape for key, weight in state["weights"].items()}
+    other = (
+        "belongs to another network"
+        if shapes != {key: weight.shape for key, weight in trained.items()}
+        else "was trained over other frozen weights"
+        if state.get("frozen", frozen) != frozen
+        else "was trained with another seed"
+        if state.get("seed", seed) != seed
+        else None
+    )
+    if other:
+        raise FusionError(
+            f"{checkpoint} {other}: use --fresh to start over, or another folder of runs"
+        )
+
+
+def _sha256_frozen(network: nn.Module) -> str:
+    """Hash of the parameters that are not trained: what the others are trained over."""
+    digest = hashlib.sha256()
+    for key, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(key.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _attention(recipe: Recipe) -> AbstractContextManager[None]:

@@ -120,7 +120,8 @@ def memory_source(
     hidden = _reference_states(unet, latents, said) if unet is not None else None
     photos = [style == "photo" for style in pictures.style]
     people = pictures.person.tolist()
-    kept = set(first_people(people, people_share))
+    alone = [n for n, who in enumerate(people) if who >= 0]  # groups are nobody's pictures
+    kept = {alone[n] for n in first_people([people[n] for n in alone], people_share)}
     people = [who if n in kept else None for n, who in enumerate(people)]  # who has no partners
     pairing = Pairing(people, photos, seed, alone=False)
 
