@@ -81,7 +81,7 @@ def test_an_exported_study_is_judged_as_the_study_itself(
     observations: Path, tmp_path: Path
 ) -> None:
     """A method that paints the person against one that paints a stranger, judged by dlib."""
-    people = load_people(HELDOUT, 4, others=2, only={"style": "photo"})
+    people = load_people(HELDOUT, 5, others=2, only={"style": "photo"})
     people = [replace(person, others=person.others[:2]) for person in people]
     strangers = {
         load_image(person.references[0]).tobytes(): people[number - 1].others[0]
@@ -101,12 +101,12 @@ def test_an_exported_study_is_judged_as_the_study_itself(
     done = evaluate(study, observations, "--out", numbers)
     assert done.exit_code == 0, done.output
     (row,) = [line for line in done.output.splitlines() if line.startswith("│ copy ")][:1]
-    assert "0.000 [0.000, 0.000]" in row and "4 of 4" in row
+    assert "0.000 [0.000, 0.000]" in row and "5 of 5" in row
     text = " ".join(done.output.split())
     assert "copy is nearer than a stranger by 0." in text
-    assert "in distance Dlib (4 of 4 pairs of pictures, 4 people): supported" in text
-    assert "│ copy │ ssim │ 1.000 [1.000, 1.000] │ 4 of 4 │" in text
-    assert "psnr 8bit overflow" in text and "8bit overflow (4 of" not in text
+    assert "in distance Dlib (5 of 5 pairs of pictures, 5 people): supported" in text
+    assert "│ copy │ ssim │ 1.000 [1.000, 1.000] │ 5 of 5 │" in text
+    assert "psnr 8bit overflow" in text and "8bit overflow (5 of" not in text
     assert evaluate(study, observations, "--baseline", "nobody").exit_code == 1
 
     out = export_study(store, "mirror", tmp_path / "exported")

@@ -378,7 +378,9 @@ def _sha256_frozen(network: nn.Module) -> str:
     for key, parameter in network.named_parameters():
         if not parameter.requires_grad:
             digest.update(key.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(
+                parameter.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
+            )
     return digest.hexdigest()
 
 
