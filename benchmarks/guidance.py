@@ -27,7 +27,7 @@ SCALES = (1.5, 2.0, 2.5, 3.0, 4.0)
 
 
 def table(
-    profile: Profile, store: Path, *, scales: Sequence[float] = SCALES, noises: int = 4
+    profile: Profile, store: Path, *, scales: Sequence[float] = SCALES, noises: int = 2
 ) -> pd.DataFrame:
     """What is painted at each scale, as shares of pictures.
 
@@ -88,7 +88,7 @@ def table(
 def main(
     store: Path = Path("build/guidance"),
     out: Path = ROOT / "book" / "records" / "guidance.csv",
-    noises: int = 4,
+    noises: int = 2,
 ) -> None:
     """Paint the suite at each scale, write the shares, and name the best scale."""
     found = table(load_profile("embedded"), store, noises=noises)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import typer
 
 from benchmarks import __main__ as command
-from benchmarks import generation, masks, memory, training, whole
+from benchmarks import generation, guidance, masks, memory, training, whole
 from benchmarks.__main__ import MODULES, measure, overview
 from benchmarks.alternate import Setting, alternate
 from benchmarks.models import Models
@@ -34,7 +34,7 @@ from fusionlib.benchmarked import (
 )
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.statistics import Interval
-from fusionlib.profiles import ROOT
+from fusionlib.profiles import ROOT, load_profile
 from fusionlib.targets import TARGETS, targets_table, with_targets
 
 TINY = Setting(size="tiny", repeats=1)
@@ -332,3 +332,15 @@ def test_every_benchmark_runs(name: str, tmp_path: Path) -> None:
         torch.set_num_threads(threads)
     found = read_result(path)
     assert found.groups and all(row.values for group in found.groups for row in group.rows)
+
+
+def test_the_guidance_table_counts_a_picture_only_where_face_and_prompt_are_right(
+    tmp_path: Path,
+) -> None:
+    profile = load_profile("embedded").model_copy(update={"num_inference_steps": 2})
+    found = guidance.table(profile, tmp_path, scales=(1.5, 3.0), noises=1).astype(float)
+    assert list(found.index) == ["1.5", "3"] and found.stack().between(0, 1).all()
+    assert (
+        found["face found and all as prompted"]
+        <= found.drop(columns="face found and all as prompted").min(axis=1)
+    ).all()
