@@ -213,7 +213,7 @@ def prepare(
     else:
         pictures = load_pictures(settings.shards, profile.resolution)
         empty_prompt, source = memory_source(
-            pictures, profile.seed, base, folder.parent / "latents.safetensors", device,
+            pictures, profile.seed, base, folder.parent / "latents", device,
             unet if settings.cache_references and clean else None, captioned,
             settings.people_share,
         )  # fmt: skip

@@ -49,7 +49,7 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pictures = load_pictures(profile.training.shards, profile.resolution).mirrored()
     captions = embed_captions(target, pictures, device)
-    latents = cached_latents(target, pictures, folder.parent / "latents.safetensors", device)
+    latents = cached_latents(target, pictures, folder.parent / "latents", device)
     weights = face_weights(torch.from_numpy(pictures.masks), (latents.shape[2], latents.shape[3]))
     torch.manual_seed(profile.seed)
     unet = UNet2DConditionModel(**profile.architecture["unet"])

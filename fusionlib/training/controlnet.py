@@ -126,7 +126,7 @@ def train(
     pictures = load_pictures(profile.training.shards, profile.resolution, depth=True).mirrored()
     depth = torch.from_numpy(pictures.depth)
     captions = embed_captions(base, pictures, device)
-    latents = cached_latents(base, pictures, folder.parent / "latents.safetensors", device)
+    latents = cached_latents(base, pictures, folder.parent / "latents", device)
     weights = face_weights(torch.from_numpy(pictures.masks), (latents.shape[2], latents.shape[3]))
     unet = load_frozen(UNet2DConditionModel, base / "unet")
     scheduler = DDIMScheduler.from_pretrained(base / "scheduler")

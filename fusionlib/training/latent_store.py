@@ -8,7 +8,6 @@ variety.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -26,10 +24,8 @@ from fusionlib.errors import FusionError
 from fusionlib.manifest import sha256_json, sha256_modules
 from fusionlib.training.crops import Crops
 from fusionlib.training.encoders import Encoders
+from fusionlib.training.kept import CHUNK, holds, write
 from fusionlib.training.shards import MissingShard, Sample
-
-CHUNK = 256
-"""Pictures in one file."""
 
 
 class LatentStore:
@@ -61,15 +57,12 @@ class LatentStore:
         key = sha256_json([models, names, vars(crops), self.variants, seed])
         starts = range(0, len(self.samples), CHUNK)
         files = [self.folder / f"{start:08d}.safetensors" for start in starts]
-        self.folder.mkdir(parents=True, exist_ok=True)
         state = PartialState()
         todo = list(zip(starts, files, strict=True))[state.process_index :: state.num_processes]
         for start, file in tqdm(todo, desc="encoding", disable=not state.is_main_process):
-            if not _holds(file, key):
+            if not holds(file, key):
                 tensors, broken = self._encode(start, crops, encoders, seed)
-                partial = file.with_suffix(".partial")
-                save_file(tensors, partial, {"key": key, "broken": json.dumps(broken)})
-                os.replace(partial, file)
+                write(file, key, tensors, broken=json.dumps(broken))
         state.wait_for_everyone()
         self._readers = [safe_open(file, "pt") for file in files]
         for reader in self._readers:
@@ -120,11 +113,3 @@ class LatentStore:
         parts = [captions[i : i + 64] for i in range(0, len(captions), 64)]
         tensors["text"] = torch.cat([encoders.embed(part).half().cpu() for part in parts])
         return tensors, broken
-
-
-def _holds(file: Path, key: str) -> bool:
-    """Whether a file is there and was made for these models, crops and pictures."""
-    if not file.is_file():
-        return False
-    with safe_open(file, "pt") as reader:
-        return reader.metadata().get("key") == key

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -17,6 +14,7 @@ from fusionlib.manifest import sha256_modules
 from fusionlib.training.checkpoints import load_frozen
 from fusionlib.training.clip import tokenize
 from fusionlib.training.data import Pictures
+from fusionlib.training.kept import kept_rows, pictures_key
 from fusionlib.training.vae import encode_pictures
 
 
@@ -73,7 +71,7 @@ def cached_latents(folder: Path, pictures: Pictures, cache: Path, device: torch.
     Args:
         folder: a checkpoint with ``vae/``.
         pictures: the training set.
-        cache: safetensors file, reused while encoder and pictures are the same.
+        cache: folder of their files, reused while encoder and pictures are the same.
         device: where to compute.
 
     Returns:
@@ -81,15 +79,12 @@ def cached_latents(folder: Path, pictures: Pictures, cache: Path, device: torch.
     """
     vae = load_frozen(AutoencoderKL, folder / "vae").to(device)
     encoder = sha256_modules([vae.encoder, vae.quant_conv])[:16]
-    key = f"{encoder}-{len(pictures)}-{int(pictures.pixels.sum(dtype='int64'))}"
-    if cache.is_file():
-        with safe_open(cache, "pt") as file:
-            if file.metadata().get("key") == key:
-                return file.get_tensor("latents").float()
-    latents = encode_pictures(vae, pictures, torch.arange(len(pictures)))
-    latents = (latents * vae.config["scaling_factor"]).half().contiguous()
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(".partial")
-    save_file({"latents": latents}, partial, {"key": key})
-    os.replace(partial, cache)
+
+    def encode(numbers: range) -> dict[str, Tensor]:
+        latents = encode_pictures(vae, pictures, torch.tensor(numbers)) * scale
+        return {"latents": latents.half().contiguous()}
+
+    scale = vae.config["scaling_factor"]
+    key = f"{encoder}-{pictures_key(pictures)}"
+    latents = kept_rows(cache, key, len(pictures), encode)["latents"]
     return latents.float()  # rounded as in the file, so that a resumed run sees the same

@@ -404,7 +404,7 @@ def prepare(profile: Profile, name: str) -> Task:
     unet = load_frozen(UNet2DConditionModel, base / "unet", dtype).to(device)
     pictures = load_pictures(settings.shards, profile.resolution)
     empty_prompt, source = memory_source(
-        pictures, profile.seed, base, folder.parent / "latents.safetensors", device,
+        pictures, profile.seed, base, folder.parent / "latents", device,
         people_share=settings.people_share,
     )  # fmt: skip
     network = build_network(profile, name, unet).to(device)

@@ -88,7 +88,7 @@ def stream_source(
 
 
 def memory_source(
-    pictures: Pictures, seed: int, base: Path, latents_file: Path, device: torch.device,
+    pictures: Pictures, seed: int, base: Path, latents_folder: Path, device: torch.device,
     unet: UNet2DConditionModel | None = None, captioned: bool = False, people_share: float = 1.0,
 ) -> tuple[Tensor, Source]:  # fmt: skip
     """Hold latents and text of the whole set in memory, and h_f too, if there is a UNet for it.
@@ -97,7 +97,7 @@ def memory_source(
         pictures: the set.
         seed: of the run.
         base: the checkpoint's folder.
-        latents_file: keeps the latents from run to run.
+        latents_folder: keeps the latents from run to run.
         device: where the batches go.
         unet: the frozen UNet, to compute h_f once; None leaves that to every step.
         captioned: whether references are shown under their own captions: the first wording where
@@ -110,7 +110,7 @@ def memory_source(
     captions = embed_captions(base, pictures, device)
     mirrored = pictures.mirrored()
     with PartialState().main_process_first():  # the others find the file
-        latents = cached_latents(base, mirrored, latents_file, device)
+        latents = cached_latents(base, mirrored, latents_folder, device)
     size = (latents.shape[2], latents.shape[3])
     weights = face_weights(torch.from_numpy(mirrored.masks), size)
     empty_prompt = captions.embeddings[:1]

@@ -246,7 +246,7 @@ def encode_pictures(vae: AutoencoderKL, pictures: Pictures, index: Tensor) -> Te
     vae.eval()
     parts = []
     with torch.autocast(vae.device.type, torch.bfloat16):
-        for chunk in tqdm(index.split(64), desc="encoding pictures", mininterval=2.0):
+        for chunk in tqdm(index.split(64), desc="encoding pictures", delay=5.0):
             pixels = pictures.batch(chunk).to(vae.device)
             latents = vae.encode(pixels).latent_dist.mean
             parts.append(latents.float().cpu())

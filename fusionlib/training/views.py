@@ -7,7 +7,6 @@ disk. It is made by the code that makes it when pictures are painted.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fusionlib.errors import FusionError
 from fusionlib.face_embedding import DlibEmbedder, align
@@ -30,6 +26,7 @@ from fusionlib.methods.instantid import draw_points
 from fusionlib.methods.ip_adapter import load_image_encoder
 from fusionlib.profiles import Profile
 from fusionlib.training.data import Pictures
+from fusionlib.training.kept import kept_rows, pictures_key
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +38,7 @@ points of the *target's* face, drawn ``(3, size, size)``, from 0 to 1."""
 ALIGNED = 224
 """Side of the aligned face that CLIP is shown, pixels; as IP-Adapter-FaceID-Plus has it."""
 
-_CHUNK = 64
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -123,10 +120,9 @@ def load_views(
         elif name == "drawing":
             rows[name] = faces["points"]
         else:
-            key = [clip.fingerprint, _fingerprint(pictures)]
-            rows[name] = _kept(
-                folder / f"{name}.safetensors", key, _clip_view(name, clip, pictures, faces)
-            )[name]
+            key = sha256_json([clip.fingerprint, pictures_key(pictures)])
+            compute = _clip_view(name, clip, pictures, faces)
+            rows[name] = kept_rows(folder / name, key, len(pictures), compute)[name]
         blank = clip.absent(name) if name in ("embedding", "patches", "face_patches") else None
         absent[name] = torch.zeros(rows[name].shape[1:]) if blank is None else blank
     return Views(rows, absent, pictures.pixels.shape[1], device)
@@ -165,27 +161,26 @@ class _Clip:
 
 def _clip_view(
     name: str, clip: _Clip, pictures: Pictures, faces: Mapping[str, Tensor] | None
-) -> Callable[[], dict[str, Tensor]]:
-    def compute() -> dict[str, Tensor]:
-        parts = []
-        blank = clip.absent(name)
-        for start in tqdm(range(0, len(pictures), _CHUNK), desc=name, mininterval=2.0):
-            numbers = range(start, min(start + _CHUNK, len(pictures)))
-            images = [Image.fromarray(pictures.pixels[n]) for n in numbers]
-            if name != "face_patches":
-                parts.append(clip.see(images, name))
-                continue
-            assert faces is not None and blank is not None
-            points = [faces["points"][n].double().numpy() for n in numbers]
-            there = [not np.isnan(each).any() for each in points]
-            turned = [
-                align(image, own, ALIGNED) if found else image
-                for image, own, found in zip(images, points, there, strict=True)
-            ]
-            seen = clip.see(turned, name)
-            keep = torch.tensor(there)[:, None, None]
-            parts.append(torch.where(keep, seen, blank.to(seen)))
+) -> Callable[[range], dict[str, Tensor]]:
+    blank = clip.absent(name)
+
+    def compute(numbers: range) -> dict[str, Tensor]:
+        parts = [see(numbers[n : n + _BATCH]) for n in range(0, len(numbers), _BATCH)]
         return {name: torch.cat(parts)}
+
+    def see(numbers: range) -> Tensor:
+        images = [Image.fromarray(pictures.pixels[n]) for n in numbers]
+        if name != "face_patches":
+            return clip.see(images, name)
+        assert faces is not None and blank is not None
+        points = [faces["points"][n].double().numpy() for n in numbers]
+        there = [not np.isnan(each).any() for each in points]
+        turned = [
+            align(image, own, ALIGNED) if found else image
+            for image, own, found in zip(images, points, there, strict=True)
+        ]
+        seen = clip.see(turned, name)
+        return torch.where(torch.tensor(there)[:, None, None], seen, blank.to(seen))
 
     return compute
 
@@ -194,41 +189,22 @@ def _faces(pictures: Pictures, folder: Path) -> dict[str, Tensor]:
     """Vectors of dlib's recogniser, 0 where no face is found, and points, NaN there."""
     embedder = DlibEmbedder()
 
-    def compute() -> dict[str, Tensor]:
-        vectors = torch.zeros(len(pictures), embedder.width)
-        points = torch.full((len(pictures), 5, 2), torch.nan)
-        for n in tqdm(range(len(pictures)), desc="faces", mininterval=2.0):
-            image = Image.fromarray(pictures.pixels[n])
+    def compute(numbers: range) -> dict[str, Tensor]:
+        vectors = torch.zeros(len(numbers), embedder.width)
+        points = torch.full((len(numbers), 5, 2), torch.nan)
+        for row, number in enumerate(numbers):
+            image = Image.fromarray(pictures.pixels[number])
             try:
                 found = embedder.find(image)
-                vectors[n] = torch.from_numpy(embedder.embed(image, found))
+                vectors[row] = torch.from_numpy(embedder.embed(image, found))
             except FusionError:
                 continue
-            points[n] = torch.from_numpy(found.points)
+            points[row] = torch.from_numpy(found.points)
         return {"vector": vectors, "points": points}
 
-    key = [embedder.fingerprint, _fingerprint(pictures)]
-    faces = _kept(folder / "faces.safetensors", key, compute)
+    key = sha256_json([embedder.fingerprint, pictures_key(pictures)])
+    faces = kept_rows(folder / "faces", key, len(pictures), compute)
     missing = int(faces["points"].isnan().any(dim=(1, 2)).sum())
     if missing:
         logger.warning("no face was found in %d of %d pictures", missing, len(pictures))
     return faces
-
-
-def _fingerprint(pictures: Pictures) -> list[int]:
-    return [*pictures.pixels.shape, int(pictures.pixels.sum(dtype="int64"))]
-
-
-def _kept(path: Path, key: Any, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What a file holds, if it was computed from the same; else it is computed and written."""
-    wanted = sha256_json(key)
-    if path.is_file():
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("key") == wanted:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    tensors = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"key": wanted})
-    os.replace(partial, path)
-    return tensors

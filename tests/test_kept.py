@@ -1,0 +1,71 @@
+"""Rows kept on disk: computed once, made anew under another key, gone on with after a stop."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusionlib.training import kept
+from fusionlib.training.kept import kept_rows
+
+
+class Computer:
+    """Squares of row numbers, and what it was asked for."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.asked: list[range] = []
+        self.stop_after = stop_after
+
+    def __call__(self, numbers: range) -> dict[str, torch.Tensor]:
+        if len(self.asked) == self.stop_after:
+            raise KeyboardInterrupt
+        self.asked.append(numbers)
+        rows = torch.tensor(numbers)
+        return {"square": rows**2, "pair": torch.stack([rows, -rows], 1)}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "CHUNK", 4)
+
+
+def check(rows: dict[str, torch.Tensor], count: int) -> None:
+    assert rows["square"].tolist() == [n * n for n in range(count)]
+    assert rows["pair"].tolist() == [[n, -n] for n in range(count)]
+
+
+def test_rows_come_in_order_and_are_computed_once(tmp_path: Path) -> None:
+    first, again = Computer(), Computer()
+    check(kept_rows(tmp_path / "rows", "a", 10, first), 10)
+    assert sorted(n for asked in first.asked for n in asked) == list(range(10))
+    check(kept_rows(tmp_path / "rows", "a", 10, again), 10)
+    assert not again.asked
+
+
+def test_another_key_makes_them_anew(tmp_path: Path) -> None:
+    kept_rows(tmp_path / "rows", "a", 10, Computer())
+    anew = Computer()
+    check(kept_rows(tmp_path / "rows", "b", 6, anew), 6)
+    assert len(anew.asked) == 2
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        kept_rows(tmp_path / "rows", "a", 20, Computer(stop_after=3))
+    rest = Computer()
+    check(kept_rows(tmp_path / "rows", "a", 20, rest), 20)
+    assert len(rest.asked) == 2
+
+
+def test_runs_side_by_side_share_the_work(tmp_path: Path) -> None:
+    """The second run starts while the first is in its first chunk, and leaves it nothing."""
+    inner, outer = Computer(), Computer()
+
+    def interrupted(numbers: range) -> dict[str, torch.Tensor]:
+        if not outer.asked:
+            check(kept_rows(tmp_path / "rows", "a", 20, inner), 20)
+        return outer(numbers)
+
+    check(kept_rows(tmp_path / "rows", "a", 20, interrupted), 20)
+    assert len(inner.asked) == 5
+    assert len(outer.asked) == 1
