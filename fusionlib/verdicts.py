@@ -13,7 +13,7 @@ import numpy as np
 from pandas.io.formats.style import Styler
 
 from fusionlib.evaluation.claims import STATUSES, Claim, Evidence, Status, status
-from fusionlib.evaluation.comparison import MIN_PAIRED, PairedDifference
+from fusionlib.evaluation.comparison import MIN_PAIRED, MIN_PEOPLE, PairedDifference
 from fusionlib.evaluation.statistics import Interval
 from fusionlib.figures import facts_table
 
@@ -267,7 +267,10 @@ def _numbers(one: Evidence) -> str:
     if one.claim.threshold:
         text += f", to exceed {one.claim.threshold:g}".replace("-", "−")
     text += f"; {one.found.people} {one.claim.over}"
-    if one.found.pairs < MIN_PAIRED * one.found.cells:  # why it is undecided, whatever the interval
+    # Why it is undecided, whatever the interval.
+    if one.found.people < MIN_PEOPLE:
+        text += f"; fewer than {MIN_PEOPLE} decide nothing"
+    if one.found.pairs < MIN_PAIRED * one.found.cells:
         text += f"; only {one.found.pairs} of {one.found.cells} pictures could be measured"
     return text
 

@@ -461,6 +461,21 @@ def test_bars_lie_on_the_side_of_the_line_that_the_interval_does(
     assert made.verdict == "undecided" and "nan" not in verdict_plot([made])._html
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"people": 4}, "; 4 people; fewer than 5 decide nothing"),
+        ({"pairs": 39}, "; 40 people; only 39 of 80 pictures could be measured"),
+    ],
+)
+def test_an_interval_that_decides_nothing_says_why(
+    tmp_path: Path, path: Path, changes: dict[str, int], said: str
+) -> None:
+    found = replace(GAIN, **changes)
+    made = record_claim(tmp_path, "helps", found, profile="embedded", run="run", path=path)
+    assert made.verdict == "undecided" and said in repr(verdict_plot([made]))
+
+
 def test_claims_about_systems_that_are_not_there_are_passed_over(
     tmp_path: Path, path: Path
 ) -> None:
