@@ -50,6 +50,7 @@ COUNTERPARTS: dict[str, dict[str, Any]] = {
     "ip-adapter-plus": {"file": FILE, "scale": 1.0},
     "faceid": _DLIB | {"lora": False},
     "faceid-plus": _DLIB | {"lora": False},
+    "faceid-portrait": _DLIB,
     "instantid": _DLIB | {"scale": 1.0, "identity_net_scale": 1.0, "thickness": THICKNESS},
     "arc2face": {
         "faces": "dlib",

@@ -15,6 +15,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -255,11 +256,11 @@ def _ip_adapter_plus(unet: Any, sizes: Sizes, base: Path) -> Counterpart:
     return DecoupledTokens(unet, _resampler(sizes.patches, sizes.text), 16, "patches")
 
 
-def _faceid(unet: Any, sizes: Sizes, base: Path) -> Counterpart:
+def _faceid(unet: Any, sizes: Sizes, base: Path, tokens: int = 4) -> Counterpart:
     projection = IPAdapterFaceIDImageProjection(
-        DlibEmbedder.width, sizes.text, mult=2, num_tokens=4
+        DlibEmbedder.width, sizes.text, mult=2, num_tokens=tokens
     )
-    return DecoupledTokens(unet, projection, 4, "vector")
+    return DecoupledTokens(unet, projection, tokens, "vector")
 
 
 def _faceid_plus(unet: Any, sizes: Sizes, base: Path) -> Counterpart:
@@ -312,6 +313,7 @@ BUILDERS: dict[str, Callable[[Any, Sizes, Path], Counterpart]] = {
     "ip-adapter-plus": _ip_adapter_plus,
     "faceid": _faceid,
     "faceid-plus": _faceid_plus,
+    "faceid-portrait": partial(_faceid, tokens=16),
     "instantid": _instantid,
     "arc2face": _arc2face,
 }
