@@ -10,6 +10,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from training_data import disc, write_profile, write_set
 from typer.testing import CliRunner
 
@@ -23,6 +24,7 @@ from fusionlib.methods import Models, build_method, counterparts
 from fusionlib.methods.common import read_adapter
 from fusionlib.methods.costs import cost_table
 from fusionlib.methods.counterparts import ABLATIONS, FILE
+from fusionlib.methods.instantid import over_the_unet
 from fusionlib.methods.ip_adapter import add_adapter
 from fusionlib.profiles import ROOT, Profile, load_profile
 from fusionlib.training import adapter, method, views
@@ -139,6 +141,28 @@ def test_what_is_saved_is_read_by_diffusers_as_it_was(
         base = UNet2DConditionModel.from_pretrained(tiny_checkpoint / "unet")(noisy, 10, text)
     torch.testing.assert_close(read, wrote, atol=1e-4, rtol=1e-3)
     assert not torch.allclose(read, base.sample, atol=1e-2)
+
+
+def test_an_identity_net_is_its_trained_layers_and_the_unet(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    network: Any = method.build_network(small_profile(tmp_path, tiny_checkpoint), "instantid")
+    with torch.no_grad():
+        for parameter in network.controlnet.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn_like(parameter).half().float())
+    network.save(tmp_path)
+    read = over_the_unet(str(tmp_path), str(tiny_checkpoint), torch.float32).state_dict()
+    wrote = network.controlnet.state_dict()
+    assert read.keys() == wrote.keys()
+    assert all(torch.equal(read[name], wrote[name]) for name in wrote)
+    file = tmp_path / "ControlNetModel" / "diffusion_pytorch_model.safetensors"
+    layers = load_file(file)
+    assert 0 < sum(map(torch.numel, layers.values())) < sum(map(torch.numel, wrote.values()))
+    layers.pop("controlnet_mid_block.weight")
+    save_file(layers, file)
+    with pytest.raises(FusionError, match=r"does not fit the UNet of .*controlnet_mid_block"):
+        over_the_unet(str(tmp_path), str(tiny_checkpoint), torch.float32)
 
 
 def test_a_run_that_is_cut_off_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ COUNTERPARTS: dict[str, dict[str, Any]] = {
     "faceid": _DLIB | {"lora": False},
     "faceid-plus": _DLIB | {"lora": False},
     "faceid-portrait": _DLIB,
-    "instantid": _DLIB | {"scale": 1.0, "identity_net_scale": 1.0, "thickness": THICKNESS},
+    "instantid": _DLIB
+    | {"scale": 1.0, "identity_net_scale": 1.0, "thickness": THICKNESS, "shares_unet": True},
     "arc2face": {
         "faces": "dlib",
         "own_unet": False,

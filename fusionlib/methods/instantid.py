@@ -15,11 +15,14 @@ from diffusers import (
     ControlNetModel,
     StableDiffusionControlNetPipeline,
     StableDiffusionXLControlNetPipeline,
+    UNet2DConditionModel,
 )
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 from torch import Tensor
 
+from fusionlib.errors import FusionError
 from fusionlib.face_embedding import load_embedder
 from fusionlib.loading import load_stock, torch_place
 from fusionlib.methods import Method, Models
@@ -49,6 +52,7 @@ def build_instantid(
     scale: float = 0.8,
     identity_net_scale: float = 0.8,
     thickness: float = 1.0,
+    shares_unet: bool = False,
     references: int = 1,
     **sampling: Any,
 ) -> Method:
@@ -66,6 +70,8 @@ def build_instantid(
         scale: of the image attention's output.
         identity_net_scale: of IdentityNet; with both at 0 it is text only.
         thickness: of the drawn points, `draw_points`.
+        shares_unet: whether IdentityNet's file holds what was trained alone, and its other layers
+            are the base model's own.
         references: how many are seen: vectors are averaged, the points are those of the first.
         sampling: further arguments of the pipeline's call.
 
@@ -74,7 +80,10 @@ def build_instantid(
     """
     state = read_adapter(locate(weights, file, "InstantID"))
     _, dtype = torch_place(models.device, models.dtype)
-    controlnet = load_part(ControlNetModel, weights, "ControlNetModel", "InstantID", dtype)
+    if shares_unet:
+        controlnet = over_the_unet(weights, base_model, dtype)
+    else:
+        controlnet = load_part(ControlNetModel, weights, "ControlNetModel", "InstantID", dtype)
     embedder = load_embedder("antelopev2", faces)
     xl = controlnet.config["addition_embed_type"] == "text_time"
     pipeline = load_stock(
@@ -135,6 +144,30 @@ def build_instantid(
         citation="wang2024instantid",
         references=references,
     )
+
+
+def over_the_unet(weights: str, base_model: str, dtype: torch.dtype) -> ControlNetModel:
+    """IdentityNet from the layers that were trained, and for all others the base model's.
+
+    Args:
+        weights: folder or hub id with ``ControlNetModel/``.
+        base_model: folder or hub id, whose UNet has them by the same names.
+        dtype: of the weights.
+
+    Raises:
+        FusionError: a file is missing, or does not fit the UNet.
+    """
+    file = locate(weights, "ControlNetModel/diffusion_pytorch_model.safetensors", "InstantID")
+    config = locate(weights, "ControlNetModel/config.json", "InstantID")
+    controlnet = ControlNetModel.from_config(ControlNetModel.load_config(config.parent))
+    unet = load_part(UNet2DConditionModel, base_model, "unet", "InstantID", torch.float32)
+    state = unet.state_dict() | load_file(file)
+    try:
+        controlnet.load_state_dict({name: state[name] for name in controlnet.state_dict()})
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FusionError(f"{file} does not fit the UNet of {base_model} ({reason}).") from error
+    return controlnet.to(dtype).eval()
 
 
 def _picture_size(pipeline: Any, arguments: dict[str, Any]) -> tuple[int, int]:

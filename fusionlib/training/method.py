@@ -31,6 +31,7 @@ from diffusers.models.embeddings import (
     IPAdapterPlusImageProjection,
     MultiIPAdapterImageProjection,
 )
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -186,9 +187,15 @@ class IdentityNet(DecoupledTokens):
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
     def save(self, folder: Path) -> None:
-        """``ip-adapter.safetensors`` and ``ControlNetModel/``."""
+        """``ip-adapter.safetensors``, and ``ControlNetModel/`` with the trained layers alone."""
         super().save(folder)
-        _save_half(self.controlnet, folder / "ControlNetModel")
+        self.controlnet.save_config(folder / "ControlNetModel")
+        trained = {
+            name: parameter.detach().half().cpu().contiguous()
+            for name, parameter in self.controlnet.named_parameters()
+            if parameter.requires_grad
+        }
+        save_file(trained, folder / "ControlNetModel" / "diffusion_pytorch_model.safetensors")
 
 
 class FaceSentence(Counterpart):
