@@ -208,8 +208,8 @@ def costs_table(costs: pd.DataFrame, run: str) -> Styler:
         }
     ).replace("nan", "–")
     text = (
-        "Measured here, the middle one of a few pictures; parameters, steps and minutes as the "
-        f"training recorded them. {run}"
+        f"Measured on {', '.join(costs['measured_on'].unique())}, the middle one of a few pictures;"
+        f" parameters, steps and minutes as the training recorded them. {run}"
     )
     return marked(shown.style, "measured", text)
 

@@ -91,6 +91,10 @@ def run(
 def costs(
     file: Annotated[Path, typer.Argument(help="The study's YAML file.")],
     device: DeviceOption = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Keep the seconds in this CSV file, too.", show_default="(not kept)"),
+    ] = None,
 ) -> None:
     """Measure what each method of a study costs, beside what its training did.
 
@@ -99,7 +103,7 @@ def costs(
     """
     from fusionlib.declaration import load_declaration
     from fusionlib.images import load_image
-    from fusionlib.methods.costs import cost_table
+    from fusionlib.methods.costs import cost_table, write_costs
     from fusionlib.profiles import load_profile
 
     declared = load_declaration(file)
@@ -108,6 +112,8 @@ def costs(
     table = cost_table(
         load_profile(declared.profile), study.methods, references, prompt=study.all_prompts[0]
     )
+    if record is not None:
+        write_costs(table, record)
     typer.echo(table.to_string(float_format="{:.2f}".format, na_rep="-"))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
@@ -22,7 +23,7 @@ from fusionlib.face_embedding import TEMPLATE, FoundFace
 from fusionlib.loading import load_stock
 from fusionlib.methods import Models, build_method, counterparts
 from fusionlib.methods.common import read_adapter
-from fusionlib.methods.costs import cost_table
+from fusionlib.methods.costs import cost_table, write_costs
 from fusionlib.methods.counterparts import ABLATIONS, FILE
 from fusionlib.methods.instantid import over_the_unet
 from fusionlib.methods.ip_adapter import add_adapter
@@ -98,6 +99,9 @@ def test_each_is_trained_saved_loaded_and_told_whom_to_paint(
     assert first == paint(chosen, 1) != paint(chosen, 2)
     table = cost_table(profile, [chosen], [disc(1)], repeats=1)
     assert table.loc[name, "parameters"] == run.parameters and table.loc[name, "picture_s"] > 0
+    write_costs(table, tmp_path / "records" / "costs.csv")
+    kept = cost_table(profile, [], [], record=tmp_path / "records" / "costs.csv")
+    pd.testing.assert_frame_equal(kept, table, check_names=False, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [n for n in method.BUILDERS if n != "arc2face"])

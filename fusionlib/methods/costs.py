@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import statistics
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 from PIL import Image
 
 from fusionlib.methods import Method
@@ -22,6 +25,7 @@ def cost_table(
     *,
     prompt: str = "a photo of a person",
     repeats: int = 3,
+    record: str | Path | None = None,
 ) -> pd.DataFrame:
     """Measure what methods cost, and read what their training did.
 
@@ -35,13 +39,39 @@ def cost_table(
         references: pictures of one person, as many as the method that sees most.
         prompt: what to paint.
         repeats: pictures that are timed, after one that is not; the median counts.
+        record: a file of `write_costs`. If it is there, its methods and its seconds are shown, and
+            nothing is measured.
 
     Returns:
         Indexed by method: ``parameters`` that were trained, ``steps``, ``samples`` and ``minutes``
         of it, and ``machine``, missing where there was no training; ``prepare_s`` for a person and
-        ``picture_s``, in seconds.
+        ``picture_s``, in seconds, and ``measured_on`` what.
     """
+    if record is not None and Path(record).is_file():
+        seconds = pd.read_csv(record, index_col="method")
+    else:
+        seconds = _measured(methods, references, prompt, repeats)
+    rows = {str(name): training_record(profile, str(name)) for name in seconds.index}
+    columns = ["parameters", "steps", "samples", "minutes", "machine"]
+    trained = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
+    return trained.join(seconds)
+
+
+def write_costs(costs: pd.DataFrame, path: str | Path) -> None:
+    """Keep the seconds of a `cost_table` as CSV."""
+    kept = costs[["prepare_s", "picture_s", "measured_on"]].round(4)
+    partial = Path(path).with_suffix(".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    kept.to_csv(partial, index_label="method")
+    os.replace(partial, path)
+
+
+def _measured(
+    methods: Iterable[Method], references: Sequence[Image.Image], prompt: str, repeats: int
+) -> pd.DataFrame:
     rows = {}
+    gpu = torch.cuda.is_available()
+    threads = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     for method in methods:
         started = time.perf_counter()
         prepared = method.prepare(list(references[: method.references]))
@@ -52,12 +82,12 @@ def cost_table(
             method.generate(prompt, prepared, number)
             seconds.append(time.perf_counter() - started)
         picture = statistics.median(seconds[1:])
-        rows[method.name] = training_record(profile, method.name) | {
+        rows[method.name] = {
             "prepare_s": preparing,
             "picture_s": picture,
+            "measured_on": torch.cuda.get_device_name() if gpu else threads,
         }
-    columns = ["parameters", "steps", "samples", "minutes", "machine", "prepare_s", "picture_s"]
-    return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def training_record(profile: Profile, name: str) -> dict[str, int | float | str]:
