@@ -55,9 +55,14 @@ def broken(cell: Any, notebook: str) -> str:
             f'`make notebooks ARGS="{notebook}"` and read what it changes.'
         )
     claims = read_claims()
-    quoted = re.findall(r"[\"']([a-z0-9-]+)[\"']", cell.source if "_claim(" in cell.source else "")
+    quoted = re.findall(
+        r"[\"']([a-z0-9-]+)[\"']",
+        cell.source if re.search(r"record_(claim|pairs)\(", cell.source) else "",
+    )
     here = [claims[name] for name in quoted if name in claims]
-    of_all = [claim for claim in claims.values() if claim.experiment == f"notebooks/{notebook}"]
+    of_all = [
+        claim for claim in claims.values() if claim.tested_by("embedded") == f"notebooks/{notebook}"
+    ]
     rests = "rests on this cell" if here else f"rests on {notebook}"
     said += [f"The claim '{claim.id}' ({claim.title}) {rests}." for claim in here or of_all]
     return "\n".join(said) or "No claim of the paper rests on it."

@@ -617,6 +617,24 @@ def check_audit(pairs: pd.DataFrame) -> None:
     assert facts["correlation of PSNR with SSIM"].startswith(f"{correlation['psnr']:.2f} [")
 
 
+def test_printed_values_are_placed_among_pairs_of_their_ssim() -> None:
+    rising = np.linspace(0.1, 0.9, 20)
+    pairs = pd.DataFrame(
+        {"ssim": rising, "psnr": 10 + 10 * rising, "psnr_8bit_overflow": 27.9 + rising}
+    )
+    rows = [("a", 28.3, 0.4), ("b", 14.0, 0.4), ("c", 30.0, 0.4)]
+    quoted = pd.DataFrame(
+        [
+            {"row": row, "column": column, "value": value}
+            for row, psnr, ssim in rows
+            for column, value in (("PSNR", psnr), ("SSIM", ssim))
+        ]
+    )
+    above, within = list(overflow_facts(pairs, quoted).values())[-2:]
+    assert (above, within) == ("2 of 3", "1 of 3")
+    assert len(overflow_facts(pairs)) == len(overflow_facts(pairs, quoted)) - 2
+
+
 def test_psnr_left_in_8_bits_says_nothing_about_the_pair() -> None:
     check_audit(audit(12))
     with pytest.raises(FusionError, match="Ten measured pairs"):

@@ -1,6 +1,8 @@
 """Notebooks are chosen, ordered and run; one that fails is named and stops no other."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Barrier
@@ -23,7 +25,7 @@ from fusionlib.notebooks import (
     reads,
     run_notebook,
 )
-from fusionlib.profiles import ROOT
+from fusionlib.profiles import ROOT, load_profile
 from fusionlib.reproduce import reproduce
 from fusionlib.schedule import run_in_order
 
@@ -332,3 +334,22 @@ def test_the_book_is_printed_as_one_pdf(tmp_path: Path) -> None:
     assert b"A number of tiny" in printed or b"/Outlines" in printed, "chapters are in the outline"
     first = pdf.stat().st_mtime_ns
     assert build_pdf(out, root=root).stat().st_mtime_ns == first, "nothing changed"
+
+
+def test_every_study_takes_a_number_of_seeds() -> None:
+    """``fusionlib reproduce --only fig3 -p seeds=5``, and likewise for whatever paints people."""
+    profile = load_profile("embedded")
+    for name in ("fig1", "fig3", "fig4", "fig5", "fig6", "table1", "table2", "systems"):
+        (notebook,) = choose_notebooks(find_notebooks(ROOT), [name])
+        given = fit_parameters([notebook], profile.notebooks, {"seeds": 5})
+        assert given[notebook.stem]["seeds"] == 5
+
+
+def test_papermill_runs_a_notebook_from_the_root(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "papermill", "notebooks/benchmarks.ipynb"]
+    done = tmp_path / "out.ipynb"
+    subprocess.run(
+        [*command, str(done), "-p", "profile", "embedded", "--no-progress-bar"],
+        cwd=ROOT, check=True, timeout=300, capture_output=True,
+    )  # fmt: skip
+    assert "benchmark" in done.read_text("utf-8")

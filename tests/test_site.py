@@ -22,13 +22,17 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 COLAB = f"""\
+import os
 import sys
 
 if "google.colab" in sys.modules:  # Colab opens a notebook alone: fetch what it belongs to
     !git clone -q --depth 1 {URL} /content/fusionlib
     %pip install --quiet -e /content/fusionlib[evaluation] anywidget myst-nb
     sys.path.insert(0, "/content/fusionlib")
-    %cd -q /content/fusionlib/notebooks"""
+    %cd -q /content/fusionlib/notebooks
+
+if os.path.isdir("notebooks"):  # papermill runs a notebook where it was called
+    os.chdir("notebooks")"""
 
 
 @pytest.fixture(scope="module")

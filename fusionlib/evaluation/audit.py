@@ -39,11 +39,17 @@ def pair_up(people: Sequence[Person]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def overflow_facts(pairs: pd.DataFrame) -> dict[str, str]:
+NEAR = 0.05
+"""Of SSIM: which pairs a printed value is compared with."""
+
+
+def overflow_facts(pairs: pd.DataFrame, quoted: pd.DataFrame | None = None) -> dict[str, str]:
     """What was found: ranges of both PSNRs, and how each goes with SSIM.
 
     Args:
         pairs: measured pairs, with columns ``ssim``, ``psnr`` and ``psnr_8bit_overflow``.
+        quoted: the paper's table, of `fusionlib.evaluation.paper.read_quoted`: where its values lie
+            among those of pairs of about the same SSIM.
 
     Raises:
         FusionError: fewer than ten pairs were measured.
@@ -61,6 +67,9 @@ def overflow_facts(pairs: pd.DataFrame) -> dict[str, str]:
         low, high = found.confidence_interval(0.95)
         return f"{found.statistic:.2f} [{low:.2f}, {high:.2f}]"
 
+    printed = {}
+    if quoted is not None:
+        printed = _where_printed_values_lie(measured, quoted)
     return {
         "pairs of faces": f"{len(measured)} of {len(pairs)} (in the others no face is found)",
         "PSNR": _range(proper),
@@ -70,6 +79,22 @@ def overflow_facts(pairs: pd.DataFrame) -> dict[str, str]:
         "the same, left in 8 bits": _range(tenths["psnr_8bit_overflow"]),
         "correlation of PSNR with SSIM": correlation(proper),
         "correlation of PSNR left in 8 bits with SSIM": correlation(wrapped),
+        **printed,
+    }
+
+
+def _where_printed_values_lie(measured: pd.DataFrame, quoted: pd.DataFrame) -> dict[str, str]:
+    table = quoted.pivot(index="row", columns="column", values="value")
+    above, within = 0, 0
+    for psnr, ssim in zip(table["PSNR"], table["SSIM"], strict=True):
+        near = measured[(measured["ssim"] - ssim).abs() < NEAR]
+        wrapped = near["psnr_8bit_overflow"]
+        above += bool(psnr > near["psnr"].max())
+        within += bool(wrapped.min() <= psnr <= wrapped.max())
+    similar = f"every pair here whose SSIM is within {NEAR:g} of its own"
+    return {
+        f"printed values of PSNR above the PSNR of {similar}": f"{above} of {len(table)}",
+        "printed values in the range of these pairs, left in 8 bits": f"{within} of {len(table)}",
     }
 
 
