@@ -6,6 +6,7 @@ FlexAttention, on CUDA only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from benchmarks.alternate import Call, Setting, compare
 from benchmarks.models import PROMPT, Models, size_of
@@ -45,7 +47,7 @@ def run(setting: Setting) -> list[Group]:
         for rounds, side, shape in asked
         for people in (1, 2, 3, 4)
     ]
-    return [*groups, pictures(Models(setting), backends)]
+    return [*groups, strengths(*asked[0]), pictures(Models(setting), backends)]
 
 
 def first_layer(size: str) -> tuple[int, tuple[int, int]]:
@@ -89,6 +91,36 @@ def layer(
     return compare(
         layer_title(identities, side),
         {backend: partial(attend, backend) for backend in backends},
+        setting,
+        count=True,
+        per=0.001,
+        unit="ms",
+    )
+
+
+def strengths(setting: Setting, side: int, shape: tuple[int, int]) -> Group:
+    """One layer, one reference at a strength: log(lambda) as a channel, or as a matrix."""
+    heads, width = shape
+
+    def tensor(tokens: int) -> Tensor:
+        return torch.randn(1, heads, tokens, width, **setting.place)
+
+    query, text, face = tensor(side**2), tensor(77), tensor(side**2)
+    added = torch.zeros(1, 1, 1, 77 + side**2, **setting.place)
+    added[..., 77:] = math.log(0.5)
+
+    @torch.inference_mode()
+    def matrix() -> None:
+        keys = torch.cat([text, face], dim=2)
+        functional.scaled_dot_product_attention(query, keys, keys, attn_mask=added)
+
+    @torch.inference_mode()
+    def channel() -> None:
+        fused_attention(query, text, text, [face], [face], strengths=[0.5])
+
+    return compare(
+        f"Strengths in one layer of {side} x {side} positions",
+        {"added matrix": matrix, "one more channel": channel},
         setting,
         per=0.001,
         unit="ms",

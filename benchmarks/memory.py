@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks import generation, training
 from benchmarks.alternate import Call, Setting, say
-from benchmarks.models import Models
+from benchmarks.models import PROMPT, Models
 from fusionlib.benchmarked import Group, Row
 from fusionlib.errors import FusionError
 
@@ -35,9 +36,14 @@ PAINTED = (
     "IP-Adapter",
     "IP-Adapter-Plus",
     "ControlNet",
+    DECOUPLED := "fused, decoupled",
+    INSTANTID := "IP-Adapter-Plus and ControlNet",
+    LORA := "LoRA in the attention",
 )
+"""FaceID's and its kin's pictures are an IP-Adapter's, InstantID's those of IP-Adapter-Plus and a
+ControlNet, DreamBooth's those of a LoRA; Arc2Face's are the base model's."""
 STEPS = ("IP-Adapter", training.ENCODED, training.CACHED)
-TRAINED = (*STEPS, *(name + CHECKPOINTED for name in STEPS))
+TRAINED = (*STEPS, *(name + CHECKPOINTED for name in STEPS), training.LORA, training.WHOLE)
 ROUNDS = 3
 """At most: memory hardly changes."""
 
@@ -110,10 +116,34 @@ def build(setting: Setting, what: str, name: str) -> Call:
         parts: Sequence[object] = (models.unet, models.vae, models.text_encoder)
         return lambda: parts
     if what == "picture":
-        return generation.build(models)[name](1)
+        return painters(models)[name](1)
     checkpointing = name.endswith(CHECKPOINTED)
-    systems = training.systems(setting, checkpointing=checkpointing)
+    systems = training.systems(setting, checkpointing=checkpointing) | training.of_the_unet(setting)
     return systems[name.removesuffix(CHECKPOINTED)]()
+
+
+def painters(models: Models) -> dict[str, Callable[[int], Call]]:
+    """`generation.build`, and the systems that cost no other time than one of its own."""
+
+    def paint(pipeline: Any, **more: Any) -> Call:
+        return lambda: pipeline(PROMPT, **models.sampling, **more)
+
+    def decoupled(references: int) -> Call:
+        pipeline = models.decoupled()
+        seen = pipeline.encode_references(models.pictures(references))
+        return paint(pipeline, references=seen)
+
+    def instantid(references: int) -> Call:
+        embeds = models.image_embeds(references, plus=True)
+        both = torch.cat([torch.zeros_like(embeds), embeds])
+        pipeline = models.controlnet(plus=True)
+        return paint(pipeline, image=models.pictures(1)[0], ip_adapter_image_embeds=[both])
+
+    return generation.build(models) | {
+        DECOUPLED: decoupled,
+        INSTANTID: instantid,
+        LORA: lambda _: paint(models.lora()),
+    }
 
 
 def held(setting: Setting) -> float:

@@ -36,6 +36,7 @@ from transformers import (
 from benchmarks.alternate import Setting
 from fusionlib.adapter import FusionAdapter
 from fusionlib.errors import FusionError
+from fusionlib.methods.dreambooth import Recipe
 from fusionlib.pipeline import FusionPipeline
 from fusionlib.profiles import load_profile
 from fusionlib.training.method import DecoupledTokens
@@ -191,8 +192,24 @@ class Models:
         """The stock pipeline, of the same models, as who wants no identity would use it."""
         return _quiet(_stock(StableDiffusionPipeline, unet=self._copy(), **self._shared))
 
+    def decoupled(self) -> Any:
+        """A `FusionPipeline` whose faces have a softmax of their own."""
+        adapter = self.frozen(FusionAdapter.from_unet(self.unet, attention="decoupled"))
+        return _quiet(FusionPipeline(**self._shared, unet=self.unet, adapter=adapter))
+
+    def lora(self) -> Any:
+        """The stock pipeline with a LoRA in the attention of a UNet of its own, as DreamBooth's."""
+        pipeline = self.base()
+        add_lora(pipeline.unet)
+        self.frozen(pipeline.unet)
+        return pipeline
+
     def ip_adapter(self, *, plus: bool = False) -> Any:
         """The stock pipeline with an IP-Adapter's layers in a UNet of its own."""
+        unet = self._with_ip_adapter(plus=plus)
+        return _quiet(_stock(StableDiffusionPipeline, unet=unet, **self._shared))
+
+    def _with_ip_adapter(self, *, plus: bool) -> Any:
         unet, width = self._copy(), self.size.unet["cross_attention_dim"]
         vision = self.size.vision
         if plus:
@@ -205,7 +222,7 @@ class Models:
         else:
             projection = ImageProjection(vision["projection_dim"], width, num_image_text_embeds=4)
         DecoupledTokens(unet, projection, 16 if plus else 4)
-        return _quiet(_stock(StableDiffusionPipeline, unet=self.frozen(unet), **self._shared))
+        return self.frozen(unet)
 
     def image_embeds(self, references: int, *, plus: bool = False) -> Tensor:
         """What an IP-Adapter is told of random pictures, ``(1, references, ...)``."""
@@ -215,15 +232,15 @@ class Models:
             seen = self.image_encoder(pixels, output_hidden_states=plus)
         return (seen.hidden_states[-2] if plus else seen.image_embeds)[None]
 
-    def controlnet(self) -> Any:
-        """The stock pipeline with a ControlNet."""
+    def controlnet(self, *, plus: bool = False) -> Any:
+        """The stock pipeline with a ControlNet, and with an IP-Adapter-Plus, too: InstantID's."""
         factor = 2 ** (len(self.size.vae["block_out_channels"]) - 1)
         widths = (16, 32, 96, 256, 256)[: factor.bit_length()]
         network = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=widths)
         return _quiet(
             _stock(
                 StableDiffusionControlNetPipeline,
-                unet=self.unet,
+                unet=self._with_ip_adapter(plus=True) if plus else self.unet,
                 controlnet=self.frozen(network),
                 **self._shared,
             )
@@ -272,6 +289,18 @@ class Models:
         unet = UNet2DConditionModel(**self.size.unet)
         unet.load_state_dict(copy.copy(self.unet.state_dict()))
         return self.frozen(unet)
+
+
+def add_lora(unet: Any) -> list[nn.Parameter]:
+    """Put DreamBooth's LoRA into a UNet's attention; its weights, in float32."""
+    from peft import LoraConfig
+
+    layers = ["to_q", "to_k", "to_v", "to_out.0"]
+    unet.add_adapter(LoraConfig(r=Recipe.rank, lora_alpha=Recipe.rank, target_modules=layers))
+    added = [p for p in unet.parameters() if p.requires_grad]
+    for weight in added:
+        weight.data = weight.data.float()
+    return added
 
 
 def _stock(pipeline: Any, **parts: Any) -> Any:

@@ -129,6 +129,10 @@ class Group:
             return Interval(fixed, fixed, fixed)
         return _interval(ones, firsts, of)
 
+    def between(self, row: Row, other: Row) -> Interval:
+        """A row's number divided by another's, as `interval` has it for the first row's."""
+        return _interval(np.array(row.values), np.array(other.values), "ratio")
+
     def floor(self, row: Row) -> float | None:
         """Counted operations, divided by the first row's: the ratio of times at equal speed."""
         first = self.rows[0].operations

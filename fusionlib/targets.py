@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from fusionlib.benchmarked import Group, Result, Row, Target, bracketed, layer_title
+from fusionlib.evaluation.claims import CLAIMS, Evidence, find_claim, record_claim
+from fusionlib.evaluation.comparison import Estimate
+from fusionlib.evaluation.statistics import Interval
 from fusionlib.figures import marked
 
 if TYPE_CHECKING:
@@ -142,6 +146,44 @@ def targets_table(results: Mapping[str, Sequence[Result]]) -> Any:
         caption = "Nothing was measured yet."
     styler: Styler = marked(table.style, "measured", caption)
     return styler.map(lambda said: "color: gray" if said.startswith("not") else "", ["outcome"])
+
+
+def record_training(
+    out: str | Path,
+    claim: str,
+    results: Sequence[Result],
+    profile: str,
+    path: str | Path = CLAIMS,
+) -> list[Evidence]:
+    """Record what the benchmark ``training`` says of the claim that training is cheap.
+
+    Args:
+        out: the folder that the notebook was handed.
+        claim: its id.
+        results: of that benchmark, see `fusionlib.benchmarked.find_results`.
+        profile: its name.
+        path: of the claims.
+
+    Returns:
+        The evidence; none where the claim cannot be tested, or nobody measured at the size of
+        Stable Diffusion 1.5 on CUDA.
+    """
+    if profile in find_claim(claim, path).obstacle:
+        return []
+    evidence = []
+    for result in results:
+        wanted = next(one for one in TARGETS if one.row == _CACHED)
+        place = wanted.find(result.groups)
+        if place and (result.size, result.device) == _GPU:
+            group, row = place
+            more = group.interval(row, "difference")
+            rounds = len(row.values)
+            found = Estimate(
+                Interval(-more.estimate, -more.high, -more.low), rounds, rounds, rounds
+            )
+            run = f"{result.where}, {result.created[:10]}"
+            evidence.append(record_claim(out, claim, found, profile=profile, run=run, path=path))
+    return evidence
 
 
 def _row(wanted: Wanted, results: Iterable[Result]) -> dict[str, str]:

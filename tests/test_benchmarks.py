@@ -33,9 +33,11 @@ from fusionlib.benchmarked import (
     read_result,
 )
 from fusionlib.errors import FusionError
+from fusionlib.evaluation.claims import read_evidence
 from fusionlib.evaluation.statistics import Interval
+from fusionlib.optimisations import OPTIMISATIONS, optimisations_table
 from fusionlib.profiles import ROOT, load_profile
-from fusionlib.targets import TARGETS, targets_table, with_targets
+from fusionlib.targets import TARGETS, record_training, targets_table, with_targets
 
 TINY = Setting(size="tiny", repeats=1)
 MACHINE = {"cpu": "a processor", "cores": 2, "threads": 1, "load": 0.0, "torch": "2"}
@@ -189,6 +191,10 @@ def test_targets_name_what_is_measured() -> None:
         assert MODULES[wanted.benchmark].measures(wanted.size, wanted.device), wanted
         if "layer" in wanted.group:
             assert wanted.group in layers, wanted
+    measured["training"].add(training.PLAIN)
+    measured["masks"] |= {"dense", "one more channel", "added matrix"}
+    for one in OPTIMISATIONS:
+        assert {one.row, one.without} <= measured.get(one.benchmark, {one.row, one.without}), one
 
 
 def test_the_picture_of_masks_shows_how_many_times_longer_a_dense_one_takes() -> None:
@@ -210,6 +216,33 @@ def test_the_page_on_the_method_shows_a_table_that_the_page_on_costs_makes() -> 
     assert "{glue} masks_table" in (ROOT / "book/method.md").read_text()
     notebook = nbformat.read(ROOT / "notebooks/benchmarks.ipynb", 4)
     assert any('glue("masks_table"' in cell.source for cell in notebook.cells)
+
+
+def test_a_training_step_on_cuda_decides_the_claim_that_it_is_cheap(tmp_path: Path) -> None:
+    rows = (
+        Row("IP-Adapter", (1.0, 1.1, 1.0, 1.1, 1.0)),
+        Row(training.CACHED, (0.5, 0.6, 0.5, 0.6, 0.5)),
+    )
+    steps = (Group("A training step of one picture, seconds", "s", rows),)
+    on_cpu = replace(result(), name="training", groups=steps)
+    on_gpu = replace(on_cpu, size="full", device="cuda")
+    assert record_training(tmp_path, "cheap-training", [on_cpu], "paper") == []
+    assert record_training(tmp_path, "cheap-training", [on_cpu, on_gpu], "embedded") == []
+    (found,) = record_training(tmp_path, "cheap-training", [on_cpu, on_gpu], "paper")
+    assert found.verdict == "supported" and found.found.interval.estimate == pytest.approx(0.5)
+    assert read_evidence(tmp_path, "paper")["cheap-training"].verdict == "supported"
+
+
+def test_what_an_optimisation_gains_is_the_ratio_of_its_rows() -> None:
+    with_it = Row("fused, clean cache", (1.0, 2.0, 3.0), 110.0)
+    made = result(a=with_it, b=Row("fused, shared timestep", (2.0, 4.0, 6.0), 220.0))
+    table = optimisations_table({"generation": [made]}).data
+    first = table.iloc[0]
+    assert first["measured"] == "0.500 [0.500, 0.500] (embedded, CPU)"
+    assert first["expected"] == "0.500 by operations"
+    assert first["decision"] == OPTIMISATIONS[0].decision
+    assert table["measured"].iloc[1] == "not yet: python -m benchmarks masks"
+    assert "make bench" in optimisations_table({"generation": []}).data
 
 
 def test_the_list_says_how_long_a_benchmark_took(tmp_path: Path) -> None:

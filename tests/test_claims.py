@@ -142,7 +142,7 @@ def test_every_claim_of_a_notebook_is_recorded_by_that_notebook_and_no_other() -
     recorded = {}
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         cells = [cell.source for cell in nbformat.read(notebook, 4).cells]
-        named = re.findall(r'record_claim\(\s*out,\s*"([^"]+)"', "\n".join(cells))
+        named = re.findall(r'record_(?:claim|training)\(\s*out,\s*"([^"]+)"', "\n".join(cells))
         for cell in cells:
             if "record_pairs(" in cell:  # {"claim": (better, other)}, or the name of a pair
                 named += re.findall(r'"([\w-]+)": (?:\("|pair\b)', cell)
