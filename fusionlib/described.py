@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
+from html import escape
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -28,6 +31,31 @@ def described(image: Image.Image, alt: str) -> Image.Image:
     vars(image)["_repr_png_"] = png  # IPython takes data, or data with metadata
     image.info["alt"] = alt
     return image
+
+
+class Html:
+    """A piece of HTML, as a notebook shows it and `myst_nb.glue` keeps it."""
+
+    def __init__(self, html: str) -> None:
+        self._html = html
+
+    def _repr_html_(self) -> str:
+        return self._html
+
+
+def as_html(image: Image.Image, alt: str | None = None) -> Html:
+    """A picture as HTML: glued so, it keeps its alternative text on another page.
+
+    Args:
+        image: of any class.
+        alt: what it shows; by default as `described` has it.
+    """
+    file = BytesIO()
+    image.save(file, "PNG")
+    data = b64encode(file.getvalue()).decode()
+    words = escape(alt or image.info.get("alt", ""), quote=True)
+    style = "display: block; margin: auto; max-width: 100%"
+    return Html(f'<img alt="{words}" style="{style}" src="data:image/png;base64,{data}"/>')
 
 
 def publish_alt(notebook: NotebookNode) -> None:

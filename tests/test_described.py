@@ -1,11 +1,15 @@
 """Pictures say what they show, from the cell that draws them to the page that shows them."""
 
+import re
+from base64 import b64decode
+from io import BytesIO
+
 import nbformat
 import pandas as pd
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
-from fusionlib.described import described, publish_alt
+from fusionlib.described import as_html, described, publish_alt
 from fusionlib.evaluation.paper import read_quoted
 from fusionlib.figures import picture_grid, psnr_plot
 from fusionlib.profiles import ROOT
@@ -66,3 +70,13 @@ def test_an_author_has_the_last_word_on_the_page() -> None:
         "image": {"alt": "Drawn."},
     }
     assert cells[1].metadata["mystnb"] == {"image": {"alt": "Written."}}
+
+
+def test_a_picture_that_is_glued_keeps_its_words() -> None:
+    made = described(Image.new("RGB", (4, 3), "red"), 'a "red" <field>')
+    html = as_html(made)._repr_html_()
+    assert 'alt="a &quot;red&quot; &lt;field&gt;"' in html
+    data = re.search(r'base64,([^"]+)"', html)
+    assert data is not None
+    assert Image.open(BytesIO(b64decode(data[1]))).getpixel((0, 0)) == (255, 0, 0)
+    assert 'alt="other"' in as_html(made, "other")._repr_html_()
