@@ -22,6 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from fusionlib.errors import FusionError
 from fusionlib.methods import Method, Models, build_method
 from fusionlib.profiles import load_profile, resolve
+from fusionlib.prompts import read_pairs
 from fusionlib.study import Person, Study, load_people
 
 
@@ -46,7 +47,7 @@ class PeopleChoice(_Strict):
 
     Attributes:
         folder: by default the held-out people of the profile.
-        count: the first so many; by default all.
+        count: the first so many; by default all. Of a list of pairs: so many of its pairs.
         references: pictures of each that a method may see.
         others: least number of further pictures of each, to measure against.
         only: keep only pictures with these values in the folder's ``index.csv``.
@@ -69,7 +70,8 @@ class Declaration(_Strict):
         profile: whose models are used.
         methods: what is compared.
         people: on whom.
-        prompts: what to paint.
+        prompts: what to paint of everybody, or the file of a list of pairs of a person and a
+            prompt, see `fusionlib.prompts.read_pairs`.
         seeds: of the noise, or how many, from 0.
         sampling: arguments of the pipeline's call, over the profile's steps and guidance.
         dtype: of the models.
@@ -81,7 +83,7 @@ class Declaration(_Strict):
     profile: str = "embedded"
     methods: list[Annotated[MethodChoice, BeforeValidator(_by_name)]] = Field(min_length=1)
     people: PeopleChoice = Field(default_factory=PeopleChoice)
-    prompts: list[str] = Field(min_length=1)
+    prompts: str | list[str] = Field(min_length=1)
     seeds: int | list[int] = 1
     sampling: dict[str, Any] = Field(default_factory=dict)
     dtype: str = "float32"
@@ -134,11 +136,19 @@ class Declaration(_Strict):
         return build_method(entry.method, models, **(entry.model_extra or {}))
 
     def _study(self, methods: list[Method], models: Models) -> Study:
+        people = self._people(models.profile.heldout)
+        prompts: list[str] | dict[str, list[str]]
+        if isinstance(self.prompts, str):
+            names = [person.name for person in people]
+            prompts = read_pairs(resolve(self.prompts), self.people.count, names=names)
+            people = [person for person in people if person.name in prompts]
+        else:
+            prompts = self.prompts
         return Study(
             self.name,
             methods,
-            self._people(models.profile.heldout),
-            self.prompts,
+            people,
+            prompts,
             list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds,
             declaration=self.model_dump(mode="json"),
         )
@@ -155,7 +165,7 @@ class Declaration(_Strict):
             )
         return load_people(
             folder,
-            chosen.count,
+            chosen.count if isinstance(self.prompts, list) else None,
             references=chosen.references,
             others=chosen.others,
             only=chosen.only or None,

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from fusionlib import ledger
 from fusionlib.cli import app
-from fusionlib.declaration import Declaration, load_declaration
+from fusionlib.declaration import Declaration, load_declaration, resized
 from fusionlib.errors import FusionError
 from fusionlib.images import read_metadata
 from fusionlib.loading import load_pipeline
@@ -559,11 +559,23 @@ def test_a_declared_study_runs_from_the_command_line(declared: Path, tmp_path: P
     assert contents(parts) == contents(store)
 
 
+def test_a_declared_study_takes_a_list_of_pairs(declared: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("person,prompt\nben,a king\nada,a queen\n")
+    content = yaml.safe_load(declared.read_text()) | {"prompts": str(tmp_path / "pairs.csv")}
+    declared.write_text(yaml.safe_dump(content))
+    study = load_declaration(declared).study()
+    assert study.prompts == {"ben": ["a king"], "ada": ["a queen"]}
+    assert [person.name for person in study.people] == ["ada", "ben"]
+    one = resized(declared, profile=content["profile"], people=1).study()
+    assert [person.name for person in one.people] == ["ben"] and one.prompts == {"ben": ["a king"]}
+
+
 BAD_FILES = {
     "not there": (None, "no study file"),
     "no YAML": ("a: [", "is not YAML"),
     "a list": ("- 1", "does not fit at the whole"),
     "no prompts": ({"prompts": None}, "does not fit at prompts"),
+    "no list": ({"prompts": "nowhere.csv"}, "The list nowhere.csv needs columns"),
     "unknown entry": ({"promts": ["a"]}, "does not fit at promts"),
     "no threads": ({"threads": 0}, "does not fit at threads"),
     "unknown method": ({"methods": ["magic"]}, "no method 'magic'"),
