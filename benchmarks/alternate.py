@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from fusionlib.benchmarked import Group, Of, Row
+from fusionlib.manifest import processor
 from fusionlib.profiles import ROOT
 from fusionlib.schedule import cores
 
@@ -141,7 +142,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         for CUDA ``gpu``, ``cuda`` and ``memory_gb``.
     """
     machine: dict[str, Any] = {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
@@ -155,12 +156,3 @@ def describe_machine(device: str) -> dict[str, Any]:
             "memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1),
         }
     return machine
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()

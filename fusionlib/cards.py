@@ -17,11 +17,13 @@ from PIL import Image
 from fusionlib.described import described
 from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
+from fusionlib.evaluation.comparison import MIN_PEOPLE, paired_difference, summary
 from fusionlib.evaluation.criteria import Criterion
 from fusionlib.evaluation.judges import read_records
 from fusionlib.evaluation.statistics import Interval
-from fusionlib.figures import INK, MEASURED, QUIET, marked, picture_grid
+from fusionlib.figures import INK, MEASURED, QUIET, marked, picture_grid, summary_table
 from fusionlib.images import load_image
+from fusionlib.methods.counterparts import compared_with
 from fusionlib.people.caption import attributes
 from fusionlib.people.identity import SHAPE_SPREAD, sample_person, skin_color
 from fusionlib.people.view import sample_view
@@ -212,6 +214,28 @@ def costs_table(costs: pd.DataFrame, run: str) -> Styler:
         f" parameters, steps and minutes as the training recorded them. {run}"
     )
     return marked(shown.style, "measured", text)
+
+
+def gains_table(told: pd.DataFrame, run: str) -> Styler:
+    """Lay out what a reference tells each adapter, beside the one that it is an ablation of.
+
+    Args:
+        told: of `fusionlib.training.gains.reference_gains`.
+        run: on what.
+    """
+    columns = {"own reference": "own", "another's": "another", "about the person": "identity"}
+    rows: dict[str, dict[str, object]] = {}
+    for name, found in summary(told, columns).to_dict("index").items():
+        other = compared_with(str(name))
+        compared = {"compared with": other or "–", "more about the person": "–"}
+        if other in set(told["method"]):
+            difference = paired_difference(told, str(name), str(other), "identity")
+            enough = difference.people >= MIN_PEOPLE
+            compared["more about the person"] = (
+                str(difference.interval) if enough else f"fewer than {MIN_PEOPLE} people"
+            )
+        rows[str(name)] = {**{str(k): v for k, v in found.items()}, **compared}
+    return summary_table(rows, run)
 
 
 def captioned(folder: str | Path, count: int) -> tuple[list[str], list[Path], list[Path]]:

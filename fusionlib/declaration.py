@@ -185,7 +185,7 @@ def resized(
     Args:
         path: of the file.
         profile: whose models are used instead.
-        people: so many of its people only.
+        people: so many of its people only, or of its pairs of a person and a prompt.
         seeds: so many seeds only.
         sampling: arguments of the pipeline's call that stand over the file's.
     """

@@ -84,6 +84,16 @@ def git_commit(folder: str | Path | None = None) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
+def processor() -> str:
+    """What the CPU calls itself, or its kind where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
 def manifest(**settings: Any) -> dict[str, Any]:
     """A record to store beside results: the given settings, and where and with what they ran."""
     return {

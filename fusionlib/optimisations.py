@@ -58,12 +58,12 @@ OPTIMISATIONS = (
         "kept, as the default",
     ),
     Optimisation(
-        "Queries sorted by whom they may see, in place of a mask",
+        "Queries sorted by whom they may see, in place of a mask, in a layer of 64 x 64 positions",
         None, "masks", layer_title(3, 64), "grouped", "dense",
         "kept, as the default",
     ),
     Optimisation(
-        "The same where a layer has few positions",
+        "The same in a layer of 8 x 8 positions",
         None, "masks", layer_title(3, 8), "grouped", "dense",
         "kept: one way for all layers",
     ),

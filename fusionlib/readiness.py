@@ -51,7 +51,8 @@ def check_ready(
     }
     systems: dict[str, list[str]] = {}
     for name, values in asking.items():
-        for system in [*values.get("methods", []), *values.get("further", [])]:
+        of_study = _declared_systems(notebooks[name])
+        for system in [*values.get("methods", []), *values.get("further", []), *of_study]:
             systems.setdefault(system, []).append(name)
     for system, pages in systems.items():
         for problem in _problems(partial(_check_trained, system, profile)):
@@ -130,6 +131,18 @@ def _judges(profile: Profile) -> Iterator[Callable[[], object]]:
     yield partial(find_face, Image.new("RGB", (256, 256)), profile.detector)
     for name in profile.recognisers:
         yield partial(load_recogniser, name)
+
+
+def _declared_systems(notebook: Path) -> list[str]:
+    """The methods of the study that a notebook runs: ``{"fusionlib": {"study": FILE}}``."""
+    import nbformat
+
+    from fusionlib.declaration import load_declaration
+
+    file = nbformat.read(notebook, as_version=4).metadata.get("fusionlib", {}).get("study")
+    if file is None:
+        return []
+    return [entry.method for entry in load_declaration(notebook.parent / file).methods]
 
 
 def _check_trained(system: str, profile: Profile) -> None:

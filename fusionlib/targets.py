@@ -164,6 +164,9 @@ def record_training(
         profile: its name.
         path: of the claims.
 
+    Raises:
+        FusionError: see `fusionlib.evaluation.claims.record_claim`.
+
     Returns:
         The evidence; none where the claim cannot be tested, or nobody measured at the size of
         Stable Diffusion 1.5 on CUDA.
@@ -172,7 +175,8 @@ def record_training(
         return []
     evidence = []
     for result in results:
-        wanted = next(one for one in TARGETS if one.row == _CACHED)
+        # As IP-Adapter's own script trains: both encode everything in every step.
+        wanted = next(one for one in TARGETS if one.row == _ENCODED)
         place = wanted.find(result.groups)
         if place and (result.size, result.device) == _GPU:
             group, row = place

@@ -302,7 +302,7 @@ def test_latents_on_disk_are_those_of_the_encoders(
         assert apart.min() < 1e-2 < apart.max(), "float16 on the disk"
         text = encoders.embed(target.captions)[0]
         torch.testing.assert_close(cached.text[number].float(), text, atol=1e-2, rtol=1e-2)
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/c/latents").iterdir()}
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/c/crops").iterdir()}
     assert len(kept) == 3
     again = adapter.prepare(load_profile(file)).source(first_batch(12))
     assert {p: p.stat().st_mtime_ns for p in kept} == kept

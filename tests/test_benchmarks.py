@@ -221,13 +221,18 @@ def test_the_page_on_the_method_shows_a_table_that_the_page_on_costs_makes() -> 
 def test_a_training_step_on_cuda_decides_the_claim_that_it_is_cheap(tmp_path: Path) -> None:
     rows = (
         Row("IP-Adapter", (1.0, 1.1, 1.0, 1.1, 1.0)),
-        Row(training.CACHED, (0.5, 0.6, 0.5, 0.6, 0.5)),
+        Row(training.ENCODED, (0.5, 0.6, 0.5, 0.6, 0.5)),
+        Row(training.CACHED, (0.1,) * 5),
     )
     steps = (Group("A training step of one picture, seconds", "s", rows),)
     on_cpu = replace(result(), name="training", groups=steps)
     on_gpu = replace(on_cpu, size="full", device="cuda")
     assert record_training(tmp_path, "cheap-training", [on_cpu], "paper") == []
     assert record_training(tmp_path, "cheap-training", [on_cpu, on_gpu], "embedded") == []
+    (found,) = record_training(tmp_path, "cheap-training", [on_cpu, on_gpu], "paper")
+    once = (replace(steps[0], rows=tuple(replace(r, values=r.values[:1]) for r in rows)),)
+    (unsure,) = record_training(tmp_path, "cheap-training", [replace(on_gpu, groups=once)], "paper")
+    assert unsure.verdict == "undecided"
     (found,) = record_training(tmp_path, "cheap-training", [on_cpu, on_gpu], "paper")
     assert found.verdict == "supported" and found.found.interval.estimate == pytest.approx(0.5)
     assert read_evidence(tmp_path, "paper")["cheap-training"].verdict == "supported"

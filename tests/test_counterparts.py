@@ -1,6 +1,7 @@
 """Counterparts: each system trained alike, saved as published, read back by the same loader."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,10 @@ def test_each_is_trained_saved_loaded_and_told_whom_to_paint(
     table = cost_table(profile, [chosen], [disc(1)], repeats=1)
     assert table.loc[name, "parameters"] == run.parameters and table.loc[name, "picture_s"] > 0
     write_costs(table, tmp_path / "records" / "costs.csv")
+    plain = replace(chosen, name="text-only")  # nobody trained it
+    both = cost_table(profile, [plain, chosen], [disc(1)], repeats=1)
+    assert list(both.index) == ["text-only", name] and both["picture_s"].notna().all()
+    assert np.isnan(both.loc["text-only", "parameters"])
     kept = cost_table(profile, [], [], record=tmp_path / "records" / "costs.csv")
     pd.testing.assert_frame_equal(kept, table, check_names=False, atol=1e-4)
 
@@ -165,7 +170,10 @@ def test_an_identity_net_is_its_trained_layers_and_the_unet(
     assert 0 < sum(map(torch.numel, layers.values())) < sum(map(torch.numel, wrote.values()))
     layers.pop("controlnet_mid_block.weight")
     save_file(layers, file)
-    with pytest.raises(FusionError, match=r"does not fit the UNet of .*controlnet_mid_block"):
+    with pytest.raises(FusionError, match=r"or does not fit the UNet of .*controlnet_mid_block"):
+        over_the_unet(str(tmp_path), str(tiny_checkpoint), torch.float32)
+    file.write_bytes(b"not weights")
+    with pytest.raises(FusionError, match="is damaged"):
         over_the_unet(str(tmp_path), str(tiny_checkpoint), torch.float32)
 
 

@@ -11,13 +11,14 @@ from tiny import RESOLUTION
 from training_data import disc
 
 from fusionlib.adapter import FusionAdapter
+from fusionlib.cards import gains_table
 from fusionlib.errors import FusionError
 from fusionlib.loading import load_pipeline
 from fusionlib.profiles import Profile, load_profile
 from fusionlib.reference import encode_references
 from fusionlib.study import Person
 from fusionlib.training import gains
-from fusionlib.training.gains import gains_table, reference_gains, trained_adapters
+from fusionlib.training.gains import reference_gains, trained_adapters
 
 
 @pytest.fixture
@@ -125,6 +126,8 @@ def test_each_adapter_is_compared_with_what_it_is_an_ablation_of() -> None:
     assert table.loc["decoupled", "more about the person"].startswith("-0.300 [")
     assert table.loc["fused-mid", "more about the person"] == "–", "fused-short was not trained"
     assert table.loc["fused", "own reference"].startswith("0.525 [")
+    few = gains_table(pd.DataFrame(rows[:4] + rows[6:10]), "a run").data
+    assert few.loc["decoupled", "more about the person"] == "fewer than 5 people"
 
 
 def test_one_person_is_not_enough(profile: Profile, people: list[Person]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusionlib.errors import FusionError
 from fusionlib.training import kept
 from fusionlib.training.kept import kept_rows
 
@@ -47,6 +48,19 @@ def test_another_key_makes_them_anew(tmp_path: Path) -> None:
     anew = Computer()
     check(kept_rows(tmp_path / "rows", "b", 6, anew), 6)
     assert len(anew.asked) == 2
+
+
+def test_rows_of_another_key_are_never_mixed_in(tmp_path: Path) -> None:
+    """Another run makes the files anew while this one is in its last chunk."""
+    mine = Computer()
+
+    def disturbed(numbers: range) -> dict[str, torch.Tensor]:
+        if len(mine.asked) == 2:
+            check(kept_rows(tmp_path / "rows", "b", 10, Computer()), 10)
+        return mine(numbers)
+
+    with pytest.raises(FusionError, match="was replaced while it was read"):
+        kept_rows(tmp_path / "rows", "a", 10, disturbed)
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:

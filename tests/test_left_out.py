@@ -158,6 +158,15 @@ def test_a_profile_that_has_everything_is_ready(
     assert "everything is there" in printed and "missing" not in printed
     assert "without decoupled: tiny. The method 'decoupled' needs an adapter" in printed
 
+    notebook = root / "notebooks" / "tiny.ipynb"  # its systems may stand in a study's file
+    node = nbformat.read(notebook, as_version=4)
+    node.metadata["fusionlib"] = {"study": "../study.yaml"}
+    nbformat.write(node, notebook)
+    (root / "study.yaml").write_text("{name: s, methods: [fused-mid], prompts: [a face]}")
+    reproduce(str(profile), out=tmp_path / "build", root=root, dry_run=True)
+    printed = capsys.readouterr().out
+    assert "without fused-mid: tiny." in printed and "without decoupled: tiny." in printed
+
 
 @pytest.mark.parametrize("name", ["embedded", "paper", "paper-v2"])
 def test_a_profile_speaks_of_notebooks_and_parameters_that_exist(name: str) -> None:

@@ -42,6 +42,9 @@ def pair_up(people: Sequence[Person]) -> pd.DataFrame:
 NEAR = 0.05
 """Of SSIM: which pairs a printed value is compared with."""
 
+ENOUGH = 5
+"""Of such pairs; a range of fewer says little."""
+
 
 def overflow_facts(pairs: pd.DataFrame, quoted: pd.DataFrame | None = None) -> dict[str, str]:
     """What was found: ranges of both PSNRs, and how each goes with SSIM.
@@ -85,16 +88,20 @@ def overflow_facts(pairs: pd.DataFrame, quoted: pd.DataFrame | None = None) -> d
 
 def _where_printed_values_lie(measured: pd.DataFrame, quoted: pd.DataFrame) -> dict[str, str]:
     table = quoted.pivot(index="row", columns="column", values="value")
-    above, within = 0, 0
+    above, within, few = 0, 0, 0
     for psnr, ssim in zip(table["PSNR"], table["SSIM"], strict=True):
         near = measured[(measured["ssim"] - ssim).abs() < NEAR]
+        if len(near) < ENOUGH:
+            few += 1
+            continue
         wrapped = near["psnr_8bit_overflow"]
         above += bool(psnr > near["psnr"].max())
         within += bool(wrapped.min() <= psnr <= wrapped.max())
     similar = f"every pair here whose SSIM is within {NEAR:g} of its own"
+    of = f"of {len(table)}" + (f" ({few} have fewer than {ENOUGH} such pairs)" if few else "")
     return {
-        f"printed values of PSNR above the PSNR of {similar}": f"{above} of {len(table)}",
-        "printed values in the range of these pairs, left in 8 bits": f"{within} of {len(table)}",
+        f"printed values of PSNR above the PSNR of {similar}": f"{above} {of}",
+        "printed values in the range of these pairs, left in 8 bits": f"{within} {of}",
     }
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
 import torch
 from PIL import Image
 
+from fusionlib.manifest import processor
 from fusionlib.methods import Method
 from fusionlib.profiles import Profile
 
@@ -40,12 +41,13 @@ def cost_table(
         prompt: what to paint.
         repeats: pictures that are timed, after one that is not; the median counts.
         record: a file of `write_costs`. If it is there, its methods and its seconds are shown, and
-            nothing is measured.
+            nothing is measured. Seconds do not depend on what weights hold, so they are not
+            compared with those that are here.
 
     Returns:
         Indexed by method: ``parameters`` that were trained, ``steps``, ``samples`` and ``minutes``
         of it, and ``machine``, missing where there was no training; ``prepare_s`` for a person and
-        ``picture_s``, in seconds, and ``measured_on`` what.
+        ``picture_s``, in seconds, and ``measured_on`` what, and when.
     """
     if record is not None and Path(record).is_file():
         seconds = pd.read_csv(record, index_col="method")
@@ -53,12 +55,17 @@ def cost_table(
         seconds = _measured(methods, references, prompt, repeats)
     rows = {str(name): training_record(profile, str(name)) for name in seconds.index}
     columns = ["parameters", "steps", "samples", "minutes", "machine"]
-    trained = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
+    trained = pd.DataFrame(list(rows.values()), index=list(rows)).reindex(columns=columns)
     return trained.join(seconds)
 
 
 def write_costs(costs: pd.DataFrame, path: str | Path) -> None:
-    """Keep the seconds of a `cost_table` as CSV."""
+    """Keep the seconds of a `cost_table` as CSV.
+
+    Args:
+        costs: of `cost_table`.
+        path: to write, at once.
+    """
     kept = costs[["prepare_s", "picture_s", "measured_on"]].round(4)
     partial = Path(path).with_suffix(".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -70,24 +77,35 @@ def _measured(
     methods: Iterable[Method], references: Sequence[Image.Image], prompt: str, repeats: int
 ) -> pd.DataFrame:
     rows = {}
-    gpu = torch.cuda.is_available()
-    threads = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     for method in methods:
-        started = time.perf_counter()
+        started = _now()
         prepared = method.prepare(list(references[: method.references]))
-        preparing = time.perf_counter() - started
+        preparing = _now() - started
         seconds = []
         for number in range(repeats + 1):
-            started = time.perf_counter()
+            started = _now()
             method.generate(prompt, prepared, number)
-            seconds.append(time.perf_counter() - started)
-        picture = statistics.median(seconds[1:])
+            seconds.append(_now() - started)
         rows[method.name] = {
             "prepare_s": preparing,
-            "picture_s": picture,
-            "measured_on": torch.cuda.get_device_name() if gpu else threads,
+            "picture_s": statistics.median(seconds[1:]),
+            "measured_on": f"{_place(method)}, {date.today()}",
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _now() -> float:
+    """Seconds, once the GPU has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _place(method: Method) -> str:
+    if str(method.settings.get("device", "")).startswith("cuda"):
+        return torch.cuda.get_device_name()
+    threads = method.settings.get("threads", torch.get_num_threads())
+    return f"{processor()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def training_record(profile: Profile, name: str) -> dict[str, int | float | str]:

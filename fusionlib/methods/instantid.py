@@ -19,6 +19,7 @@ from diffusers import (
 )
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -161,12 +162,14 @@ def over_the_unet(weights: str, base_model: str, dtype: torch.dtype) -> ControlN
     config = locate(weights, "ControlNetModel/config.json", "InstantID")
     controlnet = ControlNetModel.from_config(ControlNetModel.load_config(config.parent))
     unet = load_part(UNet2DConditionModel, base_model, "unet", "InstantID", torch.float32)
-    state = unet.state_dict() | load_file(file)
     try:
+        state = unet.state_dict() | load_file(file)
         controlnet.load_state_dict({name: state[name] for name in controlnet.state_dict()})
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise FusionError(f"{file} does not fit the UNet of {base_model} ({reason}).") from error
+        raise FusionError(
+            f"{file} is damaged, or does not fit the UNet of {base_model} ({reason})."
+        ) from error
     return controlnet.to(dtype).eval()
 
 

@@ -203,7 +203,7 @@ def prepare(
         if settings.cached_variants:
             source = cached_source(
                 samples, pairing, crops, encoders, skipped,
-                folder.parent / "latents", settings.cached_variants, profile.seed, captioned,
+                folder.parent / "crops", settings.cached_variants, profile.seed, captioned,
             )  # fmt: skip
             encoders.unload()
         else:

@@ -1,9 +1,10 @@
 """What a reference tells an adapter: how much of the denoising error it takes away.
 
-It is what training minimises, on people whom no model saw, and no picture is painted: a minute
-tells adapters apart of which a recogniser would need thousands of pictures. It says nothing of
-likeness by itself. So the reference of another person is shown beside a person's own: what that
-takes away as well has nothing to do with who it is.
+No picture is painted, so a minute tells adapters apart of which a recogniser would need thousands
+of pictures. It is the error that training minimises, on people whom no model saw, but for three
+things: no position counts more than another, nothing is said in words, and timesteps are a few
+noisy ones. It says nothing of likeness by itself. So the reference of another person is shown
+beside a person's own: what that takes away as well has nothing to do with who it is.
 """
 
 from __future__ import annotations
@@ -18,17 +19,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.comparison import paired_difference, summary
-from fusionlib.figures import summary_table
 from fusionlib.images import load_image
 from fusionlib.loading import load_pipeline
-from fusionlib.methods.counterparts import ABLATIONS, SENTENCE, compared_with
+from fusionlib.methods.counterparts import ABLATIONS, SENTENCE
 from fusionlib.reference import encode_references
 from fusionlib.training.objective import diffusion_target
 
 if TYPE_CHECKING:
-    from pandas.io.formats.style import Styler
-
     from fusionlib.pipeline import FusionPipeline
     from fusionlib.profiles import Profile
     from fusionlib.study import Person
@@ -83,9 +80,11 @@ def reference_gains(
     if len(people) < 2 or not all(person.references and person.others for person in people):
         raise FusionError("Gains want two people at least, each with a reference and an other.")
     rows: list[dict[str, Any]] = []
+    usual = profile.training.model_dump(include={"reference_timestep", "reference_prompt"})
     shown = trained_adapters(profile) if adapters is None else adapters
     for name, folder in tqdm(shown.items(), desc="adapters"):
         pipeline = load_pipeline(profile, adapter=folder)
+        trained = usual | ABLATIONS.get(name, {})
         targets = _latents(pipeline, profile.resolution, [person.others[0] for person in people])
         references = _latents(
             pipeline, profile.resolution, [person.references[0] for person in people]
@@ -95,7 +94,7 @@ def reference_gains(
                 (2, *targets.shape), generator=torch.Generator().manual_seed(timestep)
             ).to(targets)
             errors = {
-                what: _errors(pipeline, name, targets, seen, timestep, noise)
+                what: _errors(pipeline, trained, targets, seen, timestep, noise)
                 for what, seen in (
                     ("none", None), ("own", references), ("another", references.roll(1, 0)),
                 )
@@ -110,25 +109,6 @@ def reference_gains(
     return pd.DataFrame(rows)
 
 
-def gains_table(told: pd.DataFrame, run: str) -> Styler:
-    """Lay out what a reference tells each adapter, beside the one that it is an ablation of.
-
-    Args:
-        told: of `reference_gains`.
-        run: on what.
-    """
-    columns = {"own reference": "own", "another's": "another", "about the person": "identity"}
-    rows: dict[str, dict[str, object]] = {}
-    for name, found in summary(told, columns).to_dict("index").items():
-        other = compared_with(str(name))
-        compared = {"compared with": other or "–", "more about the person": "–"}
-        if other in set(told["method"]):
-            difference = paired_difference(told, str(name), str(other), "identity")
-            compared["more about the person"] = str(difference.interval)
-        rows[str(name)] = {**{str(k): v for k, v in found.items()}, **compared}
-    return summary_table(rows, run)
-
-
 def _latents(pipeline: FusionPipeline, side: int, paths: Sequence[str | Path]) -> Tensor:
     """Scaled latents of pictures."""
     parts = []
@@ -141,17 +121,17 @@ def _latents(pipeline: FusionPipeline, side: int, paths: Sequence[str | Path]) -
 
 
 def _errors(
-    pipeline: FusionPipeline, name: str, latents: Tensor, references: Tensor | None,
-    timestep: int, noise: Tensor,
+    pipeline: FusionPipeline, trained: Mapping[str, Any], latents: Tensor,
+    references: Tensor | None, timestep: int, noise: Tensor,
 ) -> Tensor:  # fmt: skip
     """The squared error of each picture, ``(n,)``; ``noise[1]`` is that of a shared reference."""
-    scheduler, unet, changes = pipeline.scheduler, pipeline.unet, ABLATIONS.get(name, {})
+    scheduler, unet = pipeline.scheduler, pipeline.unet
     when = torch.full((len(latents),), timestep, device=latents.device)
     noisy = scheduler.add_noise(latents, noise[0], when)
     goal = diffusion_target(scheduler, latents, noise[0], when)
     empty, said = (
         pipeline.encode_prompt(text, pipeline.device, 1, False)[0]
-        for text in ("", SENTENCE if changes.get("reference_prompt") == "caption" else "")
+        for text in ("", SENTENCE if trained["reference_prompt"] == "caption" else "")
     )
     parts = []
     for n in range(0, len(latents), BATCH):
@@ -160,7 +140,7 @@ def _errors(
         faces = []
         if references is not None:
             shared: dict[str, Any] = {}
-            if changes.get("reference_timestep") == "shared":
+            if trained["reference_timestep"] == "shared":
                 shared = {"timestep_mode": "shared", "timestep": when[part]}
                 shared |= {"noise": noise[1][part], "scheduler": scheduler}
             states = encode_references(unet, references[part], said, **shared)

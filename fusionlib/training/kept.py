@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from safetensors import safe_open
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fusionlib.errors import FusionError
 from fusionlib.training.data import Pictures
 
 CHUNK = 256
@@ -21,7 +23,11 @@ CHUNK = 256
 
 
 def pictures_key(pictures: Pictures) -> str:
-    """A hash of a set's pixels, for the key of what is computed from them."""
+    """A hash of a set's pixels, for the key of what is computed from them.
+
+    Args:
+        pictures: the set.
+    """
     return hashlib.sha256(pictures.pixels.data).hexdigest()[:16]
 
 
@@ -38,6 +44,12 @@ def kept_rows(
         key: names all that the rows depend on.
         count: rows.
         compute: makes the rows of these numbers.
+
+    Returns:
+        By name, ``(count, ...)``.
+
+    Raises:
+        FusionError: another run replaces the files by those of another key.
     """
     starts = range(0, count, CHUNK)
     files = [folder / f"{start:08d}.safetensors" for start in starts]
@@ -50,12 +62,22 @@ def kept_rows(
     parts = []
     for file in files:
         with safe_open(file, "pt") as reader:
+            if reader.metadata().get("key") != key:
+                raise FusionError(
+                    f"{file} was replaced while it was read: another run computes the same of "
+                    "another set or by another model. Give one of them another `training.runs`."
+                )
             parts.append({name: reader.get_tensor(name) for name in reader.keys()})  # noqa: SIM118
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def holds(file: Path, key: str) -> bool:
-    """Whether a file is there and was written under this key."""
+    """Whether a file is there and was written under this key.
+
+    Args:
+        file: of `write`.
+        key: see `kept_rows`.
+    """
     if not file.is_file():
         return False
     with safe_open(file, "pt") as reader:
@@ -72,6 +94,6 @@ def write(file: Path, key: str, tensors: Mapping[str, Tensor], **said: str) -> N
         said: further metadata.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".partial-{os.getpid()}")
+    partial = file.with_suffix(f".partial-{uuid4().hex}")  # runs on other machines, too
     save_file(dict(tensors), partial, {"key": key, **said})
     os.replace(partial, file)

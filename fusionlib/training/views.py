@@ -120,7 +120,8 @@ def load_views(
         elif name == "drawing":
             rows[name] = faces["points"]
         else:
-            key = sha256_json([clip.fingerprint, pictures_key(pictures)])
+            found_by = [DlibEmbedder().fingerprint] if name == "face_patches" else []
+            key = sha256_json([clip.fingerprint, pictures_key(pictures), *found_by])
             compute = _clip_view(name, clip, pictures, faces)
             rows[name] = kept_rows(folder / name, key, len(pictures), compute)[name]
         blank = clip.absent(name) if name in ("embedding", "patches", "face_patches") else None
