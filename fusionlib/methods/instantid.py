@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionlib.errors import FusionError
 from fusionlib.face_embedding import load_embedder
@@ -170,7 +170,7 @@ def over_the_unet(weights: str, base_model: str, dtype: torch.dtype) -> ControlN
         raise FusionError(
             f"{file} is damaged, or does not fit the UNet of {base_model} ({reason})."
         ) from error
-    return controlnet.to(dtype).eval()
+    return nn.Module.to(controlnet, dtype).eval()  # diffusers' own warns without cause
 
 
 def _picture_size(pipeline: Any, arguments: dict[str, Any]) -> tuple[int, int]:
