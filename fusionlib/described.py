@@ -33,6 +33,10 @@ def described(image: Image.Image, alt: str) -> Image.Image:
     return image
 
 
+WIDEST = 1000
+"""Pixels of a glued picture: as many as a page is wide, for it is stored twice."""
+
+
 class Html:
     """A piece of HTML, as a notebook shows it and `myst_nb.glue` keeps it."""
 
@@ -51,11 +55,13 @@ def as_html(image: Image.Image, alt: str | None = None) -> Html:
         alt: what it shows; by default as `described` has it.
     """
     file = BytesIO()
-    image.save(file, "PNG")
+    small = image.convert("RGB")
+    small.thumbnail((WIDEST, WIDEST))
+    small.save(file, "JPEG", quality=85)
     data = b64encode(file.getvalue()).decode()
     words = escape(alt or image.info.get("alt", ""), quote=True)
     style = "display: block; margin: auto; max-width: 100%"
-    return Html(f'<img alt="{words}" style="{style}" src="data:image/png;base64,{data}"/>')
+    return Html(f'<img alt="{words}" style="{style}" src="data:image/jpeg;base64,{data}"/>')
 
 
 def publish_alt(notebook: NotebookNode) -> None:
