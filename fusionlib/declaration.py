@@ -177,6 +177,7 @@ def resized(
     *,
     profile: str,
     people: int | None = None,
+    prompts: list[str] | None = None,
     seeds: int | None = None,
     **sampling: Any,
 ) -> Declaration:
@@ -186,6 +187,7 @@ def resized(
         path: of the file.
         profile: whose models are used instead.
         people: so many of its people only, or of its pairs of a person and a prompt.
+        prompts: to paint of everybody, instead of its own.
         seeds: so many seeds only.
         sampling: arguments of the pipeline's call that stand over the file's.
     """
@@ -195,6 +197,7 @@ def resized(
         update={
             "profile": profile,
             "people": declared.people.model_copy(update={"count": count}),
+            "prompts": declared.prompts if prompts is None else prompts,
             "seeds": declared.seeds if seeds is None else seeds,
             "sampling": declared.sampling | sampling,
         }

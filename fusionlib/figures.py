@@ -16,7 +16,12 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from fusionlib.described import described, grid_words
 from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.comparison import IdentityScores, identity_table, summary
+from fusionlib.evaluation.comparison import (
+    IdentityScores,
+    identity_table,
+    paired_difference,
+    summary,
+)
 from fusionlib.evaluation.paper import as_printed, read_quoted
 from fusionlib.images import load_image
 from fusionlib.study import Person, Study, label_run
@@ -437,6 +442,36 @@ def alignment_table(
     table.index = pd.Index([(names or {}).get(str(name), str(name)) for name in table.index])
     text = f"Measured here, with 95% intervals over people. {run}"
     return marked(table.style, "measured", text)
+
+
+def prompts_table(
+    told: Mapping[str, tuple[IdentityScores | pd.DataFrame, str]],
+    method: str,
+    other: str,
+    run: str,
+) -> Styler:
+    """Lay out, prompt by prompt, how much better one method is than another.
+
+    Args:
+        told: by heading, what was measured and the metric in it: see
+            `fusionlib.evaluation.comparison.paired_difference`.
+        method: the one that might be better.
+        other: the one it is compared with.
+        run: see `run_label`.
+    """
+    rows: dict[str, dict[str, object]] = {}
+    for heading, (scores, metric) in told.items():
+        images = scores.images if isinstance(scores, IdentityScores) else scores
+        for prompt, asked in images.groupby("prompt", sort=False):
+            found = paired_difference(asked, method, other, metric)
+            rows.setdefault(str(prompt), {})[heading] = (
+                f"{found.interval} ({found.pairs} of {found.cells} pairs)" if found.pairs else "–"
+            )
+    text = (
+        f"How much better {method} is than {other}, prompt by prompt, with 95% intervals over "
+        f"people. Looked at afterwards: no claim is decided by it. {run}"
+    )
+    return marked(pd.DataFrame.from_dict(rows, orient="index").style, "measured", text)
 
 
 def recognition_table(found: Mapping[str, Separation], run: str) -> Styler:

@@ -52,7 +52,7 @@ def check_ready(
     systems: dict[str, list[str]] = {}
     for name, values in asking.items():
         of_study = _declared_systems(notebooks[name])
-        for system in [*values.get("methods", []), *values.get("further", []), *of_study]:
+        for system in [*values.get("methods", []), *of_study]:
             systems.setdefault(system, []).append(name)
     for system, pages in systems.items():
         for problem in _problems(partial(_check_trained, system, profile)):

@@ -1,5 +1,6 @@
 """Claims of the paper: what decides them, what was found, and what breaks when that changes."""
 
+import inspect
 import json
 import os
 import re
@@ -31,6 +32,8 @@ from fusionlib.evaluation.claims import (
     status,
 )
 from fusionlib.evaluation.comparison import (
+    MIN_PAIRED,
+    MIN_PEOPLE,
     Estimate,
     IdentityScores,
     PairedDifference,
@@ -42,9 +45,10 @@ from fusionlib.evaluation.comparison import (
     with_prompt_followed,
 )
 from fusionlib.evaluation.morph import morph_gains
-from fusionlib.evaluation.statistics import Interval
+from fusionlib.evaluation.statistics import Interval, bootstrap
 from fusionlib.profiles import ROOT, load_profile
 from fusionlib.study import Person
+from fusionlib.training.identity import MARGIN, SCALE
 from fusionlib.training.record import training_hours
 from fusionlib.verdicts import (
     claim_table,
@@ -399,11 +403,12 @@ def test_a_claim_is_shown_with_what_decides_it(tmp_path: Path, path: Path) -> No
     assert "0.200 [0.100, 0.300]" in html and "78 of 80" in html and "effect" not in html
 
 
-def test_a_claim_without_evidence_is_shown_without_a_verdict(path: Path) -> None:
-    html = claim_table(find_claim("art", path), "embedded").to_html()
-    assert "no judge" in html and "not testable here" in html
-    html = claim_table(find_claim("helps", path), "embedded").to_html()
-    assert "not measured yet" in html and "notebooks/table1_identity" in html
+def test_a_number_without_an_interval_stands_alone(tmp_path: Path, path: Path) -> None:
+    nan = float("nan")
+    few = replace(GAIN, effect=Interval(0.432, nan, nan))
+    assert str(few.effect) == "0.432" and str(Interval(nan, nan, nan)) == "–"
+    made = record_claim(tmp_path, "helps", few, profile="embedded", run="run", path=path)
+    assert "nan" not in claim_table(made).to_html()
 
 
 def test_a_changed_record_changes_the_table_the_picture_and_the_counts(
@@ -491,6 +496,8 @@ def test_claims_about_systems_that_are_not_there_are_passed_over(
     assert [(one.claim.id, one.verdict) for one in made] == [("helps", "supported")]
     assert made[0].found.interval.estimate == pytest.approx(0.3)
     assert [file.stem for file in (tmp_path / "claims").iterdir()] == ["helps"]
+    told = {"profile": "embedded", "run": "run", "path": path}
+    assert record_pairs(tmp_path, pairs, images, experiment="another", **told) == []
 
 
 # --- the page ---------------------------------------------------------------------------------
@@ -533,6 +540,7 @@ def test_the_page_runs_alone_and_other_notebooks_come_first() -> None:
     )  # fmt: skip
     order = list(dict.fromkeys(re.findall(r"(\w+)\.ipynb::", listing.stdout)))
     assert order[-1] == "claims" and len(order) > 3, listing.stdout[-500:]
+    assert order.index("systems") < order.index("metric_audit")
 
 
 def test_status_prefers_the_obstacle(tmp_path: Path, path: Path) -> None:
@@ -554,3 +562,62 @@ def test_the_front_page_has_no_number_but_from_the_claims_page() -> None:
     assert not re.findall(r".{0,30}\d.{0,10}", re.sub(names, "", prose))
     by_hand = r"\b(two|three|four|five|ten|forty|hundred) (hours|minutes|people|pictures|percent)"
     assert not re.findall(by_hand, prose)
+
+
+KNOWN = (
+    r"95% interval", r"(Section|\d and) \d\.\d",
+    "between 0 and 100%", "sum to 100%",  # shares of one softmax
+    "100 times the cosine",  # the CLIP score
+    "modulo 256", "has 256", "file's 256 levels", "below 16",  # numbers of 8 bits
+)  # fmt: skip
+"""Numbers that the prose of a notebook may state: of definitions, and of places in the paper."""
+
+
+def typed_numbers(text: str) -> list[str]:
+    """Numbers in prose besides `KNOWN`: of two digits, with a point or in percent, or in words.
+
+    Code, equations and links are no prose, and a single digit is mostly none of a result.
+    """
+    prose = re.sub(r"```.*?```|\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)", "", text, flags=re.S)
+    prose = re.sub("|".join(KNOWN), "", prose)
+    number = r"(?<![\w.-])\d[\d.,]*(?:\d|%)(?!\w)"
+    words = "half an?|one|two|three|four|five|six|ten|twenty|forty|(?:one )?hundred"
+    units = "seconds|minutes|hours?|degrees|decibels?|percent|pixels|parameters"
+    return re.findall(rf".{{0,30}}(?:{number}|\b(?:{words}) (?:{units})\b).{{0,20}}", prose)
+
+
+def test_typed_numbers_are_found_and_others_are_not() -> None:
+    for text in (
+        "ages from 18 to 80", "a share of 12%", "within 0.33", "in 1,000 studies", "half a decibel",
+        "about one hundred parameters", "up to twenty degrees", "5% each",
+    ):  # fmt: skip
+        assert typed_numbers(text), text
+    for text in (
+        "with 95% intervals", "Section 3.3 says", "Figure 2", "Eq. 7", "`-p seeds=12`", "Arc2Face",
+        "mean is $105.5$ dB", "float16", "left in 8 bits", "[the model](https://arxiv.org/2409.1)",
+    ):  # fmt: skip
+        assert not typed_numbers(text), text
+
+
+@pytest.mark.parametrize(
+    "notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
+)
+def test_no_prose_of_a_notebook_has_a_typed_number(notebook: Path) -> None:
+    """Nor has a caption or an alternative text: a number of a run would not follow the next one."""
+    for cell in nbformat.read(notebook, 4).cells:
+        shown = cell.metadata.get("mystnb", {})
+        texts = [shown.get("figure", {}).get("caption"), shown.get("image", {}).get("alt")]
+        texts += [cell.source] if cell.cell_type == "markdown" else []
+        for text in filter(None, texts):
+            assert not typed_numbers(text), cell.id
+
+
+def test_pages_state_the_numbers_of_the_code() -> None:
+    page = (ROOT / "book" / "evaluation.md").read_text()
+    resamples = inspect.signature(bootstrap).parameters["resamples"].default
+    assert f"{resamples:,} resamples" in page
+    assert f"additive angular margin of {MARGIN:g} at a scale of {SCALE:g}" in page
+    assert (MIN_PEOPLE, MIN_PAIRED) == (5, 0.9)
+    assert "fewer than five people" in page and "more than a tenth of the pairs" in page
+    side = load_profile("embedded").resolution
+    assert f"at {side} × {side} pixels" in (ROOT / "README.md").read_text()

@@ -96,6 +96,7 @@ def test_each_is_trained_saved_loaded_and_told_whom_to_paint(
     assert record["steps"] == 2 and record["parameters"] == run.parameters > 0
     chosen = built(profile, name)
     assert chosen.name == name and (tmp_path / "methods" / name / "config.json").is_file()
+    assert chosen.settings.items() >= SAMPLING.items() and chosen.needs  # as all others paint
     first = paint(chosen, 1)
     assert first == paint(chosen, 1) != paint(chosen, 2)
     table = cost_table(profile, [chosen], [disc(1)], repeats=1)
@@ -107,6 +108,9 @@ def test_each_is_trained_saved_loaded_and_told_whom_to_paint(
     assert np.isnan(both.loc["text-only", "parameters"])
     kept = cost_table(profile, [], [], record=tmp_path / "records" / "costs.csv")
     pd.testing.assert_frame_equal(kept, table, check_names=False, atol=1e-4)
+    new = replace(chosen, name="new")
+    more = cost_table(profile, [new], [], record=tmp_path / "records" / "costs.csv")
+    assert list(more.index) == [name, "new"] and np.isnan(more.loc["new", "picture_s"])
 
 
 @pytest.mark.parametrize("name", [n for n in method.BUILDERS if n != "arc2face"])

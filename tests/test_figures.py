@@ -21,6 +21,7 @@ from fusionlib.figures import (
     pairs_grid,
     picture_grid,
     prompt_grid,
+    prompts_table,
     psnr_plot,
     quoted_table,
     recognition_table,
@@ -122,6 +123,16 @@ def test_several_recognisers_stand_in_one_table(scores: IdentityScores) -> None:
         "cosine distance (ArcFace) ↓", "identity recovery R (ArcFace) ↑",
     ]  # fmt: skip
     assert "by Dlib and ArcFace" in styler.to_html()
+
+
+def test_prompts_are_compared_one_by_one(scores: IdentityScores) -> None:
+    images = pd.concat([scores.images, scores.images.assign(prompt="another", distance=0.1)])
+    styler = prompts_table({"nearer": (images, "distance")}, "fused", "text-only", "Profile tiny.")
+    gains = scores.of("text-only") - scores.of("fused")
+    shown = styler.data["nearer"]
+    assert shown["a face"].startswith(f"{gains.mean():.3f} [")
+    assert shown["a face"].endswith("(11 of 12 pairs)")
+    assert shown["another"] == "0.000 [0.000, 0.000] (12 of 12 pairs)"
 
 
 def test_what_prompts_ask_for_stands_in_one_table() -> None:

@@ -20,6 +20,7 @@ from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from insightface_files import write_packs
 from PIL import Image
 from published import write_arc2face, write_faceid, write_instantid, write_ip_adapter
+from safetensors.torch import load_file
 from tiny import write_tiny_checkpoint, write_tiny_xl_checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
@@ -28,6 +29,7 @@ from fusionlib.face_embedding import FaceEmbedder, align
 from fusionlib.loading import load_stock
 from fusionlib.methods import KNOWN, Method, Models, build_method
 from fusionlib.methods.common import read_adapter
+from fusionlib.methods.costs import cost_table
 from fusionlib.methods.counterparts import ABLATIONS
 from fusionlib.methods.dreambooth import Recipe, Student
 from fusionlib.methods.instantid import COLOURS, draw_points
@@ -479,6 +481,10 @@ def test_dreambooth_goes_on_where_it_was_stopped(hub: Hub, tmp_path: Path, train
     learned = whole.prepare([person(1)])
     assert resumed.read_bytes() == learned.read_bytes()
     assert not list((tmp_path / "stopped").rglob("*.state"))
+    costs = cost_table(load_profile("embedded"), [whole], [person(1)], repeats=1)
+    weights = load_file(learned).values()
+    assert costs.loc["dreambooth", "parameters"] == sum(map(torch.numel, weights))
+    assert costs.loc["dreambooth", "steps"] == 4
     changed = learned.stat().st_mtime_ns
     assert whole.prepare([person(1)]) == learned and learned.stat().st_mtime_ns == changed
 

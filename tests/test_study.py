@@ -568,6 +568,8 @@ def test_a_declared_study_takes_a_list_of_pairs(declared: Path, tmp_path: Path) 
     assert [person.name for person in study.people] == ["ada", "ben"]
     one = resized(declared, profile=content["profile"], people=1).study()
     assert [person.name for person in one.people] == ["ben"] and one.prompts == {"ben": ["a king"]}
+    own = resized(declared, profile=content["profile"], prompts=["a duke"]).study()
+    assert len(own.people) > 1 and list(own.all_prompts) == ["a duke"]
 
 
 BAD_FILES = {

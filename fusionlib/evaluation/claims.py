@@ -267,6 +267,7 @@ def record_pairs(
     *,
     profile: str,
     run: str,
+    experiment: str | None = None,
     path: str | Path = CLAIMS,
 ) -> list[Evidence]:
     """Record the claims that one method of a study is better than another.
@@ -280,11 +281,13 @@ def record_pairs(
         metric: a column of them.
         profile: see `record_claim`.
         run: see `record_claim`.
+        experiment: of this name; claims that another one tests under the profile are passed over.
         path: of the claims.
 
     Returns:
         What was found, in the order of `pairs`.
     """
+    claims = read_claims(path)
     images = scores.images if isinstance(scores, IdentityScores) else scores
     return [
         record_claim(
@@ -297,6 +300,7 @@ def record_pairs(
         )
         for claim, methods in pairs.items()
         if set(methods) <= set(images["method"])
+        and experiment in (None, claims[claim].tested_by(profile))
     ]
 
 

@@ -69,7 +69,13 @@ COUNTERPARTS: dict[str, dict[str, Any]] = {
     "faceid-plus": _DLIB | {"lora": False},
     "faceid-portrait": _DLIB,
     "instantid": _DLIB
-    | {"scale": 1.0, "identity_net_scale": 1.0, "thickness": THICKNESS, "shares_unet": True},
+    | {
+        "scale": 1.0,
+        "identity_net_scale": 1.0,
+        "thickness": THICKNESS,
+        "shares_unet": True,
+        "own_sampling": False,
+    },
     "arc2face": {
         "faces": "dlib",
         "own_unet": False,

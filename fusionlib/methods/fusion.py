@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,7 +79,7 @@ def fused(
 def build_text_only(models: Models, **options: Any) -> Method:
     """`text_only` of a profile's pipeline, for a study's file."""
     settings = {"threads": models.threads, **(models.sampling or {}), **options}
-    return text_only(models.pipeline, **settings)
+    return replace(text_only(models.pipeline, **settings), needs=(models.profile.base_model,))
 
 
 def build_fused(models: Models, *, adapter: str | None = None, **options: Any) -> Method:
@@ -89,15 +90,16 @@ def build_fused(models: Models, *, adapter: str | None = None, **options: Any) -
         adapter: folder or hub id of another adapter for the same base model.
         options: of `fused`.
     """
-    settings = {"threads": models.threads, **(models.sampling or {}), **options}
-    if adapter is None:
-        return fused(models.pipeline, **settings)
-    from fusionlib.loading import load_pipeline
+    from fusionlib.loading import adapter_of, load_pipeline
 
+    settings = {"threads": models.threads, **(models.sampling or {}), **options}
+    needs = (models.profile.base_model, adapter or adapter_of(models.profile))
+    if adapter is None:
+        return replace(fused(models.pipeline, **settings), needs=needs)
     pipeline = load_pipeline(
         models.profile, adapter=adapter, device=models.device, dtype=models.dtype
     )
-    return fused(pipeline, **settings)
+    return replace(fused(pipeline, **settings), needs=needs)
 
 
 def _method(

@@ -54,6 +54,7 @@ def build_instantid(
     identity_net_scale: float = 0.8,
     thickness: float = 1.0,
     shares_unet: bool = False,
+    own_sampling: bool = True,
     references: int = 1,
     **sampling: Any,
 ) -> Method:
@@ -73,6 +74,7 @@ def build_instantid(
         thickness: of the drawn points, `draw_points`.
         shares_unet: whether IdentityNet's file holds what was trained alone, and its other layers
             are the base model's own.
+        own_sampling: whether steps and guidance are the authors' own.
         references: how many are seen: vectors are averaged, the points are those of the first.
         sampling: further arguments of the pipeline's call.
 
@@ -95,7 +97,7 @@ def build_instantid(
         controlnet=controlnet,
     )
     tokens = add_adapter(pipeline, state, scale, "InstantID")
-    sampling = {**PUBLISHED, **sampling}
+    sampling = {**(PUBLISHED if own_sampling else {}), **sampling}
     with_guidance = guided(models, sampling)
     project = pipeline.unet.encoder_hid_proj
     shown: list[Tensor] = []
