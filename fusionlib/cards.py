@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
@@ -31,6 +32,8 @@ from fusionlib.study import Person
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
+
+T = TypeVar("T")
 
 BARS = 12
 """Most names in one histogram; what is rarer is counted together."""
@@ -124,6 +127,9 @@ def _tone(skin: tuple[float, float, float]) -> float:
 def histograms(table: pd.DataFrame, fields: Sequence[str], *, columns: int = 4) -> Image.Image:
     """One small histogram for each field: bars of names by their frequency, or of binned numbers.
 
+    Its alternative text tells of numbers the range and the middle half, of names how many there
+    are, the commonest and the rarest.
+
     Args:
         table: of `sampled`, or of any records.
         fields: columns of it.
@@ -132,13 +138,18 @@ def histograms(table: pd.DataFrame, fields: Sequence[str], *, columns: int = 4) 
     count = -(-len(fields) // columns)
     figure = Figure(figsize=(3.1 * columns, 2.5 * count), layout="constrained", dpi=130)
     axes = list(figure.subplots(count, columns, squeeze=False).flat)
+    words = []
     for axis, field in zip(axes, fields, strict=False):
-        values = table[field].dropna()
+        title, values = field.replace("_", " "), table[field].dropna()
         if pd.api.types.is_numeric_dtype(values):
             axis.hist(values, bins=24, color=MEASURED)
             axis.set_yticks([])
+            least, low, high, most = (f"{values.quantile(q):.3g}" for q in (0, 0.25, 0.75, 1))
+            words.append(f"{title} from {least} to {most}, half of it from {low} to {high}")
         else:
             named = Counter(values).most_common()
+            ends = [f"{name} ({times / len(values):.0%})" for name, times in named]
+            words.append(f"{title}: {len(named)}, from {ends[0]} to {ends[-1]}")
             shown = named[: BARS - 1] if len(named) > BARS else named
             rest = sum(times for _, times in named[len(shown) :])
             shown += [(f"{len(named) - len(shown)} more", rest)] if rest else []
@@ -146,12 +157,12 @@ def histograms(table: pd.DataFrame, fields: Sequence[str], *, columns: int = 4) 
             axis.barh(names, [time / len(values) for time in times], color=MEASURED)
             axis.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
             axis.locator_params(axis="x", nbins=3)
-        axis.set_title(field.replace("_", " "), fontsize=10, color=INK, loc="left")
+        axis.set_title(title, fontsize=10, color=INK, loc="left")
         axis.tick_params(labelsize=8, colors=QUIET)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(fields) :]:
         axis.set_visible(False)
-    return described(Drawing(figure), f"Histograms of {', '.join(fields)}.".replace("_", " "))
+    return described(Drawing(figure), f"Histograms: {'; '.join(words)}.")
 
 
 def criteria_table(criteria: Sequence[Criterion], run: str) -> Styler:
@@ -164,8 +175,8 @@ def criteria_table(criteria: Sequence[Criterion], run: str) -> Styler:
     shown = pd.DataFrame(
         {
             "measured": [_number(one.measured) for one in criteria],
-            "at least": [f"{one.least:g}" for one in criteria],
-            "met": ["yes" if one.met else "no" for one in criteria],
+            "at least": ["–" if one.least is None else f"{one.least:g}" for one in criteria],
+            "met": [{True: "yes", False: "no", None: "–"}[one.met] for one in criteria],
             "looked at": [one.looked_at for one in criteria],
         },
         index=[f"{one.part}: {one.what}" for one in criteria],
@@ -176,6 +187,17 @@ def criteria_table(criteria: Sequence[Criterion], run: str) -> Styler:
 
 def _number(value: float | Interval) -> str:
     return str(value) if isinstance(value, Interval) else f"{value:.3f}"
+
+
+def spread(rows: Sequence[T], most: int) -> list[T]:
+    """So many of a sequence at most, the first and the last among them, evenly spread between.
+
+    Args:
+        rows: of anything.
+        most: 1 or more.
+    """
+    chosen = np.linspace(0, len(rows) - 1, min(most, len(rows)))
+    return [rows[round(place)] for place in chosen]
 
 
 def measured_rows(table: pd.DataFrame, run: str, digits: int = 3) -> Styler:
@@ -209,9 +231,10 @@ def costs_table(costs: pd.DataFrame, run: str) -> Styler:
             f"against {costs.index[0]}": (costs["picture_s"] / first).map("{:.2f}".format),
         }
     ).replace("nan", "–")
+    places = ", ".join(costs["measured_on"].dropna().unique())
     text = (
-        f"Measured on {', '.join(costs['measured_on'].unique())}, the middle one of a few pictures;"
-        f" parameters, steps and minutes as the training recorded them. {run}"
+        f"Measured on {places}, the middle one of a few pictures; parameters, steps and minutes as "
+        f"the training recorded them. {run}"
     )
     return marked(shown.style, "measured", text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
@@ -70,6 +71,8 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
                 axes.plot(xs, ys, color=colour, linewidth=1, alpha=0.35)
         axes.plot(x, y, mark, color=colour, markersize=7, label=system)
         for at, share, value in zip(x, y, rows["number"], strict=True):
+            if not np.isfinite([at, share]).all():
+                continue
             axes.annotate(
                 f"{value:g}",
                 (at, share),
@@ -78,10 +81,10 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
                 textcoords="offset points",
                 xytext=(7, 6),
             )
-        words.append(
-            f"{system} from R {x[0]:.2f} and {y[0]:.0%} of prompts at {rows['number'].iloc[0]:g} "
-            f"to R {x[-1]:.2f} and {y[-1]:.0%} at {rows['number'].iloc[-1]:g}"
+        first, last = (
+            f"{_place(x[end], y[end])} at {rows['number'].iloc[end]:g}" for end in (0, -1)
         )
+        words.append(f"{system} from {first} to {last}")
     axes.set_xlabel("identity recovery R: 0 a stranger, 1 another picture of the person", color=INK)
     axes.set_ylabel("pictures that show all that is asked for", color=INK)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
@@ -90,3 +93,10 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, title=number)
     return described(Drawing(figure), f"Identity against prompt, by {number}: {'; '.join(words)}.")
+
+
+def _place(identity: float, prompt: float) -> str:
+    """A mark in words. A mean over people needs two of them, with a face in a picture of each."""
+    likeness = f"R {identity:.2f}" if np.isfinite(identity) else "too few faces found"
+    shown = f"{prompt:.0%} of prompts" if np.isfinite(prompt) else "too few people"
+    return f"{likeness} and {shown}"

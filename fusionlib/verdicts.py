@@ -201,28 +201,18 @@ def verdict_table(
     return Panel(html, "\n".join(lines))
 
 
-def claim_table(found: Evidence | Claim, profile: str = "", **more: object) -> Styler:
+def claim_table(found: Evidence, **more: object) -> Styler:
     """Lay out a claim of the paper, the comparison that decides it, and the verdict.
 
     Args:
-        found: what was recorded about it, or the claim itself if nothing was.
-        profile: under which nothing was; evidence knows its own.
+        found: what was recorded about it.
         more: further lines, above the verdict.
     """
-    claim = found if isinstance(found, Claim) else found.claim
+    claim = found.claim
     rows: dict[str, object] = {
         f"claim (Section {claim.section})": claim.quotation,
         "decided by": f"{claim.decided_by}, above {claim.threshold:g}",
     }
-    if isinstance(found, Claim):
-        stands = status(claim, {}, profile)
-        untestable = stands == "not testable here"
-        rows["why not" if untestable else "to be measured by"] = (
-            claim.obstacle[profile]
-            if untestable
-            else claim.tested_by(profile) or "no experiment yet"
-        )
-        return facts_table({**rows, **_lines(more), "verdict": stands}, f"Profile {profile}.")
     number = found.found
     over = f"(95% interval over {number.people} {claim.over})"
     if isinstance(number, PairedDifference):
@@ -230,7 +220,7 @@ def claim_table(found: Evidence | Claim, profile: str = "", **more: object) -> S
         ahead = number.ahead
         rows |= {
             "difference": f"{number.interval} {over}",
-            "effect size": f"{number.effect} (in standard deviations between people)",
+            "effect size (standard deviations between people)": str(number.effect),
             "people for whom it holds": "–" if ahead != ahead else f"{ahead:.0%}",
             "pairs measured": f"{number.pairs} of {number.cells}",
         }
@@ -239,11 +229,8 @@ def claim_table(found: Evidence | Claim, profile: str = "", **more: object) -> S
     else:
         rows[claim.unit] = f"{number.interval} {over}"
         rows["measured"] = f"{number.pairs} of {number.cells}"
-    return facts_table({**rows, **_lines(more), "verdict": found.verdict}, found.run)
-
-
-def _lines(more: Mapping[str, object]) -> dict[str, object]:
-    return {name.replace("_", " "): value for name, value in more.items()}
+    lines = {name.replace("_", " "): value for name, value in more.items()}
+    return facts_table({**rows, **lines, "verdict": found.verdict}, found.run)
 
 
 def experiment_link(claim: Claim, profile: str) -> str:

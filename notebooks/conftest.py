@@ -1,13 +1,13 @@
 """Notebooks under pytest: their order, what of their outputs is compared, what a failure breaks."""
 
-import json
 import re
 from collections.abc import Generator
-from pathlib import Path
+from graphlib import TopologicalSorter
 from typing import Any
 
 import pytest
 
+from fusionlib.notebooks import comes_after
 from fusionlib.stored import ADDRESS, CHECKED, TABLE_ID
 
 UNCOMPARED = ("application/pdf", "stderr")
@@ -22,9 +22,12 @@ UNSTABLE = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the cells of notebooks that say ``"after": ["*"]`` in their metadata last."""
-    items.sort(key=lambda item: item.path.suffix == ".ipynb" and _comes_last(item.path))
+    """Put the cells of notebooks behind those that their notebook comes after."""
     files: set[Any] = {item.parent for item in items if item.path.suffix == ".ipynb"}
+    folders = {file.path.parent for file in files}
+    after = comes_after([path for folder in folders for path in sorted(folder.glob("*.ipynb"))])
+    order = list(TopologicalSorter(after).static_order())
+    items.sort(key=lambda item: order.index(item.path.stem) if item.parent in files else -1)
     for file in files:
         file.skip_compare += UNCOMPARED
         file.sanitize_patterns.update(UNSTABLE)
@@ -66,8 +69,3 @@ def broken(cell: Any, notebook: str) -> str:
     rests = "rests on this cell" if here else f"rests on {notebook}"
     said += [f"The claim '{claim.id}' ({claim.title}) {rests}." for claim in here or of_all]
     return "\n".join(said) or "No claim of the paper rests on it."
-
-
-def _comes_last(path: Path) -> bool:
-    metadata = json.loads(path.read_text(encoding="utf-8"))["metadata"]
-    return "*" in metadata.get("fusionlib", {}).get("after", [])

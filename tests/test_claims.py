@@ -50,6 +50,7 @@ from fusionlib.profiles import ROOT, load_profile
 from fusionlib.study import Person
 from fusionlib.training.identity import MARGIN, SCALE
 from fusionlib.training.record import training_hours
+from fusionlib.training.vae import SIDES
 from fusionlib.verdicts import (
     claim_table,
     verdict_counts,
@@ -149,7 +150,7 @@ def test_every_claim_of_a_notebook_is_recorded_by_that_notebook_and_no_other() -
         named = re.findall(r'record_(?:claim|training)\(\s*out,\s*"([^"]+)"', "\n".join(cells))
         for cell in cells:
             if "record_pairs(" in cell:  # {"claim": (better, other)}, or the name of a pair
-                named += re.findall(r'"([\w-]+)": (?:\("|pair\b)', cell)
+                named += re.findall(r'"([\w-]+)": (?:\(f?"|pair\b)', cell)
         for claim in named:
             recorded.setdefault(claim, f"notebooks/{notebook.stem}")
             assert recorded[claim] == f"notebooks/{notebook.stem}", f"{claim} is recorded twice"
@@ -568,7 +569,8 @@ KNOWN = (
     r"95% interval", r"(Section|\d and) \d\.\d",
     "between 0 and 100%", "sum to 100%",  # shares of one softmax
     "100 times the cosine",  # the CLIP score
-    "modulo 256", "has 256", "file's 256 levels", "below 16",  # numbers of 8 bits
+    "modulo 256", r"is 105\.5", "has 256", "file's 256 levels", "below 16",  # numbers of 8 bits
+    "32, 64 and 128 pixels", "at 64 pixels", "1,000 steps", "5% each",  # held to the code below
 )  # fmt: skip
 """Numbers that the prose of a notebook may state: of definitions, and of places in the paper."""
 
@@ -589,7 +591,7 @@ def typed_numbers(text: str) -> list[str]:
 def test_typed_numbers_are_found_and_others_are_not() -> None:
     for text in (
         "ages from 18 to 80", "a share of 12%", "within 0.33", "in 1,000 studies", "half a decibel",
-        "about one hundred parameters", "up to twenty degrees", "5% each",
+        "about one hundred parameters", "up to twenty degrees", "5% fewer",
     ):  # fmt: skip
         assert typed_numbers(text), text
     for text in (
@@ -619,5 +621,15 @@ def test_pages_state_the_numbers_of_the_code() -> None:
     assert f"additive angular margin of {MARGIN:g} at a scale of {SCALE:g}" in page
     assert (MIN_PEOPLE, MIN_PAIRED) == (5, 0.9)
     assert "fewer than five people" in page and "more than a tenth of the pairs" in page
-    side = load_profile("embedded").resolution
+    settings = load_profile("embedded")
+    side, training = settings.resolution, settings.training
     assert f"at {side} × {side} pixels" in (ROOT / "README.md").read_text()
+    card = nbformat.read(ROOT / "notebooks" / "model_card.ipynb", 4).cells
+    table = "\n".join(cell.source for cell in card)
+    quarter, half, whole = (side // SIDES[name] for name in ("vae_quarter", "vae_half", "vae"))
+    assert f"pictures at {quarter}, {half} and {whole} pixels" in table
+    assert f"the encoder is finished at {half} pixels" in table
+    steps = settings.architecture["scheduler"]["num_train_timesteps"]
+    assert f"v-prediction, {steps:,} steps" in table
+    shares = {training.text_dropout, training.reference_dropout, training.both_dropout}
+    assert [f"dropped, {share:.0%} each" in table for share in shares] == [True]

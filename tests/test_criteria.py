@@ -7,15 +7,24 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 from training_data import write_tar
 
-from fusionlib.cards import captioned, criteria_table, heldout_counts, histograms, sampled
+from fusionlib.cards import (
+    captioned,
+    criteria_table,
+    heldout_counts,
+    histograms,
+    sampled,
+    spread,
+)
 from fusionlib.errors import FusionError
 from fusionlib.evaluation import copies, criteria
 from fusionlib.evaluation.criteria import Criterion
 from fusionlib.evaluation.measure import Measurements
 from fusionlib.evaluation.statistics import Interval
 from fusionlib.evaluation.suite import Separation
+from fusionlib.training.record import loss_curves, trained_methods, training_table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,8 +55,24 @@ def test_the_base_model_is_judged_by_shares_of_its_own_pictures() -> None:
     found = {c.what: c for c in criteria.of_base(Measurements(images, {}, "dlib", "reference"))}
     assert found["expression as prompted"].value == pytest.approx(2 / 3)
     assert found["expression as prompted"].looked_at == "3 pictures"
-    assert found["style as prompted"].met and not found["faces found"].met
+    assert found["style as prompted"].met and not found["faces found, over all styles"].met
     assert "scene as prompted" not in found
+
+
+def test_adapters_are_judged_by_their_own_pictures() -> None:
+    images = pd.DataFrame(
+        {
+            "method": ["fused"] * 4 + ["fused-v1"] * 2 + ["text-only"],
+            "person": ["a", "a", "b", "b", "a", "b", "c"],
+            "expression_correct": [1, 1, 1, 0, 0, 1, 0],
+        }
+    )
+    measured = Measurements(images, {}, "dlib", "reference")
+    (second,) = criteria.of_adapter(measured, {})
+    (first,) = criteria.of_adapter(measured, {}, "fused-v1", least=None)
+    assert (second.value, second.met, second.looked_at) == (0.75, False, "2 people, 4 pictures")
+    assert (first.value, first.met, first.looked_at) == (0.5, None, "2 people, 2 pictures")
+    assert criteria.of_adapter(measured, {}, "decoupled") == []
 
 
 def test_the_table_says_which_bound_was_missed() -> None:
@@ -55,11 +80,47 @@ def test_the_table_says_which_bound_was_missed() -> None:
         [
             Criterion("a", "x", 0.5, 0.6, "1"),
             Criterion("a", "y", 0.5, Interval(0.4, 0.3, 0.5), "2"),
+            Criterion("a", "z", None, 0.1, "3"),
         ],
         "A run.",
     ).data
-    assert list(table["met"]) == ["yes", "no"]
+    assert list(table["met"]) == ["yes", "no", "–"]
+    assert list(table["at least"]) == ["0.5", "0.5", "–"]
     assert table.loc["a: y", "measured"] == "0.400 [0.300, 0.500]"
+
+
+def test_pictures_to_look_at_are_spread_over_all_of_them() -> None:
+    assert spread(range(36), 6) == [0, 7, 14, 21, 28, 35]
+    assert spread("abcd", 6) == list("abcd")
+    assert spread("abcde", 3) == ["a", "c", "e"]
+    assert spread([], 6) == [] and spread("ab", 1) == ["a"]
+
+
+def test_trainings_of_the_compared_systems_are_shown_as_those_of_the_suite(tmp_path: Path) -> None:
+    import json
+
+    folder = tmp_path / "training"
+    folder.mkdir()
+    names = [f"system {number}" for number in range(6)]
+    for number, name in enumerate(names):
+        run = {"samples": 640, "steps": 20, "seconds": 60.0 * number, "machine": "A CPU"}
+        (folder / f"{name}.json").write_text(json.dumps(run))
+        log = pd.DataFrame({"samples": range(32, 672, 32), "loss": np.linspace(1, 0.5, 20)})
+        log.to_csv(folder / f"{name}.csv")
+        (tmp_path / name / "part").mkdir(parents=True)
+        weights = {"w": np.zeros((1000, 500), np.float16)}
+        save_file(weights, tmp_path / name / "part" / "w.safetensors")
+    methods = trained_methods(tmp_path)
+    assert list(methods) == names
+    table = training_table(tmp_path, methods).data
+    assert list(table.index) == names and list(table["minutes"]) == [0, 1, 2, 3, 4, 5]
+    assert set(table["parameters, M"]) == {0.5}, "wherever in its folder a system keeps weights"
+    drawn = loss_curves(tmp_path, methods)
+    assert drawn.height > drawn.width / 2, "two lines of panels"
+    assert all(f"{name} from" in drawn.info["alt"] for name in names)
+    assert trained_methods(tmp_path / "nowhere") == {}
+    with pytest.raises(FusionError, match="no record of a training"):
+        loss_curves(tmp_path / "nowhere", {})
 
 
 class FakeClip:
@@ -147,6 +208,16 @@ def test_what_is_sampled_is_what_is_rendered_and_drawn() -> None:
     assert table.groupby("person")["hair_style"].nunique().max() == 1
     drawn = histograms(table, ["age", "style", "beard"], columns=2)
     assert np.asarray(drawn).std() > 10
+
+
+def test_histograms_tell_what_they_show() -> None:
+    table = pd.DataFrame(
+        {"age": [20, 30, 40, 50, 60], "hair_style": ["bob", "bob", "bun", "bob", "afro"]}
+    )
+    assert histograms(table, ["age", "hair_style"]).info["alt"] == (
+        "Histograms: age from 20 to 60, half of it from 30 to 50; "
+        "hair style: 3, from bob (60%) to afro (20%)."
+    )
 
 
 def test_captions_and_pictures_belong_together() -> None:

@@ -11,8 +11,10 @@ from PIL import Image
 
 from fusionlib.described import as_html, described, publish_alt
 from fusionlib.evaluation.paper import read_quoted
+from fusionlib.evaluation.statistics import Interval
 from fusionlib.figures import picture_grid, psnr_plot
 from fusionlib.profiles import ROOT
+from fusionlib.tradeoff import trade_off_plot
 from fusionlib.training.lesson import curves
 
 
@@ -53,6 +55,16 @@ def test_plots_name_the_values_that_they_draw() -> None:
 
     log = pd.DataFrame({"step": [10, 20], "loss": [2.0, 2.0], "grad_norm": 1.0, "mse_t0": 1.0})
     assert "20 training steps: the weighted loss, from 2.000 to 2.000" in curves(log).info["alt"]
+
+
+def test_a_trade_off_says_where_too_few_faces_were_found() -> None:
+    some, none = Interval(0.5, 0.4, 0.6), Interval(*[float("nan")] * 3)
+    rows = [("depth", 1.0, none, some), ("depth", 0.0, some, some)]
+    table = pd.DataFrame(rows, columns=["system", "number", "identity", "prompt"])
+    assert trade_off_plot(table, "scale").info["alt"] == (
+        "Identity against prompt, by scale: depth from R 0.50 and 50% of prompts at 0 "
+        "to too few faces found and 50% of prompts at 1."
+    )
 
 
 def test_an_author_has_the_last_word_on_the_page() -> None:

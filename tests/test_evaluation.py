@@ -1,6 +1,7 @@
 """Measurements agree with independent ones; intervals and verdicts with known distributions."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from recognisers import RECOGNISERS, embed, write_recognisers
 from skimage.metrics import structural_similarity
 from transformers import (
@@ -48,7 +49,7 @@ from fusionlib.evaluation.identity import (
     identity_recovery,
     load_recogniser,
 )
-from fusionlib.evaluation.measure import measure, measure_identity
+from fusionlib.evaluation.measure import measure, measure_identity, with_face_size
 from fusionlib.evaluation.observe import Observations
 from fusionlib.evaluation.quality import (
     EYES,
@@ -60,7 +61,7 @@ from fusionlib.evaluation.quality import (
 )
 from fusionlib.evaluation.statistics import Interval, bootstrap, effect_size, verdict
 from fusionlib.figures import alignment_table
-from fusionlib.images import load_image
+from fusionlib.images import load_image, save_png
 from fusionlib.profiles import load_profile
 from fusionlib.study import Person, load_people
 
@@ -263,6 +264,17 @@ def test_a_picture_is_looked_at_once_for_all_instruments_and_never_again(
     portraits[2].save(paths[0])  # another picture under an old name
     observe.observe(paths, {"b": whole}, cache=cache, progress=False)
     assert whole.asked == 3
+
+
+def test_eyes_are_so_many_widths_apart(tmp_path: Path, portraits: list[Image.Image]) -> None:
+    wider = ImageOps.expand(portraits[0], (0, 0, portraits[0].width, 0))
+    paths = [save_png(one, tmp_path / f"{n}.png") for n, one in enumerate([portraits[0], wider])]
+    apart = with_face_size(pd.DataFrame({"image": paths}))["eyes_apart"]
+    face = find_face(portraits[0])
+    assert face is not None and face.eyes is not None
+    (x0, y0), (x1, y1) = face.eyes
+    assert apart[0] == pytest.approx(math.hypot(x1 - x0, y1 - y0) / portraits[0].width, rel=1e-5)
+    assert apart[1] == pytest.approx(apart[0] / 2, rel=0.1)
 
 
 def test_cosine_distance_of_known_vectors() -> None:

@@ -1,10 +1,15 @@
 """What a suite must show: each measure against a naive computation or a known value."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.suite import caption_retrieval, frechet_distance, nearest, told_apart
+from fusionlib.profiles import load_profile
+from fusionlib.training.record import FOLDERS
 
 
 def test_the_auc_is_the_share_of_pairs_in_the_right_order() -> None:
@@ -67,3 +72,16 @@ def test_nearest_neighbours_by_brute_force() -> None:
     for query, found in zip(queries, nearest(queries, pool, 3), strict=True):
         cosines = [query @ p / np.linalg.norm(p) for p in pool]
         assert list(found) == list(np.argsort(cosines)[::-1][:3])
+
+
+def test_the_suites_weights_are_small_and_in_half_precision() -> None:
+    suite = Path(load_profile("embedded").base_model)
+    folders = {*FOLDERS.values(), "text_encoder"}
+    files = [file for name in folders for file in (suite / name).rglob("*.safetensors")]
+    assert len(files) == len(folders) == 8
+    sizes = [file.stat().st_size for file in files]
+    assert max(sizes) < 50e6 and sum(sizes) < 100e6
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+        assert kinds <= {"F16", "I64"}, f"{file}: {kinds}"  # I64: batches that a norm has seen

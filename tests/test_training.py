@@ -73,14 +73,18 @@ def _encode(image: Image.Image, kind: str) -> bytes:
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     """The embedded profile, shrunk: every step of every recipe in seconds."""
-    root = tmp_path_factory.mktemp("training")
-    profile = load_profile("embedded")
+    profile = shrunk(load_profile("embedded"), tmp_path_factory.mktemp("training"))
     recipe = Recipe(steps=4, batch_size=4, learning_rate=1e-3, warmup_steps=1)
+    for name in ("vae_quarter", "vae_half", "vae", "clip", "clip_images", "base", "adapter"):
+        setattr(profile.training, name, recipe)
+    return profile
+
+
+def shrunk(profile: Profile, root: Path) -> Profile:
+    """Small models and a few pictures, in a folder; the recipes stay as they are."""
     profile.training.shards = str(write_shards(root / "shards"))
     profile.training.runs = str(root / "runs")
     profile.training.sample_every = 0
-    for name in ("vae_quarter", "vae_half", "vae", "clip", "clip_images", "base", "adapter"):
-        setattr(profile.training, name, recipe)
     profile.base_model = str(root / "model")
     profile.adapter = str(root / "model" / "adapter")
     profile.resolution = SIDE
@@ -129,6 +133,29 @@ def test_the_four_models_make_a_stable_diffusion_checkpoint(profile: Profile) ->
     for record in ("vae_quarter", "vae_half", "vae", "clip", "clip_images", "base"):
         assert json.loads((folder / "training" / f"{record}.json").read_text())["steps"] == 4
         assert (folder / "training" / f"{record}.csv").read_text().startswith("step,samples")
+
+
+def test_the_recipes_for_a_gpu_are_the_cpus_but_larger_and_longer() -> None:
+    cpu, gpu = (load_profile(name) for name in ("embedded", "embedded_gpu"))
+    recipes = [name for name, value in cpu.training if isinstance(value, Recipe)]
+    assert len(recipes) == 10
+    sizes = {"steps", "batch_size", "warmup_steps", "ema_decay", "attention"}
+    for name in recipes:
+        one, other = cpu.recipe(name), gpu.recipe(name)
+        assert one.model_dump(exclude=sizes) == other.model_dump(exclude=sizes), name
+        assert other.batch_size > one.batch_size and other.warmup_steps < other.steps / 10
+        assert other.steps * other.batch_size > one.steps * one.batch_size, name
+        assert other.ema_decay >= one.ema_decay and other.attention == "auto"
+        setattr(gpu.training, name, one)
+    assert gpu.model_copy(update={"name": cpu.name}) == cpu
+
+
+def test_the_recipes_for_a_gpu_run(tmp_path: Path) -> None:
+    """Two steps of each of the four models, with the batches that a GPU gets."""
+    gpu = shrunk(load_profile("embedded_gpu"), tmp_path)
+    for module, model in ((vae, "vae"), (clip, "clip"), (base, "base"), (adapter, "adapter")):
+        run = module.train(gpu, steps=2)
+        assert run.samples == 2 * gpu.recipe(model).batch_size and math.isfinite(run.final_loss)
 
 
 def test_the_base_stays_frozen_while_the_adapter_trains(profile: Profile) -> None:

@@ -41,14 +41,14 @@ class Criterion:
     Attributes:
         part: of the suite: people, autoencoder, CLIP, classifier, base, adapter.
         what: is measured, with its unit.
-        least: what was asked for.
+        least: what was asked for; None where nothing was, and the value is there to compare with.
         measured: the value, or its interval over people.
         looked_at: on how many of what.
     """
 
     part: str
     what: str
-    least: float
+    least: float | None
     measured: float | Interval
     looked_at: str
 
@@ -58,9 +58,9 @@ class Criterion:
         return self.measured.estimate if isinstance(self.measured, Interval) else self.measured
 
     @property
-    def met(self) -> bool:
+    def met(self) -> bool | None:
         """Whether the value is at least what was asked for; no value is not."""
-        return bool(self.value >= self.least)
+        return None if self.least is None else bool(self.value >= self.least)
 
 
 def of_people(found: Separation) -> list[Criterion]:
@@ -175,7 +175,7 @@ def of_classifier(found: pd.DataFrame) -> list[Criterion]:
 
 
 def of_base(measured: Measurements, method: str = "text-only") -> list[Criterion]:
-    """Whether the base model paints what a prompt says, and faces.
+    """Whether the base model paints what a prompt says, and faces, whatever the style.
 
     Args:
         measured: a study of the base model alone, with classifiers.
@@ -193,30 +193,39 @@ def of_base(measured: Measurements, method: str = "text-only") -> list[Criterion
     looked = f"{len(images)} pictures"
     return [
         *criteria,
-        Criterion("base", "faces found", 0.97, float(images["face"].mean()), looked),
+        Criterion(
+            "base", "faces found, over all styles", 0.97, float(images["face"].mean()), looked
+        ),
     ]
 
 
 def of_adapter(
-    measured: Measurements, scores: Mapping[str, IdentityScores], method: str = "fused"
+    measured: Measurements,
+    scores: Mapping[str, IdentityScores],
+    method: str = "fused",
+    *,
+    least: float | None = 0.8,
 ) -> list[Criterion]:
-    """Whether the adapter keeps the person and the prompt.
+    """Whether an adapter keeps the person and the prompt; nothing if the study is without it.
 
     Args:
         measured: a study whose prompts ask for other expressions than the references have.
         scores: the distances in it, by the name of the recogniser.
         method: its name in there.
+        least: what was asked of it, if anything.
     """
-    images = measured.images
-    people = images["person"].nunique()
-    looked = f"{people} people, {int((images['method'] == method).sum())} pictures"
+    images = measured.images[measured.images["method"] == method]
+    if images.empty:
+        return []
+    part = f"adapter {method}"
+    looked = f"{images['person'].nunique()} people, {len(images)} pictures"
     criteria = [
-        Criterion("adapter", f"R by {name}", 0.8, recovery(one, method), looked)
+        Criterion(part, f"R by {name}", least, recovery(one, method), looked)
         for name, one in scores.items()
     ]
     if "expression_correct" in images:
         kept = mean_over_people(images, "expression_correct", method)
-        criteria.append(Criterion("adapter", "expression as prompted", 0.8, kept, looked))
+        criteria.append(Criterion(part, "expression as prompted", least, kept, looked))
     return criteria
 
 

@@ -190,6 +190,29 @@ def _asked_for(teller: Classifier, index: pd.DataFrame) -> dict[str, list[str | 
     return asked
 
 
+def with_face_size(
+    index: pd.DataFrame, *, detector: str = "dlib", cache: str | Path | None = None
+) -> pd.DataFrame:
+    """Add ``eyes_apart``: how far apart the eyes are, in widths of the picture.
+
+    Args:
+        index: see `measure`.
+        detector: of DeepFace.
+        cache: see `measure`.
+
+    Returns:
+        The index with the further column, NaN where no face is found.
+
+    Raises:
+        FusionError: a file cannot be read.
+    """
+    paths = [Path(path) for path in index["image"]]
+    eyes = observe(paths, detector=detector, cache=cache, strict=True).eyes
+    widths = [load_image(path).width for path in paths]
+    apart = np.linalg.norm(eyes[:, 1] - eyes[:, 0], axis=-1) / widths
+    return index.assign(eyes_apart=apart)
+
+
 def measure_identity(
     index: pd.DataFrame,
     people: Sequence[Person],

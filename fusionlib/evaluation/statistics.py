@@ -20,7 +20,8 @@ Verdict = Literal["supported", "not supported", "undecided", "not testable here"
 class Interval:
     """An estimate with the interval that holds the true value in 95% of studies like this one.
 
-    All three are NaN where there was nothing to estimate from.
+    All three are NaN where there was nothing to estimate from, and the two ends alone where people
+    are so few that the statistic of some resamples is no number, as an effect size may be.
     """
 
     estimate: float
@@ -30,6 +31,8 @@ class Interval:
     def __str__(self) -> str:
         if np.isnan(self.estimate):
             return "–"
+        if not np.isfinite([self.low, self.high]).all():
+            return f"{self.estimate:.3f}"
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def excludes(self, value: float) -> bool:
@@ -105,15 +108,16 @@ def _expanded(people: int, level: float = 0.95) -> float:
 def effect_size(differences: NDArray[np.floating[Any]], axis: int = -1) -> NDArray[np.float64]:
     """Standardised mean of paired differences: Cohen's d_z with Hedges' correction.
 
-    The mean over the standard deviation between people, shrunk for few of them. By Cohen's rule of
-    thumb 0.2 is a small, 0.5 a medium and 0.8 a large effect. Works as a `bootstrap` statistic.
+    The mean over the standard deviation between people, shrunk for few of them: two would shrink it
+    to nothing, and have none. By Cohen's rule of thumb 0.2 is a small, 0.5 a medium and 0.8 a large
+    effect. Works as a `bootstrap` statistic.
 
     Args:
         differences: one for each person.
         axis: the axis that counts people.
     """
     people = np.shape(differences)[axis]
-    if people < 2:
+    if people < 3:
         return np.full(np.mean(differences, axis=axis).shape, np.nan)
     with np.errstate(all="ignore"):  # equal differences have no spread
         d = np.mean(differences, axis=axis) / np.std(differences, axis=axis, ddof=1)

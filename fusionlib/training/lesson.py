@@ -39,11 +39,13 @@ class Lesson:
         profile: base model and recipe.
         learned: a reference of each person that the adapter is trained on.
         strangers: references of people that it never sees.
+        pictures: how many it is trained on, of all of them together.
     """
 
     profile: Profile
     learned: list[Image.Image]
     strangers: list[Image.Image]
+    pictures: int
 
     @property
     def adapter(self) -> Path:
@@ -100,6 +102,7 @@ def make_lesson(
         small,
         [load_image(person.references[0]) for person in taught[:shown]],
         [load_image(person.references[0]) for person in strangers],
+        sum(len(person.references) + len(person.others) for person in taught),
     )
 
 

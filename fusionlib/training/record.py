@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +47,29 @@ _QUANTITIES = {
     "classifier": "cross-entropies, summed",
 }
 
+_COLUMNS = 5
+"""Panels of loss curves beside each other."""
 
-def training_table(checkpoint: str | Path) -> Styler:
+
+def trained_methods(folder: str | Path) -> dict[str, str]:
+    """The compared systems and ablations whose trainings are on record, for the functions below.
+
+    Args:
+        folder: the profile's ``counterparts``, where `fusionlib train method` puts its weights.
+
+    Returns:
+        For each of them, by name, its folder in there; nothing where none was trained.
+    """
+    names = sorted(path.stem for path in (Path(folder) / "training").glob("*.json"))
+    return {name: name for name in names}
+
+
+def training_table(checkpoint: str | Path, folders: Mapping[str, str] = FOLDERS) -> Styler:
     """One row a model: size, length and machine of its training, as recorded by the run itself.
 
     Args:
         checkpoint: a folder with ``training/*.json`` and the models' folders.
+        folders: which runs, each with the folder of its model in there.
 
     Returns:
         Indexed by run: parameters in millions, file in megabytes (the three runs of the autoencoder
@@ -62,10 +80,10 @@ def training_table(checkpoint: str | Path) -> Styler:
         FusionError: when a record is missing.
     """
     rows, machines = {}, set()
-    for model, folder in FOLDERS.items():
+    for model, folder in folders.items():
         run = json.loads(_record(checkpoint, model, "json").read_text())
         log = pd.read_csv(_record(checkpoint, model, "csv"))
-        files = sorted((Path(checkpoint) / folder).glob("*.safetensors"))
+        files = sorted((Path(checkpoint) / folder).rglob("*.safetensors"))
         rows[model] = {
             "parameters, M": sum(_parameters(file) for file in files) / 1e6,
             "file, MB": sum(file.stat().st_size for file in files) / 1e6,
@@ -97,24 +115,36 @@ def training_hours(checkpoint: str | Path) -> str:
     return f"{sum(run['seconds'] for run in runs) / 3600:.1f}"
 
 
-def loss_curves(checkpoint: str | Path) -> Image.Image:
+def loss_curves(checkpoint: str | Path, runs: Iterable[str] = FOLDERS) -> Image.Image:
     """The loss curves: each logged value pale, a running mean on top.
 
     Args:
         checkpoint: a folder with ``training/*.csv``.
+        runs: which of them, at least one.
 
     Raises:
-        FusionError: when a record is missing.
+        FusionError: when a record is missing, or there is no run.
     """
-    figure = Figure(figsize=(15, 8.4), layout="constrained", dpi=150)
+    models = list(runs)
+    if not models:
+        raise FusionError(f"{checkpoint} keeps no record of a training: there is no loss to draw.")
+    lines = -(-len(models) // _COLUMNS)
+    figure = Figure(figsize=(3 * _COLUMNS, 4.2 * lines), layout="constrained", dpi=150)
+    panels = figure.subplots(lines, _COLUMNS, squeeze=False).flatten()
+    for axes in panels[len(models) :]:
+        axes.set_visible(False)
     words = []
-    for axes, model in zip(figure.subplots(2, 5).flat, FOLDERS, strict=True):
+    for axes, model in zip(panels, models, strict=False):
         log = pd.read_csv(_record(checkpoint, model, "csv"))
         smooth = log["loss"].rolling(25, min_periods=1, center=True).mean()
         axes.plot(log["samples"], log["loss"], color="#00796b", alpha=0.25, linewidth=0.8)
         axes.plot(log["samples"], smooth, color="#00796b", linewidth=1.8)
         low, high = np.quantile(log["loss"], [0.0, 0.98])
-        axes.set(title=model, xlabel="samples seen", ylabel=_QUANTITIES[model])
+        axes.set(
+            title=model,
+            xlabel="samples seen",
+            ylabel=_QUANTITIES.get(model, "squared error of v, weighted"),
+        )
         axes.set_ylim(low - 0.05 * (high - low), high)
         axes.locator_params(axis="x", nbins=5)  # long numbers would run into each other
         axes.spines[["top", "right"]].set_visible(False)
