@@ -26,26 +26,30 @@ class Benchmark:
         what: it measures.
         full: whether models of full size are measured: those that cost the same with any weights.
         cuda: whether a GPU makes a difference.
+        small: whether models of the embedded size are measured: others count what is timed there.
     """
 
     what: str
     full: bool = True
     cuda: bool = True
+    small: bool = True
 
     def measures(self, size: str, device: str) -> bool:
         """Whether there is something to measure."""
-        return (self.full or size != "full") and (self.cuda or device != "cuda")
+        sized = {"full": self.full, "embedded": self.small}.get(size, True)
+        return sized and (self.cuda or device != "cuda")
 
 
 MODULES = {
     "startup": Benchmark("imports and --help, beside bare Python", full=False, cuda=False),
     "generation": Benchmark("a picture, beside the base model, IP-Adapter and ControlNet"),
     "masks": Benchmark("identity masks: dense beside sorted, which skip what is closed"),
-    "memory": Benchmark("peak memory of a picture and of a training step"),
     "training": Benchmark("a training step, beside IP-Adapter's"),
+    "memory": Benchmark("peak memory of a picture and of a training step"),
     "study": Benchmark("pictures a second: processes and batches"),
     "evaluation": Benchmark("a study's status, and judging pictures", full=False, cuda=False),
     "whole": Benchmark("a first picture; make reproduce by stage, from its record", full=False),
+    "floor": Benchmark("operations, counted and not timed", cuda=False, small=False),
 }
 
 DTYPES = {"cpu": "float32", "cuda": "float16"}
@@ -82,10 +86,19 @@ def main(
         float | None,
         typer.Option(help="Begin no further benchmark after so long.", show_default="no limit"),
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Record the longest operators, too, where a target is set."),
+    ] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="With `all`: those that this commit's records have, too."),
+    ] = False,
 ) -> None:
     """Measure things beside what a user would otherwise pick, on a machine that is idle.
 
-    All are called in turn, round by round, in one process; what counts are ratios of medians.
+    All are called in turn, round by round, in one process; what counts are ratios of medians. Those
+    with a target come first. Each writes its record when it is done, and `all` goes on from there.
     """
     if listed or name == "list":
         typer.echo(overview(out))
@@ -94,11 +107,14 @@ def main(
         raise FusionError(f"There is no benchmark {name!r}: use all, or {', '.join(MODULES)}.")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # here and in what is started
     _check(device, repeats)
-    chosen = [
-        one for one in MODULES if name in (one, "all") and MODULES[one].measures(size, device)
-    ]
+    chosen = choose(name, size, device)
     if not chosen:
         raise FusionError(f"{name} measures nothing at --size {size} --device {device}.")
+    if name == "all" and not again:
+        done = [one for one in chosen if is_done(one, size, device, profile, out)]
+        chosen = [one for one in chosen if one not in done]
+        if done:
+            typer.echo(f"Measured at this commit (--again does it anew): {', '.join(done)}.")
     started, failed = time.perf_counter(), []
     for one in chosen:
         if minutes is not None and time.perf_counter() - started > 60 * minutes:
@@ -107,7 +123,7 @@ def main(
             break
         typer.echo(f"{one}: {MODULES[one].what}", err=True)
         try:
-            typer.echo(measure(one, size, device, dtype, repeats, out, reproduced))
+            typer.echo(measure(one, size, device, dtype, repeats, out, reproduced, profile))
         except Exception:  # the others are worth having, on a machine that is lent
             if name != "all":
                 raise
@@ -115,6 +131,42 @@ def main(
             failed.append(one)
     if failed:
         raise FusionError(f"Failed, for the reasons above: {', '.join(failed)}.")
+
+
+def choose(name: str, size: str, device: str) -> list[str]:
+    """The benchmarks of this name, or all; first those that decide a target."""
+    from fusionlib.targets import targets_of
+
+    chosen = [
+        one for one in MODULES if name in (one, "all") and MODULES[one].measures(size, device)
+    ]
+    return sorted(chosen, key=lambda one: not targets_of(one, size, device))
+
+
+def is_done(name: str, size: str, device: str, profile: bool, folder: Path) -> bool:
+    """Whether there is a record of this commit, of this machine, and with a profile if asked."""
+    from fusionlib.benchmarked import find_results
+    from fusionlib.manifest import git_commit
+
+    def of(commit: str | None) -> str | None:
+        return commit.removesuffix("-dirty") if commit else None  # a record makes it dirty, too
+
+    known = [found for found in find_results(folder, name) if of(found.commit) is not None]
+    return any(
+        (found.size, found.device) == (size, device)
+        and of(found.commit) == of(git_commit())
+        and found.profiled >= profile
+        and all(found.machine.get(key) == told for key, told in _same(device).items())
+        for found in known
+    )
+
+
+def _same(device: str) -> dict[str, object]:
+    """What two machines have in common where their measurements are worth as much."""
+    from benchmarks.alternate import describe_machine
+
+    machine = describe_machine(device)
+    return {key: machine.get(key) for key in ("cpu", "cores", "gpu")}
 
 
 def overview(folder: Path) -> str:
@@ -149,6 +201,7 @@ def measure(
     repeats: int,
     folder: Path,
     reproduced: Path = ROOT / "build",
+    profile: bool = False,
 ) -> Path:
     """Run one benchmark, print what it found, and write its record.
 
@@ -160,6 +213,7 @@ def measure(
         repeats: rounds.
         folder: of the record.
         reproduced: where `fusionlib reproduce` left its record.
+        profile: whether to record the longest operators, where a target is set.
 
     Returns:
         The record's path.
@@ -169,11 +223,12 @@ def measure(
     from fusionlib.benchmarked import Result, in_words
     from fusionlib.loading import quietly, torch_place
     from fusionlib.manifest import git_commit
-    from fusionlib.targets import with_targets
+    from fusionlib.targets import targets_of, with_targets
 
     size_of(size)
     usual = "bfloat16" if name in ("training", "memory") and device == "cuda" else DTYPES[device]
-    setting = Setting(size, device, dtype or usual, repeats, reproduced)
+    profiled = targets_of(name, size, device) if profile else ()
+    setting = Setting(size, device, dtype or usual, repeats, reproduced, profiled)
     torch_place(device, setting.dtype)
     machine = describe_machine(device)  # before: how busy it is without us
     started = time.perf_counter()
@@ -189,6 +244,7 @@ def measure(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - started,
         groups=with_targets(groups, name, size, device),
+        profiled=profile,
     )
     typer.echo(in_words(result))
     return result.write(folder)

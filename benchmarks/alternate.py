@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fusionlib.benchmarked import Group, Of, Row
 from fusionlib.manifest import processor
 from fusionlib.profiles import ROOT
 from fusionlib.schedule import cores
+from fusionlib.targets import Wanted
 
 Call = Callable[[], object]
 
@@ -36,6 +37,7 @@ class Setting:
         dtype: of the models.
         repeats: rounds.
         reproduced: folder in which `fusionlib reproduce` recorded its last run.
+        profiled: the targets whose rows, and what these are compared with, are profiled, too.
     """
 
     size: str = "embedded"
@@ -43,6 +45,7 @@ class Setting:
     dtype: str = "float32"
     repeats: int = 7
     reproduced: Path = ROOT / "build"
+    profiled: tuple[Wanted, ...] = ()
 
     @property
     def place(self) -> dict[str, Any]:
@@ -117,16 +120,28 @@ def compare(
     say(title)
     operations = {name: count_operations(call) if count else None for name, call in calls.items()}
     seconds = alternate(calls, setting.repeats, warm_up=warm_up, synchronise=setting.synchronise)
-    return Group(
-        title,
-        unit,
-        tuple(
-            Row(name, tuple(s / per for s in found), operations[name])
-            for name, found in seconds.items()
-        ),
-        shows,
-        note,
+    rows = tuple(
+        Row(name, tuple(s / per for s in found), operations[name])
+        for name, found in seconds.items()
     )
+    return _profiled(Group(title, unit, rows, shows, note), calls, setting)
+
+
+def _profiled(group: Group, calls: Mapping[str, Call], setting: Setting) -> Group:
+    """With the longest operators of the rows that targets are about, and of their baselines."""
+    from benchmarks.longest import longest_operators
+
+    names: set[str] = set()
+    for wanted in setting.profiled:
+        if place := wanted.find([group]):
+            names |= {place[1].name, group.baseline(wanted.target).name}
+    rows = (
+        replace(row, longest=longest_operators(calls[row.name], setting.device))
+        if row.name in names
+        else row
+        for row in group.rows
+    )
+    return replace(group, rows=tuple(rows))
 
 
 def say(text: str) -> None:

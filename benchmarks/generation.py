@@ -17,7 +17,7 @@ from benchmarks.alternate import Call, Setting, compare
 from benchmarks.models import PROMPT, Models
 from fusionlib.benchmarked import Group
 
-CLEAN = "fused, clean cache"
+CLEAN, SHARED = "fused, clean cache", "fused, shared timestep"
 WORDS = {1: "One reference", 2: "Two references", 4: "Four references"}
 
 
@@ -64,7 +64,7 @@ def build(models: Models) -> dict[str, Callable[[int], Call]]:
     return {
         "base model": lambda _: paint(base()),
         CLEAN: clean,
-        "fused, shared timestep": shared,
+        SHARED: shared,
         "IP-Adapter": partial(decoupled, False),
         "IP-Adapter-Plus": partial(decoupled, True),
         "ControlNet": lambda _: paint(control(), image=models.pictures(1)[0]),

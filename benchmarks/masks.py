@@ -7,7 +7,7 @@ FlexAttention, on CUDA only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -74,6 +74,24 @@ def layer(
     setting: Setting, backends: list[Backend], identities: int, side: int, shape: tuple[int, int]
 ) -> Group:
     """One attention layer of `side` x `side` positions; `shape` is heads, and their width."""
+    return compare(
+        layer_title(identities, side),
+        layer_calls(setting, backends, identities, side, shape),
+        setting,
+        count=True,
+        per=0.001,
+        unit="ms",
+    )
+
+
+def layer_calls(
+    setting: Setting,
+    backends: Sequence[Backend],
+    identities: int,
+    side: int,
+    shape: tuple[int, int],
+) -> dict[str, Call]:
+    """What `layer` times, by backend."""
     heads, width = shape
 
     def tensor(tokens: int) -> Tensor:
@@ -88,14 +106,7 @@ def layer(
     def attend(backend: Backend) -> None:
         fused_attention(query, text, text, faces, faces, mask=sorted_queries, backend=backend)
 
-    return compare(
-        layer_title(identities, side),
-        {backend: partial(attend, backend) for backend in backends},
-        setting,
-        count=True,
-        per=0.001,
-        unit="ms",
-    )
+    return {backend: partial(attend, backend) for backend in backends}
 
 
 def strengths(setting: Setting, side: int, shape: tuple[int, int]) -> Group:

@@ -32,7 +32,7 @@ CHECKPOINTED = ", checkpointing"
 PAINTED = (
     "base model",
     generation.CLEAN,
-    "fused, shared timestep",
+    generation.SHARED,
     "IP-Adapter",
     "IP-Adapter-Plus",
     "ControlNet",
@@ -42,8 +42,18 @@ PAINTED = (
 )
 """FaceID's and its kin's pictures are an IP-Adapter's, InstantID's those of IP-Adapter-Plus and a
 ControlNet, DreamBooth's those of a LoRA; Arc2Face's are the base model's."""
-STEPS = ("IP-Adapter", training.ENCODED, training.CACHED)
-TRAINED = (*STEPS, *(name + CHECKPOINTED for name in STEPS), training.LORA, training.WHOLE)
+STEPS = ("IP-Adapter", training.IP_CACHED, training.ENCODED, training.CACHED, training.KEPT)
+TRAINED = (
+    *STEPS,
+    *(name + CHECKPOINTED for name in ("IP-Adapter", training.ENCODED, training.CACHED)),
+    training.DECOUPLED,
+    training.PLUS,
+    training.FACEID,
+    training.INSTANTID,
+    training.LORA,
+    training.WHOLE,
+)
+"""IP-Adapter-Plus stands for FaceID-Plus, FaceID for FaceID-Portrait."""
 ROUNDS = 3
 """At most: memory hardly changes."""
 
@@ -118,7 +128,7 @@ def build(setting: Setting, what: str, name: str) -> Call:
     if what == "picture":
         return painters(models)[name](1)
     checkpointing = name.endswith(CHECKPOINTED)
-    systems = training.systems(setting, checkpointing=checkpointing) | training.of_the_unet(setting)
+    systems = training.systems(setting, checkpointing=checkpointing) | training.others(setting)
     return systems[name.removesuffix(CHECKPOINTED)]()
 
 

@@ -22,7 +22,11 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection
+from diffusers.models.embeddings import (
+    ImageProjection,
+    IPAdapterFaceIDImageProjection,
+    IPAdapterPlusImageProjection,
+)
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
@@ -42,6 +46,8 @@ from fusionlib.profiles import load_profile
 from fusionlib.training.method import DecoupledTokens
 
 PROMPT = "a photo of a laughing person in the snow"
+FACE = 512
+"""Numbers of the recogniser's vector that FaceID and InstantID read."""
 
 
 @dataclass(frozen=True)
@@ -206,23 +212,34 @@ class Models:
 
     def ip_adapter(self, *, plus: bool = False) -> Any:
         """The stock pipeline with an IP-Adapter's layers in a UNet of its own."""
-        unet = self._with_ip_adapter(plus=plus)
+        unet = self.with_ip_adapter(plus=plus)
         return _quiet(_stock(StableDiffusionPipeline, unet=unet, **self._shared))
 
-    def _with_ip_adapter(self, *, plus: bool) -> Any:
-        unet, width = self._copy(), self.size.unet["cross_attention_dim"]
-        vision = self.size.vision
-        if plus:
-            projection: nn.Module = IPAdapterPlusImageProjection(
-                embed_dims=vision["hidden_size"],
-                output_dims=width,
-                num_queries=16,
-                **self.size.resampler,
-            )
-        else:
-            projection = ImageProjection(vision["projection_dim"], width, num_image_text_embeds=4)
-        DecoupledTokens(unet, projection, 16 if plus else 4)
+    def with_ip_adapter(self, *, plus: bool) -> Any:
+        """A UNet with an IP-Adapter's layers."""
+        unet = self._copy()
+        DecoupledTokens(unet, *self.projection("IP-Adapter-Plus" if plus else "IP-Adapter"))
         return self.frozen(unet)
+
+    def projection(self, system: str) -> tuple[nn.Module, int]:
+        """From what a system reads of a face to tokens, and how many, as its authors have it.
+
+        Args:
+            system: ``IP-Adapter``, ``IP-Adapter-Plus``, ``FaceID`` or ``InstantID``.
+        """
+        vision, width = self.size.vision, self.size.unet["cross_attention_dim"]
+        if system == "IP-Adapter":
+            return ImageProjection(vision["projection_dim"], width, num_image_text_embeds=4), 4
+        if system == "FaceID":
+            return IPAdapterFaceIDImageProjection(FACE, width, mult=2, num_tokens=4), 4
+        read = FACE if system == "InstantID" else vision["hidden_size"]
+        sizes = {"embed_dims": read, "output_dims": width, "num_queries": 16}
+        return IPAdapterPlusImageProjection(**sizes, **self.size.resampler), 16
+
+    @property
+    def factor(self) -> int:
+        """Pixels to a side of one position of the latents."""
+        return int(2 ** (len(self.size.vae["block_out_channels"]) - 1))
 
     def image_embeds(self, references: int, *, plus: bool = False) -> Tensor:
         """What an IP-Adapter is told of random pictures, ``(1, references, ...)``."""
@@ -234,17 +251,20 @@ class Models:
 
     def controlnet(self, *, plus: bool = False) -> Any:
         """The stock pipeline with a ControlNet, and with an IP-Adapter-Plus, too: InstantID's."""
-        factor = 2 ** (len(self.size.vae["block_out_channels"]) - 1)
-        widths = (16, 32, 96, 256, 256)[: factor.bit_length()]
-        network = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=widths)
+        network = self.control_network()  # before the UNet gets tokens, which it has to do without
         return _quiet(
             _stock(
                 StableDiffusionControlNetPipeline,
-                unet=self._with_ip_adapter(plus=True) if plus else self.unet,
+                unet=self.with_ip_adapter(plus=True) if plus else self.unet,
                 controlnet=self.frozen(network),
                 **self._shared,
             )
         )
+
+    def control_network(self) -> Any:
+        """A ControlNet of the base model's UNet."""
+        widths = (16, 32, 96, 256, 256)[: self.factor.bit_length()]
+        return ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=widths)
 
     def pictures(self, count: int) -> list[Image.Image]:
         """Random ones, of the models' size."""

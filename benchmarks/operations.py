@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
 def count_operations(call: Callable[[], object]) -> float:
@@ -28,5 +28,14 @@ def _attention_on_cpu(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> i
     return int(sdpa_flop_count(query, key, value))
 
 
-_MORE = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu}
+def _attention_backward_on_cpu(
+    gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any
+) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))
+
+
+_MORE = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_on_cpu,
+}
 """What PyTorch's counter does not know: attention on the CPU. (It hands on shapes.)"""

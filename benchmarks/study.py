@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -26,32 +27,45 @@ def run(setting: Setting) -> list[Group]:
 
 
 def _processes(setting: Setting) -> Group:
-    """The fused method by `fusionlib study run`, in one process and in as many as there are cores.
+    """The fused method by `fusionlib study run`, in one process and in more of them.
 
-    The repository's own weights; loading is left out, for it does not grow with the study.
+    The repository's own weights; loading is left out, for it does not grow with the study. Each
+    process has as many pictures to make as the only one of the smallest study.
     """
     tiny = setting.size == "tiny"
-    alone = tiny or cores() == 1 or setting.device == "cuda"  # one GPU is for one process
-    counts = [1] if alone else [1, cores()]
     study: dict[str, Any] = {
         "name": "speed",
         "profile": "embedded",
         "methods": ["fused"],
-        "people": {"count": 2 if tiny else 6, "only": {"style": "photo"}},
+        "people": {"count": 2 if tiny else 3, "only": {"style": "photo"}},
         "prompts": [PROMPT] if tiny else [PROMPT, "a photo of an angry person"],
-        "seeds": 1 if tiny else 4,
         "dtype": setting.dtype,
     } | ({"sampling": {"num_inference_steps": 1}} if tiny else {})
+    # One GPU is for one process.
+    counts = [1] if tiny or setting.device == "cuda" else powers_of_two(cores())
     rates: dict[int, list[float]] = {count: [] for count in counts}
-    for number in range(min(setting.repeats, 3)):  # each takes a minute
+    for number in range(setting.repeats):
         for count in counts[:: -1 if number % 2 else 1]:
             say(f"a study, processes: {count}")
-            rates[count].append(_rate(study, count, setting.device))
+            seeds = 1 if tiny else 2 * count
+            rates[count].append(_rate(study | {"seeds": seeds}, count, setting.device))
     rows = tuple(
         Row(f"{count} {'process' if count == 1 else 'processes'}", tuple(rates[count]))
         for count in counts
     )
-    return Group("Pictures a second of a study, default settings", "pictures/s", rows, "value")
+    title = "Pictures a second of a study, default settings"
+    return Group(title, "pictures/s", rows, "value", in_a_minute(rows))
+
+
+def powers_of_two(highest: int) -> list[int]:
+    """1, 2, 4 and so on, up to a number."""
+    return [2**power for power in range(highest.bit_length())]
+
+
+def in_a_minute(rows: Iterable[Row]) -> str:
+    """What rows of pictures a second come to, as a sentence."""
+    said = (f"{60 * median(row.values):.0f} by {row.name}" for row in rows)
+    return f"Pictures a minute: {', '.join(said)}."
 
 
 def _rate(study: Mapping[str, Any], workers: int, device: str) -> float:

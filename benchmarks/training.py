@@ -1,30 +1,31 @@
 """A training step of the fusion adapter beside that of an IP-Adapter, over the same frozen UNet.
 
 Both train on one picture and one reference each. The fusion adapter either encodes target,
-reference and text in every step (`encoded`) or finds them on disk (`cached`); the IP-Adapter
-encodes the target by the autoencoder and the reference by CLIP's image encoder, as in its own
-training script.
+reference and text in every step, or finds them computed, and h_f of the reference, too. The
+IP-Adapter encodes the target by the autoencoder and the reference by CLIP's image encoder, as in
+its own training script, or finds them computed likewise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal
 
 import torch
-from diffusers.models.embeddings import ImageProjection
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.alternate import Call, Setting, compare
-from benchmarks.models import Models, add_lora
+from benchmarks.models import FACE, Models, add_lora
 from fusionlib.adapter import FusionAdapter
 from fusionlib.benchmarked import Group
 from fusionlib.profiles import Recipe, Training
+from fusionlib.reference import encode_references
 from fusionlib.training.adapter import Conditioned, Task
 from fusionlib.training.checkpoints import RANDOM
 from fusionlib.training.loop import Batch, step_generator
-from fusionlib.training.method import DecoupledTokens
+from fusionlib.training.method import DecoupledTokens, IdentityNet
 from fusionlib.training.objective import diffusion_loss, noised
 from fusionlib.training.pairs import as_pixels
 from fusionlib.training.sources import Inputs
@@ -33,6 +34,7 @@ Step = Callable[[int], Tensor]
 """The loss of the step of this number."""
 
 ENCODED, CACHED = "fused, encoded in every step", "fused, latents and text cached"
+KEPT, IP_CACHED = "fused, latents, text and h_f cached", "IP-Adapter, latents and CLIP cached"
 PLAIN = f"{CACHED}, plain attention"
 """On the CPU: torch's attention kernel against plain matrix products, by the way back, too."""
 
@@ -50,12 +52,18 @@ def run(setting: Setting) -> list[Group]:
     return groups
 
 
+DECOUPLED = "fused, decoupled, encoded in every step"
+PLUS, FACEID, INSTANTID = "IP-Adapter-Plus", "FaceID", "InstantID, with its ControlNet"
 LORA, WHOLE = "DreamBooth, a LoRA", "Arc2Face, UNet and text encoder"
 
 
-def of_the_unet(setting: Setting) -> dict[str, Callable[[], Call]]:
-    """What builds the steps that change the UNet itself: of memory only, at one picture."""
+def others(setting: Setting) -> dict[str, Callable[[], Call]]:
+    """What builds the steps of the other systems: of memory only, at one picture."""
     return {
+        DECOUPLED: lambda: _whole(setting, _fusion(Models(setting), attention="decoupled")),
+        PLUS: lambda: _whole(setting, _ip_adapter(Models(setting), plus=True)),
+        FACEID: lambda: _whole(setting, _faceid(Models(setting))),
+        INSTANTID: lambda: _whole(setting, _instantid(Models(setting))),
         LORA: lambda: _whole(setting, _dreambooth(Models(setting))),
         WHOLE: lambda: _whole(setting, _arc2face(Models(setting))),
     }
@@ -75,11 +83,21 @@ def systems(
     setting: Setting, batch: int = 1, *, checkpointing: bool = False
 ) -> dict[str, Callable[[], Call]]:
     """What builds each system's whole step: loss, gradients, optimiser. IP-Adapter comes first."""
-    whole = partial(_whole, setting)
+    steps = losses(lambda: Models(setting), batch, checkpointing=checkpointing)
+    return {name: lambda make=make: _whole(setting, make()) for name, make in steps.items()}
+
+
+def losses(
+    models: Callable[[], Models], batch: int = 1, *, checkpointing: bool = False
+) -> dict[str, Callable[[], tuple[Step, list[nn.Parameter]]]]:
+    """What builds each system's loss, and the parameters that it trains."""
+    sizes = {"size": batch, "checkpointing": checkpointing}
     return {
-        "IP-Adapter": lambda: whole(_ip_adapter(Models(setting), batch, checkpointing)),
-        ENCODED: lambda: whole(_fusion(Models(setting), batch, checkpointing, cached=False)),
-        CACHED: lambda: whole(_fusion(Models(setting), batch, checkpointing, cached=True)),
+        "IP-Adapter": lambda: _ip_adapter(models(), **sizes),
+        IP_CACHED: lambda: _ip_adapter(models(), **sizes, cached=True),
+        ENCODED: lambda: _fusion(models(), **sizes),
+        CACHED: lambda: _fusion(models(), **sizes, cached=True),
+        KEPT: lambda: _fusion(models(), **sizes, cached=True, states=True),
     }
 
 
@@ -109,6 +127,7 @@ def _latents(models: Models, number: int, pictures: int) -> Tensor:
         256,
         (pictures, side, side, 3),
         dtype=torch.uint8,
+        device="cpu",
         generator=step_generator(0, number),
     )
     place = models.setting.place
@@ -131,12 +150,16 @@ def _states(models: Models, batch: int) -> Tensor:
 
 
 def _fusion(
-    models: Models, size: int, checkpointing: bool, *, cached: bool
+    models: Models,
+    size: int = 1,
+    checkpointing: bool = False,
+    *,
+    cached: bool = False,
+    states: bool = False,
+    attention: Literal["concatenated", "decoupled"] = "concatenated",
 ) -> tuple[Step, list[nn.Parameter]]:
-    """The step of `fusionlib train adapter`."""
+    """The step of `fusionlib train adapter`; with `states`, by ``cache_references``."""
     device = models.setting.device
-    adapter = FusionAdapter.from_unet(models.unet).float().requires_grad_(True)
-    network = Conditioned(models.unet, adapter, checkpointing=checkpointing).train()
     empty_prompt = _text(models, 1)
     weights = torch.ones(size, 1, 1, 1, device=device)
 
@@ -144,9 +167,16 @@ def _fusion(
         latents, reference = _latents(models, batch.samples.start, 2 * size).chunk(2)
         return Inputs(latents, weights, _text(models, size), reference)
 
-    kept = source(Batch(0, range(size), size, step_generator(0)))
     if cached:
+        kept = source(Batch(0, range(size), size, step_generator(0)))
         del models.vae, models.text_encoder
+    if states:
+        known = encode_references(models.unet, kept.reference.to(empty_prompt), empty_prompt)
+        kept = replace(kept, reference=known)
+    adapter = FusionAdapter.from_unet(models.unet, attention=attention)
+    network = Conditioned(
+        models.unet, adapter.float().requires_grad_(True), checkpointing=checkpointing
+    ).train()
     task = Task(
         network=network,
         source=(lambda batch: kept) if cached else source,
@@ -163,30 +193,81 @@ def _fusion(
         batch = Batch(0, range(first, first + size), size, step_generator(0, number))
         return task.loss(network, batch)["loss"]
 
-    return step, [p for p in network.parameters() if p.requires_grad]
+    return step, _trained(network)
 
 
-def _ip_adapter(models: Models, size: int, checkpointing: bool) -> tuple[Step, list[nn.Parameter]]:
+def _ip_adapter(
+    models: Models,
+    size: int = 1,
+    checkpointing: bool = False,
+    *,
+    cached: bool = False,
+    plus: bool = False,
+) -> tuple[Step, list[nn.Parameter]]:
     """The step of tencent-ailab/IP-Adapter's `tutorial_train.py`, in diffusers' own modules."""
-    vision, place = models.size.vision, models.setting.place
-    width = models.size.unet["cross_attention_dim"]
-    projection = ImageProjection(vision["projection_dim"], width, num_image_text_embeds=4)
-    network = DecoupledTokens(models.unet, projection, 4, "embedding").train()
+
+    @torch.no_grad()
+    def see() -> Mapping[str, Tensor]:
+        return {"seen": models.image_embeds(size, plus=plus)[0]}
+
+    projection = models.projection(PLUS if plus else "IP-Adapter")
+    network = DecoupledTokens(models.unet, *projection, "seen")
+    return _tokens(models, network, see, size, checkpointing, cached=cached)
+
+
+def _faceid(models: Models) -> tuple[Step, list[nn.Parameter]]:
+    """As `_ip_adapter`, of a recogniser's vector, which is computed before the training."""
+    network = DecoupledTokens(models.unet, *models.projection("FaceID"), "seen")
+    vector = torch.randn(1, FACE, **models.setting.place)
+    return _tokens(models, network, lambda: {"seen": vector})
+
+
+def _instantid(models: Models) -> tuple[Step, list[nn.Parameter]]:
+    """As its authors train it: a resampler of the vector, and the whole of IdentityNet."""
+    projection = models.projection("InstantID")
+    network = IdentityNet(models.unet, *projection, "seen", "drawing", factor=models.factor)
+    network.controlnet.requires_grad_(True).float()
+    side, place = models.size.resolution, models.setting.place
+    views = {
+        "seen": torch.randn(1, 1, FACE, **place),
+        "drawing": torch.rand(1, 3, side, side, **place),
+    }
+    return _tokens(models, network, lambda: views)
+
+
+def _tokens(
+    models: Models,
+    network: DecoupledTokens,
+    see: Callable[[], Mapping[str, Tensor]],
+    size: int = 1,
+    checkpointing: bool = False,
+    *,
+    cached: bool = False,
+) -> tuple[Step, list[nn.Parameter]]:
+    """The step of an IP-Adapter's kind; `see` computes what it reads of the reference."""
+    network.train()
     if checkpointing:
         models.unet.enable_gradient_checkpointing()
 
+    def source(number: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        return _latents(models, number, size), _text(models, size), dict(see())
+
+    if cached:
+        kept = source(0)
+        for part in ("vae", "text_encoder", "image_encoder"):
+            delattr(models, part)
+
     def step(number: int) -> Tensor:
-        latents = _latents(models, number, size)
-        side = vision["image_size"]
-        with torch.no_grad():
-            faces = torch.rand(size, 3, side, side).to(**place)
-            embedding = models.image_encoder(faces).image_embeds
+        latents, text, seen = kept if cached else source(number)
         noisy, timesteps, goal = noised(models.scheduler, latents, step_generator(1, number))
-        seen = {"embedding": embedding}
-        prediction = network(noisy.to(place["dtype"]), timesteps, _text(models, size), seen)
+        prediction = network(noisy.to(models.setting.place["dtype"]), timesteps, text, seen)
         return diffusion_loss(prediction, goal, torch.ones_like(goal[:, :1]))["loss"]
 
-    return step, [p for p in network.parameters() if p.requires_grad]
+    return step, _trained(network)
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [p for p in network.parameters() if p.requires_grad]
 
 
 def _dreambooth(models: Models) -> tuple[Step, list[nn.Parameter]]:

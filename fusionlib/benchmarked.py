@@ -7,6 +7,7 @@ The single measurements are kept; medians, ratios and intervals follow from them
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,13 +37,14 @@ NAMES = (
     "startup",
     "generation",
     "masks",
-    "memory",
     "training",
+    "memory",
     "study",
     "evaluation",
     "whole",
+    "floor",
 )
-"""Of the benchmarks, the quickest first."""
+"""Of the benchmarks, in the order of the page; the last counts and times nothing."""
 
 RESAMPLES = 9_999
 
@@ -57,11 +59,13 @@ class Target:
         of: the number that is meant.
         limit: where it lies.
         at_least: whether more is better.
+        against: the row that it is compared with; by default the first.
     """
 
     of: Of
     limit: float
     at_least: bool = False
+    against: str = ""
 
     def judge(self, found: Interval) -> Outcome:
         """Met or missed only where the whole interval lies on one side of the limit."""
@@ -72,7 +76,23 @@ class Target:
         return "missed" if low > sign * self.limit else "undecided"
 
     def __str__(self) -> str:
-        return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
+        to = f" times {self.against}" if self.against else ""
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g}{to}"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One of PyTorch's operators, or a kernel on CUDA, in a profile of one call.
+
+    Attributes:
+        name: PyTorch's.
+        ms: milliseconds in all its calls, without what it calls itself.
+        share: of the time of all operators.
+    """
+
+    name: str
+    ms: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -84,12 +104,14 @@ class Row:
         values: one for each round, in the unit of its group.
         operations: floating-point operations counted in one call, None where nobody counted.
         target: what is asked of it, if anything is.
+        longest: its longest operators, where somebody looked.
     """
 
     name: str
     values: tuple[float, ...]
     operations: float | None = None
     target: Target | None = None
+    longest: tuple[Operator, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +132,12 @@ class Group:
     shows: Of = "ratio"
     note: str = ""
 
-    def interval(self, row: Row, of: Of | None = None) -> Interval:
+    def baseline(self, target: Target | None = None) -> Row:
+        """What a target compares with: the first row, unless it names another one."""
+        named = target.against if target else ""
+        return next((row for row in self.rows if row.name == named), self.rows[0])
+
+    def interval(self, row: Row, of: Of | None = None, to: Row | None = None) -> Interval:
         """A row's number: of medians over the rounds, with a 95% interval by resampled rounds.
 
         Rounds are resampled whole (paired), so what slowed a whole round down does not widen the
@@ -119,28 +146,29 @@ class Group:
         Args:
             row: of this group.
             of: which number; by default the one that matters here.
+            to: what it is compared with; by default the first row.
         """
-        of = of or self.shows
-        ones, firsts = np.array(row.values), np.array(self.rows[0].values)
+        of, to = of or self.shows, to or self.rows[0]
+        ones, firsts = np.array(row.values), np.array(to.values)
         if of == "value":
             return _interval(ones, None, of)
-        if row is self.rows[0]:
+        if row is to:
             fixed = 1.0 if of == "ratio" else 0.0
             return Interval(fixed, fixed, fixed)
         return _interval(ones, firsts, of)
 
-    def between(self, row: Row, other: Row) -> Interval:
-        """A row's number divided by another's, as `interval` has it for the first row's."""
-        return _interval(np.array(row.values), np.array(other.values), "ratio")
-
-    def floor(self, row: Row) -> float | None:
-        """Counted operations, divided by the first row's: the ratio of times at equal speed."""
-        first = self.rows[0].operations
+    def floor(self, row: Row, to: Row | None = None) -> float | None:
+        """Counted operations, divided by another row's: the ratio of times at equal speed."""
+        first = (to or self.rows[0]).operations
         return row.operations / first if row.operations and first else None
+
+    def found(self, row: Row, target: Target) -> Interval:
+        """The number that a target is about."""
+        return self.interval(row, target.of, self.baseline(target))
 
     def outcome(self, row: Row) -> Outcome | None:
         """Whether the row's target is met, None where it has none."""
-        return row.target.judge(self.interval(row, row.target.of)) if row.target else None
+        return row.target.judge(self.found(row, row.target)) if row.target else None
 
 
 @dataclass(frozen=True)
@@ -157,6 +185,7 @@ class Result:
         created: when it ended, in ISO format.
         seconds: how long all of it took.
         groups: what was measured.
+        profiled: whether the longest operators were looked at, where a target is set.
     """
 
     name: str
@@ -168,6 +197,7 @@ class Result:
     created: str
     seconds: float
     groups: tuple[Group, ...]
+    profiled: bool = False
 
     @cached_property
     def file_name(self) -> str:
@@ -194,7 +224,9 @@ class Result:
                 }
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / self.file_name
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        partial = path.with_suffix(".partial")  # a run that is cut off leaves the former record
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(partial, path)
         return path
 
 
@@ -213,9 +245,9 @@ def read_result(path: str | Path) -> Result:
                 entry.pop("derived", None)
                 target = entry.pop("target")
                 values = tuple(map(float, entry.pop("values")))
-                rows.append(
-                    Row(values=values, target=Target(**target) if target else None, **entry)
-                )
+                longest = tuple(Operator(**each) for each in entry.pop("longest", ()))
+                asked = Target(**target) if target else None
+                rows.append(Row(values=values, target=asked, longest=longest, **entry))
             groups.append(Group(rows=tuple(rows), **group))
         return Result(groups=tuple(groups), **content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -399,7 +431,7 @@ def _panel(axes: Any, group: Group) -> str:
         if group.shows == "ratio" and floor is not None and row is not group.rows[0]:
             marks.append(floor)
             axes.plot([floor] * 2, [height - 0.28, height + 0.28], color=QUIET, linewidth=1.5)
-        if row.target and row.target.of == group.shows:
+        if row.target and row.target.of == group.shows and not row.target.against:
             marks.append(row.target.limit)
             at = [row.target.limit] * 2
             axes.plot(at, [height - 0.45, height + 0.45], color=INK, linestyle=(0, (3, 2)), lw=1.2)

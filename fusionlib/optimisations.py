@@ -49,7 +49,7 @@ class Optimisation:
 
 
 _STEP, _CACHED = "A training step of one picture", "fused, latents and text cached"
-_ENCODED = "fused, encoded in every step"
+_ENCODED, _KEPT = "fused, encoded in every step", "fused, latents, text and h_f cached"
 
 OPTIMISATIONS = (
     Optimisation(
@@ -83,6 +83,11 @@ OPTIMISATIONS = (
         "Latents and text of the training set encoded once",
         None, "training", _STEP, _CACHED, _ENCODED,
         "kept where the set fits into memory; elsewhere by `cached_variants`",
+    ),
+    Optimisation(
+        "h_f of every picture of the training set computed once, too",
+        None, "training", _STEP, _KEPT, _CACHED,
+        "kept, as `cache_references`, the default: where h_f of the whole set fits into memory",
     ),
     Optimisation(
         "Attention in training by plain matrix products",
@@ -145,7 +150,7 @@ def _cells(one: Optimisation, results: Sequence[Result]) -> dict[str, str]:
             continue
         group, row, without = found
         where = f"{MODELS[result.size]}, {DEVICES[result.device]}"
-        measured.append(f"{bracketed(group.between(row, without))} ({where})")
+        measured.append(f"{bracketed(group.interval(row, 'ratio', without))} ({where})")
         if not one.expected and row.operations and without.operations:
             expected.append(f"{digits(row.operations / without.operations)} by operations")
     return {

@@ -6,14 +6,24 @@ is met, missed, undecided or not measured, and by which command it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from fusionlib.benchmarked import Group, Result, Row, Target, bracketed, layer_title
+from fusionlib.benchmarked import (
+    Group,
+    Operator,
+    Result,
+    Row,
+    Target,
+    bracketed,
+    digits,
+    layer_title,
+    sentence,
+)
 from fusionlib.evaluation.claims import CLAIMS, Evidence, find_claim, record_claim
 from fusionlib.evaluation.comparison import Estimate
 from fusionlib.evaluation.statistics import Interval
@@ -39,6 +49,7 @@ class Wanted:
         target: what is asked of it.
         unit: of the target.
         told: what is meant, in words.
+        tried: what was done to reach it, for who sees it missed.
     """
 
     benchmark: str
@@ -49,6 +60,12 @@ class Wanted:
     target: Target
     unit: str
     told: str
+    tried: str
+
+    @property
+    def where(self) -> str:
+        """Size and device in words."""
+        return f"{MODELS[self.size]}, {DEVICES[self.device]}"
 
     @property
     def command(self) -> str:
@@ -58,17 +75,31 @@ class Wanted:
         return " ".join(words + (["--device cuda"] if self.device == "cuda" else []))
 
     def find(self, groups: Iterable[Group]) -> tuple[Group, Row] | None:
-        """The row that is meant, if it was measured."""
+        """The row that is meant, if it was measured, and what it is compared with."""
         for group in groups:
             if group.title.startswith(self.group):
-                named = [row for row in group.rows if row.name == self.row]
-                return (group, named[0]) if named else None
+                named = {row.name: row for row in group.rows}
+                wanted = {self.row, self.target.against or self.row}
+                return (group, named[self.row]) if wanted <= named.keys() else None
         return None
+
+    def measured(self, results: Iterable[Result]) -> tuple[Group, Row] | None:
+        """The same, in the record of its size and device."""
+        for result in results:
+            if (result.size, result.device) == (self.size, self.device):
+                return self.find(result.groups)
+        return None
+
+    def floor(self, groups: Iterable[Group]) -> float | None:
+        """Counted operations in the ratio that the target is about."""
+        place = self.find(groups) if self.target.of == "ratio" else None
+        return place[0].floor(place[1], place[0].baseline(self.target)) if place else None
 
 
 _CPU, _GPU = ("embedded", "cpu"), ("full", "cuda")
 _CLEAN = "fused, clean cache"
 _ENCODED, _CACHED = "fused, encoded in every step", "fused, latents and text cached"
+_IP_CACHED = "IP-Adapter, latents and CLIP cached"
 _STEP = "A training step of one picture"
 _BASE, _IP = "times base model", "times IP-Adapter"
 _DENSE, _UNMASKED = "times dense", "times without masks"
@@ -85,28 +116,58 @@ def _more(limit: float) -> Target:
 
 _LESS, _FITS = _ratio(0.769), Target("value", 12_000)  # less by 1.3 times; a card of 12 GB
 _FAST = Target("value", 1.5, at_least=True)
+_AS_CACHED = Target("ratio", 1.0, against=_IP_CACHED)
+
+_SIDES = {_CPU: (8, 64, 32), _GPU: (64, 32)}
+"""Positions to a side of the layers that are measured by themselves."""
+_KERNELS = {"grouped": "sorted", "flex": "FlexAttention"}
+
+_TRIED = {
+    "generation": "The reference is encoded once and K_f, V_f are kept; the unconditional branch "
+    "sees no face; strengths are one more channel of the keys, so that no matrix is added.",
+    "masks": "A dense mask, queries sorted by whom they may see, and FlexAttention, each beside "
+    "the others.",
+    "training": "Latents and text encoded once; h_f of every reference, too; attention by plain "
+    "matrix products.",
+    "memory": "Activations computed twice; latents and text kept, so that neither autoencoder nor "
+    "text encoder is loaded; the two projections alone in float32.",
+    "study": "Batches, dropped, as a picture's last bits depend on its company there; processes of "
+    "one thread each, kept.",
+    "startup": "Heavy packages are imported where they are used.",
+}
+"""By benchmark."""
+
+_PROFILED = ("generation", "masks", "training")
+"""What runs in the process that measures: a profile sees nothing of the others."""
+
+
+def _layers(
+    where: tuple[str, str], kernels: Sequence[str]
+) -> Iterator[tuple[str, tuple[str, str], str, str, Target, str, str]]:
+    for side in _SIDES[where]:
+        for kernel in kernels:
+            told = f"Layer, {side} × {side}, three people, {_KERNELS[kernel]}"
+            yield "masks", where, layer_title(3, side), kernel, _LESS, _DENSE, told
+
 
 TARGETS = tuple(
-    Wanted(benchmark, *where, group, row, target, unit, told)
+    Wanted(benchmark, *where, group, row, target, unit, told, _TRIED[benchmark])
     for benchmark, where, group, row, target, unit, told in (
         ("generation", _CPU, "One", _CLEAN, _ratio(1.35), _BASE, "Picture, one reference"),
         ("generation", _CPU, "Four", _CLEAN, _ratio(2.2), _BASE, "Picture, four references"),
-        ("masks", _CPU, layer_title(3, 8), "grouped", _LESS, _DENSE, "Layer, 8 × 8, three people"),
-        ("masks", _CPU, layer_title(3, 64), "grouped", _LESS, _DENSE,
-         "Layer, 64 × 64, three people"),
+        *_layers(_CPU, ["grouped"]),
         ("study", _CPU, "", "2 processes", _FAST, "pictures/s", "Study, on two cores"),
         ("startup", _CPU, "", "import fusionlib", _more(0.3), _PYTHON, "import fusionlib"),
         ("startup", _CPU, "", "fusionlib --help", _more(0.5), _PYTHON, "fusionlib --help"),
         ("generation", _GPU, "One", _CLEAN, _ratio(1.2), _BASE, "Picture, one reference"),
         ("generation", _GPU, "Four", _CLEAN, _ratio(1.6), _BASE, "Picture, four references"),
-        ("masks", _GPU, layer_title(3, 64), "grouped", _LESS, _DENSE,
-         "Layer, 64 × 64, three people"),
+        *_layers(_GPU, ["grouped", "flex"]),
         ("masks", _GPU, "Three references", "masks, grouped", _ratio(1.1), _UNMASKED,
          "Picture, three people, sorted"),
         ("masks", _GPU, "Three references", "masks, flex", _ratio(1.1), _UNMASKED,
          "Picture, three people, FlexAttention"),
         ("training", _GPU, _STEP, _ENCODED, _ratio(1.0), _IP, "Training step, encoded"),
-        ("training", _GPU, _STEP, _CACHED, _ratio(1.0), _IP, "Training step, cached"),
+        ("training", _GPU, _STEP, _CACHED, _AS_CACHED, "", "Training step, cached"),
         ("memory", _GPU, _STEP, _ENCODED, _FITS, "MB", "Memory of a training step, encoded"),
         ("memory", _GPU, _STEP, _CACHED, _FITS, "MB", "Memory of a training step, cached"),
     )
@@ -114,14 +175,18 @@ TARGETS = tuple(
 """In the order of the page."""
 
 
+def targets_of(benchmark: str, size: str, device: str) -> tuple[Wanted, ...]:
+    """What is asked of one run of a benchmark."""
+    asked = (benchmark, size, device)
+    return tuple(one for one in TARGETS if (one.benchmark, one.size, one.device) == asked)
+
+
 def with_targets(
     groups: Sequence[Group], benchmark: str, size: str, device: str
 ) -> tuple[Group, ...]:
     """Groups as a benchmark measured them, their rows with what is asked of them here."""
     found = list(groups)
-    for wanted in TARGETS:
-        if (wanted.benchmark, wanted.size, wanted.device) != (benchmark, size, device):
-            continue
+    for wanted in targets_of(benchmark, size, device):
         if place := wanted.find(found):
             group, row = place
             rows = (replace(r, target=wanted.target) if r is row else r for r in group.rows)
@@ -138,14 +203,87 @@ def targets_table(results: Mapping[str, Sequence[Result]]) -> Any:
     Returns:
         A table with a row for each target, whether or not it was measured.
     """
-    rows = [_row(wanted, results.get(wanted.benchmark, ())) for wanted in TARGETS]
+    rows = [_row(wanted, results) for wanted in TARGETS]
     table = pd.DataFrame(rows).set_index(["where", "what"])
     table.index.names = ["", ""]
-    caption = "Measured here. A target is met or missed where the whole 95% interval says so."
+    caption = (
+        "Measured here. A target is met or missed where the whole 95% interval says so. The floor "
+        "is counted and not measured: operations in the same ratio."
+    )
     if not (table["found"] != "").any():
         caption = "Nothing was measured yet."
     styler: Styler = marked(table.style, "measured", caption)
     return styler.map(lambda said: "color: gray" if said.startswith("not") else "", ["outcome"])
+
+
+def missed_table(results: Mapping[str, Sequence[Result]]) -> Any:
+    """Every target that is missed, with what was tried.
+
+    Args:
+        results: of `fusionlib.benchmarked.every_result`.
+
+    Returns:
+        A table, or a sentence where none is missed.
+    """
+    rows = [{**_row(wanted, results), "tried": wanted.tried} for wanted, _, _ in _missed(results)]
+    if not rows:
+        return sentence("No target is missed by what was measured.")
+    shown = ["target", "found", "floor, counted", "tried"]
+    table = pd.DataFrame(rows).set_index(["where", "what"])[shown]
+    table.index.names = ["", ""]
+    return marked(table.style, "measured", "Measured here: the targets that are missed.")
+
+
+def profile_table(results: Mapping[str, Sequence[Result]]) -> Any:
+    """Where the time goes in what misses its target, and in what it is compared with.
+
+    Args:
+        results: of `fusionlib.benchmarked.every_result`.
+
+    Returns:
+        A table of the longest operators, or, where no target is missed or nobody looked, a
+        sentence.
+    """
+    missed = _missed(results)
+    tables = {
+        f"{wanted.told} ({wanted.where})": _side_by_side(group.baseline(wanted.target), row)
+        for wanted, group, row in missed
+        if row.longest
+    }
+    unseen = dict.fromkeys(
+        f"{wanted.command} --profile"
+        for wanted, _, row in missed
+        if wanted.benchmark in _PROFILED and not row.longest
+    )
+    if not tables:
+        return sentence(f"Not profiled yet: `{'`, `'.join(unseen)}`." if unseen else "")
+    caption = (
+        "Measured here, by torch.profiler, in one call: milliseconds in the longest operators (on "
+        "CUDA kernels), without what they call, and their share. What is empty is not among them."
+        + (f" Not profiled yet: {', '.join(unseen)}." if unseen else "")
+    )
+    table = pd.concat(tables, names=["", ""])
+    return marked(table.style, "measured", caption)
+
+
+def _missed(results: Mapping[str, Sequence[Result]]) -> list[tuple[Wanted, Group, Row]]:
+    places = [(one, one.measured(results.get(one.benchmark, ()))) for one in TARGETS]
+    return [
+        (one, *place)
+        for one, place in places
+        if place and one.target.judge(place[0].found(place[1], one.target)) == "missed"
+    ]
+
+
+def _side_by_side(baseline: Row, row: Row) -> pd.DataFrame:
+    def column(longest: Sequence[Operator]) -> dict[str, str]:
+        return {each.name: f"{digits(each.ms)} ({each.share:.0%})" for each in longest}
+
+    columns = {"this": column(row.longest)}
+    if baseline is not row:
+        columns["compared with"] = column(baseline.longest)
+    names = list(dict.fromkeys(name for each in columns.values() for name in each))
+    return pd.DataFrame(columns).reindex(names).fillna("")
 
 
 def record_training(
@@ -190,19 +328,21 @@ def record_training(
     return evidence
 
 
-def _row(wanted: Wanted, results: Iterable[Result]) -> dict[str, str]:
+def _row(wanted: Wanted, results: Mapping[str, Sequence[Result]]) -> dict[str, str]:
+    place = wanted.measured(results.get(wanted.benchmark, ()))
+    counted = [r.groups for r in results.get("floor", ()) if r.size == wanted.size]
+    floors = map(wanted.floor, [[place[0]] if place else [], *counted])
+    floor = next(filter(None, floors), None)
     told = {
-        "where": f"{MODELS[wanted.size]}, {DEVICES[wanted.device]}",
+        "where": wanted.where,
         "what": wanted.told,
-        "target": f"{wanted.target} {wanted.unit}",
+        "target": f"{wanted.target} {wanted.unit}".strip(),
         "found": "",
+        "floor, counted": f"{floor:.2f}" if floor else "",
         "outcome": "not measured" + (": wants CUDA" if wanted.device == "cuda" else ""),
         "measured by": wanted.command,
     }
-    for result in results:
-        place = wanted.find(result.groups)
-        if place and (result.size, result.device) == (wanted.size, wanted.device):
-            group, row = place
-            interval = group.interval(row, wanted.target.of)
-            told |= {"found": bracketed(interval), "outcome": wanted.target.judge(interval)}
+    if place:
+        found = place[0].found(place[1], wanted.target)
+        told |= {"found": bracketed(found), "outcome": wanted.target.judge(found)}
     return told
