@@ -49,7 +49,10 @@ LARGE_PNG = 150_000
 LARGE_JPEG = 300_000
 """Bytes of a JPEG from which on the next lower quality is taken."""
 
-JPEG_QUALITIES = (90, 80, 70)
+JPEG_QUALITIES = (80, 70)
+
+MOST_SHADES = 4096
+"""Colours of a drawing, whose lines are smoothed; a photograph has more."""
 
 JPEG_WIDTH = 1600
 """Pixels, to which a wider picture is reduced: the column in which GitHub shows it is narrower."""
@@ -178,8 +181,9 @@ def tidy_outputs(outputs: Sequence[Any], root: Path = ROOT) -> Iterator[Any]:
 def smaller_picture(png: bytes) -> tuple[str, bytes]:
     """The same picture in fewer bytes: its kind and its file.
 
-    A drawing, or anything small, stays a PNG, to the pixel. A large picture of which a JPEG takes
-    less than half becomes one, no wider than `JPEG_WIDTH`: such are grids of photographs.
+    A drawing, or anything small, stays a PNG, to the pixel; a large drawing of many shades keeps
+    256 of them. A large picture of which a JPEG takes less than half becomes one, no wider than
+    `JPEG_WIDTH`: such are grids of photographs.
     """
     with Image.open(BytesIO(png)) as opened:
         opened.load()
@@ -196,6 +200,11 @@ def smaller_picture(png: bytes) -> tuple[str, bytes]:
                 break
         if 2 * len(jpeg.getvalue()) < len(smallest):
             return "image/jpeg", jpeg.getvalue()
+        if to_rgb(opened).getcolors(MOST_SHADES):
+            few = BytesIO()
+            plain = to_rgb(opened).quantize(256, dither=Image.Dither.NONE)
+            plain.save(few, "PNG", optimize=True)
+            smallest = min(few.getvalue(), smallest, key=len)
     return "image/png", smallest
 
 

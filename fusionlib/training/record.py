@@ -129,7 +129,7 @@ def loss_curves(checkpoint: str | Path, runs: Iterable[str] = FOLDERS) -> Image.
     if not models:
         raise FusionError(f"{checkpoint} keeps no record of a training: there is no loss to draw.")
     lines = -(-len(models) // _COLUMNS)
-    figure = Figure(figsize=(3 * _COLUMNS, 4.2 * lines), layout="constrained", dpi=150)
+    figure = Figure(figsize=(3 * _COLUMNS, 3.0 * lines), layout="constrained", dpi=110)
     panels = figure.subplots(lines, _COLUMNS, squeeze=False).flatten()
     for axes in panels[len(models) :]:
         axes.set_visible(False)
