@@ -283,7 +283,7 @@ def reproduce(
         int | None,
         typer.Option(
             help="Notebooks to run at once.",
-            show_default="half the cores; 1 below four cores or with a GPU",
+            show_default="one a core, as far as memory goes; 1 with a GPU",
         ),
     ] = None,
     force: Annotated[

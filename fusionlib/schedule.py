@@ -20,12 +20,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_jobs() -> int:
-    """How many notebooks to run at once: half the cores, one on a small machine or with a GPU.
+MEMORY = 3 * 2**30
+"""Bytes that a notebook may need."""
 
-    Notebooks that share one GPU share its memory, which one of them may need to itself.
+
+def default_jobs() -> int:
+    """How many notebooks to run at once: one a core, as far as memory goes; one with a GPU.
+
+    Two processes of one thread make pictures faster than one of two. Notebooks that share one GPU
+    share its memory, which one of them may need to itself.
     """
-    return 1 if cores() < 4 or shutil.which("nvidia-smi") else cores() // 2
+    import psutil
+
+    if shutil.which("nvidia-smi"):
+        return 1
+    return max(1, min(cores(), psutil.virtual_memory().available // MEMORY))
 
 
 def run_in_order(

@@ -41,6 +41,7 @@ from fusionlib.evaluation.faces import (
     align_faces,
     find_face,
     link_packaged_weights,
+    with_faces,
 )
 from fusionlib.evaluation.identity import (
     cosine_distance,
@@ -264,6 +265,18 @@ def test_a_picture_is_looked_at_once_for_all_instruments_and_never_again(
     portraits[2].save(paths[0])  # another picture under an old name
     observe.observe(paths, {"b": whole}, cache=cache, progress=False)
     assert whole.asked == 3
+
+
+def test_people_without_a_face_are_passed_over(
+    tmp_path: Path, portraits: list[Image.Image]
+) -> None:
+    people = [
+        Person(str(number), (save_png(portraits[which], tmp_path / f"{number}.png"),))
+        for number, which in enumerate([4, 0, 2])
+    ]
+    assert with_faces(people, 1) == people[1:2] and with_faces(people, 2) == people[1:]
+    with pytest.raises(FusionError, match="of 2 people, fewer than the 3"):
+        with_faces(people, 3)
 
 
 def test_eyes_are_so_many_widths_apart(tmp_path: Path, portraits: list[Image.Image]) -> None:

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fusionlib.errors import FusionError
+from fusionlib.images import load_image
 from fusionlib.manifest import package_versions
-from fusionlib.photos import packaged_models
+from fusionlib.photos import find_faces, packaged_models
+from fusionlib.study import Person
 
 PACKAGED_WEIGHTS = (
     "dlib_face_recognition_resnet_model_v1.dat",
@@ -81,6 +83,30 @@ def find_face(image: Image.Image, detector: str = "dlib") -> AlignedFace | None:
     left, right = face["facial_area"]["right_eye"], face["facial_area"]["left_eye"]
     eyes = None if left is None or right is None or left == right else (tuple(left), tuple(right))
     return AlignedFace(face["face"], eyes)
+
+
+def with_faces(people: Iterable[Person], count: int) -> list[Person]:
+    """The first people in whose references dlib's detector finds a face, as many systems must.
+
+    Args:
+        people: to choose from, in their order.
+        count: how many are wanted.
+
+    Raises:
+        FusionError: there are fewer.
+    """
+    chosen: list[Person] = []
+    for person in people:
+        if len(chosen) == count:
+            break
+        if all(find_faces(load_image(path)) for path in person.references):
+            chosen.append(person)
+    if len(chosen) < count:
+        raise FusionError(
+            f"A face is found in the references of {len(chosen)} people, fewer than the {count} "
+            "asked for."
+        )
+    return chosen
 
 
 class FaceFinder:
