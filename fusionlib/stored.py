@@ -200,10 +200,10 @@ def smaller_picture(png: bytes) -> tuple[str, bytes]:
                 break
         if 2 * len(jpeg.getvalue()) < len(smallest):
             return "image/jpeg", jpeg.getvalue()
-        if to_rgb(opened).getcolors(MOST_SHADES):
+        plain = to_rgb(opened)
+        if plain.getcolors(MOST_SHADES):
             few = BytesIO()
-            plain = to_rgb(opened).quantize(256, dither=Image.Dither.NONE)
-            plain.save(few, "PNG", optimize=True)
+            plain.quantize(256, dither=Image.Dither.NONE).save(few, "PNG", optimize=True)
             smallest = min(few.getvalue(), smallest, key=len)
     return "image/png", smallest
 

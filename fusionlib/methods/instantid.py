@@ -74,7 +74,7 @@ def build_instantid(
         thickness: of the drawn points, `draw_points`.
         shares_unet: whether IdentityNet's file holds what was trained alone, and its other layers
             are the base model's own.
-        own_sampling: whether steps and guidance are the authors' own.
+        own_sampling: whether the guidance scale is the authors' own.
         references: how many are seen: vectors are averaged, the points are those of the first.
         sampling: further arguments of the pipeline's call.
 
