@@ -128,7 +128,7 @@ def test_what_is_saved_is_read_by_diffusers_as_it_was(
         )]:  # fmt: skip
             for parameter in weights:
                 drawn = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_((0.3 * drawn).half().float())
+                parameter.copy_((0.3 * drawn).bfloat16().float())
     network.save(tmp_path)
     pipeline = load_stock(StableDiffusionPipeline, str(tiny_checkpoint), "cpu", "float32")
     add_adapter(pipeline, read_adapter(tmp_path / FILE), 1.0, name)

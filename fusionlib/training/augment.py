@@ -35,7 +35,8 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         pixels: ``(batch, 3, height, width)`` in [-1, 1].
-        generator: on the CPU; what is drawn depends on it and on the batch's size alone.
+        generator: on the pictures' device; what is drawn depends on it and on the batch's size
+            alone.
 
     Returns:
         Pictures of the same shape and range.
@@ -46,7 +47,7 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def moved(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror half of the pictures; turn, shift and scale all a little. Edges are repeated."""
     count = len(pixels)
-    flip = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    flip = torch.where(_rand((count,), generator) < 0.5, -1.0, 1.0)
     angle, across, down, scale = _uniform((4, count), generator)
     cos, sin = (angle * TURN).cos(), (angle * TURN).sin()
     size = 1 + scale * SCALE
@@ -72,8 +73,8 @@ def recoloured(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def softened(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Mix two thirds of the pictures with themselves shrunk by one of `BLURS` and enlarged."""
     count, side = len(pixels), pixels.shape[-2:]
-    kind = torch.randint(len(BLURS) + 1, (count,), generator=generator)
-    share = torch.rand(count, 1, 1, 1, generator=generator)
+    kind = torch.randint(len(BLURS) + 1, (count,), generator=generator, device=generator.device)
+    share = _rand((count, 1, 1, 1), generator)
     result = pixels.clone()
     for number, times in enumerate(BLURS):
         chosen = kind == number
@@ -87,11 +88,16 @@ def softened(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 def noisy(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Add noise, of another strength in each picture."""
-    strength = torch.rand(len(pixels), 1, 1, 1, generator=generator).square() * NOISE
-    noise = torch.randn(pixels.shape, generator=generator)
+    strength = _rand((len(pixels), 1, 1, 1), generator).square() * NOISE
+    noise = torch.randn(pixels.shape, generator=generator, device=generator.device)
     return (pixels + strength * noise).clamp(-1, 1)
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Uniform in [-1, 1]."""
-    return torch.rand(shape, generator=generator) * 2 - 1
+    return _rand(shape, generator) * 2 - 1
+
+
+def _rand(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Uniform in [0, 1), on the generator's device."""
+    return torch.rand(shape, generator=generator, device=generator.device)

@@ -14,7 +14,7 @@ from fusionlib.training.checkpoints import load_frozen, start_weights
 from fusionlib.training.data import load_pictures
 from fusionlib.training.export import save_model
 from fusionlib.training.latents import cached_latents, embed_captions
-from fusionlib.training.loop import Batch, Run, fit
+from fusionlib.training.loop import Batch, Run, fit, generator_on
 from fusionlib.training.objective import diffusion_loss, face_weights, noised
 
 TEXT_DROPOUT = 0.1
@@ -48,9 +48,10 @@ def train(
     folder = Path(profile.training.runs) / profile.name / "base"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pictures = load_pictures(profile.training.shards, profile.resolution).mirrored()
-    captions = embed_captions(target, pictures, device)
-    latents = cached_latents(target, pictures, folder.parent / "latents", device)
-    weights = face_weights(torch.from_numpy(pictures.masks), (latents.shape[2], latents.shape[3]))
+    captions = embed_captions(target, pictures, device).to(device)
+    latents = cached_latents(target, pictures, folder.parent / "latents", device).to(device)
+    sides = (latents.shape[2], latents.shape[3])
+    weights = face_weights(torch.from_numpy(pictures.masks), sides).to(device)
     torch.manual_seed(profile.seed)
     unet = UNet2DConditionModel(**profile.architecture["unet"])
     start = start_weights(unet, start_from and start_from / "unet", "base")
@@ -62,13 +63,11 @@ def train(
         generator = batch.generator
         size = recipe.batch_size
         index = torch.randint(len(latents), (size,), generator=generator)
-        noisy, timesteps, goal = noised(scheduler, latents[index], generator)
+        noisy, timesteps, goal = noised(scheduler, latents[index], generator_on(device, generator))
         dropped = torch.rand(size, generator=generator) < TEXT_DROPOUT
         text = captions.draw(index, dropped, generator)
-        prediction = network(
-            noisy.to(device), timesteps.to(device), text.to(device), return_dict=False
-        )[0]
-        return diffusion_loss(prediction, goal.to(device), weights[index].to(device))
+        prediction = network(noisy, timesteps, text, return_dict=False)[0]
+        return diffusion_loss(prediction, goal, weights[index])
 
     run = fit(
         unet,

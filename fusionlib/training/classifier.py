@@ -27,7 +27,7 @@ from fusionlib.profiles import Profile
 from fusionlib.training.augment import augment
 from fusionlib.training.checkpoints import start_weights
 from fusionlib.training.judges import SEED, build, save_judge, settle
-from fusionlib.training.loop import Batch, Run, fit
+from fusionlib.training.loop import Batch, Run, fit, generator_on
 from fusionlib.training.objective import heads_loss
 from fusionlib.training.shards import MissingShard, index_samples
 
@@ -57,9 +57,9 @@ class Labelled:
         """All classes, as ``head/class``."""
         return [f"{head}/{label}" for head, labels in self.heads.items() for label in labels]
 
-    def batch(self, index: Tensor) -> Tensor:
+    def batch(self, index: Tensor, device: torch.device | None = None) -> Tensor:
         """Pictures as float32 in [-1, 1], ``(batch, 3, size, size)``."""
-        chosen = torch.from_numpy(self.pixels[index.numpy()])
+        chosen = torch.from_numpy(self.pixels[index.numpy()]).to(device)
         return chosen.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
@@ -147,8 +147,9 @@ def train(
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         index = torch.randint(len(targets), (recipe.batch_size,), generator=generator)
-        pixels = augment(data.batch(index), generator)
-        pixels = pixels.to(network.device, memory_format=torch.channels_last)
+        pixels = data.batch(index, network.device)
+        pixels = augment(pixels, generator_on(network.device, generator))
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         return pixels, targets[index].to(network.device)
 
     def loss(classify: nn.Module, batch: Batch) -> dict[str, Tensor]:

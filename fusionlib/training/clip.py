@@ -179,12 +179,12 @@ def train(
                 for i, u in zip(index.tolist(), draw.tolist(), strict=True)
             ]
         )
-        pixels = pictures.batch(index)
+        pixels = pictures.batch(index, clip.device)
         flip = torch.rand(len(index), generator=generator) < 0.5
         pixels[flip] = pixels[flip].flip(-1)
-        values = ((pixels + 1) / 2 - mean) / std
+        values = ((pixels + 1) / 2 - mean.to(clip.device)) / std.to(clip.device)
         ids = ids.to(clip.device)
-        image, text, scale, states = network(values.to(clip.device), ids)
+        image, text, scale, states = network(values, ids)
         contrast = contrastive_loss(image, text, scale)
         hits = (image @ text.T).argmax(1).cpu() == torch.arange(len(index))
         terms = {"loss": contrast, "contrast": contrast, "top1": hits.float().mean()}

@@ -22,7 +22,7 @@ from fusionlib.training.checkpoints import load_frozen, start_weights
 from fusionlib.training.data import load_pictures
 from fusionlib.training.export import own_folder, save_model
 from fusionlib.training.latents import cached_latents, embed_captions
-from fusionlib.training.loop import Batch, Run, fit
+from fusionlib.training.loop import Batch, Run, fit, generator_on
 from fusionlib.training.objective import diffusion_loss, face_weights, noised
 
 
@@ -125,9 +125,10 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pictures = load_pictures(profile.training.shards, profile.resolution, depth=True).mirrored()
     depth = torch.from_numpy(pictures.depth)
-    captions = embed_captions(base, pictures, device)
-    latents = cached_latents(base, pictures, folder.parent / "latents", device)
-    weights = face_weights(torch.from_numpy(pictures.masks), (latents.shape[2], latents.shape[3]))
+    captions = embed_captions(base, pictures, device).to(device)
+    latents = cached_latents(base, pictures, folder.parent / "latents", device).to(device)
+    sides = (latents.shape[2], latents.shape[3])
+    weights = face_weights(torch.from_numpy(pictures.masks), sides).to(device)
     unet = load_frozen(UNet2DConditionModel, base / "unet")
     scheduler = DDIMScheduler.from_pretrained(base / "scheduler")
     torch.manual_seed(profile.seed)
@@ -141,12 +142,12 @@ def train(
     def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         generator = batch.generator
         index = torch.randint(len(latents), (recipe.batch_size,), generator=generator)
-        noisy, timesteps, goal = noised(scheduler, latents[index], generator)
+        noisy, timesteps, goal = noised(scheduler, latents[index], generator_on(device, generator))
         dropped = torch.rand(len(index), generator=generator) < TEXT_DROPOUT
         text = captions.draw(index, dropped, generator)
         control = as_control(depth[index].to(device))
-        prediction = network(noisy.to(device), timesteps.to(device), text.to(device), control)
-        return diffusion_loss(prediction, goal.to(device), weights[index].to(device))
+        prediction = network(noisy, timesteps, text, control)
+        return diffusion_loss(prediction, goal, weights[index])
 
     run = fit(
         network,

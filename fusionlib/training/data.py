@@ -65,9 +65,16 @@ class Pictures:
             None if self.depth is None else np.concatenate([self.depth, self.depth[:, :, ::-1]]),
         )
 
-    def batch(self, index: Tensor | NDArray[Any]) -> Tensor:
-        """Pictures as float32 in [-1, 1], ``(batch, 3, height, width)``, channels last."""
-        chosen = torch.from_numpy(self.pixels[np.asarray(index)])
+    def batch(
+        self, index: Tensor | NDArray[Any], device: torch.device | str | None = None
+    ) -> Tensor:
+        """Pictures as float32 in [-1, 1], ``(batch, 3, height, width)``, channels last.
+
+        Args:
+            index: which ones.
+            device: where they go, as bytes; by default they stay on the CPU.
+        """
+        chosen = torch.from_numpy(self.pixels[np.asarray(index)]).to(device)
         return chosen.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 

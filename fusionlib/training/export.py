@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fusionlib.errors import FusionError
@@ -36,10 +36,7 @@ def save_model(
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    # torch's own cast: diffusers' warns about layers to keep in float32, of which there are none.
-    half = nn.Module.to(copy.deepcopy(model), torch.float16)
-    half = half.to(memory_format=torch.contiguous_format)
-    half.save_pretrained(partial)
+    half_module(model).save_pretrained(partial)
     if isinstance(model, PreTrainedModel):
         # transformers loads in the dtype that the configuration names; diffusers loads in float32.
         model.config.dtype = torch.float32
@@ -50,6 +47,22 @@ def save_model(
     partial.rename(folder)
     if run_folder is not None:
         copy_record(folder, run_folder)
+
+
+def half(tensor: Tensor) -> Tensor:
+    """A weight as it is committed: float16, rounded to the eight significant bits of bfloat16.
+
+    That is what it was trained in; the three bits less take a sixth off what git stores.
+    """
+    return tensor.detach().cpu().bfloat16().half().contiguous()
+
+
+def half_module(model: nn.Module) -> Any:
+    """A copy of a model with the weights of `half`."""
+    # torch's own casts: diffusers' warn about layers to keep in float32, of which there are none.
+    copied = nn.Module.to(copy.deepcopy(model), torch.bfloat16)
+    copied = nn.Module.to(copied, torch.float16)
+    return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def own_folder(folder: Path) -> Path:
@@ -157,7 +170,7 @@ def save_adapter(
     inside = Path(profile.base_model).is_relative_to(ROOT)
     text = CARD.format(
         **settings.model_dump(exclude={"adapter"})
-        | recipe.model_dump(exclude={"steps"})
+        | recipe.model_dump(exclude={"steps", "attention"})
         | {k: v for k, v in asdict(run).items() if k not in ("started_from", "parameters")}
         | counts,
         base_model=Path(profile.base_model).name if inside else profile.base_model,
@@ -169,6 +182,6 @@ def save_adapter(
         commit=git_commit() or "of an installed package",
         where="all layers" if settings.layers is None else f"the layers {settings.layers}",
         started_from=run.started_from or BEGINNINGS[settings.init],
-        synthetic=SYNTHETIC if profile.name == "embedded" else "",
+        synthetic=SYNTHETIC if inside else "",
     )
     save_model(adapter, folder, run_folder, {"README.md": text})

@@ -30,6 +30,10 @@ class Captions:
     embeddings: Tensor
     rows: list[list[int]]
 
+    def to(self, device: torch.device) -> Captions:
+        """The same with the embeddings on a device."""
+        return Captions(self.embeddings.to(device), self.rows)
+
     def draw(self, index: Tensor, dropped: Tensor, generator: torch.Generator) -> Tensor:
         """One wording for each picture, the empty prompt where ``dropped``.
 

@@ -120,6 +120,18 @@ def step_generator(seed: int, *numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(_mixed(seed, *numbers))
 
 
+def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """A generator on a device, where many numbers are drawn sooner than they are brought there.
+
+    Args:
+        device: on the CPU it is the given generator itself.
+        generator: on the CPU, and not drawn from on another device: its seed counts.
+    """
+    if device.type == "cpu":
+        return generator
+    return torch.Generator(device).manual_seed(generator.initial_seed())
+
+
 def _mixed(*numbers: int) -> int:
     """One number of 32 bits, which is what torch's CPU generator takes of a seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -46,7 +46,7 @@ from fusionlib.training import adapter as fused
 from fusionlib.training.checkpoints import checkpoint_folder, load_frozen
 from fusionlib.training.data import load_pictures
 from fusionlib.training.denoising import Drawn, denoising_loss
-from fusionlib.training.export import copy_record, own_folder
+from fusionlib.training.export import copy_record, half, half_module, own_folder
 from fusionlib.training.loop import Batch, Run, fit, training_device
 from fusionlib.training.published import save_ip_adapter
 from fusionlib.training.sources import Source, memory_source
@@ -191,7 +191,7 @@ class IdentityNet(DecoupledTokens):
         super().save(folder)
         self.controlnet.save_config(folder / "ControlNetModel")
         trained = {
-            name: parameter.detach().half().cpu().contiguous()
+            name: half(parameter)
             for name, parameter in self.controlnet.named_parameters()
             if parameter.requires_grad
         }
@@ -228,13 +228,7 @@ class FaceSentence(Counterpart):
 
     def save(self, folder: Path) -> None:
         """``encoder/``."""
-        _save_half(self.encoder, folder / "encoder")
-
-
-def _save_half(model: Any, folder: Path) -> None:
-    import copy
-
-    nn.Module.to(copy.deepcopy(model), torch.float16).save_pretrained(folder)
+        half_module(self.encoder).save_pretrained(folder / "encoder")
 
 
 @dataclass(frozen=True)

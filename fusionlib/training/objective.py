@@ -55,8 +55,8 @@ def noised(
     Args:
         scheduler: a diffusers scheduler.
         latents: clean latents ``(batch, channels, h, w)``.
-        generator: on the CPU; draws the noise, then the timesteps. One for the batch, or one for
-            each sample, which then does not depend on the others of its batch.
+        generator: draws the noise, then the timesteps, on its own device. One for the batch, or
+            one for each sample, which then does not depend on the others of its batch.
         timestep_power: a timestep t is drawn with a density that grows like
             ``t ** (timestep_power - 1)``: 1 is uniform, as in DDPM; 2 favours noisy samples.
 
@@ -79,10 +79,11 @@ def _draw(
     shape: torch.Size, steps: int, generator: torch.Generator, timestep_power: float
 ) -> tuple[Tensor, Tensor]:
     """Noise of a shape, and a timestep for each sample."""
-    noise = torch.randn(shape, generator=generator)
+    place: dict[str, Any] = {"generator": generator, "device": generator.device}
+    noise = torch.randn(shape, **place)
     if timestep_power == 1:
-        return noise, torch.randint(steps, shape[:1], generator=generator)
-    uniform = torch.rand(shape[0], generator=generator)
+        return noise, torch.randint(steps, shape[:1], **place)
+    uniform = torch.rand(shape[0], **place)
     return noise, (uniform ** (1 / timestep_power) * steps).long().clamp(max=steps - 1)
 
 

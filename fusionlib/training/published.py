@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fusionlib.attention import cross_attention_layers
+from fusionlib.training.export import half
 
 _RESAMPLER = (
     (r"\.ln0\.", ".0.norm1."),
@@ -75,7 +76,7 @@ def save_ip_adapter(unet: Any, path: Path) -> None:
     (projection,) = unet.encoder_hid_proj.image_projection_layers
     parts = {"image_proj": image_projection_state(projection), "ip_adapter": attention_state(unet)}
     flat = {
-        f"{part}.{name}": tensor.detach().to("cpu", torch.float16).contiguous()
+        f"{part}.{name}": half(tensor)
         for part, state in parts.items()
         for name, tensor in state.items()
     }

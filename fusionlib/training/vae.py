@@ -205,15 +205,15 @@ def train(
         ) -> dict[str, Tensor]:
             generator = batch.generator
             index = torch.randint(len(pictures), (size,), generator=generator)
-            pixels = pictures.batch(index)
-            weight = 1 + FACE_WEIGHT * masks[index][:, None].float()
+            pixels = pictures.batch(index, vae.device)
+            weight = 1 + FACE_WEIGHT * masks[index].to(vae.device)[:, None].float()
             flip = torch.rand(size, generator=generator) < 0.5
             pixels[flip], weight[flip] = pixels[flip].flip(-1), weight[flip].flip(-1)
             pixels, weight = F.avg_pool2d(pixels, divisor), F.avg_pool2d(weight, divisor)
             noise = torch.randn(size, channels, grid, grid, generator=generator)
-            pixels = pixels.to(vae.device, memory_format=torch.channels_last)
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
             prediction, mean, log_variance = network(pixels, noise.to(vae.device))
-            reconstruction = reconstruction_loss(prediction, pixels, weight.to(vae.device))
+            reconstruction = reconstruction_loss(prediction, pixels, weight)
             kl = gaussian_kl(mean, log_variance)
             with torch.no_grad():
                 mse = (prediction.float().clamp(-1, 1) - pixels).square().mean() / 4
@@ -247,7 +247,7 @@ def encode_pictures(vae: AutoencoderKL, pictures: Pictures, index: Tensor) -> Te
     parts = []
     with torch.autocast(vae.device.type, torch.bfloat16):
         for chunk in tqdm(index.split(64), desc="encoding pictures", delay=5.0):
-            pixels = pictures.batch(chunk).to(vae.device)
+            pixels = pictures.batch(chunk, vae.device)
             latents = vae.encode(pixels).latent_dist.mean
             parts.append(latents.float().cpu())
     return torch.cat(parts).contiguous()
