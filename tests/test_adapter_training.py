@@ -73,6 +73,7 @@ def test_one_command_trains_logs_and_exports(tiny_checkpoint: Path, tmp_path: Pa
     # In four steps of four samples not every bad one need come up; the index knows these three.
     counted = int(card.text.partition("damaged | ")[2].partition(",")[0])
     assert 3 <= counted <= len(bad) + 1 and ", 1 |" in card.text
+    assert "| attention | concatenated, in all layers |" in card.text
 
     trained = FusionAdapter.from_pretrained(out)
     start = FusionAdapter.from_unet(tiny_unet_of(tiny_checkpoint))

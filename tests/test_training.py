@@ -21,6 +21,7 @@ from fusionlib.training import adapter, base, clip, vae
 from fusionlib.training.checkpoints import Start, checkpoint_folder
 from fusionlib.training.data import load_pictures
 from fusionlib.training.denoising import dropout_masks
+from fusionlib.training.export import half, half_module
 from fusionlib.training.loop import Batch, fit, learning_rate, step_generator
 from fusionlib.training.objective import (
     contrastive_loss,
@@ -139,7 +140,7 @@ def test_the_recipes_for_a_gpu_are_the_cpus_but_larger_and_longer() -> None:
     cpu, gpu = (load_profile(name) for name in ("embedded", "embedded_gpu"))
     recipes = [name for name, value in cpu.training if isinstance(value, Recipe)]
     assert len(recipes) == 10
-    sizes = {"steps", "batch_size", "warmup_steps", "ema_decay", "attention"}
+    sizes = {"steps", "batch_size", "learning_rate", "warmup_steps", "ema_decay", "attention"}
     for name in recipes:
         one, other = cpu.recipe(name), gpu.recipe(name)
         assert one.model_dump(exclude=sizes) == other.model_dump(exclude=sizes), name
@@ -148,6 +149,17 @@ def test_the_recipes_for_a_gpu_are_the_cpus_but_larger_and_longer() -> None:
         assert other.ema_decay >= one.ema_decay and other.attention == "auto"
         setattr(gpu.training, name, one)
     assert gpu.model_copy(update={"name": cpu.name}) == cpu
+
+
+def test_a_weight_is_kept_with_eight_significant_bits() -> None:
+    weight = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    kept = half(weight)
+    assert kept.dtype == torch.float16
+    assert ((kept.float() - weight).abs() <= weight.abs() / 2**8).all()
+    assert not (kept.view(torch.int16) & 0b111).any()  # what git need not store
+    layer = torch.nn.Linear(3, 2)
+    assert torch.equal(half_module(layer).weight, half(layer.weight))
+    assert layer.weight.dtype == torch.float32
 
 
 def test_the_recipes_for_a_gpu_run(tmp_path: Path) -> None:

@@ -20,4 +20,4 @@ for name, reason in missing.items():
     print(f"left out: {name}: {reason}")
 index = run_study(study, parser.parse_args().store)
 grid = study_grid(index, study.people, prompts=[PROMPT])
-grid.save(Path(__file__).with_name("everyone.jpg"), quality=90)
+grid.save(Path(__file__).with_name("everyone.jpg"), quality=80)

@@ -231,6 +231,7 @@ def train(
             start=start,
         )  # fmt: skip
         network.leave_out(0)
+        vae.to(vae.device)  # what was left out was not there to be moved
         if not run.finished and divisor > 1:
             return run  # the next recipe starts from what this one ends with
         if divisor == 2:
