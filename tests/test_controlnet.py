@@ -114,6 +114,21 @@ def test_a_few_steps_lower_the_loss_by_what_the_depth_map_tells(
     assert right < 0.97 * wrong
 
 
+def test_a_depth_map_arrives_at_a_new_one_through_all_its_layers() -> None:
+    """At the size of the embedded models, whose embedding is nine layers deep."""
+    settings = load_profile("embedded")
+    unet = UNet2DConditionModel(**settings.architecture["unet"])
+    embedding = new_controlnet(settings, unet, 16).controlnet_cond_embedding
+    ramp = torch.linspace(0, 255, settings.resolution).byte().expand(settings.resolution, -1)
+    pixels = as_control(torch.stack([ramp, ramp.flip(1), ramp.T, ramp.flip(1).T]))
+    assert not embedding(pixels).any()  # it is silent
+    embedding.conv_out = torch.nn.Identity()
+    seen = embedding(pixels)
+    assert (
+        seen - seen.mean(0)
+    ).std() > 0.05 * pixels.std()  # a few millionths with torch's weights
+
+
 def test_training_leaves_the_base_as_it_was_and_goes_on(
     profile: Profile, trained: ControlNetModel, tmp_path: Path
 ) -> None:

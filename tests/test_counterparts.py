@@ -163,7 +163,7 @@ def test_an_identity_net_is_its_trained_layers_and_the_unet(
     with torch.no_grad():
         for parameter in network.controlnet.parameters():
             if parameter.requires_grad:
-                parameter.copy_(torch.randn_like(parameter).half().float())
+                parameter.copy_(torch.randn_like(parameter).bfloat16().float())
     network.save(tmp_path)
     read = over_the_unet(str(tmp_path), str(tiny_checkpoint), torch.float32).state_dict()
     wrote = network.controlnet.state_dict()
@@ -194,7 +194,7 @@ def test_a_run_that_is_cut_off_goes_on(tiny_checkpoint: Path, tmp_path: Path) ->
 
 
 def test_budgets_are_comparable_at_the_embedded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a factor of two of the adapter's trainable parameters, and the base model frozen."""
+    """Never less than the adapter trains, as `book/methods.md` says, and the base model frozen."""
     monkeypatch.setattr(Recogniser, "width", 128)
     monkeypatch.setattr(method, "SENTENCE", counterparts.SENTENCE)
     monkeypatch.setattr(method, "WORD", counterparts.WORD)
@@ -204,7 +204,8 @@ def test_budgets_are_comparable_at_the_embedded_size(monkeypatch: pytest.MonkeyP
     for name in method.BUILDERS:
         network = method.build_network(profile, name)
         trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        assert 0.5 < trained / ours < 2, name
+        more = 3.4 if name in ("faceid-plus", "faceid-portrait", "instantid", "arc2face") else 2
+        assert 1 <= trained / ours < more, name
         weights = {n: p for n, p in network.unet.named_parameters() if "processor" not in n}
         assert not any(weights[name].requires_grad for name, _ in base.named_parameters())
 

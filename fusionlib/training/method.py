@@ -44,6 +44,7 @@ from fusionlib.methods.counterparts import ABLATIONS, COUNTERPARTS, FILE, SENTEN
 from fusionlib.profiles import Profile, Training
 from fusionlib.training import adapter as fused
 from fusionlib.training.checkpoints import checkpoint_folder, load_frozen
+from fusionlib.training.controlnet import keep_size
 from fusionlib.training.data import load_pictures
 from fusionlib.training.denoising import Drawn, denoising_loss
 from fusionlib.training.export import copy_record, half, half_module, own_folder
@@ -167,6 +168,7 @@ class IdentityNet(DecoupledTokens):
         halvings = factor.bit_length() - 1
         hints = (*HINTS[:halvings], *HINTS[-1:] * (halvings - len(HINTS)), HINTS[-1])
         controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=hints)
+        keep_size(controlnet.controlnet_cond_embedding)
         super().__init__(unet, projection, tokens, *views)
         nn.Module.to(controlnet.requires_grad_(False), unet.device, unet.dtype)  # quietly
         self.controlnet = controlnet
