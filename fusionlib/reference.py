@@ -80,13 +80,13 @@ def encode_references(
         >>> hidden_states = encode_references(pipeline.unet, latents, empty_prompt)
         >>> for name, hidden in hidden_states.items():  # where in the UNet, and h_f there
         ...     print(name.split(".")[0], tuple(hidden.shape))
-        down_blocks (1, 64, 192)
-        down_blocks (1, 16, 224)
-        mid_block (1, 16, 224)
-        up_blocks (1, 16, 224)
-        up_blocks (1, 16, 224)
-        up_blocks (1, 64, 192)
-        up_blocks (1, 64, 192)
+        down_blocks (1, 64, 128)
+        down_blocks (1, 16, 160)
+        mid_block (1, 16, 160)
+        up_blocks (1, 16, 160)
+        up_blocks (1, 16, 160)
+        up_blocks (1, 64, 128)
+        up_blocks (1, 64, 128)
     """
     layers = cross_attention_layers(unet)
     unet = getattr(unet, "_orig_mod", unet)
@@ -238,7 +238,7 @@ class ReferenceCache(Sequence[LayerKeysValues]):
         >>> image = pipeline("a laughing person", references=faces, num_inference_steps=2).images[0]
         >>> key, value = faces[0]["mid_block.attentions.0.transformer_blocks.0.attn2"]
         >>> key.shape, value.shape  # K_f and V_f of the first picture in one of the layers
-        (torch.Size([1, 16, 224]), torch.Size([1, 16, 224]))
+        (torch.Size([1, 16, 160]), torch.Size([1, 16, 160]))
     """
 
     references: tuple[LayerKeysValues, ...]
