@@ -33,7 +33,7 @@ def run(setting: Setting) -> list[Group]:
             if name != "ControlNet" or references == 1
         }
         title = f"{WORDS[references]}, seconds for a picture"
-        groups.append(compare(title, calls, setting, count=True))
+        groups.append(compare(title, calls, setting, count=setting.counts))
     return [*groups, _preparation(models)]
 
 
@@ -81,6 +81,6 @@ def _preparation(models: Models) -> Group:
             "fused, encoded": lambda: fused.encode_references(pictures),
         },
         models.setting,
-        count=True,
+        count=models.setting.counts,
         shows="value",
     )

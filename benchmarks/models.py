@@ -7,8 +7,7 @@ at 512 x 512 pixels with ViT-L/14's text tower and ViT-H/14 as IP-Adapter's imag
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -159,27 +158,33 @@ class Models:
         """In its place, without gradients."""
         return nn.Module.to(model, **self.setting.place).requires_grad_(False).eval()
 
+    def built(self, build: Callable[[], Any]) -> Any:
+        """Built where it will stand, as a GPU draws a billion weights at once, and frozen."""
+        with torch.device(self.setting.device):
+            return self.frozen(build())
+
     @cached_property
     def unet(self) -> Any:
         """Of the base model."""
-        return self.frozen(UNet2DConditionModel(**self.size.unet))
+        return self.built(lambda: UNet2DConditionModel(**self.size.unet))
 
     @cached_property
     def vae(self) -> Any:
         """The autoencoder."""
-        return self.frozen(AutoencoderKL(**self.size.vae))
+        return self.built(lambda: AutoencoderKL(**self.size.vae))
 
     @cached_property
     def text_encoder(self) -> Any:
         """CLIP's text tower."""
         last = self.size.text["vocab_size"] - 1
         marks = {"bos_token_id": last - 1, "eos_token_id": last}
-        return self.frozen(CLIPTextModel(CLIPTextConfig(**self.size.text, **marks)))
+        return self.built(lambda: CLIPTextModel(CLIPTextConfig(**self.size.text, **marks)))
 
     @cached_property
     def image_encoder(self) -> Any:
         """CLIP's image tower, which an IP-Adapter reads."""
-        return self.frozen(CLIPVisionModelWithProjection(CLIPVisionConfig(**self.size.vision)))
+        config = CLIPVisionConfig(**self.size.vision)
+        return self.built(lambda: CLIPVisionModelWithProjection(config))
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -306,9 +311,9 @@ class Models:
         """A UNet whose processors are stock: attaching an adapter changes them."""
         if self.alone:
             return self.unet
-        unet = UNet2DConditionModel(**self.size.unet)
-        unet.load_state_dict(copy.copy(self.unet.state_dict()))
-        return self.frozen(unet)
+        unet = self.built(lambda: UNet2DConditionModel(**self.size.unet))
+        unet.load_state_dict(self.unet.state_dict())
+        return unet
 
 
 def add_lora(unet: Any) -> list[nn.Parameter]:

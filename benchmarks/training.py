@@ -47,7 +47,7 @@ def run(setting: Setting) -> list[Group]:
         if setting.device == "cpu":
             calls[PLAIN] = plainly(systems(setting, batch)[CACHED]())
         title = f"A training step of {words}, seconds"
-        groups.append(compare(title, calls, setting, count=True))
+        groups.append(compare(title, calls, setting, count=setting.counts))
         del calls
     return groups
 

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -267,11 +267,37 @@ def find_results(folder: str | Path, name: str) -> list[Result]:
 def every_result(folder: str | Path) -> dict[str, list[Result]]:
     """The records of a folder by the benchmark's name; of one without any, an empty list.
 
+    Operations that nobody counted where the time was taken are those of ``floor``, if it knows.
+
     Raises:
         FusionError: a record is damaged.
     """
     names = {path.name.split("-")[0] for path in Path(folder).glob("*-*-*.json")}
-    return {name: find_results(folder, name) for name in sorted({*NAMES, *names})}
+    floors = {result.size: result for result in find_results(folder, "floor")}
+    return {
+        name: [_counted(each, floors.get(each.size)) for each in find_results(folder, name)]
+        for name in sorted({*NAMES, *names})
+    }
+
+
+def _counted(result: Result, floor: Result | None) -> Result:
+    """With the operations that `floor` counted, where the record has none of its own."""
+
+    def key(group: Group, row: Row) -> tuple[str, str]:
+        return group.title.split(",")[0], row.name  # behind it stands what was measured
+
+    known = {key(g, r): r.operations for g in (floor.groups if floor else ()) for r in g.rows}
+    groups = tuple(
+        replace(
+            group,
+            rows=tuple(
+                replace(row, operations=row.operations or known.get(key(group, row)))
+                for row in group.rows
+            ),
+        )
+        for group in result.groups
+    )
+    return replace(result, groups=groups)
 
 
 def missing(name: str) -> str:

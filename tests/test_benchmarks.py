@@ -253,6 +253,22 @@ def test_the_floor_counts_what_the_pipelines_do() -> None:
             assert count_operations(systems[row.name](number)) == close, row.name
 
 
+def test_what_was_counted_without_a_gpu_is_shown_beside_what_was_timed_on_one(
+    tmp_path: Path,
+) -> None:
+    timed = (Row("base model", (1.0,)), Row(generation.CLEAN, (1.1,)), Row("another", (2.0,)))
+    counted = tuple(replace(row, operations=10.0 + i) for i, row in enumerate(timed[:2]))
+    group = Group("One reference, seconds for a picture", "s", timed)
+    gpu = replace(result(), name="generation", size="full", device="cuda", groups=(group,))
+    gpu.write(tmp_path)
+    replace(gpu, device="cpu", size="embedded").write(tmp_path)
+    floor = replace(group, title="One reference, operations for a picture", rows=counted)
+    replace(gpu, name="floor", device="cpu", groups=(floor,)).write(tmp_path)
+    small, large = every_result(tmp_path)["generation"]
+    assert [row.operations for row in large.groups[0].rows] == [10.0, 11.0, None]
+    assert [row.operations for row in small.groups[0].rows] == [None] * 3, "of another size"
+
+
 def test_a_target_at_full_size_has_its_floor_before_it_is_measured() -> None:
     rows = (Row("base model", (1.0,), 10.0), Row(generation.CLEAN, (1.1,), 11.0))
     counted = replace(result(), name="floor", size="full", groups=(Group("One", "", rows),))
