@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,7 @@ def compare(
     setting: Setting,
     *,
     count: bool = False,
+    uncounted: Collection[str] = (),
     warm_up: int = 1,
     shows: Of = "ratio",
     per: float = 1.0,
@@ -117,6 +118,7 @@ def compare(
         calls: what to time, by name.
         setting: how often, and on which device.
         count: whether to count each call's floating-point operations, too, in a further call.
+        uncounted: calls that cannot be counted, by name.
         warm_up: rounds before, which are not timed.
         shows: the number that matters.
         per: what the seconds are divided by: 0.001 gives milliseconds.
@@ -126,7 +128,10 @@ def compare(
     from benchmarks.operations import count_operations
 
     say(title)
-    operations = {name: count_operations(call) if count else None for name, call in calls.items()}
+    operations = {
+        name: count_operations(call) if count and name not in uncounted else None
+        for name, call in calls.items()
+    }
     seconds = alternate(calls, setting.repeats, warm_up=warm_up, synchronise=setting.synchronise)
     rows = tuple(
         Row(name, tuple(s / per for s in found), operations[name])

@@ -79,6 +79,7 @@ def layer(
         layer_calls(setting, backends, identities, side, shape),
         setting,
         count=True,
+        uncounted=["flex"],  # FlexAttention cannot be called under PyTorch's counter
         per=0.001,
         unit="ms",
     )
