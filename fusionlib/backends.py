@@ -25,8 +25,8 @@ from fusionlib.errors import FusionError
 from fusionlib.masking import QueryGroups
 
 Backend = Literal["dense", "grouped", "flex"]
-"""How closed keys are treated. None, wherever a backend may be given, is ``"grouped"``: whether
-``"flex"`` is faster on CUDA has not been measured yet."""
+"""How closed keys are treated. None, wherever a backend may be given, is ``"grouped"``: on an H200,
+too, where ``"flex"`` was no faster in a whole picture (``book/records/benchmarks``)."""
 
 
 def check_backend(backend: str | None) -> None:

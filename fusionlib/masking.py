@@ -48,27 +48,52 @@ def scale_identity_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
         [1, 1]
     """
     check_masks(masks)
-    height, width = _check_size(size)
-    if tuple(masks.shape[1:]) == (height, width):
+    return _scaled(masks, _check_size(size), _Placed.of(masks))
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """What is known of masks at every size, so that a pyramid of them asks once.
+
+    Attributes:
+        disjoint: Which masks share no pixel, ``(identities, identities)``.
+        centres: Row and column of each mask that is not empty, the smallest mask first.
+    """
+
+    disjoint: Tensor
+    centres: dict[int, Tensor]
+
+    @staticmethod
+    def of(masks: Tensor) -> "_Placed":
+        flat = masks.flatten(1).float()
+        centres = {
+            identity: (masks[identity].nonzero().float() + 0.5).mean(0)
+            for identity in flat.sum(1).argsort(stable=True).tolist()
+            if masks[identity].any()
+        }
+        return _Placed(flat @ flat.T == 0, centres)
+
+
+def _scaled(masks: Tensor, size: tuple[int, int], placed: _Placed) -> Tensor:
+    """``scale_identity_masks`` of masks of which this much is known."""
+    if tuple(masks.shape[1:]) == size:
         return masks
-    coverage = F.adaptive_avg_pool2d(masks[None].float(), (height, width))[0].flatten(1)
-    flat = masks.flatten(1).float()
-    disjoint = flat @ flat.T == 0
-    for identity, cell in _home_cells(masks, coverage, disjoint, (height, width)).items():
+    coverage = F.adaptive_avg_pool2d(masks[None].float(), size)[0].flatten(1)
+    for identity, cell in _home_cells(masks, coverage, placed, size).items():
         coverage[identity, cell] = 2.0  # more than any share: a home cell is never lost
 
     scaled = coverage >= 0.5
     for one, other in combinations(range(len(masks)), 2):
-        if disjoint[one, other]:  # a cell that both want goes to the greater share
+        if placed.disjoint[one, other]:  # a cell that both want goes to the greater share
             both = scaled[one] & scaled[other]
             to_one = coverage[one] >= coverage[other]
             scaled[one] &= ~both | to_one
             scaled[other] &= ~both | ~to_one
-    return scaled.unflatten(1, (height, width))
+    return scaled.unflatten(1, size)
 
 
 def _home_cells(
-    masks: Tensor, coverage: Tensor, disjoint: Tensor, size: tuple[int, int]
+    masks: Tensor, coverage: Tensor, placed: _Placed, size: tuple[int, int]
 ) -> dict[int, int]:
     """One cell for every mask that is not empty, no two disjoint masks the same one.
 
@@ -79,14 +104,10 @@ def _home_cells(
     rows = (torch.arange(height, device=masks.device) + 0.5) * masks.shape[1] / height
     columns = (torch.arange(width, device=masks.device) + 0.5) * masks.shape[2] / width
     homes: dict[int, int] = {}
-    for identity in masks.flatten(1).sum(1).argsort(stable=True).tolist():
-        pixels = masks[identity].nonzero().float() + 0.5
-        if len(pixels) == 0:
-            continue
-        row, column = pixels.mean(0)
+    for identity, (row, column) in placed.centres.items():
         distance = torch.hypot((rows - row)[:, None], (columns - column)[None, :]).flatten()
         choice = torch.where(coverage[identity] > 0, coverage[identity], -distance)
-        taken = [cell for other, cell in homes.items() if disjoint[identity, other]]
+        taken = [cell for other, cell in homes.items() if placed.disjoint[identity, other]]
         choice[taken] = -torch.inf
         homes[identity] = int(choice.argmax())
         if choice[homes[identity]] == -torch.inf:
@@ -300,12 +321,14 @@ def group_queries(
         union[seen] = union[seen] | region if seen in union else region
     positions = {seen: region.nonzero()[:, 0] for seen, region in union.items() if region.any()}
     order = torch.cat(list(positions.values()))
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
     return QueryGroups(
         references=len(everyone),
         seen=tuple(positions),
         sizes=tuple(len(where) for where in positions.values()),
         order=order,
-        inverse=order.argsort(),
+        inverse=inverse,
     )
 
 
@@ -317,11 +340,12 @@ def mask_pyramid(masks: Tensor) -> dict[int, Tensor]:
     """
     check_masks(masks)
     height, width = masks.shape[1:]
+    placed = _Placed.of(masks)
     pyramid = {height * width: masks}
     while height * width > 1:
         height, width = -(-height // 2), -(-width // 2)
         try:
-            pyramid[height * width] = scale_identity_masks(masks, (height, width))
+            pyramid[height * width] = _scaled(masks, (height, width), placed)
         except FusionError:
             break  # too few positions to keep the identities apart: not every UNet is that deep
     return pyramid

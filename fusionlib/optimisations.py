@@ -71,7 +71,7 @@ OPTIMISATIONS = (
         "The same in one kernel, by FlexAttention",
         "no more time: nothing is sorted", "masks", "Three references", "masks, flex",
         "masks, grouped",
-        "offered, as `backend=\"flex\"`; the default where it is quicker",
+        "offered, as `backend=\"flex\"`, and nowhere the default",
     ),
     Optimisation(
         "Strengths as one more channel of the keys, in place of a matrix that is added",

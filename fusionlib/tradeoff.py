@@ -87,6 +87,9 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
         words.append(f"{system} from {first} to {last}")
     axes.set_xlabel("identity recovery R: 0 a stranger, 1 another picture of the person", color=INK)
     axes.set_ylabel("pictures that show all that is asked for", color=INK)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0.8), min(high, 1.03))  # no share is above 1: room for marks there
+    axes.set_yticks([tick for tick in axes.get_yticks() if min(low, 0.8) <= tick <= min(high, 1)])
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.tick_params(colors=QUIET)
     axes.spines[["top", "right"]].set_visible(False)
