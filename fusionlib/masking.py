@@ -205,6 +205,7 @@ class QueryGroups:
     sizes: tuple[int, ...]
     order: Tensor
     inverse: Tensor
+    _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
     _block_masks: dict[tuple[int, ...], Any] = field(default_factory=dict, init=False, repr=False)
 
     def to(self, device: torch.device | str) -> "QueryGroups":
@@ -234,7 +235,7 @@ class QueryGroups:
         return replace(self, references=len(kept), seen=seen)
 
     def mask(self, tokens: Sequence[int]) -> Tensor:
-        """The mask that ``identity_attention_mask`` gives.
+        """The mask that ``identity_attention_mask`` gives; made once, then kept.
 
         Args:
             tokens: N_text, then N_f of each reference.
@@ -242,8 +243,13 @@ class QueryGroups:
         Returns:
             Boolean ``(h * w, sum(tokens))``.
         """
-        group, owner, table = self._tables(tokens)
-        return table[group[self.inverse]][:, owner]
+        made = self._masks.get(tuple(tokens))
+        if made is None:
+            group, owner, table = self._tables(tokens)
+            made = table[group[self.inverse]][:, owner]
+            if not torch.compiler.is_compiling():
+                self._masks[tuple(tokens)] = made
+        return made
 
     def block_mask(self, tokens: Sequence[int]) -> Any:
         """The ``BlockMask`` of FlexAttention for queries sorted by ``order``; made once, then kept.
