@@ -85,8 +85,8 @@ def in_a_process(setting: Setting, what: str, name: str) -> float:
         FusionError: the process was killed.
     """
     say(f"memory of a {what}: {name}")
-    server = multiprocessing.get_context("forkserver")  # imports once, and never touches a GPU:
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else who asks whether there is one does
+    server = multiprocessing.get_context("forkserver")  # imports once, and never touches a GPU
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # not even by asking whether there is one
     server.set_forkserver_preload([__name__])
     try:
         with ProcessPoolExecutor(1, server) as pool:

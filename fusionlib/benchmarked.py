@@ -331,7 +331,7 @@ def benchmark_plot(results: Sequence[Result], name: str, titled: str = "") -> An
     figure = Figure(
         figsize=(8, 0.31 * sum(heights) + 0.4 * (len(shown) + heads) + 0.3),
         layout="constrained",
-        dpi=150,
+        dpi=130,
     )
     panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
     words = []
@@ -474,10 +474,11 @@ def _panel(axes: Any, group: Group) -> str:
     names = [row.name for row in group.rows[::-1]]
     axes.set_yticks(range(len(names)), names, fontsize=8.5)
     axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.set_xlim(left=0)
+    lowest = min(group.interval(row).estimate for row in group.rows)  # a difference may be less
+    axes.set_xlim(left=min(0, axes.get_xlim()[0]) if lowest < 0 else 0)
     axes.set_xmargin(0.12)
     axes.autoscale_view(scaley=False)
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=min(0, axes.get_xlim()[0]) if lowest < 0 else 0)
     if group.shows == "ratio":
         axes.axvline(1, color=QUIET, linewidth=0.8, zorder=0)
     axes.set_xlabel(quantity(group), fontsize=8)

@@ -48,7 +48,10 @@ def scale_identity_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
         [1, 1]
     """
     check_masks(masks)
-    return _scaled(masks, _check_size(size), _Placed.of(masks))
+    height, width = _check_size(size)
+    if tuple(masks.shape[1:]) == (height, width):
+        return masks
+    return _scaled(masks, (height, width), _Placed.of(masks))
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,6 @@ class _Placed:
 
 def _scaled(masks: Tensor, size: tuple[int, int], placed: _Placed) -> Tensor:
     """``scale_identity_masks`` of masks of which this much is known."""
-    if tuple(masks.shape[1:]) == size:
-        return masks
     coverage = F.adaptive_avg_pool2d(masks[None].float(), size)[0].flatten(1)
     for identity, cell in _home_cells(masks, coverage, placed, size).items():
         coverage[identity, cell] = 2.0  # more than any share: a home cell is never lost

@@ -46,6 +46,9 @@ MOST_BYTES_OF_ALL = 12_000_000
 LARGE_PNG = 150_000
 """Bytes of a PNG from which on a JPEG may stand in its place."""
 
+LARGE_DRAWING = 20_000
+"""Bytes of a PNG from which on a drawing keeps 256 shades."""
+
 LARGE_JPEG = 300_000
 """Bytes of a JPEG from which on the next lower quality is taken."""
 
@@ -181,9 +184,9 @@ def tidy_outputs(outputs: Sequence[Any], root: Path = ROOT) -> Iterator[Any]:
 def smaller_picture(png: bytes) -> tuple[str, bytes]:
     """The same picture in fewer bytes: its kind and its file.
 
-    A drawing, or anything small, stays a PNG, to the pixel; a large drawing of many shades keeps
-    256 of them. A large picture of which a JPEG takes less than half becomes one, no wider than
-    `JPEG_WIDTH`: such are grids of photographs.
+    Anything small stays a PNG, to the pixel; a drawing of many shades keeps 256 of them. A large
+    picture of which a JPEG takes less than half becomes one, no wider than `JPEG_WIDTH`: such are
+    grids of photographs.
     """
     with Image.open(BytesIO(png)) as opened:
         opened.load()
@@ -200,6 +203,7 @@ def smaller_picture(png: bytes) -> tuple[str, bytes]:
                 break
         if 2 * len(jpeg.getvalue()) < len(smallest):
             return "image/jpeg", jpeg.getvalue()
+    if len(smallest) > LARGE_DRAWING:
         plain = to_rgb(opened)
         if plain.getcolors(MOST_SHADES):
             few = BytesIO()
