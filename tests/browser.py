@@ -103,8 +103,12 @@ class Tab:
         """Evaluate an expression again and again, until its value is true."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            if value := self.evaluate(script):
-                return value
+            try:
+                if value := self.evaluate(script):
+                    return value
+            except RuntimeError as error:  # the page led on to another one while it was asked
+                if "Runtime.evaluate: " not in str(error):
+                    raise
             time.sleep(0.1)
         raise TimeoutError(f"never true: {script}")
 
