@@ -474,11 +474,12 @@ def _panel(axes: Any, group: Group) -> str:
     names = [row.name for row in group.rows[::-1]]
     axes.set_yticks(range(len(names)), names, fontsize=8.5)
     axes.set_ylim(-0.6, len(names) - 0.4)
-    lowest = min(group.interval(row).estimate for row in group.rows)  # a difference may be less
-    axes.set_xlim(left=min(0, axes.get_xlim()[0]) if lowest < 0 else 0)
+    lowest = min(group.interval(row).estimate for row in group.rows)
+    left = axes.get_xlim()[0] if lowest < 0 else 0  # a difference may be less than nothing
+    axes.set_xlim(left=left)
     axes.set_xmargin(0.12)
     axes.autoscale_view(scaley=False)
-    axes.set_xlim(left=min(0, axes.get_xlim()[0]) if lowest < 0 else 0)
+    axes.set_xlim(left=left)
     if group.shows == "ratio":
         axes.axvline(1, color=QUIET, linewidth=0.8, zorder=0)
     axes.set_xlabel(quantity(group), fontsize=8)

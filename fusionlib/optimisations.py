@@ -77,7 +77,7 @@ OPTIMISATIONS = (
         "Strengths as one more channel of the keys, in place of a matrix that is added",
         "less time: a matrix rules out the quickest kernels", "masks", "Strengths",
         "one more channel", "added matrix",
-        "kept on the CPU; where a GPU is quicker with the matrix, a whole picture is to decide",
+        "kept for now, though no quicker in a layer by itself: a whole picture is to decide",
     ),
     Optimisation(
         "Latents and text of the training set encoded once",
