@@ -1,12 +1,12 @@
 """Identity masks (Eq. 7): a dense one beside sorted queries, which skip what is closed.
 
-One attention layer for one to four identities, then whole pictures of three. ``flex`` is
-FlexAttention, on CUDA only.
+One attention layer for one to four identities, then whole pictures of three: with either in all
+layers, and with what the library picks for each. ``flex`` is FlexAttention, on CUDA only.
+Strengths, which are added like a mask, stand beside another way to the same.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +21,7 @@ from torch.nn import functional
 from benchmarks.alternate import Call, Setting, compare
 from benchmarks.models import PROMPT, Models, size_of
 from fusionlib.attention import fused_attention
-from fusionlib.backends import Backend
+from fusionlib.backends import FEW_QUERIES, Backend, dense
 from fusionlib.benchmarked import Group, layer_title
 from fusionlib.masking import group_queries
 
@@ -47,7 +47,13 @@ def run(setting: Setting) -> list[Group]:
         for rounds, side, shape in asked
         for people in (1, 2, 3, 4)
     ]
-    return [*groups, strengths(*asked[0]), pictures(Models(setting), backends)]
+    models = Models(setting)
+    return [
+        *groups,
+        strengths(*asked[0]),
+        strong_pictures(models),
+        pictures(models, backends),
+    ]
 
 
 def first_layer(size: str) -> tuple[int, tuple[int, int]]:
@@ -111,31 +117,47 @@ def layer_calls(
 
 
 def strengths(setting: Setting, side: int, shape: tuple[int, int]) -> Group:
-    """One layer, one reference at a strength: log(lambda) as a channel, or as a matrix."""
+    """One layer, one reference at a strength: log(lambda) as a channel, or added to the logits."""
     heads, width = shape
 
     def tensor(tokens: int) -> Tensor:
         return torch.randn(1, heads, tokens, width, **setting.place)
 
     query, text, face = tensor(side**2), tensor(77), tensor(side**2)
-    added = torch.zeros(1, 1, 1, 77 + side**2, **setting.place)
-    added[..., 77:] = math.log(0.5)
 
     @torch.inference_mode()
-    def matrix() -> None:
-        keys = torch.cat([text, face], dim=2)
-        functional.scaled_dot_product_attention(query, keys, keys, attn_mask=added)
-
-    @torch.inference_mode()
-    def channel() -> None:
+    def added() -> None:
         fused_attention(query, text, text, [face], [face], strengths=[0.5])
+
+    def channel() -> None:
+        with _strengths_as_channel():
+            added()
 
     return compare(
         f"Strengths in one layer of {side} x {side} positions",
-        {"added matrix": matrix, "one more channel": channel},
+        {"added matrix": added, "one more channel": channel},
         setting,
         per=0.001,
         unit="ms",
+    )
+
+
+def strong_pictures(models: Models) -> Group:
+    """A picture with one reference at a strength, by either way of `strengths`."""
+    fused = models.fused
+    cache = fused.encode_references(models.pictures(1))
+
+    def added() -> None:
+        fused(PROMPT, cache, strengths=0.5, **models.sampling)
+
+    def channel() -> None:
+        with _strengths_as_channel():
+            added()
+
+    return compare(
+        "One reference at half its strength, seconds for a picture",
+        {"added matrix": added, "one more channel": channel},
+        models.setting,
     )
 
 
@@ -145,24 +167,53 @@ def pictures(models: Models, backends: list[Backend]) -> Group:
     cache = fused.encode_references(models.pictures(3))
     masks = columns(3, models.size.resolution)
 
-    def paint(backend: Backend | None) -> Call:
-        where = {} if backend is None else {"identity_masks": masks}
-
+    def paint(backend: Backend | None, few: int = FEW_QUERIES) -> Call:
         def call() -> None:
-            with _by(fused.adapter, backend):
-                fused(PROMPT, cache, **where, **models.sampling)
+            with _by(fused.adapter, backend), patch("fusionlib.backends.FEW_QUERIES", few):
+                fused(PROMPT, cache, identity_masks=masks, **models.sampling)
 
         return call
 
-    return compare(
-        "Three references, seconds for a picture",
-        {"without masks": paint(None)} | {f"masks, {name}": paint(name) for name in backends},
-        setting,
-    )
+    calls = {"without masks": lambda: fused(PROMPT, cache, **models.sampling)}
+    calls |= {f"masks, {name}": paint(name) for name in backends}
+    calls["masks, by layer"] = paint(None)
+    if setting.device == "cuda":  # where to start kernels takes longer than to run them
+        calls["masks, by layer, dense up to 32 x 32"] = paint(None, 32**2)
+    return compare("Three references, seconds for a picture", calls, setting)
 
 
 @contextmanager
 def _by(adapter: Any, backend: Backend | None) -> Iterator[None]:
     """The pipeline leaves the choice of a backend to the adapter: make it there."""
     with patch.object(adapter, "conditioned", partial(adapter.conditioned, backend=backend)):
+        yield
+
+
+@contextmanager
+def _strengths_as_channel() -> Iterator[None]:
+    """Another way to the strengths, which needs no mask: the query gets a channel that is 1."""
+
+    def attend(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None = None,
+        *rest: Any,
+        **scale: Any,
+    ) -> Tensor:
+        if bias is None:
+            return dense(query, key, value, bias, *rest, **scale)
+        width = query.shape[-1]
+        spare = -(width + 1) % 8  # kernels want a multiple of 8
+        channel = (bias * width**0.5).to(query.dtype)[:, None, :, None]
+        longer = torch.cat([key, channel.expand(-1, key.shape[1], -1, -1)], dim=-1)
+        found = functional.scaled_dot_product_attention(
+            functional.pad(torch.cat([query, torch.ones_like(query[..., :1])], dim=-1), (0, spare)),
+            functional.pad(longer, (0, spare)),
+            functional.pad(value, (0, 1 + spare)),
+            scale=width**-0.5,
+        )
+        return found[..., :width]
+
+    with patch("fusionlib.attention.dense", attend):
         yield

@@ -351,6 +351,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         strengths: Sequence[Strength] | None = None,
         identity_masks: Tensor | None = None,
         reference_identity: Sequence[int] | None = None,
+        latent_size: tuple[int, int] | None = None,
         batch_size: int | None = None,
         backend: Backend | None = None,
     ) -> Iterator[None]:
@@ -366,10 +367,13 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 Eq. 7; None lets every position see every reference.
             reference_identity: With masks, the identity that each reference shows; None means that
                 reference i shows identity i.
+            latent_size: With masks, the latents' ``(h, w)``: spares the time for sizes that no
+                layer of the UNet has. None prepares the masks' own size and every one below.
             batch_size: How many samples, at the end of the UNet's batch, see the references; the
                 others (the unconditional branch of guidance) see the text only. None means all.
             backend: With masks, how the closed keys are treated: ``"dense"``, ``"grouped"`` or
-                ``"flex"`` (see ``fusionlib.backends``); None is ``"grouped"``.
+                ``"flex"`` (see ``fusionlib.backends``); None is ``"dense"`` in layers of few
+                positions and ``"grouped"`` in the others.
 
         Raises:
             FusionError: If an argument does not fit, the adapter is not attached, the references
@@ -396,9 +400,15 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         if identity_masks is not None and kept:
             device = next(iter(references[0].values()))[0].device
             shown = [identities[i] for i in kept]
+            unet: Any = self.unet
+            levels = None if latent_size is None else len(unet.config["block_out_channels"])
             groups = {
                 positions: group_queries(masks, shown, (masks.shape[1], masks.shape[2])).to(device)
-                for positions, masks in mask_pyramid(identity_masks).items()
+                for positions, masks in mask_pyramid(
+                    identity_masks.cpu(),  # many small decisions, each of which a GPU would wait on
+                    latent_size,
+                    levels,
+                ).items()
             }
         former = {name: processor.conditioning for name, processor in layers.items()}
         try:

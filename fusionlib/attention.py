@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fusionlib.backends import Backend, check_backend, dense, flex, grouped
+from fusionlib.backends import Backend, check_backend, dense, flex, grouped, usual_backend
 from fusionlib.errors import FusionError
 from fusionlib.masking import QueryGroups
 
@@ -58,7 +58,8 @@ def fused_attention(
             ``group_queries`` makes of identity masks, with which no work is spent on closed keys.
         scale: alpha; None means 1 / sqrt(head_dim).
         backend: With ``QueryGroups``, how they are applied: ``"dense"``, ``"grouped"`` or
-            ``"flex"`` (see ``fusionlib.backends``); None is ``"grouped"``.
+            ``"flex"`` (see ``fusionlib.backends``); None is ``"dense"`` for few queries and
+            ``"grouped"`` for many.
 
     Returns:
         The attended values, ``(batch, heads, N_q, head_dim)``.
@@ -384,7 +385,7 @@ def _check_mask(
             )
         if mask.order.device != query.device:
             raise FusionError(f"mask must be on the query's device: use mask.to({query.device}).")
-        return backend or "grouped"
+        return backend or usual_backend(queries)
     if mask is None:
         return "dense"
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -414,7 +415,7 @@ class LayerConditioning:
         strengths: lambda_i of each reference, a number or a tensor ``(batch,)``.
         groups: Eq. 7 at each resolution, by the number of positions h * w; None without masks.
         batch_size: How many samples, at the end of the UNet's batch, see the faces; None means all.
-        backend: How closed keys are treated; None is ``"grouped"``.
+        backend: How closed keys are treated; None is ``usual_backend``'s.
         attention: ``"concatenated"`` or ``"decoupled"``.
     """
 

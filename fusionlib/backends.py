@@ -2,8 +2,8 @@
 
 Three ways to the same numbers:
 
-- ``"dense"``: one call of PyTorch's attention with a boolean mask. What is closed is computed, too,
-  and then thrown away. Without a mask it is the fastest of all: flash kernels stay usable.
+- ``"dense"``: one call of PyTorch's attention with a mask. What is closed is computed, too, and
+  then thrown away.
 - ``"grouped"``: the queries are sorted by what they see, and each group attends to its own keys,
   without a mask. Runs everywhere, and nothing closed is computed.
 - ``"flex"``: FlexAttention over the same sorted queries, as one kernel that leaves closed blocks
@@ -25,8 +25,24 @@ from fusionlib.errors import FusionError
 from fusionlib.masking import QueryGroups
 
 Backend = Literal["dense", "grouped", "flex"]
-"""How closed keys are treated. None, wherever a backend may be given, is ``"grouped"``: on an H200,
-too, where ``"flex"`` was no faster in a whole picture (``book/records/benchmarks``)."""
+"""How closed keys are treated. None, wherever a backend may be given, is ``usual_backend``'s."""
+
+FEW_QUERIES = 256
+"""Up to so many queries a layer is faster with a dense mask: what it computes in vain takes less
+time than to sort and to start a kernel for each group (``book/records/benchmarks``)."""
+
+
+def usual_backend(queries: int) -> Backend:
+    """How closed keys are treated where nobody said how: by what is fastest in such a layer.
+
+    Args:
+        queries: N_q of the layer.
+
+    Returns:
+        ``"dense"`` up to ``FEW_QUERIES``, ``"grouped"`` above. ``"flex"`` was no faster in a whole
+        picture, on an H200 (``book/records/benchmarks``).
+    """
+    return "dense" if queries <= FEW_QUERIES else "grouped"
 
 
 def check_backend(backend: str | None) -> None:
@@ -46,9 +62,6 @@ def dense(
 ) -> Tensor:
     """softmax(M + scale * Q K'^T) V' by PyTorch's attention.
 
-    The bias does not become a dense ``(N_q, N_k)`` matrix, which flash kernels would refuse: the
-    query gets one more channel that is 1, the keys one that is bias / scale.
-
     Args:
         query: Q, ``(batch, heads, N_q, head_dim)``.
         key: K', ``(batch, heads, N_k, head_dim)``.
@@ -61,20 +74,15 @@ def dense(
     """
     if key.shape[2] == 0:
         return torch.zeros_like(query)
-    if bias is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    head_dim = query.shape[-1]
-    scale = head_dim**-0.5 if scale is None else scale
-    # A quarter of the dtype's lowest number stands for log(0): after the softmax it is 0 all the
-    # same, and unlike minus infinity it leaves no NaN in the backward pass.
-    lowest = torch.finfo(query.dtype).min / 4
-    channel = (bias / scale).clamp(min=lowest).to(query.dtype)[:, None, :, None]
-    spare = -(head_dim + 1) % 8  # kernels want a multiple of 8 (SD 1.5: 40, 80, 160 -> 48, 88, 168)
-    query = F.pad(torch.cat([query, torch.ones_like(query[..., :1])], dim=-1), (0, spare))
-    key = F.pad(torch.cat([key, channel.expand(-1, key.shape[1], -1, -1)], dim=-1), (0, spare))
-    value = F.pad(value, (0, 1 + spare))
-    fused = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    return fused[..., :head_dim]
+    added = mask
+    if bias is not None:
+        # A quarter of the dtype's lowest number stands for log(0): after the softmax it is 0 all
+        # the same, and unlike minus infinity it leaves no NaN in the backward pass.
+        lowest = torch.finfo(query.dtype).min / 4
+        added = bias.clamp(min=lowest).to(query.dtype)[:, None, None, :]
+        if mask is not None:
+            added = added.where(mask, -torch.inf)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=added, scale=scale)
 
 
 def grouped(
@@ -92,24 +100,24 @@ def grouped(
     reference. The other arguments are those of ``dense``.
     """
 
-    def part(fused: Tensor, seen: Sequence[int], dim: int) -> Tensor:
-        if len(seen) == len(tokens) - 1:
-            return fused
+    def by_group(fused: Tensor, dim: int) -> list[Tensor]:
+        """What each group sees of K', of V' or of the bias."""
         text, *faces = fused.split(list(tokens), dim)
-        return torch.cat([text, *(faces[i] for i in seen)], dim)
+        return [
+            fused if len(seen) == len(faces) else torch.cat([text, *(faces[i] for i in seen)], dim)
+            for seen in groups.seen
+        ]
 
-    attended = [
-        dense(
-            queries,
-            part(key, seen, 2),
-            part(value, seen, 2),
-            part(bias, seen, 1) if bias is not None and seen else None,
-            scale=scale,
-        )
-        for queries, seen in zip(
-            query[:, :, groups.order].split(list(groups.sizes), 2), groups.seen, strict=True
-        )
-    ]
+    # The text has no bias, so that a group which sees nothing else needs none.
+    biases = [None] * len(groups.seen) if bias is None else by_group(bias, 1)
+    parts = zip(
+        query[:, :, groups.order].split(list(groups.sizes), 2),
+        by_group(key, 2),
+        by_group(value, 2),
+        [each if seen else None for each, seen in zip(biases, groups.seen, strict=True)],
+        strict=True,
+    )
+    attended = [dense(*part, scale=scale) for part in parts]
     return torch.cat(attended, 2)[:, :, groups.inverse]
 
 

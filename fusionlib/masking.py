@@ -339,22 +339,37 @@ def group_queries(
     )
 
 
-def mask_pyramid(masks: Tensor) -> dict[int, Tensor]:
+def mask_pyramid(
+    masks: Tensor, largest: tuple[int, int] | None = None, levels: int | None = None
+) -> dict[int, Tensor]:
     """The masks at each size that a UNet can have on the way down, by the number of positions.
 
     A layer knows how many positions it has, not their height and width. Each level of a UNet halves
     both, rounding up, so the number decides when the masks have the image's (or the latents') size.
+
+    Args:
+        masks: Boolean, ``(identities, H, W)``.
+        largest: The ``(h, w)`` of the first level; None means the masks' own.
+        levels: How many there are; None means all, down to a single position.
+
+    Returns:
+        Boolean masks ``(identities, h, w)`` by ``h * w``; fewer than asked where a level has too
+        few positions to keep the identities apart.
     """
     check_masks(masks)
-    height, width = masks.shape[1:]
+    height, width = masks.shape[1:] if largest is None else _check_size(largest)
     placed = _Placed.of(masks)
-    pyramid = {height * width: masks}
-    while height * width > 1:
-        height, width = -(-height // 2), -(-width // 2)
+    pyramid: dict[int, Tensor] = {}
+    while levels is None or len(pyramid) < levels:
+        same = (height, width) == tuple(masks.shape[1:])
         try:
-            pyramid[height * width] = _scaled(masks, (height, width), placed)
+            scaled = masks if same else _scaled(masks, (height, width), placed)
         except FusionError:
-            break  # too few positions to keep the identities apart: not every UNet is that deep
+            break  # not every UNet is that deep
+        pyramid[height * width] = scaled
+        if height * width == 1:
+            break
+        height, width = -(-height // 2), -(-width // 2)
     return pyramid
 
 

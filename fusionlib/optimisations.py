@@ -60,12 +60,18 @@ OPTIMISATIONS = (
     Optimisation(
         "Queries sorted by whom they may see, in place of a mask, in a layer of 64 x 64 positions",
         None, "masks", layer_title(3, 64), "grouped", "dense",
-        "kept, as the default",
+        "kept, for layers of more than 256 positions",
     ),
     Optimisation(
         "The same in a layer of 8 x 8 positions",
         None, "masks", layer_title(3, 8), "grouped", "dense",
-        "kept: one way for all layers",
+        "dropped: layers of up to 256 positions are given the mask",
+    ),
+    Optimisation(
+        "A mask in layers of up to 256 positions, sorted queries in the larger ones",
+        "less time: fewer kernels to start", "masks", "Three references", "masks, by layer",
+        "masks, grouped",
+        "kept, as the default",
     ),
     Optimisation(
         "The same in one kernel, by FlexAttention",
@@ -74,10 +80,17 @@ OPTIMISATIONS = (
         "offered, as `backend=\"flex\"`, and nowhere the default",
     ),
     Optimisation(
-        "Strengths as one more channel of the keys, in place of a matrix that is added",
-        "less time: a matrix rules out the quickest kernels", "masks", "Strengths",
-        "one more channel", "added matrix",
-        "kept for now, though no quicker in a layer by itself: a whole picture is to decide",
+        "Strengths added to the logits, one row for all queries, in place of one more channel of "
+        "the keys; a layer",
+        "less time: nothing is copied or filled up", "masks", "Strengths",
+        "added matrix", "one more channel",
+        "kept, as the default",
+    ),
+    Optimisation(
+        "The same, a picture",
+        "less time, for the same reason", "masks", "One reference at half",
+        "added matrix", "one more channel",
+        "kept",
     ),
     Optimisation(
         "Latents and text of the training set encoded once",

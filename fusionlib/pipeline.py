@@ -417,11 +417,16 @@ class FusionMixin(DiffusionPipeline):
         if isinstance(strengths, int | float):
             strengths = [strengths] * each
         seen = any(not is_number(s, 0) for s in check_strengths(strengths, each, images))
+        masks, latent_size = self._masks(identity_masks, kwargs), None
+        if masks is not None:
+            height, width = (side // self.vae_scale_factor for side in masks.shape[1:])
+            latent_size = height, width
         conditioned = functools.partial(
             adapter.conditioned,
             strengths=strengths,
-            identity_masks=self._masks(identity_masks, kwargs),
+            identity_masks=masks,
             reference_identity=reference_identity,
+            latent_size=latent_size,
             batch_size=images,
         )
 
@@ -684,7 +689,7 @@ class FusionMixin(DiffusionPipeline):
                     f"identity_masks[{index}] is empty: mark where that face shall be."
                 )
         warn_of_overlaps(masks, stacklevel=4)  # where the pipeline was called
-        return masks.to(self._execution_device)
+        return masks
 
 
 class FusionXLMixin(FusionMixin):

@@ -383,7 +383,7 @@ def test_all_backends_are_one_unet(unet: UNet2DConditionModel, adapter: FusionAd
         with torch.no_grad(), adapter.conditioned(faces, batch_size=1, **options):
             outputs[backend] = run(unet)
     torch.testing.assert_close(outputs["grouped"], outputs["dense"], rtol=1e-4, atol=1e-5)
-    assert torch.equal(outputs[None], outputs["grouped"]), "the CPU's backend"
+    torch.testing.assert_close(outputs[None], outputs["dense"], rtol=1e-4, atol=1e-5)
     with pytest.raises(FusionError, match="backend"), adapter.conditioned(faces, backend="fast"):
         pass
 
@@ -403,6 +403,32 @@ def test_groups_are_made_once_for_each_size(
         run(unet)
         run(unet)
     assert made == [(8, 8), (4, 4), (2, 2), (1, 1)]
+
+
+def test_known_latents_spare_the_other_sizes(
+    unet: UNet2DConditionModel, adapter: FusionAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[0, 8:40, 4:36], masks[1, 16:48, 28:60] = True, True
+    faces = [reference(adapter, slice(i, i + 1)) for i in (0, 1)]
+    made = []
+
+    def counted(masks: Tensor, shown: list[int], size: tuple[int, int]) -> object:
+        made.append(size)
+        return group_queries(masks, shown, size)
+
+    with adapter.conditioned(faces, identity_masks=masks):
+        expected = run(unet)
+    monkeypatch.setattr("fusionlib.adapter.group_queries", counted)
+    with adapter.conditioned(faces, identity_masks=masks, latent_size=(8, 8)):
+        assert torch.equal(run(unet), expected)
+    assert made == [(8, 8), (4, 4)]
+    for wrong in ((8, 0), 8):
+        with (
+            pytest.raises(FusionError, match="size"),
+            adapter.conditioned(faces, identity_masks=masks, latent_size=wrong),
+        ):
+            pass
 
 
 def test_an_overlap_sees_the_text_only(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:

@@ -118,6 +118,15 @@ def test_pyramid_knows_the_sizes_of_a_unet() -> None:
         assert tuple(pyramid[size[0] * size[1]].shape) == (1, *size)
 
 
+@quick
+@given(location_masks(), st.integers(1, 4))
+def test_a_pyramid_of_known_latents_holds_their_sizes_only(masks: Tensor, levels: int) -> None:
+    height, width = -(-masks.shape[1] // 2), -(-masks.shape[2] // 2)
+    whole, part = mask_pyramid(masks), mask_pyramid(masks, (height, width), levels)
+    assert list(part) == list(whole)[1 : 1 + levels]
+    assert all(torch.equal(scaled, whole[positions]) for positions, scaled in part.items())
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -185,6 +185,23 @@ def test_the_grouped_form_never_looks_at_closed_keys() -> None:
     assert torch.equal(out.isnan().any(3)[0, 0].unflatten(0, (8, 8)), masks[1])
 
 
+@pytest.mark.parametrize(("side", "backend"), [(16, "dense"), (17, "grouped")])
+def test_a_layer_of_few_queries_takes_the_mask_unless_told_otherwise(
+    side: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, _ = two_people()
+    masks = torch.zeros(2, side, side, dtype=torch.bool)
+    masks[0, :, :4], masks[1, :, 4:] = True, True
+    inputs["query"] = torch.randn(1, 2, side**2, 8, generator=torch.Generator().manual_seed(1))
+    groups = group_queries(masks, [0, 1], (side, side))
+    named = fused_attention(**inputs, mask=groups, backend=backend)
+    assert torch.equal(fused_attention(**inputs, mask=groups), named)
+    with monkeypatch.context() as context:  # not the other, which would agree but for rounding
+        other = {"dense": "fusionlib.attention.grouped", "grouped": "fusionlib.attention.dense"}
+        context.setattr(other[backend], lambda *_: pytest.fail("the other backend"))
+        fused_attention(**inputs, mask=groups)
+
+
 def test_flex_as_it_is_called_outside_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False)
     inputs, masks = two_people()
