@@ -197,12 +197,14 @@ def _print_status(store: Path, names: list[str]) -> None:
     from fusionlib.study import study_status
 
     table = Table(title=f"studies of {store}")
-    for column in ("study", "method", "done", "of", "time left"):
+    for column in ("study", "method", "done", "of", "left out", "time left"):
         table.add_column(column, justify="left" if column in ("study", "method") else "right")
     for name in names:
         for method, row in study_status(store, name).iterrows():
-            left = "" if row["done"] == row["cells"] else _duration(row["seconds"])
-            table.add_row(name, str(method), f"{row['done']:.0f}", f"{row['cells']:.0f}", left)
+            counts = [f"{row[column]:.0f}" for column in ("done", "cells", "left_out")]
+            over = row["done"] + row["left_out"] == row["cells"]
+            left = "" if over else _duration(row["seconds"])
+            table.add_row(name, str(method), *counts, left)
     Console().print(table)
 
 
@@ -307,13 +309,15 @@ def evaluate(
     from fusionlib.evaluation.measure import measure
     from fusionlib.images import write_atomically
     from fusionlib.profiles import load_profile
-    from fusionlib.study import read_study
+    from fusionlib.study import left_out, read_study
 
     given = [text for text in classifier or [] if text != "none"]
     classifiers: dict[str, str | None] = dict(map(_classifier, given))
     ignored = 0
     if (folder / "cells.parquet").exists():
         index, people = read_study(folder)
+        for _, row in left_out(folder).iterrows():
+            typer.echo(f"Left out for {row['method']}: {row['person']} ({row['reason']})", err=True)
     else:
         found = read_folder(folder)
         index, people, ignored = found.index, found.people, found.ignored

@@ -1,4 +1,4 @@
-"""The one error type that this library raises for what a user can put right."""
+"""The error type that this library raises for what a user can put right."""
 
 
 class FusionError(ValueError):
@@ -15,4 +15,11 @@ class FusionError(ValueError):
         ...     print(error)  # doctest: +NORMALIZE_WHITESPACE
         boxes[0] (100, 0, 150, 64) must have its left before its right, its top above its bottom,
         and lie in the picture of 128 x 128 pixels.
+    """
+
+
+class NoFaceError(FusionError):
+    """A picture shows no face that a method can find, though it needs one.
+
+    Where the picture is one of many, as in a study, it is left out and counted.
     """

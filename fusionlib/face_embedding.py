@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fusionlib.errors import FusionError
+from fusionlib.errors import FusionError, NoFaceError
 from fusionlib.manifest import sha256_file
 
 TEMPLATE = np.array(
@@ -161,13 +161,13 @@ class DlibEmbedder:
             what: how to call it in the error.
 
         Raises:
-            FusionError: there is none.
+            NoFaceError: there is none.
         """
         from fusionlib.photos import find_faces
 
         faces = find_faces(image)
         if not faces:
-            raise FusionError(
+            raise NoFaceError(
                 f"{what} ({image.width} x {image.height} pixels) shows no face that dlib's "
                 "detector finds: give one that is upright, looks at the camera and is not cut off."
             )
@@ -186,14 +186,14 @@ class DlibEmbedder:
             face: not looked at: DeepFace finds and turns the face in its own way.
 
         Raises:
-            FusionError: there is no face.
+            NoFaceError: there is no face.
         """
         from fusionlib.evaluation.faces import find_face
 
         found = find_face(image, "dlib")
         vector = None if found is None else self._recogniser.read(image, found)
         if vector is None:
-            raise FusionError("DeepFace's detector dlib finds no face in the picture.")
+            raise NoFaceError("DeepFace's detector dlib finds no face in the picture.")
         return np.asarray(vector, np.float32)
 
 
@@ -257,14 +257,14 @@ class FaceEmbedder:
             what: how to call it in the error.
 
         Raises:
-            FusionError: there is none.
+            NoFaceError: there is none.
         """
         fixed = self._detector.get_inputs()[0].shape[-1]
         for side in (fixed,) if isinstance(fixed, int) else SIDES:
             faces = _detect(self._detector, image.convert("RGB"), side)
             if faces:
                 return max(faces, key=lambda face: np.prod(face.box[2:] - face.box[:2]))
-        raise FusionError(
+        raise NoFaceError(
             f"{what} ({image.width} x {image.height} pixels) shows no face that insightface's "
             "detector finds: give one that is upright, looks at the camera and is not cut off."
         )
@@ -277,7 +277,7 @@ class FaceEmbedder:
             face: in it; by default the largest.
 
         Raises:
-            FusionError: there is no face.
+            NoFaceError: there is no face.
         """
         face = face or self.find(image)
         pixels = (np.asarray(align(image, face.points), np.float32) - 127.5) / 127.5

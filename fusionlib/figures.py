@@ -147,7 +147,8 @@ def study_grid(
     """Show a study: a row for each person, the references first, then every prompt and method.
 
     Where that makes more than `WIDEST` pictures, each method has a row of its own and each prompt a
-    column. Pictures of several sizes are all shown as large as the largest.
+    column. Pictures of several sizes are all shown as large as the largest; where a method left a
+    person out, the place stays empty.
 
     Args:
         index: of the study, as `fusionlib.study.run_study` returns it.
@@ -165,13 +166,16 @@ def study_grid(
         f"reference {n}" if references > 1 else "reference" for n in range(1, references + 1)
     ]
 
-    firsts = [load_image(images[method, people[0].name, prompts[0]]) for method in methods]
+    firsts = [load_image(path) for path in of_seed.drop_duplicates("method")["image"]]
     largest = max((image.size for image in firsts), key=lambda size: size[0])
 
     def row(person: Person, cells: Sequence[tuple[str, str]], first: bool) -> list[Any]:
-        made = [load_image(images[method, person.name, prompt]) for method, prompt in cells]
-        seen = [load_image(path) for path in person.references[:references]] if first else []
-        shown = [ImageOps.fit(image, largest, Image.Resampling.LANCZOS) for image in (*seen, *made)]
+        made = [images.get((method, person.name, prompt)) for method, prompt in cells]
+        paths = [*(person.references[:references] if first else ()), *made]
+        shown = [
+            path and ImageOps.fit(load_image(path), largest, Image.Resampling.LANCZOS)
+            for path in paths
+        ]
         return shown if first else [*[None] * references, *shown]
 
     quoted = [f"“{prompt}”" for prompt in prompts]
@@ -218,9 +222,11 @@ def pairs_grid(index: pd.DataFrame, people: Sequence[Person]) -> Image.Image:
     rows, labels = [], []
     for person in people:
         mine = index[index["person"] == person.name].drop_duplicates("method").set_index("method")
-        made = [load_image(path) for path in mine.loc[methods, "image"]]
+        paths = mine["image"].to_dict()
+        made = [load_image(paths[name]) if name in paths else None for name in methods]
+        size = next(image.size for image in made if image)
         seen = load_image(person.references[0])
-        rows.append([ImageOps.fit(seen, made[0].size, Image.Resampling.LANCZOS), *made])
+        rows.append([ImageOps.fit(seen, size, Image.Resampling.LANCZOS), *made])
         labels.append(f"“{mine['prompt'].iloc[0]}”")
     return picture_grid(rows, columns=["reference", *methods], labels=labels, references=1)
 

@@ -3,6 +3,7 @@
     store/images/3f/3f2a....png         a picture; its name is the hash of its ingredients,
                                         which it holds as metadata
     store/index/*.parquet               one row for each picture: when, by whom, in what time
+    store/left_out/*.parquet            one row for each picture that cannot be made
     store/studies/table1/cells.parquet  a study's cells, and the key of each one's picture
     store/studies/table1/manifest.json  how it was declared, with which weights, versions, commit
 
@@ -44,6 +45,14 @@ INDEX = pa.schema(
     }
 )
 
+LEFT_OUT = pa.schema(
+    {
+        "key": pa.string(),
+        "reason": pa.string(),
+        "created": pa.timestamp("ms", tz="UTC"),
+    }
+)
+
 CELLS = pa.schema(
     {
         "method": pa.string(),
@@ -62,6 +71,7 @@ class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self._ledger = Ledger(self.root / "index", INDEX)
+        self._left_out = Ledger(self.root / "left_out", LEFT_OUT)
         self._commit: str | None = None
 
     def path(self, key: str) -> Path:
@@ -89,7 +99,7 @@ class Store:
     def writing(self) -> Iterator[Store]:
         """While pictures are added; at the end the last ones are listed."""
         self._commit = git_commit()
-        with self._ledger:
+        with self._ledger, self._left_out:
             yield self
 
     def add(
@@ -102,6 +112,15 @@ class Store:
         """
         save_png(image, self.path(key), dict(ingredients))
         self._list(key, datetime.now(UTC), seconds)
+
+    def leave_out(self, key: str, reason: str) -> None:
+        """Note that a picture cannot be made of its ingredients, so that nobody tries again."""
+        self._left_out.append({"key": key, "reason": reason, "created": datetime.now(UTC)})
+
+    def left_out(self) -> dict[str, str]:
+        """Why each picture that cannot be made cannot, by its key."""
+        noted = self._left_out.read(["reason"])
+        return dict(zip(noted["key"], noted["reason"], strict=True))
 
     def adopt(self, keys: Iterable[str]) -> None:
         """List pictures that are there and not in the index, as after a kill."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,11 +26,13 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from fusionlib.errors import FusionError
+from fusionlib.errors import FusionError, NoFaceError
 from fusionlib.images import load_image
 from fusionlib.manifest import manifest, sha256_file, sha256_json
 from fusionlib.methods import Method
 from fusionlib.store import Store
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 8
 """Most cells of one method and person that are made one after another by one process."""
@@ -207,6 +210,9 @@ def run_study(
 ) -> pd.DataFrame:
     """Make the pictures of a study that the store does not hold yet.
 
+    A person in whose references a method finds no face, though it needs one, is left out for that
+    method, with a warning: see `left_out`.
+
     Args:
         study: what to make.
         store: folder of the store; several studies and processes may share it.
@@ -214,8 +220,8 @@ def run_study(
         progress: whether to show a bar with a forecast; by default where a terminal can.
 
     Returns:
-        The study's cells, one row each: method, person, prompt, seed, noise_seed, key and image
-        (the path, there once all shares are made).
+        The study's cells but for those left out, one row each: method, person, prompt, seed,
+        noise_seed, key and image (the path, there once all shares are made).
 
     Raises:
         FusionError: the study is malformed, a reference cannot be read, or the store cannot be
@@ -230,20 +236,30 @@ def run_study(
     people = {person.name: person for person in study.people}
     blocks = list(_blocks(grid))[share.number :: share.count]
     mine = {cell.key: cell for block in blocks for cell in block}
-    done = shelf.keys() & mine.keys()
+    made, done = shelf.keys() & mine.keys(), shelf.left_out().keys() & mine.keys()
+    done |= made
     name = study.name if share.count == 1 else f"{study.name} {share.number + 1}/{share.count}"
     disable = None if progress is None else not progress
     with (
         shelf.writing(),
         tqdm(total=len(mine), initial=len(done), desc=name, unit="image", disable=disable) as bar,
     ):
-        shelf.adopt(done)
+        shelf.adopt(made)
         for block in blocks:
             missing = {cell.key: cell for cell in block if cell.key not in done}
             if not missing:
                 continue
             method, person = methods[block[0].method], people[block[0].person]
-            faces = method.prepare([load_image(p) for p in person.references[: method.references]])
+            seen = [load_image(path) for path in person.references[: method.references]]
+            try:
+                faces = method.prepare(seen)
+            except NoFaceError as error:
+                logger.warning("%r is left out for %r: %s", person.name, method.name, error)
+                for key in missing:
+                    shelf.leave_out(key, str(error))
+                    done.add(key)
+                    bar.update()
+                continue
             for cell in missing.values():
                 started = time.perf_counter()
                 image = method.generate(cell.prompt, faces, cell.noise_seed)
@@ -267,7 +283,8 @@ def _row(cell: Cell) -> dict[str, Any]:
 
 
 def _with_images(index: pd.DataFrame, store: Store) -> pd.DataFrame:
-    return index.assign(image=[str(store.path(key)) for key in index["key"]])
+    there = index[~index["key"].isin(store.left_out().keys())].reset_index(drop=True)
+    return there.assign(image=[str(store.path(key)) for key in there["key"]])
 
 
 def describe_study(study: Study) -> dict[str, Any]:
@@ -328,8 +345,9 @@ def study_status(store: str | Path, name: str) -> pd.DataFrame:
     """How far a study is, by the index alone: no picture is opened.
 
     Returns:
-        One row for each method: cells, done, and seconds, a forecast of what is left for one
-        process (NaN where no picture of that method was timed yet).
+        One row for each method: cells, done, left_out (pictures that cannot be made), and seconds,
+        a forecast of what is left for one process (NaN where no picture of that method was timed
+        yet).
 
     Raises:
         FusionError: the store holds no such study.
@@ -337,18 +355,41 @@ def study_status(store: str | Path, name: str) -> pd.DataFrame:
     shelf = Store(store)
     grid = shelf.cells(name)
     made = grid.merge(shelf.index()[["key", "seconds"]], on="key", how="left", indicator=True)
-    made = made.assign(done=made["_merge"] == "both")
-    table = made.groupby("method", sort=False).agg(
-        cells=("key", "size"), done=("done", "sum"), seconds=("seconds", "mean")
+    made = made.assign(
+        done=made["_merge"] == "both", left_out=made["key"].isin(shelf.left_out().keys())
     )
-    return table.assign(seconds=table["seconds"] * (table["cells"] - table["done"]))
+    table = made.groupby("method", sort=False).agg(
+        cells=("key", "size"),
+        done=("done", "sum"),
+        left_out=("left_out", "sum"),
+        seconds=("seconds", "mean"),
+    )
+    left = table["cells"] - table["done"] - table["left_out"]
+    return table.assign(seconds=table["seconds"] * left)
+
+
+def left_out(folder: str | Path) -> pd.DataFrame:
+    """Who was left out of a study, ``store/studies/<name>``, by which method and why.
+
+    Returns:
+        One row for each method and person: method, person and reason; none if everybody is in it.
+
+    Raises:
+        FusionError: the store holds no such study.
+    """
+    folder = Path(folder).resolve()
+    shelf = Store(folder.parent.parent)
+    index, reasons = shelf.cells(folder.name), shelf.left_out()
+    gone = index[index["key"].isin(reasons.keys())]
+    gone = gone.assign(reason=gone["key"].map(reasons))
+    return gone.drop_duplicates(["method", "person"])[["method", "person", "reason"]]
 
 
 def read_study(folder: str | Path) -> tuple[pd.DataFrame, list[Person]]:
     """Read a finished study: ``store/studies/<name>``.
 
     Returns:
-        The index as `run_study` returned it, and the people.
+        The index as `run_study` returned it, without what is `left_out`, and the people.
 
     Raises:
         FusionError: the folder holds no study, or pictures of it are missing.
@@ -361,7 +402,7 @@ def read_study(folder: str | Path) -> tuple[pd.DataFrame, list[Person]]:
         )
     shelf = Store(folder.parent.parent)
     index = shelf.cells(folder.name)
-    missing = len(set(index["key"]) - shelf.keys())
+    missing = len(set(index["key"]) - shelf.keys() - shelf.left_out().keys())
     if missing:
         raise FusionError(
             f"The study {folder.name!r} lacks {missing} of {len(index)} pictures: finish it with "

@@ -9,7 +9,7 @@ from insightface_files import POINTS, recogniser_matrix, write_detector, write_p
 from PIL import Image
 from skimage.transform import SimilarityTransform
 
-from fusionlib.errors import FusionError
+from fusionlib.errors import FusionError, NoFaceError
 from fusionlib.face_embedding import TEMPLATE, FaceEmbedder, align, load_embedder
 from fusionlib.photos import find_faces
 from fusionlib.profiles import ROOT
@@ -120,7 +120,7 @@ def test_what_is_missing_is_said_with_the_remedy(
     with pytest.raises(FusionError, match=r"no det_10g.onnx in .*unpack https.*buffalo_l\.zip"):
         FaceEmbedder("buffalo_l", tmp_path)
     embedder = FaceEmbedder("buffalo_l", packs / "buffalo_l")
-    with pytest.raises(FusionError, match=r"Reference 2 \(64 x 64 pixels\) shows no face"):
+    with pytest.raises(NoFaceError, match=r"Reference 2 \(64 x 64 pixels\) shows no face"):
         embedder.find(Image.new("RGB", (64, 64)), "Reference 2")
     (tmp_path / "det_10g.onnx").write_bytes(b"html")
     (tmp_path / "w600k_r50.onnx").write_bytes(b"html")
@@ -149,5 +149,5 @@ def test_dlibs_vector_and_the_points_that_it_does_not_mark() -> None:
         vectors.append(vector / np.linalg.norm(vector))
     same, *others = (float(vectors[0] @ other) for other in vectors[1:])
     assert same > max(others)
-    with pytest.raises(FusionError, match="Reference 1 .* shows no face"):
+    with pytest.raises(NoFaceError, match="Reference 1 .* shows no face"):
         embedder.find(Image.new("RGB", (128, 128)), "Reference 1")

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fusionlib.cli import app
-from fusionlib.errors import FusionError
+from fusionlib.errors import FusionError, NoFaceError
 from fusionlib.evaluation.folder import export_study, read_folder
 from fusionlib.images import load_image
 from fusionlib.methods import Method
@@ -94,7 +94,16 @@ def test_an_exported_study_is_judged_as_the_study_itself(
     def stranger(prompt, references, seed):  # type: ignore[no-untyped-def]
         return load_image(strangers[references[0].tobytes()])
 
-    methods = [Method("a stranger", stranger, {"v": 1}), Method("copy", copy, {"v": 2})]
+    def picky(images):  # type: ignore[no-untyped-def]
+        if images[0].tobytes() == load_image(people[3].references[0]).tobytes():
+            raise NoFaceError("Reference 1 shows no face.")
+        return images
+
+    methods = [
+        Method("a stranger", stranger, {"v": 1}),
+        Method("copy", copy, {"v": 2}),
+        Method("picky", copy, {"v": 3}, prepare=picky),
+    ]
     store = tmp_path / "store"
     run_study(Study("mirror", methods, people, ["a face"]), store, progress=False)
     study, numbers = store / "studies" / "mirror", tmp_path / "numbers.csv"
@@ -106,12 +115,14 @@ def test_an_exported_study_is_judged_as_the_study_itself(
     assert "copy is nearer than a stranger by 0." in text
     assert "in distance Dlib (5 of 5 pairs of pictures, 5 people): supported" in text
     assert "│ copy │ ssim │ 1.000 [1.000, 1.000] │ 5 of 5 │" in text
+    assert f"Left out for picky: {people[3].name} (Reference 1 shows no face.)" in text
+    assert "│ picky │ ssim │ 1.000 [1.000, 1.000] │ 4 of 4 │" in text
     assert "psnr 8bit overflow" in text and "8bit overflow (5 of" not in text
     assert evaluate(study, observations, "--baseline", "nobody").exit_code == 1
 
     out = export_study(store, "mirror", tmp_path / "exported")
     assert sorted(path.name for path in out.iterdir()) == [
-        "a_stranger", "copy", "index.csv", "manifest.json", "others", "references"
+        "a_stranger", "copy", "index.csv", "manifest.json", "others", "picky", "references"
     ]  # fmt: skip
     again = tmp_path / "again.csv"
     assert evaluate(out, observations, "--out", again).exit_code == 0

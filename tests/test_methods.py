@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from tiny import write_tiny_checkpoint, write_tiny_xl_checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from fusionlib.errors import FusionError
+from fusionlib.errors import FusionError, NoFaceError
 from fusionlib.face_embedding import FaceEmbedder, align
 from fusionlib.loading import load_stock
 from fusionlib.methods import KNOWN, Method, Models, build_method
@@ -540,7 +540,7 @@ NO_FACE = [kind for kind in SYSTEMS if not kind.startswith(("ip-adapter", "dream
 
 @pytest.mark.parametrize("kind", NO_FACE)
 def test_a_reference_without_a_face_is_named(hub: Hub, kind: str) -> None:
-    with pytest.raises(FusionError, match="Reference 1 .* shows no face"):
+    with pytest.raises(NoFaceError, match="Reference 1 .* shows no face"):
         hub.build(kind).prepare([Image.new("RGB", (64, 64))])
 
 

@@ -1,6 +1,5 @@
 """Records of studies: they give back what was measured, and belong to the weights they came of."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ from fusionlib.evaluation.comparison import best_of, estimate_change, paired_dif
 from fusionlib.evaluation.measure import Measurements
 from fusionlib.evaluation.records import read_record, recorded, write_record
 from fusionlib.methods import Method
+from fusionlib.store import Store
 from fusionlib.study import Person, Study
 
 WEIGHTS = {"fused": {"base_model": "a" * 64, "adapter": "b" * 64}, "text": {"base_model": "a" * 64}}
@@ -46,8 +46,6 @@ def measured() -> Measurements:
 
 @pytest.fixture()
 def study_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "store" / "studies" / "small"
-    folder.mkdir(parents=True)
     kept: dict[str, Any] = {
         "declaration": {"profile": "embedded"},
         "methods": [
@@ -59,8 +57,11 @@ def study_folder(tmp_path: Path) -> Path:
         "prompts": ["a photo"],
         "seeds": [0, 1],
     }
-    (folder / "manifest.json").write_text(json.dumps(kept))
-    return folder
+    shelf = Store(tmp_path / "store")
+    cell = {"prompt": "a photo", "seed": 0, "noise_seed": 0}
+    cells = [cell | {"method": m, "person": p, "key": m + p} for m in WEIGHTS for p in "371"]
+    shelf.declare("small", cells, kept)
+    return shelf.root / "studies" / "small"
 
 
 def test_a_record_gives_back_what_was_measured(
@@ -81,6 +82,20 @@ def test_a_record_gives_back_what_was_measured(
         "adapter bbbbbbbb."
     )
     assert b"/home/me" not in file.read_bytes(), "paths of the machine say nothing to others"
+
+
+def test_a_record_names_how_many_were_left_out(
+    measured: Measurements, study_folder: Path, tmp_path: Path
+) -> None:
+    shelf = Store(study_folder.parent.parent)
+    with shelf.writing():
+        shelf.leave_out("fused3", "Reference 1 shows no face.")
+        shelf.leave_out("fused7", "Reference 1 shows no face.")
+        shelf.leave_out("another study's", "Reference 1 shows no face.")
+    write_record(measured, study_folder, tmp_path / "r.parquet")
+    record = read_record(tmp_path / "r.parquet")
+    assert record.run.endswith("in whose reference no face was found: 2 for fused.")
+    assert [row["person"] for row in record.manifest["left_out"]] == ["3", "7"]
 
 
 def test_other_weights_than_the_records_are_an_error(

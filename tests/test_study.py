@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from fusionlib import ledger
 from fusionlib.cli import app
 from fusionlib.declaration import Declaration, load_declaration, resized
-from fusionlib.errors import FusionError
+from fusionlib.errors import FusionError, NoFaceError
+from fusionlib.figures import study_grid
 from fusionlib.images import read_metadata
 from fusionlib.loading import load_pipeline
 from fusionlib.manifest import sha256_file
@@ -36,6 +37,7 @@ from fusionlib.study import (
     Share,
     Study,
     cells,
+    left_out,
     load_people,
     noise_seed,
     read_study,
@@ -327,6 +329,57 @@ def test_deleted_pictures_are_made_again(study: Study, tmp_path: Path) -> None:
     run_study(study, tmp_path / "store", progress=False)
     assert contents(tmp_path / "store") == whole
     assert len(Store(tmp_path / "store").index()) == 16
+
+
+def picky(images: Sequence[Image.Image]) -> Sequence[Image.Image]:
+    """Finds a face where a picture is bright."""
+    if images[0].getpixel((0, 0))[0] < 100:  # type: ignore[index]
+        raise NoFaceError("Reference 1 (32 x 32 pixels) shows no face.")
+    return images
+
+
+def test_who_shows_no_face_is_left_out_and_counted(
+    people: list[Person], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "store"
+    asked = []
+
+    def prepare(images: Sequence[Image.Image]) -> Sequence[Image.Image]:
+        asked.append(images)
+        return picky(images)
+
+    study = make_study(people)
+    blind, seeing = study.methods
+    study = replace(study, methods=[blind, replace(seeing, prepare=prepare)])
+    index = run_study(study, store, progress=False)
+    assert "'ada' is left out for 'seeing': Reference 1" in caplog.text
+    counts = index.groupby(["method", "person"]).size().to_dict()
+    assert counts == {("blind", "ada"): 4, ("blind", "ben"): 4, ("seeing", "ben"): 4}
+    assert all(Path(path).is_file() for path in index["image"])
+
+    again = run_study(study, store, progress=False)
+    assert again.equals(index) and len(asked) == 2, "nobody is asked twice"
+    assert read_study(store / "studies" / "two")[0].equals(index)
+    (gone,) = left_out(store / "studies" / "two").to_dict("records")
+    assert (gone["method"], gone["person"]) == ("seeing", "ada") and "no face" in gone["reason"]
+    table = study_status(store, "two").loc["seeing"]
+    assert (table["cells"], table["done"], table["left_out"], table["seconds"]) == (8, 4, 4, 0)
+
+    for number in (1, 0):  # in two processes it is the same study
+        run_study(study, tmp_path / "parts", share=Share(number, 2), progress=False)
+    assert contents(tmp_path / "parts") == contents(store)
+    assert left_out(tmp_path / "parts" / "studies" / "two").to_dict("records") == [gone]
+    shown = runner.invoke(app, ["study", "status", str(store)]).output
+    (line,) = (line for line in shown.splitlines() if "seeing" in line)
+    assert [cell.strip() for cell in line.split("│")[3:7]] == ["4", "8", "4", ""]
+
+    grid = study_grid(index, people, prompts=study.prompts[:1])
+    whole = run_study(make_study(people), tmp_path / "whole", progress=False)
+    full = study_grid(whole, people, prompts=study.prompts[:1])
+    differs = np.asarray(grid) != np.asarray(full)
+    assert grid.size == full.size and differs.any(), "a place stays empty"
+    rows, columns = np.nonzero(differs.any(axis=2))
+    assert columns.min() > grid.width / 2 and rows.max() < grid.height * 0.7, "and no other"
 
 
 def test_mistakes_end_in_one_sentence(study: Study, people: list[Person], tmp_path: Path) -> None:

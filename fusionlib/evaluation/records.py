@@ -8,6 +8,7 @@ made the pictures: a notebook that shows it checks that they are still the same.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import pandas as pd
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.measure import Measurements
 from fusionlib.images import write_atomically
-from fusionlib.study import Study, describe_study, label_run
+from fusionlib.study import Study, describe_study, label_run, left_out
 
 _KEY = b"fusionlib"
 
@@ -29,7 +30,8 @@ class Record:
 
     Attributes:
         measured: as `fusionlib.evaluation.measure.measure` returned it, without the pictures.
-        manifest: of the study: methods with settings and weights, people, prompts, seeds, versions.
+        manifest: of the study: methods with settings and weights, people, prompts, seeds, versions,
+            and who was left out.
     """
 
     measured: Measurements
@@ -44,11 +46,16 @@ class Record:
 
     @property
     def run(self) -> str:
-        """One sentence that names the run: see `fusionlib.figures.run_label`."""
+        """What names the run, see `fusionlib.figures.run_label`, and whom it leaves out."""
         kept = self.manifest
         profile = kept.get("declaration", {}).get("profile", "unknown")
         sizes = (len(kept["people"]), len(kept["prompts"]), len(kept["seeds"]))
-        return label_run(profile, *sizes, self.weights.values())
+        run = label_run(profile, *sizes, self.weights.values())
+        gone = Counter(row["method"] for row in kept.get("left_out", ()))
+        if not gone:
+            return run
+        counts = ", ".join(f"{count} for {method}" for method, count in gone.items())
+        return f"{run} People left out, in whose reference no face was found: {counts}."
 
 
 def write_record(measured: Measurements, study_folder: Path, file: Path) -> None:
@@ -75,6 +82,7 @@ def write_record(measured: Measurements, study_folder: Path, file: Path) -> None
     for person in kept["people"]:  # where they lay on that machine says nothing
         for kind in ("references", "others"):
             person[kind] = [Path(path).name for path in person[kind]]
+    kept["left_out"] = left_out(study_folder).to_dict("records")
     about = {
         "manifest": kept,
         "scales": {name: scale.to_dict("index") for name, scale in measured.scales.items()},
