@@ -24,8 +24,10 @@ from fusionlib.profiles import ROOT
 from fusionlib.stored import (
     CHECKED,
     JPEG_WIDTH,
+    LARGE_DRAWING,
     LARGE_PNG,
     MOST_BYTES_OF_ALL,
+    MOST_SHADES,
     faults,
     has_outputs,
     smaller_picture,
@@ -296,3 +298,28 @@ def test_drawings_stay_to_the_pixel_and_photographs_become_small() -> None:
         assert (
             np.abs(np.asarray(shown.convert("RGB"), int) - np.asarray(wanted, int)).mean() <= most
         )
+
+
+@pytest.mark.parametrize(
+    ("shades", "side", "kept"),
+    [(1000, 160, 256), (MOST_SHADES + 900, 160, None), (1000, 60, None)],
+    ids=["a drawing", "a photograph", "a small one"],
+)
+def test_only_a_drawing_of_some_size_keeps_256_shades(
+    shades: int, side: int, kept: int | None
+) -> None:
+    colours = np.random.default_rng(0).integers(0, shades, (side, side))
+    colours.flat[:shades] = np.arange(shades)[: side * side]
+    pixels = np.stack([colours % 70, colours // 70, colours * 0], axis=-1).astype(np.uint8)
+    before = BytesIO()
+    Image.fromarray(pixels).save(before, "PNG")
+    assert (len(before.getvalue()) > LARGE_DRAWING) == (side == 160)
+    assert len(before.getvalue()) < LARGE_PNG
+    kind, content = smaller_picture(before.getvalue())
+    shown = np.asarray(Image.open(BytesIO(content)).convert("RGB"), int)
+    assert kind == "image/png" and len(content) <= len(before.getvalue())
+    if kept is None:
+        assert np.array_equal(shown, pixels)
+    else:
+        assert len(np.unique(shown.reshape(-1, 3), axis=0)) <= kept
+        assert len(content) < len(before.getvalue()) and np.abs(shown - pixels).mean() < 5
