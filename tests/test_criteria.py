@@ -1,5 +1,6 @@
 """What the cards print: criteria, copies and distributions, each against something independent."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,18 @@ from fusionlib.cards import (
     sampled,
     spread,
 )
+from fusionlib.declaration import load_declaration
 from fusionlib.errors import FusionError
 from fusionlib.evaluation import copies, criteria
 from fusionlib.evaluation.criteria import Criterion
 from fusionlib.evaluation.measure import Measurements
 from fusionlib.evaluation.statistics import Interval
 from fusionlib.evaluation.suite import Separation
+from fusionlib.study import load_people
 from fusionlib.training.record import loss_curves, trained_methods, training_table
 
 ROOT = Path(__file__).resolve().parent.parent
+HELDOUT = ROOT / "data/heldout"
 
 
 def test_a_criterion_is_met_by_its_estimate_and_not_by_nothing() -> None:
@@ -47,16 +51,51 @@ def test_the_base_model_is_judged_by_shares_of_its_own_pictures() -> None:
     images = pd.DataFrame(
         {
             "method": ["text-only"] * 4 + ["fused"] * 2,
+            "person": ["a", "a", "b", "b", "a", "b"],
             "face": [True, True, True, False, False, False],
             "expression_correct": [1, 1, 0, np.nan, 0, 0],
             "style_correct": [1, 1, 1, 1, 0, 0],
         }
     )
     found = {c.what: c for c in criteria.of_base(Measurements(images, {}, "dlib", "reference"))}
-    assert found["expression as prompted"].value == pytest.approx(2 / 3)
+    assert found["expression as prompted"].value == pytest.approx((1 + 0) / 2), "people count once"
     assert found["expression as prompted"].looked_at == "3 pictures"
     assert found["style as prompted"].met and not found["faces found, over all styles"].met
     assert "scene as prompted" not in found
+
+
+def test_faces_are_looked_for_in_renders_of_the_same_styles(tmp_path: Path) -> None:
+    """Photographs with a face, and pictures called noir that are blank."""
+    folder = tmp_path / "renders"
+    folder.mkdir()
+    lines = ["person,file"]
+    for number, person in enumerate(load_people(HELDOUT, 2, only={"style": "photo"})):
+        for style, image in (
+            ("photo", Image.open(person.references[0])),
+            ("noir", Image.new("RGB", (128, 128))),
+        ):
+            name = f"{number}_{style}"
+            image.save(folder / f"{name}.png")
+            (folder / f"{name}.json").write_text(json.dumps({"style": style}))
+            lines.append(f"{number},{name}.png")
+    (folder / "index.csv").write_text("\n".join(lines))
+    styles = {"a photo": "photo", "a dark one": "noir", "a neon one": "neon"}
+    painted = pd.DataFrame(
+        {"prompt": ["a photo"] * 4 + ["a dark one", "else"], "face": [1, 1, 0, 1, 0, 1]}
+    ).astype({"face": bool})
+    table = criteria.faces_by_style(painted, styles, folder)
+    assert table.to_dict("index") == {
+        "photo": {"painted": 0.75, "of painted": 4, "renders": 1.0, "of renders": 2},
+        "noir": {"painted": 0.0, "of painted": 1, "renders": 0.0, "of renders": 2},
+    }
+    (found,) = criteria.of_renders(table)
+    assert (found.value, found.met, found.looked_at) == (0.5, None, "4 renders")
+    assert len(criteria.faces_by_style(painted, styles, folder, people=1)) == 2
+
+
+def test_the_declared_suite_is_the_list_of_prompts() -> None:
+    listed = pd.read_csv(ROOT / "data/prompts/suite.csv")
+    assert load_declaration(ROOT / "data/studies/suite.yaml").prompts == list(listed["prompt"])
 
 
 def test_adapters_are_judged_by_their_own_pictures() -> None:
