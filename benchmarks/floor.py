@@ -113,6 +113,7 @@ def pictures(setting: Setting) -> list[Group]:
         "without masks": partial(fused, lambda: cache),
         "masks, dense": partial(fused, lambda: cache, identity_masks=where, backend="dense"),
         "masks, grouped": partial(fused, lambda: cache, identity_masks=where, backend="grouped"),
+        "masks, by layer": partial(fused, lambda: cache, identity_masks=where),
     }
     return [*found, group("Three references", people, 3)]
 

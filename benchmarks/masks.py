@@ -43,6 +43,7 @@ def run(setting: Setting) -> list[Group]:
         side, shape = first_layer("full")
         asked.append((setting, side, shape))
     asked.append((setting, side // 2, shape))
+    asked.append((often, side // 4, shape))
     groups = [
         layer(rounds, backends, people, side, shape)
         for rounds, side, shape in asked

@@ -55,7 +55,8 @@ def fused_attention(
             A reference whose strength is the number 0 is left out before anything is computed.
         mask: Boolean, broadcastable to ``(batch, heads, N_q, N_text + sum N_f)``, True where a
             query may look (Eq. 7: ``identity_attention_mask``); or the ``QueryGroups`` that
-            ``group_queries`` makes of identity masks, with which no work is spent on closed keys.
+            ``group_queries`` makes of identity masks, with which no work is spent on closed keys
+            where there are many queries.
         scale: alpha; None means 1 / sqrt(head_dim).
         backend: With ``QueryGroups``, how they are applied: ``"dense"``, ``"grouped"`` or
             ``"flex"`` (see ``fusionlib.backends``); None is ``"dense"`` for few queries and

@@ -28,8 +28,8 @@ Backend = Literal["dense", "grouped", "flex"]
 """How closed keys are treated. None, wherever a backend may be given, is ``usual_backend``'s."""
 
 FEW_QUERIES = 256
-"""Up to so many queries a layer is faster with a dense mask: what it computes in vain takes less
-time than to sort and to start a kernel for each group (``book/records/benchmarks``)."""
+"""Up to so many queries a layer is faster, or as fast, with a dense mask: what it computes in vain
+takes less time than to sort and to start a kernel for each group (``book/records/benchmarks``)."""
 
 
 def usual_backend(queries: int) -> Backend:
@@ -39,10 +39,12 @@ def usual_backend(queries: int) -> Backend:
         queries: N_q of the layer.
 
     Returns:
-        ``"dense"`` up to ``FEW_QUERIES``, ``"grouped"`` above. ``"flex"`` was no faster in a whole
-        picture, on an H200 (``book/records/benchmarks``).
+        ``"dense"`` up to ``FEW_QUERIES``, ``"grouped"`` above; and in a compiled graph, which would
+        make the mask anew at each call. ``"flex"`` was no faster in a whole picture, on an H200
+        (``book/records/benchmarks``).
     """
-    return "dense" if queries <= FEW_QUERIES else "grouped"
+    few = queries <= FEW_QUERIES and not torch.compiler.is_compiling()
+    return "dense" if few else "grouped"
 
 
 def check_backend(backend: str | None) -> None:

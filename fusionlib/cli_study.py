@@ -84,6 +84,7 @@ def run(
         run_study(declared.study(device or own_device), store, share=part, progress=progress)
     if part.number == 0:
         _print_status(store, [declared.name])
+        _print_left_out(store / "studies" / declared.name)
 
 
 @app.command()
@@ -208,6 +209,13 @@ def _print_status(store: Path, names: list[str]) -> None:
     Console().print(table)
 
 
+def _print_left_out(folder: Path) -> None:
+    from fusionlib.study import left_out
+
+    for _, row in left_out(folder).iterrows():
+        typer.echo(f"Left out for {row['method']}: {row['person']} ({row['reason']})", err=True)
+
+
 def _duration(seconds: float) -> str:
     if seconds != seconds:  # no picture was timed yet
         return "?"
@@ -309,15 +317,16 @@ def evaluate(
     from fusionlib.evaluation.measure import measure
     from fusionlib.images import write_atomically
     from fusionlib.profiles import load_profile
-    from fusionlib.study import left_out, read_study
+    from fusionlib.study import read_study
 
     given = [text for text in classifier or [] if text != "none"]
     classifiers: dict[str, str | None] = dict(map(_classifier, given))
     ignored = 0
     if (folder / "cells.parquet").exists():
         index, people = read_study(folder)
-        for _, row in left_out(folder).iterrows():
-            typer.echo(f"Left out for {row['method']}: {row['person']} ({row['reason']})", err=True)
+        _print_left_out(folder)
+        if index.empty:
+            raise FusionError(f"{folder} has no picture: every person was left out.")
     else:
         found = read_folder(folder)
         index, people, ignored = found.index, found.people, found.ignored

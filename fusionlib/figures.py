@@ -160,6 +160,9 @@ def study_grid(
         labels: a label left of each row, if a person has one row.
     """
     of_seed = index[index["seed"] == seed]
+    unknown = set(prompts) - set(of_seed["prompt"])
+    if unknown:
+        raise FusionError(f"The study has no pictures of {', '.join(map(repr, sorted(unknown)))}.")
     images = of_seed.set_index(["method", "person", "prompt"])["image"]
     methods = list(of_seed["method"].unique())
     heads = list(called) or [
@@ -223,6 +226,8 @@ def pairs_grid(index: pd.DataFrame, people: Sequence[Person]) -> Image.Image:
     for person in people:
         mine = index[index["person"] == person.name].drop_duplicates("method").set_index("method")
         paths = mine["image"].to_dict()
+        if not paths:
+            continue  # no method has this person
         made = [load_image(paths[name]) if name in paths else None for name in methods]
         size = next(image.size for image in made if image)
         seen = load_image(person.references[0])

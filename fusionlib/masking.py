@@ -6,8 +6,8 @@ two masks overlap neither of the two. Text keys are never closed. The paper's "1
 same constant to every open logit, which the softmax cancels, so it is a boolean mask here.
 
 The same equation comes in two forms. ``identity_attention_mask`` is the mask, one boolean for each
-query and key. ``group_queries`` sorts the queries by the references that they see, so that nothing
-has to be computed for what they do not see.
+query and key. ``group_queries`` sorts the queries by the references that they see, so that where
+they are many nothing has to be computed for what they do not see.
 """
 
 from collections.abc import Sequence
@@ -169,7 +169,8 @@ class QueryGroups:
 
     Eq. 7 closes a reference to a query as a whole, so the queries of a layer fall into few groups:
     one inside of each identity's mask, the background, and the overlaps. ``group_queries`` makes
-    them, and ``fused_attention`` takes them in place of a mask, to spend no work on closed keys.
+    them, and ``fused_attention`` takes them in place of a mask. Where there are many queries, no
+    work is then spent on closed keys.
 
     Attributes:
         references: How many references there are.

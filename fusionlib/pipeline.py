@@ -418,7 +418,9 @@ class FusionMixin(DiffusionPipeline):
             strengths = [strengths] * each
         seen = any(not is_number(s, 0) for s in check_strengths(strengths, each, images))
         masks, latent_size = self._masks(identity_masks, kwargs), None
-        if masks is not None:
+        if (
+            masks is not None and kwargs.get("latents") is None
+        ):  # whose size diffusers takes as it is
             height, width = (side // self.vae_scale_factor for side in masks.shape[1:])
             latent_size = height, width
         conditioned = functools.partial(

@@ -118,9 +118,15 @@ class Store:
         self._left_out.append({"key": key, "reason": reason, "created": datetime.now(UTC)})
 
     def left_out(self) -> dict[str, str]:
-        """Why each picture that cannot be made cannot, by its key."""
+        """Why each picture that cannot be made cannot, by its key.
+
+        Whoever finds a face where another machine's detector found none makes the picture after
+        all. To have everybody tried again, delete the folder ``left_out``.
+        """
         noted = self._left_out.read(["reason"])
-        return dict(zip(noted["key"], noted["reason"], strict=True))
+        reasons = dict(zip(noted["key"], noted["reason"], strict=True))
+        there = self.keys() if reasons else set()
+        return {key: reason for key, reason in reasons.items() if key not in there}
 
     def adopt(self, keys: Iterable[str]) -> None:
         """List pictures that are there and not in the index, as after a kill."""

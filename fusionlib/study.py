@@ -255,10 +255,12 @@ def run_study(
                 faces = method.prepare(seen)
             except NoFaceError as error:
                 logger.warning("%r is left out for %r: %s", person.name, method.name, error)
-                for key in missing:
-                    shelf.leave_out(key, str(error))
-                    done.add(key)
-                    bar.update()
+                for key, cell in mine.items():  # of all blocks, so that nobody is asked again
+                    same = (cell.method, cell.person) == (method.name, person.name)
+                    if same and key not in done:
+                        shelf.leave_out(key, str(error))
+                        done.add(key)
+                        bar.update()
                 continue
             for cell in missing.values():
                 started = time.perf_counter()

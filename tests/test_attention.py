@@ -213,7 +213,7 @@ def test_strength_zero_for_some_samples_only() -> None:
 
 
 @pytest.mark.parametrize("head_dim", [40, 64, 80])
-def test_strengths_leave_the_flash_kernel_usable(head_dim: int) -> None:
+def test_strengths_leave_the_quick_kernel_of_a_cpu_usable(head_dim: int) -> None:
     inputs = example(head_dim=head_dim)
     strengths = [0.3, torch.tensor([0.0, 2.0]), 1.0]
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):

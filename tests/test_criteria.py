@@ -63,6 +63,10 @@ def test_the_base_model_is_judged_by_shares_of_its_own_pictures() -> None:
     assert found["style as prompted"].met and not found["faces found, over all styles"].met
     assert "scene as prompted" not in found
 
+    one = images[images["person"] == "a"]
+    alone = {c.what: c for c in criteria.of_base(Measurements(one, {}, "dlib", "reference"))}
+    assert alone["style as prompted"].value == 1.0, "a share, though no interval"
+
 
 def test_faces_are_looked_for_in_renders_of_the_same_styles(tmp_path: Path) -> None:
     """Photographs with a face, and pictures called noir that are blank."""

@@ -595,6 +595,19 @@ def test_methods_are_compared_in_pairs(scores: IdentityScores) -> None:
         paired_difference(scores, "near", "other")
 
 
+def test_people_whom_a_method_leaves_out_count_as_pairs_without_a_number(
+    scores: IdentityScores,
+) -> None:
+    images = scores.images
+    made = images[(images["method"] == "far") | ~images["person"].isin(["p5"])]
+    for difference in (
+        paired_difference(made.assign(ssim=1.0), "near", "far"),
+        paired_difference(made.assign(ssim=1.0), "far", "near"),
+    ):
+        assert (difference.pairs, difference.cells, difference.people) == (9, 12, 5)
+        assert difference.verdict == "undecided", "a tenth of the pictures may be missing, no more"
+
+
 def test_a_metric_that_grows_is_compared_the_other_way_round(scores: IdentityScores) -> None:
     images = scores.images.assign(ssim=1 - scores.images["distance"])
     assert paired_difference(images, "near", "far", "ssim") == replace(

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from fusionlib.cli import app
 from fusionlib.errors import FusionError, NoFaceError
 from fusionlib.evaluation.folder import export_study, read_folder
+from fusionlib.evaluation.records import read_record
 from fusionlib.images import load_image
 from fusionlib.methods import Method
 from fusionlib.study import Study, load_people, run_study
@@ -99,6 +100,9 @@ def test_an_exported_study_is_judged_as_the_study_itself(
             raise NoFaceError("Reference 1 shows no face.")
         return images
 
+    def refuse(images):  # type: ignore[no-untyped-def]
+        raise NoFaceError("Reference 1 shows no face.")
+
     methods = [
         Method("a stranger", stranger, {"v": 1}),
         Method("copy", copy, {"v": 2}),
@@ -131,6 +135,18 @@ def test_an_exported_study_is_judged_as_the_study_itself(
     pd.testing.assert_frame_equal(first, second)
     with pytest.raises(FusionError, match="exists"):
         export_study(store, "mirror", out)
+    for judged in (study, out):
+        record = tmp_path / f"{judged.name}.parquet"
+        assert evaluate(judged, observations, "--record", record).exit_code == 0
+        (gone,) = read_record(record).manifest["left_out"]
+        assert (gone["method"], gone["person"]) == ("picky", people[3].name)
+
+    nobody = Study(
+        "nobody", [Method("picky", copy, {"v": 4}, prepare=refuse)], people[:1], ["a face"]
+    )
+    assert run_study(nobody, store, progress=False).empty
+    done = evaluate(store / "studies" / "nobody", observations)
+    assert done.exit_code == 1 and "every person was left out" in " ".join(done.output.split())
     with pytest.raises(FusionError, match="no study 'other'"):
         export_study(store, "other", tmp_path / "new")
 

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fusionlib import fused_attention, group_queries, identity_attention_mask
+from fusionlib.backends import usual_backend
 
 
 @pytest.fixture(autouse=True)
@@ -200,6 +201,12 @@ def test_a_layer_of_few_queries_takes_the_mask_unless_told_otherwise(
         other = {"dense": "fusionlib.attention.grouped", "grouped": "fusionlib.attention.dense"}
         context.setattr(other[backend], lambda *_: pytest.fail("the other backend"))
         fused_attention(**inputs, mask=groups)
+
+
+def test_a_compiled_graph_makes_no_mask_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usual_backend(64) == "dense"
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert usual_backend(64) == "grouped"
 
 
 def test_flex_as_it_is_called_outside_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Records of studies: they give back what was measured, and belong to the weights they came of."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,6 +125,9 @@ def test_a_study_without_a_record_is_what_was_measured_now(
     now = recorded(study, measured, tmp_path / "nothing here")
     assert now.measured is measured
     assert now.run.startswith("Profile unknown: 1 person, 1 prompt, 1 seed; weights: base model aa")
+    assert "left out" not in now.run
+    without = replace(measured, images=measured.images[measured.images["method"] == "text"])
+    assert recorded(study, without, tmp_path).run.endswith("no face was found: 1 for fused.")
     write_record(measured, study_folder, tmp_path / "kept" / "small.parquet")
     assert "3 people" in recorded(study, measured, tmp_path / "kept").run
 

@@ -23,7 +23,7 @@ from fusionlib import ledger
 from fusionlib.cli import app
 from fusionlib.declaration import Declaration, load_declaration, resized
 from fusionlib.errors import FusionError, NoFaceError
-from fusionlib.figures import study_grid
+from fusionlib.figures import pairs_grid, study_grid
 from fusionlib.images import read_metadata
 from fusionlib.loading import load_pipeline
 from fusionlib.manifest import sha256_file
@@ -359,6 +359,8 @@ def test_who_shows_no_face_is_left_out_and_counted(
 
     again = run_study(study, store, progress=False)
     assert again.equals(index) and len(asked) == 2, "nobody is asked twice"
+    run_study(replace(study, seeds=range(2 * BLOCK)), tmp_path / "large", progress=False)
+    assert len(asked) == 2 + 1 + 4, "ada once for all of her pictures, ben for each block of his"
     assert read_study(store / "studies" / "two")[0].equals(index)
     (gone,) = left_out(store / "studies" / "two").to_dict("records")
     assert (gone["method"], gone["person"]) == ("seeing", "ada") and "no face" in gone["reason"]
@@ -380,6 +382,17 @@ def test_who_shows_no_face_is_left_out_and_counted(
     assert grid.size == full.size and differs.any(), "a place stays empty"
     rows, columns = np.nonzero(differs.any(axis=2))
     assert columns.min() > grid.width / 2 and rows.max() < grid.height * 0.7, "and no other"
+    with pytest.raises(FusionError, match="no pictures of 'another'"):
+        study_grid(index, people, prompts=["another"])
+    assert pairs_grid(index, people).height == pairs_grid(whole, people).height
+    assert pairs_grid(index[index["person"] == "ben"], people).height < grid.height
+
+    cell = next(c for c in cells(study) if (c.method, c.person) == ("seeing", "ada"))
+    with Store(store).writing() as shelf:  # another machine's detector found the face
+        shelf.add(cell.key, Image.new("RGB", (32, 32)), cell.ingredients, 1.0)
+    assert len(read_study(store / "studies" / "two")[0]) == len(index) + 1
+    table = study_status(store, "two").loc["seeing"]
+    assert (table["done"], table["left_out"]) == (5, 3)
 
 
 def test_mistakes_end_in_one_sentence(study: Study, people: list[Person], tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ class PairedDifference:
         ahead: share of people for whom this one is better.
         by_seed: the mean improvement for each seed alone: what another seed would have said.
         pairs: pictures (person, prompt, seed) that were measured under both methods.
-        cells: pictures that both methods made.
+        cells: pictures that either method made. One that the other did not make, as of a person
+            whom it left out, is a pair without a number.
         people: people with at least one such pair.
         verdict: on the claim that this one is better.
     """
@@ -146,7 +147,7 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare two methods of a study cell by cell.
 
-    Cells without a number under either method (no face, for example) are left out and counted; if
+    Cells without a number under either method (no face, or no picture) are left out and counted; if
     more than a tenth are, or there are fewer than five people, the verdict is "undecided" whatever
     the interval. Prompts that ask nothing of what a classifier tells are no cells of it.
 
@@ -184,7 +185,7 @@ def paired_difference(
 def _cells(
     scores: IdentityScores | pd.DataFrame, methods: Sequence[str], metric: str
 ) -> pd.DataFrame:
-    """A metric of several methods side by side: a row for each cell of which all made a picture.
+    """A metric of several methods side by side: a row for each cell of which any made a picture.
 
     Raises:
         FusionError: the study lacks a method.
@@ -193,13 +194,8 @@ def _cells(
     for name in methods:
         by_person(images, metric, name)
     images = _asked(images[images["method"].isin(methods)], metric)
-    cell = ["person", "prompt", "seed"]
-    made = images.groupby(cell)["method"].transform("nunique") == len(set(methods))
-    return (
-        images[made]
-        .pivot(index=cell, columns="method", values=metric)
-        .reindex(columns=list(methods))
-    )
+    cells = images.pivot(index=["person", "prompt", "seed"], columns="method", values=metric)
+    return cells.reindex(columns=list(methods))
 
 
 def _asked(images: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -41,7 +41,8 @@ class Criterion:
     """One thing that a suite must show.
 
     Attributes:
-        part: of the suite: people, autoencoder, CLIP, classifier, base, adapter.
+        part: of the suite: people, autoencoder, CLIP, classifier, base, adapter; or renders, which
+            some of these are compared with.
         what: is measured, with its unit.
         least: what was asked for; None where nothing was, and the value is there to compare with.
         measured: the value, or its interval over people.
@@ -184,12 +185,14 @@ def of_base(measured: Measurements, method: str = "text-only") -> list[Criterion
         method: its name in there.
     """
     images = measured.images[measured.images["method"] == method]
+    several = images["person"].nunique() > 1  # there is no interval over one person
     asked = {f"{head}_correct": (f"{head} as prompted", least) for head, least in WANTED.items()}
     criteria = []
     for column, (what, least) in (asked | {"face": (FACES_FOUND, 0.97)}).items():
         known = images.get(column, pd.Series(dtype=float)).dropna()
         if len(known):
-            share = mean_over_people(images.astype({column: float}), column, method)
+            shares = images.astype({column: float})
+            share = mean_over_people(shares, column, method) if several else float(known.mean())
             criteria.append(Criterion("base", what, least, share, f"{len(known)} pictures"))
     return criteria
 
@@ -217,8 +220,8 @@ def faces_by_style(
         cache: see `fusionlib.evaluation.observe.observe`.
 
     Returns:
-        A row for each style that was painted: the shares ``painted`` and ``renders``, and how many
-        pictures each is of.
+        A row for each style that was painted and rendered: the shares ``painted`` and ``renders``,
+        and how many pictures each is of.
     """
     rows = [(record.get("style"), path) for _, path, record in read_records(folder, people)]
     seen = observe([path for _, path in rows], detector=detector, cache=cache, strict=True)

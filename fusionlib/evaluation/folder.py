@@ -27,7 +27,7 @@ from tqdm import tqdm
 from fusionlib.errors import FusionError
 from fusionlib.images import write_atomically
 from fusionlib.store import Store
-from fusionlib.study import Person, read_study
+from fusionlib.study import Person, left_out, read_study
 
 REFERENCES, OTHERS, INDEX = "references", "others", "index.csv"
 
@@ -220,7 +220,9 @@ def export_study(store: str | Path, name: str, out: str | Path) -> Path:
         )
         text = table.to_csv(index=False)
         write_atomically(partial / INDEX, lambda file: file.write(text.encode()))
-        text = json.dumps(shelf.manifest(name), indent=2, ensure_ascii=False) + "\n"
+        gone = left_out(shelf.root / "studies" / name).to_dict("records")
+        record = {**shelf.manifest(name), "left_out": gone}
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         write_atomically(partial / "manifest.json", lambda file: file.write(text.encode()))
         partial.rename(out)
     except OSError as error:

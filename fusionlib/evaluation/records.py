@@ -82,7 +82,8 @@ def write_record(measured: Measurements, study_folder: Path, file: Path) -> None
     for person in kept["people"]:  # where they lay on that machine says nothing
         for kind in ("references", "others"):
             person[kind] = [Path(path).name for path in person[kind]]
-    kept["left_out"] = left_out(study_folder).to_dict("records")
+    if (study_folder / "cells.parquet").is_file():  # not so in a folder that was exported
+        kept["left_out"] = left_out(study_folder).to_dict("records")
     about = {
         "manifest": kept,
         "scales": {name: scale.to_dict("index") for name, scale in measured.scales.items()},
@@ -154,7 +155,14 @@ def recorded(study: Study, measured: Measurements, folder: str | Path) -> Record
     """
     file = Path(folder) / f"{study.name}.parquet"
     if not file.is_file():
-        return Record(measured, describe_study(study))
+        made = set(zip(measured.images["method"], measured.images["person"], strict=True))
+        missing = [
+            {"method": method.name, "person": person.name}
+            for method in study.methods
+            for person in study.people
+            if (method.name, person.name) not in made
+        ]
+        return Record(measured, {**describe_study(study), "left_out": missing})
     record = read_record(file, study)
     kept = record.measured
     for what, there, here in (
