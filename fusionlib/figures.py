@@ -23,6 +23,7 @@ from fusionlib.evaluation.comparison import (
     summary,
 )
 from fusionlib.evaluation.paper import as_printed, read_quoted
+from fusionlib.evaluation.statistics import Interval
 from fusionlib.images import load_image
 from fusionlib.study import Person, Study, label_run
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from fusionlib.evaluation.suite import Separation
 
-INK, QUIET = "#22272e", "#6b7280"
+INK, QUIET, WORSE = "#22272e", "#6b7280", "#d1495b"
 QUOTED, MEASURED = "#7a5195", "#00796b"
 """Colours of the two kinds of numbers: purple is quoted from the paper, teal was measured here. The
 book's style sheet has the same, and lighter ones for dark pages."""
@@ -307,6 +308,58 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
     return described(Drawing(figure), f"{alt}{'; '.join(words[::-1])}.")
 
 
+def paired_plot(scores: Sequence[IdentityScores], baseline: str) -> Image.Image:
+    """Draw how much nearer to the reference each method is than one of them, picture by picture.
+
+    A row for each method, a panel for each recogniser: to the right is nearer. The unit is the way
+    from another person's pictures to the person's own, so that recognisers can be compared. What
+    the interval decides is coloured; what it leaves open, or would rest on too few pairs or people,
+    is grey.
+
+    Args:
+        scores: of one study, under one recogniser or more.
+        baseline: the method that the others are compared with. Where a study lacks it, the picture
+            says so.
+    """
+    methods = [str(name) for name in scores[0].images["method"].unique()]
+    others = [name for name in methods if name != baseline] if baseline in methods else []
+    size = (9, 0.42 * max(len(others), 2) + 1)
+    figure = Figure(figsize=size, layout="constrained", dpi=150)
+    panels = figure.subplots(1, len(scores), sharex=True, sharey=True, squeeze=False)[0]
+    words = []
+    for axes, score in zip(panels, scores, strict=True):
+        told = []
+        way = float((score.scale["impostor"] - score.scale["genuine"]).mean())
+        axes.axvline(0, color=INK, linewidth=1, zorder=0)
+        for position, name in enumerate(reversed(others)):
+            found = paired_difference(score, name, baseline)
+            mean, low, high = (float(end) / way for end in vars(found.interval).values())
+            if not np.isfinite([low, high]).all():
+                continue
+            interval = Interval(mean, low, high)
+            colour = {"supported": MEASURED, "not supported": WORSE}.get(found.verdict, QUIET)
+            axes.plot([low, high], [position] * 2, color=colour, linewidth=3)
+            axes.plot(mean, position, "o", color=colour, markersize=8)
+            told.append(f"{name} {interval}, {found.pairs} of {found.cells} pairs")
+        axes.set_yticks(range(len(others)), others[::-1])
+        axes.set_ylim(-0.6, max(len(others), 1) - 0.4)
+        axes.set_xlabel(f"nearer by, of the way to the person ({score.recogniser})", color=INK)
+        axes.tick_params(axis="y", length=0, labelsize=11)
+        axes.tick_params(axis="x", colors=QUIET)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.grid(axis="x", alpha=0.25)
+        words.append(f"by {score.recogniser}: {'; '.join(told[::-1]) or 'nothing'}")
+    if not others:
+        text = f"Nothing to compare: {baseline} and another method are needed."
+        panels[0].text(0.5, 0.5, text, transform=panels[0].transAxes, ha="center", color=QUIET)
+    target = "reference" if scores[0].against == "reference" else "person's other pictures"
+    alt = (
+        f"How much nearer to the {target} than {baseline}, in parts of the way from a stranger to "
+        f"the person: {'. '.join(words)}."
+    )
+    return described(Drawing(figure), alt)
+
+
 def psnr_plot(pairs: pd.DataFrame, quoted: pd.DataFrame) -> Image.Image:
     """Draw PSNR over SSIM for many pairs of faces, computed properly and in 8 bits.
 
@@ -318,7 +371,7 @@ def psnr_plot(pairs: pd.DataFrame, quoted: pd.DataFrame) -> Image.Image:
     axes = figure.subplots()
     for column, colour, label in (
         ("psnr", MEASURED, "measured, in floating point"),
-        ("psnr_8bit_overflow", "#d1495b", "measured, differences left in 8 bits"),
+        ("psnr_8bit_overflow", WORSE, "measured, differences left in 8 bits"),
     ):
         axes.scatter(
             pairs["ssim"], pairs[column], s=12, color=colour, alpha=0.45, linewidths=0, label=label

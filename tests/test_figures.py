@@ -18,6 +18,7 @@ from fusionlib.figures import (
     classification_table,
     distance_plot,
     measured_table,
+    paired_plot,
     pairs_grid,
     picture_grid,
     prompt_grid,
@@ -200,6 +201,37 @@ def test_the_plot_shows_every_method(scores: IdentityScores) -> None:
     fewer = replace(scores, images=scores.images[scores.images["method"] == "fused"])
     assert distance_plot(fewer).height < picture.height
     distance_plot(replace(scores, recogniser="a network of one's own"))  # has no threshold
+
+
+def test_the_paired_plot_shows_what_the_intervals_decide() -> None:
+    """Eight people: one method is nearer by a quarter of the way, one farther, one alike."""
+    people = [f"p{number}" for number in range(8)]
+    shifts = {"base": 0.0, "nearer": -0.1, "farther": 0.1, "alike": 0.0}
+    wiggle = np.linspace(-0.01, 0.01, 8)
+    rows = [
+        {"method": method, "person": person, "prompt": "a face", "seed": 0, "image": "x",
+         "distance": 0.5 + shift + (wiggle[n] if method == "alike" else 0.1 * wiggle[n] * shift)}
+        for method, shift in shifts.items()
+        for n, person in enumerate(people)
+    ]  # fmt: skip
+    scale = pd.DataFrame({"genuine": 0.2, "impostor": 0.6}, index=pd.Index(people, name="person"))
+    score = IdentityScores("Dlib", "dlib", "reference", pd.DataFrame(rows), scale)
+
+    def coloured(picture: Image.Image, colour: list[int]) -> int:
+        return int(
+            (np.abs(np.asarray(picture.convert("RGB")).astype(int) - colour).max(-1) < 9).sum()
+        )
+
+    picture = paired_plot([score, replace(score, recogniser="other")], "base")
+    assert "by Dlib: nearer 0.250 [0.2" in picture.info["alt"]
+    assert "farther -0.250 [-0.2" in picture.info["alt"] and "8 of 8 pairs" in picture.info["alt"]
+    assert "by other: nearer 0.250" in picture.info["alt"]
+    teal, red = [0x00, 0x79, 0x6B], [0xD1, 0x49, 0x5B]
+    assert coloured(picture, teal) > 100 and coloured(picture, red) > 100
+    few = replace(score, images=score.images[score.images["person"].isin(people[:3])])
+    undecided = paired_plot([few], "base")
+    assert coloured(undecided, teal) == coloured(undecided, red) == 0
+    assert "by Dlib: nothing" in paired_plot([score], "not trained").info["alt"]
 
 
 def test_a_study_is_shown_person_by_person(tmp_path: Path) -> None:
