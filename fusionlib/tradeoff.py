@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from fusionlib.described import described
@@ -17,6 +18,9 @@ COLOURS = (MEASURED, "#c4572b", "#4a6fb5", "#8a6d1b", "#7a5195")
 """Of the systems, in their order; told apart without colour by their marks."""
 
 MARKS = "osD^v"
+
+LOWEST = 0.9
+"""Where the axis of shares begins at the latest, so that small differences do not look large."""
 
 
 def trade_off(measured: Measurements, recogniser: str) -> pd.DataFrame:
@@ -70,7 +74,8 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
             ):
                 axes.plot(xs, ys, color=colour, linewidth=1, alpha=0.35)
         axes.plot(x, y, mark, color=colour, markersize=7, label=system)
-        for at, share, value in zip(x, y, rows["number"], strict=True):
+        # Above and below in turn: neighbours on a path may lie close together.
+        for n, (at, share, value) in enumerate(zip(x, y, rows["number"], strict=True)):
             if not np.isfinite([at, share]).all():
                 continue
             axes.annotate(
@@ -79,7 +84,7 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
                 color=colour,
                 fontsize=9,
                 textcoords="offset points",
-                xytext=(7, 6),
+                xytext=(6, 6 if n % 2 == 0 else -14),
             )
         first, last = (
             f"{_place(x[end], y[end])} at {rows['number'].iloc[end]:g}" for end in (0, -1)
@@ -88,8 +93,11 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
     axes.set_xlabel("identity recovery R: 0 a stranger, 1 another picture of the person", color=INK)
     axes.set_ylabel("pictures that show all that is asked for", color=INK)
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, 0.8), min(high, 1.03))  # no share is above 1: room for marks there
-    axes.set_yticks([tick for tick in axes.get_yticks() if min(low, 0.8) <= tick <= min(high, 1)])
+    low = min(low, LOWEST)
+    high = min(high, 1 + 0.15 * (1 - low))  # no share is above 1: room for marks there
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # whole percents
+    axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, 1)])
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.tick_params(colors=QUIET)
     axes.spines[["top", "right"]].set_visible(False)
