@@ -22,7 +22,7 @@ from benchmarks.alternate import Call, Setting, compare
 from benchmarks.models import PROMPT, Models, size_of
 from fusionlib import attention
 from fusionlib.attention import fused_attention
-from fusionlib.backends import FEW_QUERIES, Backend, dense
+from fusionlib.backends import FEW_LOGITS, Backend, dense
 from fusionlib.benchmarked import Group, layer_title
 from fusionlib.masking import group_queries
 
@@ -169,9 +169,9 @@ def pictures(models: Models, backends: list[Backend]) -> Group:
     cache = fused.encode_references(models.pictures(3))
     masks = columns(3, models.size.resolution)
 
-    def paint(backend: Backend | None, few: int = FEW_QUERIES) -> Call:
+    def paint(backend: Backend | None, few: int = FEW_LOGITS) -> Call:
         def call() -> None:
-            with _by(fused.adapter, backend), patch("fusionlib.backends.FEW_QUERIES", few):
+            with _by(fused.adapter, backend), patch("fusionlib.backends.FEW_LOGITS", few):
                 fused(PROMPT, cache, identity_masks=masks, **models.sampling)
 
         return call
@@ -180,7 +180,9 @@ def pictures(models: Models, backends: list[Backend]) -> Group:
     calls |= {f"masks, {name}": paint(name) for name in backends}
     calls["masks, by layer"] = paint(None)
     if setting.device == "cuda":  # where to start kernels takes longer than to run them
-        calls["masks, by layer, dense up to 32 x 32"] = paint(None, 32**2)
+        for side in (16, 32):
+            few = side**2 * (77 + 3 * side**2)
+            calls[f"masks, by layer, dense up to {side} x {side}"] = paint(None, few)
     return compare("Three references, seconds for a picture", calls, setting)
 
 

@@ -59,8 +59,8 @@ def fused_attention(
             where there are many queries.
         scale: alpha; None means 1 / sqrt(head_dim).
         backend: With ``QueryGroups``, how they are applied: ``"dense"``, ``"grouped"`` or
-            ``"flex"`` (see ``fusionlib.backends``); None is ``"dense"`` for few queries and
-            ``"grouped"`` for many.
+            ``"flex"`` (see ``fusionlib.backends``); None is ``"dense"`` where there are few
+            and ``"grouped"`` where there are many.
 
     Returns:
         The attended values, ``(batch, heads, N_q, head_dim)``.
@@ -386,7 +386,7 @@ def _check_mask(
             )
         if mask.order.device != query.device:
             raise FusionError(f"mask must be on the query's device: use mask.to({query.device}).")
-        return backend or usual_backend(queries)
+        return backend or usual_backend(queries, sum(tokens))
     if mask is None:
         return "dense"
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:

@@ -27,23 +27,25 @@ from fusionlib.masking import QueryGroups
 Backend = Literal["dense", "grouped", "flex"]
 """How closed keys are treated. None, wherever a backend may be given, is ``usual_backend``'s."""
 
-FEW_QUERIES = 256
-"""Up to so many queries a layer is faster, or as fast, with a dense mask: what it computes in vain
-takes less time than to sort and to start a kernel for each group (``book/records/benchmarks``)."""
+FEW_LOGITS = 150_000
+"""Up to so many logits, N_q times N_k, a layer is faster with a dense mask: what it computes in
+vain takes less time than to sort and to start a kernel for each group. On a CPU one of 16 x 16
+positions is as fast either way with two people (``book/records/benchmarks``)."""
 
 
-def usual_backend(queries: int) -> Backend:
+def usual_backend(queries: int, keys: int) -> Backend:
     """How closed keys are treated where nobody said how: by what is fastest in such a layer.
 
     Args:
         queries: N_q of the layer.
+        keys: N_k, those of the text and of every reference.
 
     Returns:
-        ``"dense"`` up to ``FEW_QUERIES``, ``"grouped"`` above; and in a compiled graph, which would
+        ``"dense"`` up to ``FEW_LOGITS``, ``"grouped"`` above; and in a compiled graph, which would
         make the mask anew at each call. ``"flex"`` was no faster in a whole picture, on an H200
         (``book/records/benchmarks``).
     """
-    few = queries <= FEW_QUERIES and not torch.compiler.is_compiling()
+    few = queries * keys <= FEW_LOGITS and not torch.compiler.is_compiling()
     return "dense" if few else "grouped"
 
 

@@ -60,15 +60,15 @@ OPTIMISATIONS = (
     Optimisation(
         "Queries sorted by whom they may see, in place of a mask, in a layer of 64 x 64 positions",
         None, "masks", layer_title(3, 64), "grouped", "dense",
-        "kept, for layers of more than 256 positions",
+        "kept, for large layers",
     ),
     Optimisation(
         "The same in a layer of 8 x 8 positions",
         None, "masks", layer_title(3, 8), "grouped", "dense",
-        "dropped: layers of up to 256 positions are given the mask",
+        "dropped: small layers are given the mask",
     ),
     Optimisation(
-        "A mask in layers of up to 256 positions, sorted queries in the larger ones",
+        "A mask in small layers, sorted queries in the larger ones",
         "less time: fewer kernels to start", "masks", "Three references", "masks, by layer",
         "masks, grouped",
         "kept, as the default",

@@ -129,7 +129,7 @@ _TRIED = {
     "the others. By the profile the kernels of a sorted picture hardly take longer than those "
     "without masks: what does is to start some for each group of queries, in each layer and step. "
     "Since then the masks are scaled for those sizes only that a layer has, not on the GPU, and "
-    "layers of up to 256 positions are given the mask, in one kernel.",
+    "small layers are given the mask, in one kernel.",
     "training": "Latents and text encoded once; h_f of every reference, too, which leaves out the "
     "reference's pass (a row of its own above); attention by plain matrix products. That pass, and "
     "the longer keys, are operations that IP-Adapter does not have.",

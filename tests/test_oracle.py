@@ -186,8 +186,8 @@ def test_the_grouped_form_never_looks_at_closed_keys() -> None:
     assert torch.equal(out.isnan().any(3)[0, 0].unflatten(0, (8, 8)), masks[1])
 
 
-@pytest.mark.parametrize(("side", "backend"), [(16, "dense"), (17, "grouped")])
-def test_a_layer_of_few_queries_takes_the_mask_unless_told_otherwise(
+@pytest.mark.parametrize(("side", "backend"), [(16, "dense"), (36, "grouped")])
+def test_a_small_layer_takes_the_mask_unless_told_otherwise(
     side: int, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs, _ = two_people()
@@ -204,9 +204,9 @@ def test_a_layer_of_few_queries_takes_the_mask_unless_told_otherwise(
 
 
 def test_a_compiled_graph_makes_no_mask_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert usual_backend(64) == "dense"
+    assert usual_backend(64, 205) == "dense" and usual_backend(4096, 205) == "grouped"
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert usual_backend(64) == "grouped"
+    assert usual_backend(64, 205) == "grouped"
 
 
 def test_flex_as_it_is_called_outside_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
