@@ -29,8 +29,8 @@ Backend = Literal["dense", "grouped", "flex"]
 
 FEW_LOGITS = 150_000
 """Up to so many logits, N_q times N_k, a layer is faster with a dense mask: what it computes in
-vain takes less time than to sort and to start a kernel for each group. On a CPU one of 16 x 16
-positions is as fast either way with two people (``book/records/benchmarks``)."""
+vain takes less time than to sort and to start a kernel for each group. Measured on a CPU: a layer
+of 16 x 16 positions has so many with two people (``book/records/benchmarks``)."""
 
 
 def usual_backend(queries: int, keys: int) -> Backend:
