@@ -159,6 +159,9 @@ def study_grid(
         called: what to call these, if not by their numbers.
         seed: which seed to show.
         labels: a label left of each row, if a person has one row.
+
+    Raises:
+        FusionError: the study has no picture of a prompt with this seed.
     """
     of_seed = index[index["seed"] == seed]
     unknown = set(prompts) - set(of_seed["prompt"])

@@ -221,7 +221,10 @@ def faces_by_style(
 
     Returns:
         A row for each style that was painted and rendered: the shares ``painted`` and ``renders``,
-        and how many pictures each is of.
+        from 0 to 1, and how many pictures each is of.
+
+    Raises:
+        FusionError: the folder is of another shape, or a picture in it cannot be read.
     """
     rows = [(record.get("style"), path) for _, path, record in read_records(folder, people)]
     seen = observe([path for _, path in rows], detector=detector, cache=cache, strict=True)
