@@ -7,9 +7,11 @@ shared mode has nothing to prepare and encodes the references at every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -17,7 +19,9 @@ from benchmarks.alternate import Call, Setting, compare
 from benchmarks.models import PROMPT, Models
 from fusionlib.benchmarked import Group
 
+EACH_STEP = "joined at each step"
 CLEAN, SHARED = "fused, clean cache", "fused, shared timestep"
+ANEW = f"{CLEAN}, {EACH_STEP}"
 WORDS = {1: "One reference", 2: "Two references", 4: "Four references"}
 
 
@@ -52,6 +56,15 @@ def build(models: Models) -> dict[str, Callable[[int], Call]]:
         seen = models.fused.encode_references(models.pictures(references))
         return paint(models.fused, references=seen)
 
+    def anew(references: int) -> Call:
+        call = clean(references)
+
+        def each_step() -> None:
+            with joined_at_each_step(models.fused.adapter):
+                call()
+
+        return each_step
+
     def shared(references: int) -> Call:
         pictures = models.pictures(references)
         return paint(models.fused, references=pictures, timestep_mode="shared")
@@ -64,11 +77,24 @@ def build(models: Models) -> dict[str, Callable[[int], Call]]:
     return {
         "base model": lambda _: paint(base()),
         CLEAN: clean,
+        ANEW: anew,
         SHARED: shared,
         "IP-Adapter": partial(decoupled, False),
         "IP-Adapter-Plus": partial(decoupled, True),
         "ControlNet": lambda _: paint(control(), image=models.pictures(1)[0]),
     }
+
+
+@contextmanager
+def joined_at_each_step(adapter: Any) -> Iterator[None]:
+    """K' and V' of Eq. 6 are not kept from one step to the next, as if a callback changed them."""
+
+    def conditioned(*args: Any, **kwargs: Any) -> Any:
+        return kept(*args, **kwargs | {"same_text": False})
+
+    kept = adapter.conditioned
+    with patch.object(adapter, "conditioned", conditioned):
+        yield
 
 
 def _preparation(models: Models) -> Group:

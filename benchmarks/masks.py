@@ -1,8 +1,9 @@
 """Identity masks (Eq. 7): a dense one beside sorted queries, which skip what is closed.
 
-One attention layer for one to four identities, then whole pictures of three: with either in all
-layers, and with what the library picks for each. ``flex`` is FlexAttention, on CUDA only.
-Strengths, which are added like a mask, stand beside another way to the same.
+One attention layer for one to four identities, whose keys are joined already, as at all steps but a
+picture's first; then whole pictures of three, with either in all layers, and with what the library
+picks for each. ``flex`` is FlexAttention, on CUDA only. Strengths, which are added like a mask,
+stand beside another way to the same.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.alternate import Call, Setting, compare
+from benchmarks.generation import EACH_STEP, joined_at_each_step
 from benchmarks.models import PROMPT, Models, size_of
 from fusionlib import attention
-from fusionlib.attention import fused_attention
-from fusionlib.backends import FEW_LOGITS, Backend, dense
+from fusionlib.attention import prepared_attention
+from fusionlib.backends import FEW_LOGITS, Attend, Backend, dense
 from fusionlib.benchmarked import Group, layer_title
 from fusionlib.masking import group_queries
 
@@ -111,11 +113,16 @@ def layer_calls(
     query, text = tensor(side**2), tensor(77)
     faces = [tensor(side**2) for _ in range(identities)]
 
-    @torch.inference_mode()
-    def attend(backend: Backend) -> None:
-        fused_attention(query, text, text, faces, faces, mask=sorted_queries, backend=backend)
+    def prepared(backend: Backend) -> Attend:
+        mask = sorted_queries
+        return prepared_attention(query, text, text, faces, faces, mask=mask, backend=backend)
 
-    return {backend: partial(attend, backend) for backend in backends}
+    return {backend: partial(_called, prepared(backend), query) for backend in backends}
+
+
+@torch.inference_mode()
+def _called(attend: Attend, query: Tensor) -> None:
+    attend(query)
 
 
 def strengths(setting: Setting, side: int, shape: tuple[int, int]) -> Group:
@@ -127,17 +134,15 @@ def strengths(setting: Setting, side: int, shape: tuple[int, int]) -> Group:
 
     query, text, face = tensor(side**2), tensor(77), tensor(side**2)
 
-    @torch.inference_mode()
-    def added() -> None:
-        fused_attention(query, text, text, [face], [face], strengths=[0.5])
+    def prepared() -> Call:
+        attend = prepared_attention(query, text, text, [face], [face], strengths=[0.5])
+        return partial(_called, attend, query)
 
-    def channel() -> None:
-        with _strengths_as_channel():
-            added()
-
+    with _strengths_as_channel():
+        channel = prepared()
     return compare(
         f"Strengths in one layer of {side} x {side} positions",
-        {"added matrix": added, "one more channel": channel},
+        {"added matrix": prepared(), "one more channel": channel},
         setting,
         per=0.001,
         unit="ms",
@@ -169,21 +174,35 @@ def pictures(models: Models, backends: list[Backend]) -> Group:
     cache = fused.encode_references(models.pictures(3))
     masks = columns(3, models.size.resolution)
 
-    def paint(backend: Backend | None, few: int = FEW_LOGITS) -> Call:
-        def call() -> None:
-            with _by(fused.adapter, backend), patch("fusionlib.backends.FEW_LOGITS", few):
-                fused(PROMPT, cache, identity_masks=masks, **models.sampling)
+    def masked() -> None:
+        fused(PROMPT, cache, identity_masks=masks, **models.sampling)
 
-        return call
+    def by(backend: Backend) -> None:
+        with _by(fused.adapter, backend):
+            masked()
 
-    calls = {"without masks": lambda: fused(PROMPT, cache, **models.sampling)}
-    calls |= {f"masks, {name}": paint(name) for name in backends}
-    calls["masks, by layer"] = paint(None)
-    if setting.device == "cuda":  # where to start kernels takes longer than to run them
-        for side in (16, 32):
-            few = side**2 * (77 + 3 * side**2)
-            calls[f"masks, by layer, dense up to {side} x {side}"] = paint(None, few)
+    def up_to(few: int) -> None:
+        with patch.dict("fusionlib.backends.FEW_LOGITS", {setting.device: few}):
+            masked()
+
+    def anew() -> None:
+        with joined_at_each_step(fused.adapter):
+            masked()
+
+    calls: dict[str, Call] = {"without masks": lambda: fused(PROMPT, cache, **models.sampling)}
+    calls |= {f"masks, {name}": partial(by, name) for name in backends}
+    calls |= {name: partial(up_to, few) for name, few in bounds(setting.device).items()}
+    calls[f"masks, by layer, {EACH_STEP}"] = anew
     return compare("Three references, seconds for a picture", calls, setting)
+
+
+def bounds(device: str) -> dict[str, int]:
+    """By the row's name: up to how many logits a layer of three people is given the mask."""
+    found = {"masks, by layer": FEW_LOGITS[device]}
+    if device == "cuda":  # where to start kernels may take longer than to run them
+        for side in (8, 16):
+            found[f"masks, by layer, dense up to {side} x {side}"] = side**2 * (77 + 3 * side**2)
+    return found
 
 
 @contextmanager
@@ -197,29 +216,27 @@ def _by(adapter: Any, backend: Backend | None) -> Iterator[None]:
 def _strengths_as_channel() -> Iterator[None]:
     """Another way to the strengths, which needs no mask: the query gets a channel that is 1."""
 
-    def attend(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor | None = None,
-        *rest: Any,
-        **scale: Any,
-    ) -> Tensor:
-        if bias is None:
-            return dense(query, key, value, bias, *rest, **scale)
-        width = query.shape[-1]
+    def with_channel(
+        key: Tensor, value: Tensor, added: Tensor | None = None, scale: float | None = None
+    ) -> Attend:
+        if added is None:
+            return dense(key, value, added, scale)
+        width = key.shape[-1]
         spare = -(width + 1) % 8  # kernels want a multiple of 8
-        channel = (bias * width**0.5).to(query.dtype)[:, None, :, None]
-        longer = torch.cat([key, channel.expand(-1, key.shape[1], -1, -1)], dim=-1)
-        found = functional.scaled_dot_product_attention(
-            functional.pad(torch.cat([query, torch.ones_like(query[..., :1])], dim=-1), (0, spare)),
-            functional.pad(longer, (0, spare)),
-            functional.pad(value, (0, 1 + spare)),
-            scale=width**-0.5,
-        )
-        return found[..., :width]
+        channel = (added * width**0.5).transpose(-1, -2).expand(-1, key.shape[1], -1, -1)
+        longer = functional.pad(torch.cat([key, channel], dim=-1), (0, spare))
+        wider = functional.pad(value, (0, 1 + spare))
 
-    attention.dense = attend  # by hand, for `patch` takes as long as a small layer
+        def attend(query: Tensor) -> Tensor:
+            one = torch.cat([query, torch.ones_like(query[..., :1])], dim=-1)
+            found = functional.scaled_dot_product_attention(
+                functional.pad(one, (0, spare)), longer, wider, scale=width**-0.5
+            )
+            return found[..., :width]
+
+        return attend
+
+    attention.dense = with_channel  # by hand, for `patch` takes as long as a small layer
     try:
         yield
     finally:

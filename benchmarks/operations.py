@@ -1,15 +1,21 @@
-"""Floating-point operations that a call makes, counted: a floor that no implementation gets below.
+"""What a call makes its machine do, counted: two floors that no implementation gets below.
 
-Counted are matrix products, convolutions and attention, by PyTorch's own counter; sums, norms and
-activations are not, nor what it costs to move numbers about.
+Floating-point operations are those of matrix products, convolutions and attention, by PyTorch's own
+counter; sums, norms and activations are not counted, nor what it costs to move numbers about.
+Kernels count where the processor starts them more slowly than the GPU runs them: then it is their
+number that decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
@@ -22,6 +28,45 @@ def count_operations(call: Callable[[], object]) -> float:
     with FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
         call()
     return float(counter.get_total_flops())
+
+
+def count_kernels(call: Callable[[], object], device: str = "meta") -> int:
+    """Call once, and count PyTorch's operators that compute something: most start one kernel.
+
+    Attention is one, forwards, whatever it is made of on this device; its results are not numbers.
+
+    Args:
+        call: anything that computes with torch in this thread, without gradients.
+        device: where tensors have to lie to be counted.
+    """
+    with _Counter(device) as counter:
+
+        def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+            counter.found += query.device.type == device
+            # Laid out as kernels do: the heads of a token side by side.
+            shape = (query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+            return query.new_empty(shape).transpose(1, 2)
+
+        with patch("torch.nn.functional.scaled_dot_product_attention", attention):
+            call()
+    return counter.found
+
+
+class _Counter(TorchDispatchMode):
+    """Counts operators that are neither views nor set memory aside."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.found = device, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        idle = func.is_view or any(word in func.name() for word in ("empty", "_unsafe_view"))
+        self.found += not idle and any(
+            isinstance(each, Tensor) and each.device.type == self.device
+            for each in tree_leaves(made)
+        )
+        return made
 
 
 def _attention_on_cpu(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -39,6 +39,7 @@ from fusionlib.reference import (
     ReferenceCache,
     fingerprint_of_unet,
     same_fingerprint,
+    sampled,
 )
 
 Initialisation = Literal["self_attention", "zero_value", "random"]
@@ -341,7 +342,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         weights = [weight for _, weight in sorted(self.named_parameters())]
         if any(weight.is_meta for weight in weights):
             return None
-        return torch.stack([weight.flatten()[:8].float() for weight in weights]).cpu()
+        return sampled([weight.flatten()[:8] for weight in weights])
 
     @contextmanager
     def conditioned(
@@ -354,6 +355,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         latent_size: tuple[int, int] | None = None,
         batch_size: int | None = None,
         backend: Backend | None = None,
+        same_text: bool = False,
     ) -> Iterator[None]:
         """Let the attached UNet see these references inside of the ``with`` block.
 
@@ -374,6 +376,10 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             backend: With masks, how the closed keys are treated: ``"dense"``, ``"grouped"`` or
                 ``"flex"`` (see ``fusionlib.backends``); None is ``"dense"`` in layers of few
                 positions and ``"grouped"`` in the others.
+            same_text: Says that inside of the block neither the text's tensors nor the UNet's
+                weights are changed in place. Keys and values are then joined once for all steps
+                whose ``encoder_hidden_states`` are the very same tensor, unless gradients are
+                enabled or the UNet is compiled; the numbers are the same.
 
         Raises:
             FusionError: If an argument does not fit, the adapter is not attached, the references
@@ -426,6 +432,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                         batch_size=batch_size,
                         backend=backend,
                         attention=self.config["attention"],
+                        same_text=same_text,
                     )
                 )
             yield

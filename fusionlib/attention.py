@@ -8,15 +8,25 @@ processor until it is given a ``LayerConditioning``.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fusionlib.backends import Backend, check_backend, dense, flex, grouped, usual_backend
+from fusionlib.backends import (
+    Attend,
+    Backend,
+    added_logits,
+    check_backend,
+    dense,
+    flex,
+    grouped,
+    join,
+    usual_backend,
+)
 from fusionlib.errors import FusionError
-from fusionlib.masking import QueryGroups
+from fusionlib.masking import QueryGroups, closed_logits
 
 Strength = float | Tensor
 """lambda_i of one reference: a number for the whole batch, or a tensor ``(batch,)``."""
@@ -86,13 +96,18 @@ def fused_attention(
         >>> fused_attention(query, text, text, [face], [face + 1], strengths=[3.0])[0, 0, 0, 0]
         tensor(0.5000)
     """
-    seen = _seen(
-        query, text_key, text_value, face_keys, face_values, strengths, mask, scale, backend
+    attend = prepared_attention(
+        query,
+        text_key,
+        text_value,
+        face_keys,
+        face_values,
+        strengths=strengths,
+        mask=mask,
+        scale=scale,
+        backend=backend,
     )
-    key = torch.cat([text_key, *seen.keys], dim=2)
-    value = torch.cat([text_value, *seen.values], dim=2)
-    bias = _log_strengths(seen.strengths, seen.tokens, like=query)
-    return _attend(query, key, value, bias, seen, scale)
+    return attend(query)
 
 
 def decoupled_attention(
@@ -147,13 +162,106 @@ def decoupled_attention(
         tensor(2.5000)
         tensor(1.8571)
     """
-    seen = _seen(
-        query, text_key, text_value, face_keys, face_values, strengths, mask, scale, backend
+    attend = prepared_attention(
+        query,
+        text_key,
+        text_value,
+        face_keys,
+        face_values,
+        attention="decoupled",
+        strengths=strengths,
+        mask=mask,
+        scale=scale,
+        backend=backend,
     )
-    text = dense(query, text_key, text_value, scale=scale)
+    return attend(query)
+
+
+def prepared_attention(
+    query: Tensor,
+    text_key: Tensor,
+    text_value: Tensor,
+    face_keys: Sequence[Tensor],
+    face_values: Sequence[Tensor],
+    *,
+    attention: Attention = "concatenated",
+    strengths: Sequence[Strength] | None = None,
+    mask: Tensor | QueryGroups | None = None,
+    scale: float | None = None,
+    backend: Backend | None = None,
+) -> Attend:
+    """All of ``fused_attention`` or ``decoupled_attention`` that is the same for other queries.
+
+    Keys and values are joined here, and masks and strengths made into what is added to the logits.
+    The text and the faces are the same at every step of a picture, and only the queries are not.
+
+    Args:
+        query: Such queries as there will be, ``(batch, heads, N_q, head_dim)``.
+        text_key: As for ``fused_attention``, like all that follows.
+        text_value: Likewise.
+        face_keys: Likewise.
+        face_values: Likewise.
+        attention: ``"concatenated"`` for ``fused_attention``, or ``"decoupled"``.
+        strengths: As for ``fused_attention``.
+        mask: Likewise.
+        scale: Likewise.
+        backend: Likewise.
+
+    Returns:
+        The function of the queries, which have that shape, dtype and device.
+
+    Raises:
+        FusionError: If the shapes, dtypes or strengths do not fit; the message names the argument.
+
+    Example:
+        >>> import torch
+        >>> from fusionlib import fused_attention
+        >>> from fusionlib.attention import prepared_attention
+        >>> text, face, *queries = torch.randn(4, 1, 8, 64, 40)
+        >>> attend = prepared_attention(queries[0], text, text, [face], [face])
+        >>> all(
+        ...     torch.equal(attend(query), fused_attention(query, text, text, [face], [face]))
+        ...     for query in queries
+        ... )
+        True
+    """
+    _check_shapes(query, text_key, text_value, face_keys, face_values)
+    lambdas = check_strengths(strengths, len(face_keys), query.shape[0])
+    _check_scale(scale)
+    tokens = [text_key.shape[2], *(key.shape[2] for key in face_keys)]
+    backend = _check_mask(mask, backend, query, tokens)
+    kept = [i for i, strength in enumerate(lambdas) if not is_number(strength, 0)]
+    if len(kept) < len(lambdas):
+        mask = _without(mask, kept, tokens)
+        tokens = [tokens[0], *(tokens[1 + i] for i in kept)]
+    everyone = (query.shape[0], -1, -1, -1)
+    seen = _Seen(
+        [face_keys[i].expand(everyone) for i in kept],
+        [face_values[i].expand(everyone) for i in kept],
+        [lambdas[i] for i in kept],
+        tokens,
+        mask,
+        backend,
+    )
+    join_faces = _decoupled if attention == "decoupled" else _concatenated
+    return join_faces(text_key, text_value, seen, scale)
+
+
+def _concatenated(
+    text_key: Tensor, text_value: Tensor, seen: "_Seen", scale: float | None
+) -> Attend:
+    """Eq. 3 to 6 for any queries of one shape."""
+    key = torch.cat([text_key, *seen.keys], dim=2)
+    value = torch.cat([text_value, *seen.values], dim=2)
+    bias = _log_strengths(seen.strengths, seen.tokens, like=key)
+    return _one_softmax(key, value, bias, seen, scale)
+
+
+def _decoupled(text_key: Tensor, text_value: Tensor, seen: "_Seen", scale: float | None) -> Attend:
+    """``decoupled_attention`` for any queries of one shape."""
+    to_text = dense(text_key, text_value, scale=scale)
     if not seen.keys:
-        return text
-    batch = query.shape[0]
+        return to_text
     scaled = [
         value * torch.as_tensor(each, device=value.device).to(value).reshape(-1, 1, 1, 1)
         for value, each in zip(seen.values, seen.strengths, strict=True)
@@ -164,9 +272,10 @@ def decoupled_attention(
         for each in seen.strengths
     ]
     faces = seen.without_text()
-    bias = _log_strengths(present, faces.tokens, like=query)
     key, value = torch.cat(seen.keys, dim=2), torch.cat(scaled, dim=2)
-    return text + _attend(query, key, value.expand(batch, -1, -1, -1), bias, faces, scale)
+    bias = _log_strengths(present, faces.tokens, like=key)
+    to_faces = _one_softmax(key, value.expand_as(key), bias, faces, scale)
+    return lambda query: to_text(query) + to_faces(query)
 
 
 @dataclass(frozen=True)
@@ -189,58 +298,27 @@ class _Seen:
         return replace(self, mask=mask, tokens=tokens)
 
 
-def _seen(
-    query: Tensor,
-    text_key: Tensor,
-    text_value: Tensor,
-    face_keys: Sequence[Tensor],
-    face_values: Sequence[Tensor],
-    strengths: Sequence[Strength] | None,
-    mask: Tensor | QueryGroups | None,
-    scale: float | None,
-    backend: Backend | None,
-) -> _Seen:
-    """The arguments of either attention, checked."""
-    _check_shapes(query, text_key, text_value, face_keys, face_values)
-    lambdas = check_strengths(strengths, len(face_keys), query.shape[0])
-    _check_scale(scale)
-    tokens = [text_key.shape[2], *(key.shape[2] for key in face_keys)]
-    backend = _check_mask(mask, backend, query, tokens)
-    kept = [i for i, strength in enumerate(lambdas) if not is_number(strength, 0)]
-    if len(kept) < len(lambdas):
-        mask = _without(mask, kept, tokens)
-        tokens = [tokens[0], *(tokens[1 + i] for i in kept)]
-    everyone = (query.shape[0], -1, -1, -1)
-    return _Seen(
-        [face_keys[i].expand(everyone) for i in kept],
-        [face_values[i].expand(everyone) for i in kept],
-        [lambdas[i] for i in kept],
-        tokens,
-        mask,
-        backend,
-    )
-
-
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    seen: _Seen,
-    scale: float | None,
-) -> Tensor:
+def _one_softmax(
+    key: Tensor, value: Tensor, bias: Tensor | None, seen: _Seen, scale: float | None
+) -> Attend:
     """One softmax over these keys, by the backend."""
-    mask = seen.mask
+    mask, tokens, dtype = seen.mask, seen.tokens, key.dtype
     if isinstance(mask, QueryGroups) and seen.backend != "dense":
         apply = flex if seen.backend == "flex" else grouped
-        return apply(query, key, value, bias, mask, seen.tokens, scale)
+        return apply(key, value, bias, mask, tokens, scale)
+    opened = None
+    if mask is not None and not tokens[0]:
+        # Without the text, a query may have nothing to look at: it looks at all, and gets nothing.
+        mask = mask.mask(tokens) if isinstance(mask, QueryGroups) else mask
+        opened = mask.any(dim=-1, keepdim=True)
+        mask = mask | ~opened
+    closed: Tensor | None = None
     if isinstance(mask, QueryGroups):
-        mask = mask.mask(seen.tokens)
-    if mask is None or seen.tokens[0]:
-        return dense(query, key, value, bias, mask, scale)
-    # Without the text, a query may have nothing to look at: it looks at all, and gets nothing.
-    opened = mask.any(dim=-1, keepdim=True)
-    return dense(query, key, value, bias, mask | ~opened, scale) * opened
+        closed = mask.logits(tokens, dtype)
+    elif mask is not None:
+        closed = closed_logits(mask, dtype)
+    attend = dense(key, value, added_logits(bias, closed, dtype), scale)
+    return attend if opened is None else lambda query: attend(query) * opened
 
 
 def _without(
@@ -386,7 +464,7 @@ def _check_mask(
             )
         if mask.order.device != query.device:
             raise FusionError(f"mask must be on the query's device: use mask.to({query.device}).")
-        return backend or usual_backend(queries, sum(tokens))
+        return backend or usual_backend(queries, sum(tokens), query.device.type)
     if mask is None:
         return "dense"
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -418,6 +496,9 @@ class LayerConditioning:
         batch_size: How many samples, at the end of the UNet's batch, see the faces; None means all.
         backend: How closed keys are treated; None is ``usual_backend``'s.
         attention: ``"concatenated"`` or ``"decoupled"``.
+        same_text: That a text seen before need not be projected again: neither the tensor nor the
+            layer's weights are changed in place. Without gradients only, nor in a compiled graph.
+        kept: The last text, the queries' shape, and what was made of them.
     """
 
     keys: tuple[Tensor, ...]
@@ -427,6 +508,8 @@ class LayerConditioning:
     batch_size: int | None = None
     backend: Backend | None = None
     attention: Attention = "concatenated"
+    same_text: bool = False
+    kept: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
 
 class FusedAttnProcessor:
@@ -503,44 +586,61 @@ class FusedAttnProcessor:
                 "encoder_attention_mask and without an IP-Adapter's image embeddings."
             )
         query = split_heads(attn.to_q(hidden_states), attn.heads)
-        key = split_heads(attn.to_k(encoder_hidden_states), attn.heads)
-        value = split_heads(attn.to_v(encoder_hidden_states), attn.heads)
-
-        # The samples before the last `batch_size` are guidance's unconditional branch: text only.
-        plain = 0 if faces.batch_size is None else max(query.shape[0] - faces.batch_size, 0)
-        attended = self._fuse(query[plain:], key[plain:], value[plain:], faces)
-        if plain:
-            text_only = dense(query[:plain], key[:plain], value[:plain])
-            attended = torch.cat([text_only, attended])
-
+        attended = self._attend(attn, query, encoder_hidden_states, faces)(query)
         attended = attended.transpose(1, 2).flatten(2).to(query.dtype)
         linear, dropout = attn.to_out
-        return dropout(linear(attended)) / attn.rescale_output_factor
+        hidden_states = dropout(linear(attended))
+        factor = attn.rescale_output_factor  # 1 in every Stable Diffusion: one kernel less
+        return hidden_states if factor == 1 else hidden_states / factor
 
-    def _fuse(self, query: Tensor, key: Tensor, value: Tensor, faces: LayerConditioning) -> Tensor:
-        heads = query.shape[1]
-        face_keys = [split_heads(k.to(key), heads) for k in faces.keys]
-        face_values = [split_heads(v.to(value), heads) for v in faces.values]
-        groups = None
-        if faces.groups is not None:
-            positions = query.shape[2]
-            if positions not in faces.groups:
-                raise FusionError(
-                    f"identity_masks do not fit a layer of {positions} positions: give masks of "
-                    "the image's height and width, and fewer disjoint ones than that."
-                )
-            groups = faces.groups[positions].to(query.device)
-        attend = decoupled_attention if faces.attention == "decoupled" else fused_attention
-        return attend(
-            query,
-            key,
-            value,
-            face_keys,
-            face_values,
-            strengths=faces.strengths,
-            mask=groups,
-            backend=faces.backend,
-        )
+    def _attend(self, attn: Any, query: Tensor, text: Tensor, faces: LayerConditioning) -> Attend:
+        """K' and V' of this text and these faces, for such queries; once, where that was said."""
+        tracked = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if tracked or not faces.same_text:
+            return _text_and_faces(attn, query, text, faces)
+        if not faces.kept or faces.kept[0] is not text or faces.kept[1] != query.shape:
+            faces.kept[:] = text, query.shape, _text_and_faces(attn, query, text, faces)
+        return faces.kept[2]
+
+
+def _text_and_faces(attn: Any, query: Tensor, text: Tensor, faces: LayerConditioning) -> Attend:
+    """What the queries of a layer attend to: the text, and in the branch with a prompt the faces.
+
+    The samples before the last ``faces.batch_size`` are guidance's unconditional branch.
+    """
+    key = split_heads(attn.to_k(text), attn.heads)
+    value = split_heads(attn.to_v(text), attn.heads)
+    plain = 0 if faces.batch_size is None else max(query.shape[0] - faces.batch_size, 0)
+    to_faces = _faces(query[plain:], key[plain:], value[plain:], faces)
+    if not plain:
+        return to_faces
+    to_text = dense(key[:plain], value[:plain])
+    return lambda query: join([to_text(query[:plain]), to_faces(query[plain:])], 0)
+
+
+def _faces(query: Tensor, key: Tensor, value: Tensor, faces: LayerConditioning) -> Attend:
+    """``fused_attention`` or ``decoupled_attention`` of a layer's samples that see the faces."""
+    heads = query.shape[1]
+    groups = None
+    if faces.groups is not None:
+        positions = query.shape[2]
+        if positions not in faces.groups:
+            raise FusionError(
+                f"identity_masks do not fit a layer of {positions} positions: give masks of "
+                "the image's height and width, and fewer disjoint ones than that."
+            )
+        groups = faces.groups[positions].to(query.device)
+    return prepared_attention(
+        query,
+        key,
+        value,
+        [split_heads(k.to(key), heads) for k in faces.keys],
+        [split_heads(v.to(value), heads) for v in faces.values],
+        attention=faces.attention,
+        strengths=faces.strengths,
+        mask=groups,
+        backend=faces.backend,
+    )
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:

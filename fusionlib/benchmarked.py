@@ -105,6 +105,7 @@ class Row:
         operations: floating-point operations counted in one call, None where nobody counted.
         target: what is asked of it, if anything is.
         longest: its longest operators, where somebody looked.
+        kernels: that one call starts, None where nobody counted.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Row:
     operations: float | None = None
     target: Target | None = None
     longest: tuple[Operator, ...] = ()
+    kernels: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,11 @@ class Group:
         """Counted operations, divided by another row's: the ratio of times at equal speed."""
         first = (to or self.rows[0]).operations
         return row.operations / first if row.operations and first else None
+
+    def starts(self, row: Row, to: Row | None = None) -> float | None:
+        """Counted kernels, divided by another row's: the ratio where their start decides."""
+        first = (to or self.rows[0]).kernels
+        return row.kernels / first if row.kernels and first else None
 
     def found(self, row: Row, target: Target) -> Interval:
         """The number that a target is about."""
@@ -220,6 +227,7 @@ class Result:
                     "quartiles": [float(q) for q in quartiles],
                     "ratio": [_or_none(v) for v in (ratio.estimate, ratio.low, ratio.high)],
                     "floor": group.floor(row),
+                    "kernels": group.starts(row),
                     "outcome": group.outcome(row),
                 }
         folder.mkdir(parents=True, exist_ok=True)
@@ -267,7 +275,8 @@ def find_results(folder: str | Path, name: str) -> list[Result]:
 def every_result(folder: str | Path) -> dict[str, list[Result]]:
     """The records of a folder by the benchmark's name; of one without any, an empty list.
 
-    Operations that nobody counted where the time was taken are those of ``floor``, if it knows.
+    Operations that nobody counted where the time was taken are those of ``floor``, if it knows,
+    and so are kernels, on CUDA.
 
     Raises:
         FusionError: a record is damaged.
@@ -281,23 +290,24 @@ def every_result(folder: str | Path) -> dict[str, list[Result]]:
 
 
 def _counted(result: Result, floor: Result | None) -> Result:
-    """With the operations that `floor` counted, where the record has none of its own."""
+    """With what `floor` counted and the record does not know; kernels matter on CUDA alone."""
 
     def key(group: Group, row: Row) -> tuple[str, str]:
         return group.title.split(",")[0], row.name  # behind it stands what was measured
 
-    known = {key(g, r): r.operations for g in (floor.groups if floor else ()) for r in g.rows}
-    groups = tuple(
-        replace(
-            group,
-            rows=tuple(
-                replace(row, operations=row.operations or known.get(key(group, row)))
-                for row in group.rows
-            ),
-        )
-        for group in result.groups
-    )
-    return replace(result, groups=groups)
+    known = {key(g, r): r for g in (floor.groups if floor else ()) for r in g.rows}
+    if result.name == "floor":
+        return result
+
+    def counted(group: Group, row: Row) -> Row:
+        found = known.get(key(group, row))
+        if found is None:
+            return row
+        kernels = found.kernels if result.device == "cuda" else None
+        return replace(row, operations=row.operations or found.operations, kernels=kernels)
+
+    groups = (replace(g, rows=tuple(counted(g, row) for row in g.rows)) for g in result.groups)
+    return replace(result, groups=tuple(groups))
 
 
 def missing(name: str) -> str:
@@ -308,8 +318,9 @@ def missing(name: str) -> str:
 def benchmark_plot(results: Sequence[Result], name: str, titled: str = "") -> Any:
     """Draw what was measured: a dot and a 95% interval for each row.
 
-    The dashed line is the target, the small upright mark the floor by counted operations. Each
-    group is a panel; with several records, those of each stand under its heading.
+    The dashed line is the target, the small upright mark the floor by counted operations, and the
+    hollow diamond the ratio of counted kernels. Each group is a panel; with several records, those
+    of each stand under its heading.
 
     Args:
         results: of `find_results`.
@@ -457,6 +468,10 @@ def _panel(axes: Any, group: Group) -> str:
         if group.shows == "ratio" and floor is not None and row is not group.rows[0]:
             marks.append(floor)
             axes.plot([floor] * 2, [height - 0.28, height + 0.28], color=QUIET, linewidth=1.5)
+        starts = group.starts(row)
+        if group.shows == "ratio" and starts is not None and row is not group.rows[0]:
+            marks.append(starts)
+            axes.plot(starts, height, "D", markersize=5, mec=QUIET, mfc="none", mew=1.2, zorder=0)
         if row.target and row.target.of == group.shows and not row.target.against:
             marks.append(row.target.limit)
             at = [row.target.limit] * 2
@@ -539,6 +554,8 @@ def _cells(group: Group, row: Row) -> dict[str, str]:
         cells[compared] = bracketed(group.interval(row))
     floor = group.floor(row)
     cells["floor by operations"] = f"{floor:.2f}" if floor is not None and not first else ""
+    starts = group.starts(row)
+    cells["by kernels"] = f"{starts:.2f}" if starts is not None and not first else ""
     cells["target"] = f"{row.target}" if row.target else ""
     cells["outcome"] = group.outcome(row) or ""
     return cells

@@ -207,7 +207,7 @@ class QueryGroups:
     sizes: tuple[int, ...]
     order: Tensor
     inverse: Tensor
-    _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+    _logits: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False)
     _block_masks: dict[tuple[int, ...], Any] = field(default_factory=dict, init=False, repr=False)
 
     def to(self, device: torch.device | str) -> "QueryGroups":
@@ -237,7 +237,7 @@ class QueryGroups:
         return replace(self, references=len(kept), seen=seen)
 
     def mask(self, tokens: Sequence[int]) -> Tensor:
-        """The mask that ``identity_attention_mask`` gives; made once, then kept.
+        """The mask that ``identity_attention_mask`` gives.
 
         Args:
             tokens: N_text, then N_f of each reference.
@@ -245,12 +245,25 @@ class QueryGroups:
         Returns:
             Boolean ``(h * w, sum(tokens))``.
         """
-        made = self._masks.get(tuple(tokens))
+        group, owner, table = self._tables(tokens)
+        return table[group[self.inverse]][:, owner]
+
+    def logits(self, tokens: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """``closed_logits`` of the mask; made once for all layers that have so many keys.
+
+        Args:
+            tokens: As for ``mask``.
+            dtype: The queries'.
+
+        Returns:
+            ``(h * w, sum(tokens))``.
+        """
+        what = (*tokens, dtype)
+        made = self._logits.get(what)
         if made is None:
-            group, owner, table = self._tables(tokens)
-            made = table[group[self.inverse]][:, owner]
+            made = closed_logits(self.mask(tokens), dtype)
             if not torch.compiler.is_compiling():
-                self._masks[tuple(tokens)] = made
+                self._logits[what] = made
         return made
 
     def block_mask(self, tokens: Sequence[int]) -> Any:
@@ -338,6 +351,34 @@ def group_queries(
         order=order,
         inverse=inverse,
     )
+
+
+def closed_logits(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as numbers to be added to the logits: 0 where a query may look, else minus infinity.
+
+    Args:
+        mask: Boolean, with the keys last.
+        dtype: The queries'.
+
+    Returns:
+        Shaped like the mask.
+    """
+    return aligned(torch.zeros((), dtype=dtype, device=mask.device).where(mask, -torch.inf))
+
+
+def aligned(logits: Tensor) -> Tensor:
+    """The same numbers in rows that begin at multiples of 8.
+
+    CUDA's kernels of attention want that, and else copy the matrix at every call.
+
+    Args:
+        logits: With the keys last.
+
+    Returns:
+        Shaped likewise.
+    """
+    keys = logits.shape[-1]
+    return F.pad(logits, (0, -keys % 8))[..., :keys]
 
 
 def mask_pyramid(

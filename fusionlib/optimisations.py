@@ -58,6 +58,24 @@ OPTIMISATIONS = (
         "kept, as the default",
     ),
     Optimisation(
+        "K' and V' of the text and the faces joined once, not at each step; a picture of one face",
+        None, "generation", "One reference", "fused, clean cache",
+        "fused, clean cache, joined at each step",
+        "kept, unless there is a callback, which might change them",
+    ),
+    Optimisation(
+        "The same, a picture of four faces",
+        None, "generation", "Four references", "fused, clean cache",
+        "fused, clean cache, joined at each step",
+        "kept",
+    ),
+    Optimisation(
+        "The same, a picture of three people with masks",
+        None, "masks", "Three references", "masks, by layer",
+        "masks, by layer, joined at each step",
+        "kept",
+    ),
+    Optimisation(
         "Queries sorted by whom they may see, in place of a mask, in a layer of 64 x 64 positions",
         None, "masks", layer_title(3, 64), "grouped", "dense",
         "kept, for large layers",
@@ -164,8 +182,12 @@ def _cells(one: Optimisation, results: Sequence[Result]) -> dict[str, str]:
         group, row, without = found
         where = f"{MODELS[result.size]}, {DEVICES[result.device]}"
         measured.append(f"{bracketed(group.interval(row, 'ratio', without))} ({where})")
-        if not one.expected and row.operations and without.operations:
-            expected.append(f"{digits(row.operations / without.operations)} by operations")
+        if not one.expected:
+            counted = (
+                ("operations", group.floor(row, without)),
+                ("kernels", group.starts(row, without)),
+            )
+            expected += [f"{digits(ratio)} by {what}" for what, ratio in counted if ratio]
     return {
         "expected": "; ".join(dict.fromkeys(expected)),
         "measured": "; ".join(measured) or f"not yet: python -m benchmarks {one.benchmark}",

@@ -430,6 +430,8 @@ class FusionMixin(DiffusionPipeline):
             reference_identity=reference_identity,
             latent_size=latent_size,
             batch_size=images,
+            # A callback may change the text's tensor, or the weights, between two steps.
+            same_text=not any(kwargs.get(name) for name in ("callback_on_step_end", "callback")),
         )
 
         shown: ReferenceCache | AtEachStep

@@ -95,6 +95,11 @@ class Wanted:
         place = self.find(groups) if self.target.of == "ratio" else None
         return place[0].floor(place[1], place[0].baseline(self.target)) if place else None
 
+    def starts(self, groups: Iterable[Group]) -> float | None:
+        """Counted kernels in the ratio that the target is about, where they decide: on CUDA."""
+        place = self.find(groups) if self.target.of == "ratio" and self.device == "cuda" else None
+        return place[0].starts(place[1], place[0].baseline(self.target)) if place else None
+
 
 _CPU, _GPU = ("embedded", "cpu"), ("full", "cuda")
 _CLEAN = "fused, clean cache"
@@ -214,7 +219,7 @@ def targets_table(results: Mapping[str, Sequence[Result]]) -> Any:
     table.index.names = ["", ""]
     caption = (
         "Measured here. A target is met or missed where the whole 95% interval says so. The floor "
-        "is counted and not measured: operations in the same ratio."
+        "is counted and not measured: operations in the same ratio, and beside it the kernels."
     )
     if not (table["found"] != "").any():
         caption = "Nothing was measured yet."
@@ -234,7 +239,7 @@ def missed_table(results: Mapping[str, Sequence[Result]]) -> Any:
     rows = [{**_row(wanted, results), "tried": wanted.tried} for wanted, _, _ in _missed(results)]
     if not rows:
         return sentence("No target is missed by what was measured.")
-    shown = ["target", "found", "floor, counted", "tried"]
+    shown = ["target", "found", "floor, counted", "kernels, counted", "tried"]
     table = pd.DataFrame(rows).set_index(["where", "what"])[shown]
     table.index.names = ["", ""]
     return marked(table.style, "measured", "Measured here: the targets that are missed.")
@@ -337,14 +342,17 @@ def record_training(
 def _row(wanted: Wanted, results: Mapping[str, Sequence[Result]]) -> dict[str, str]:
     place = wanted.measured(results.get(wanted.benchmark, ()))
     counted = [r.groups for r in results.get("floor", ()) if r.size == wanted.size]
-    floors = map(wanted.floor, [[place[0]] if place else [], *counted])
-    floor = next(filter(None, floors), None)
+    groups = [[place[0]] if place else [], *counted]
+    floor, starts = (
+        next(filter(None, map(of, groups)), None) for of in (wanted.floor, wanted.starts)
+    )
     told = {
         "where": wanted.where,
         "what": wanted.told,
         "target": f"{wanted.target} {wanted.unit}".strip(),
         "found": "",
         "floor, counted": f"{floor:.2f}" if floor else "",
+        "kernels, counted": f"{starts:.2f}" if starts else "",
         "outcome": "not measured" + (": wants CUDA" if wanted.device == "cuda" else ""),
         "measured by": wanted.command,
     }

@@ -388,6 +388,63 @@ def test_all_backends_are_one_unet(unet: UNet2DConditionModel, adapter: FusionAd
         pass
 
 
+def projected(unet: UNet2DConditionModel) -> tuple[list[str], list]:
+    """A list that grows by a layer's name when it projects a text, and the hooks that see to it."""
+    found: list[str] = []
+    hooks = [
+        layer.to_k.register_forward_hook(lambda *_, name=name: found.append(name))
+        for name, layer in cross_attention_layers(unet).items()
+    ]
+    return found, hooks
+
+
+@pytest.mark.parametrize("attention", ["concatenated", "decoupled"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_text_that_stays_the_same_is_projected_once(
+    unet: UNet2DConditionModel, attention: str, masked: bool
+) -> None:
+    """The numbers are those of a UNet that projects it at each step, bit by bit."""
+    adapter = FusionAdapter.from_unet(unet, attention=attention)
+    adapter.attach(unet)
+    faces = [reference(adapter, slice(i, i + 1)) for i in (0, 1)]
+    options = {"strengths": [0.5, torch.tensor([1.5])], "batch_size": 1}
+    if masked:
+        options["identity_masks"] = torch.zeros(2, 32, 32, dtype=torch.bool)
+        options["identity_masks"][0, 4:20, 2:18] = options["identity_masks"][1, 8:24, 14:30] = True
+    other = noise(2, 16, 16, seed=8)
+    steps = [(SAMPLE, PROMPT), (-SAMPLE, PROMPT), (SAMPLE, other), (SAMPLE[:1], PROMPT[:1])]
+    layers = list(cross_attention_layers(unet))
+
+    with torch.no_grad():
+        with adapter.conditioned(faces, **options):
+            expected = [run(unet, *step) for step in steps]
+        found, _ = projected(unet)
+        with adapter.conditioned(faces, **options, same_text=True):
+            for number, (step, wanted) in enumerate(zip(steps, expected, strict=True)):
+                assert torch.equal(run(unet, *step), wanted), number
+            # Not for the second step: its text is the first one's.
+            assert sorted(found) == sorted(3 * layers)
+        found.clear()
+        with adapter.conditioned(faces[:1], same_text=True):
+            assert not torch.equal(run(unet), expected[0]), "what is kept ends with the block"
+        assert sorted(found) == sorted(layers)
+
+
+def test_nothing_is_kept_where_gradients_are_taken(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    found, _ = projected(unet)
+    with torch.no_grad():
+        face = reference(adapter)
+    found.clear()
+    prompt = PROMPT.clone().requires_grad_()
+    with adapter.conditioned([face], same_text=True):
+        for _ in range(2):
+            run(unet, prompt=prompt).sum().backward()  # a graph that was kept would be gone
+    assert sorted(found) == sorted(2 * list(cross_attention_layers(unet)))
+    assert prompt.grad.abs().sum() > 0
+
+
 def test_groups_are_made_once_for_each_size(
     unet: UNet2DConditionModel, adapter: FusionAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from benchmarks.__main__ import MODULES, choose, measure, overview
 from benchmarks.alternate import Setting, alternate, compare, describe_machine
 from benchmarks.longest import MOST, longest_operators
 from benchmarks.models import Models
-from benchmarks.operations import count_operations
+from benchmarks.operations import count_kernels, count_operations
 from fusionlib.benchmarked import (
     NAMES,
     Group,
@@ -115,6 +115,24 @@ def test_operations_are_those_counted_by_hand() -> None:
     with torch.no_grad():
         call = lambda: F.scaled_dot_product_attention(query, key, key)  # noqa: E731
         assert count_operations(call) == 2 * once
+
+
+def test_kernels_are_those_counted_by_hand() -> None:
+    linear, there = torch.nn.Linear(8, 16, device="meta"), torch.zeros(5, 8, device="meta")
+    query = torch.zeros(1, 2, 10, 4, device="meta")
+    calls = {
+        lambda: linear(there): 1,
+        lambda: linear(there).view(16, 5).t() + 1: 2,
+        lambda: F.scaled_dot_product_attention(query, query, query): 1,
+        lambda: torch.cat([there, there])[3:].expand(2, -1, -1): 1,
+        lambda: torch.empty(3, device="meta"): 0,
+        lambda: torch.zeros(3) + 1: 0,  # on another device
+    }
+    for call, kernels in calls.items():
+        with torch.no_grad():
+            assert count_kernels(call) == kernels
+    with torch.no_grad():
+        assert count_kernels(lambda: torch.zeros(3) + 1, "cpu") == 2
 
 
 def test_a_record_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
@@ -251,6 +269,18 @@ def test_the_floor_counts_what_the_pipelines_do() -> None:
             # In the shared mode the pipeline reads the empty prompt once more than is counted.
             close = pytest.approx(row.operations, rel=0.001)
             assert count_operations(systems[row.name](number)) == close, row.name
+        kernels = {}
+        with torch.no_grad():
+            for name in ("base model", generation.CLEAN, generation.ANEW, "IP-Adapter"):
+                kernels[name] = count_kernels(systems[name](number), "cpu")
+        counted = {row.name: row.kernels for row in groups[title].rows}
+        # Not counted is what all pipelines do between two steps, and to compare weights' samples.
+        assert kernels["base model"] > counted["base model"]
+        anew, clean = generation.ANEW, generation.CLEAN
+        assert counted[anew] - counted[clean] == kernels[anew] - kernels[clean] > 0
+        for name in (clean, "IP-Adapter"):
+            more = kernels[name] - kernels["base model"]
+            assert counted[name] - counted["base model"] == pytest.approx(more, abs=30), name
 
 
 def test_what_was_counted_without_a_gpu_is_shown_beside_what_was_timed_on_one(
@@ -303,6 +333,7 @@ def test_targets_name_what_is_measured() -> None:
             assert wanted.group in layers, wanted
     measured["training"].add(training.PLAIN)
     measured["masks"] |= {"dense", "one more channel", "added matrix"}
+    measured["masks"].add(f"masks, by layer, {generation.EACH_STEP}")
     for one in OPTIMISATIONS:
         assert {one.row, one.without} <= measured.get(one.benchmark, {one.row, one.without}), one
 
@@ -356,7 +387,8 @@ def test_what_an_optimisation_gains_is_the_ratio_of_its_rows() -> None:
     assert first["measured"] == "0.500 [0.500, 0.500] (embedded, CPU)"
     assert first["expected"] == "0.500 by operations"
     assert first["decision"] == OPTIMISATIONS[0].decision
-    assert table["measured"].iloc[1] == "not yet: python -m benchmarks masks"
+    small = "The same in a layer of 8 x 8 positions"
+    assert table.loc[small, "measured"] == "not yet: python -m benchmarks masks"
     assert "make bench" in optimisations_table({"generation": []}).data
 
 

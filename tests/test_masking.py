@@ -14,7 +14,7 @@ from fusionlib import (
     identity_attention_mask,
     scale_identity_masks,
 )
-from fusionlib.masking import mask_pyramid
+from fusionlib.masking import closed_logits, mask_pyramid
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -149,3 +149,10 @@ def test_errors_name_the_argument(change: dict[str, object], named: str) -> None
     }
     with pytest.raises(FusionError, match=named):
         identity_attention_mask(**(arguments | change))
+
+
+def test_an_aligned_mask_is_the_same_mask() -> None:
+    mask = torch.rand(5, 13, generator=torch.Generator().manual_seed(0)) < 0.5
+    logits = closed_logits(mask, torch.float16)
+    assert torch.equal(logits == 0, mask) and torch.equal(logits == -torch.inf, ~mask)
+    assert logits.stride() == (16, 1), "CUDA's kernels copy rows that begin anywhere else"

@@ -205,8 +205,11 @@ def test_a_small_layer_takes_the_mask_unless_told_otherwise(
 
 def test_a_compiled_graph_makes_no_mask_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usual_backend(64, 205) == "dense" and usual_backend(4096, 205) == "grouped"
+    assert usual_backend(1024, 77 + 4 * 1024) == "grouped"
+    assert usual_backend(1024, 77 + 4 * 1024, "cuda") == "dense", "fewer kernels to start"
+    assert usual_backend(4096, 77 + 4096, "cuda") == "grouped"
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert usual_backend(64, 205) == "grouped"
+    assert usual_backend(64, 205) == usual_backend(64, 205, "cuda") == "grouped"
 
 
 def test_flex_as_it_is_called_outside_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:

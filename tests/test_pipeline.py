@@ -18,6 +18,7 @@ from PIL import Image
 
 import fusionlib
 from fusionlib import FusionAdapter, FusionError, FusionPipeline, encode_references
+from fusionlib.attention import cross_attention_layers
 from fusionlib.pipeline import prepare_reference
 
 
@@ -211,6 +212,38 @@ def test_any_scheduler(tiny_checkpoint: Path, scheduler: type) -> None:
     with_face = generate(pipeline, "a face", references=[face(1)])
     assert np.isfinite(with_face).all()
     assert not same(with_face, generate(pipeline, "a face"))
+
+
+@pytest.mark.parametrize("changed", ["embeddings", "weights"])
+def test_what_a_callback_changes_in_place_counts(pipeline: FusionPipeline, changed: str) -> None:
+    """The text is projected once and kept, but not where a callback may have changed it."""
+    arguments = {"references": [face(1)], "num_inference_steps": 3}
+    layer = next(iter(cross_attention_layers(pipeline.unet).values()))
+    texts: list[torch.Tensor] = []
+    hook = layer.to_k.register_forward_hook(lambda *called: texts.append(called[2].clone()))
+
+    def callback(_pipeline, step: int, _timestep, tensors: dict) -> dict:
+        if step == 0 and changed == "embeddings":
+            tensors["prompt_embeds"].mul_(-1)
+        elif step == 0:
+            layer.to_k.weight.data.neg_()
+        return {}
+
+    try:
+        expected = generate(pipeline, "a face", **arguments)
+        assert len(texts) == 2, "the reference's, and the prompt's once for all steps"
+        texts.clear()
+        given = {"callback_on_step_end": callback}
+        given["callback_on_step_end_tensor_inputs"] = ["prompt_embeds"]
+        found = generate(pipeline, "a face", **arguments, **given)
+    finally:
+        hook.remove()
+        if changed == "weights":
+            layer.to_k.weight.data.neg_()
+    _, first, second, third = texts
+    assert torch.equal(second, -first) and torch.equal(third, second)
+    assert not same(found, expected)
+    assert np.array_equal(generate(pipeline, "a face", **arguments), expected)
 
 
 def test_callbacks(pipeline: FusionPipeline) -> None:
