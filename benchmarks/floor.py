@@ -1,6 +1,6 @@
 """Operations of pictures, layers and training steps, counted and not timed, at any size.
 
-Of pictures the kernels, too. Not among either is what all pipelines do alike between two steps.
+The kernels, too. Not among either is what all pipelines do alike between two steps.
 
 Models lie on PyTorch's meta device, which knows shapes and computes nothing: no GPU, no weights and
 no minutes are needed for Stable Diffusion 1.5. The groups begin with the titles of those that are
@@ -156,7 +156,7 @@ def layers(setting: Setting) -> list[Group]:
     found = []
     for positions in (side, side // 2):
         calls = masks.layer_calls(setting, ("dense", "grouped"), 3, positions, shape)
-        counted = {name: (count_operations(call), None) for name, call in calls.items()}
+        counted = {name: _both(call) for name, call in calls.items()}
         found.append(_group(layer_title(3, positions), counted))
     return found
 
@@ -171,7 +171,7 @@ def steps(setting: Setting) -> list[Group]:
             loss_of, _ = build()
         with patch.object(denoising, "banded", return_value={}):  # what is logged needs numbers
             call = partial(_backward, loss_of)
-            counted[name] = (count_operations(call), None)
+            counted[name] = _both(call)
     return [_group(title, counted)]
 
 
@@ -185,7 +185,11 @@ def _few(few: int, call: Steps, steps: int) -> None:
         call(steps)
 
 
-def _group(title: str, counted: Mapping[str, tuple[float, float | None]]) -> Group:
+def _both(call: Callable[[], object]) -> tuple[float, float]:
+    return count_operations(call), count_kernels(call)
+
+
+def _group(title: str, counted: Mapping[str, tuple[float, float]]) -> Group:
     rows = tuple(
         Row(name, (operations / 1e12,), operations, kernels=kernels)
         for name, (operations, kernels) in counted.items()

@@ -33,19 +33,18 @@ def count_operations(call: Callable[[], object]) -> float:
 def count_kernels(call: Callable[[], object], device: str = "meta") -> int:
     """Call once, and count PyTorch's operators that compute something: most start one kernel.
 
-    Attention is one, forwards, whatever it is made of on this device; its results are not numbers.
+    Attention is one forwards and one backwards, whatever it is made of on this device; nothing that
+    comes of it is a number.
 
     Args:
-        call: anything that computes with torch in this thread, without gradients.
+        call: anything that computes with torch in this thread.
         device: where tensors have to lie to be counted.
     """
     with _Counter(device) as counter:
 
         def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-            counter.found += query.device.type == device
-            # Laid out as kernels do: the heads of a token side by side.
-            shape = (query.shape[0], query.shape[2], query.shape[1], value.shape[3])
-            return query.new_empty(shape).transpose(1, 2)
+            found: Tensor = _Attention.apply(counter, query, key, value)
+            return found
 
         with patch("torch.nn.functional.scaled_dot_product_attention", attention):
             call()
@@ -67,6 +66,21 @@ class _Counter(TorchDispatchMode):
             for each in tree_leaves(made)
         )
         return made
+
+
+class _Attention(torch.autograd.Function):
+    """Shapes in place of attention, as kernels lay them out: the heads of a token side by side."""
+
+    @staticmethod
+    def forward(ctx: Any, counter: _Counter, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        ctx.counter, ctx.like = counter, (query, key, value)
+        counter.found += query.device.type == counter.device
+        return torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.counter.found += gradients[0].device.type == ctx.counter.device
+        return (None, *map(torch.empty_like, ctx.like))
 
 
 def _attention_on_cpu(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusionlib.adapter import FusionAdapter
-    from fusionlib.attention import FusedAttnProcessor, decoupled_attention, fused_attention
+    from fusionlib.attention import decoupled_attention, fused_attention
     from fusionlib.errors import FusionError
     from fusionlib.layout import (
         masks_from_boxes,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         FusionXLImg2ImgPipeline,
         FusionXLPipeline,
     )
+    from fusionlib.processor import FusedAttnProcessor
     from fusionlib.reference import ReferenceCache, encode_references
 
 __version__ = "0.1.0"
@@ -72,7 +73,7 @@ __all__ = [
 
 _HOME = {
     "Face": "photos",
-    "FusedAttnProcessor": "attention",
+    "FusedAttnProcessor": "processor",
     "FusionAdapter": "adapter",
     "FusionControlNetImg2ImgPipeline": "pipeline",
     "FusionControlNetPipeline": "pipeline",

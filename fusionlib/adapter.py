@@ -15,16 +15,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from fusionlib.attention import (
-    Attention,
-    FusedAttnProcessor,
-    LayerConditioning,
-    Strength,
-    check_strengths,
-    cross_attention_layers,
-    fused_processors,
-    is_number,
-)
+from fusionlib.attention import Attention, Strength, check_strengths, is_number
 from fusionlib.backends import Backend, check_backend
 from fusionlib.errors import FusionError
 from fusionlib.masking import (
@@ -33,6 +24,12 @@ from fusionlib.masking import (
     check_reference_identity,
     group_queries,
     mask_pyramid,
+)
+from fusionlib.processor import (
+    FusedAttnProcessor,
+    LayerConditioning,
+    cross_attention_layers,
+    fused_processors,
 )
 from fusionlib.reference import (
     LayerKeysValues,

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from fusionlib.attention import (
+from fusionlib.attention import fused_attention
+from fusionlib.processor import (
     LayerConditioning,
     cross_attention_layers,
-    fused_attention,
     fused_processors,
     split_heads,
 )

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from fusionlib.attention import cross_attention_layers, fused_processors
 from fusionlib.errors import FusionError
 from fusionlib.images import write_atomically
+from fusionlib.processor import cross_attention_layers, fused_processors
 
 LayerKeysValues = Mapping[str, tuple[Tensor, Tensor]]
 """K_f and V_f ``(batch or 1, N_f, inner_dim)`` of one reference, by the layer's name."""

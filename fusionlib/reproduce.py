@@ -10,6 +10,7 @@ Those are compared by content, never by time.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,8 +109,11 @@ def reproduce(
         )
 
     order = {name: [other for other in after[name] if other in chosen] for name in chosen}
+    if jobs > 1:
+        order = _longest_first(order, out, root)
     with _environment(_offline(inputs) | _threads(jobs)):
-        outcomes = run_in_order(order, run, jobs=jobs)
+        ran = run_in_order(order, run, jobs=jobs)
+    outcomes = {name: ran[name] for name in chosen}
     stages = [stage for stage in outcomes.values() if isinstance(stage, Stage)]
     failed = {name: str(error) for name, error in outcomes.items() if not _done(error)}
     problems = list(failed.values())
@@ -174,6 +178,21 @@ def _in_the_book(
         for name, others in comes_after(notebooks).items()
         if name not in left_out
     }
+
+
+def _longest_first(order: Mapping[str, list[str]], out: Path, root: Path) -> dict[str, list[str]]:
+    """The same tasks, so that no long one begins when the others are through.
+
+    What is known is how long each took here or, on a fresh machine, where the book's record of a
+    reproduction was made.
+    """
+    from fusionlib.benchmarked import find_results
+
+    records = find_results(root / "book" / "records" / "benchmarks", "whole")
+    stages = [group for record in records for group in record.groups if group.unit == "minutes"]
+    known = {row.name: 60 * row.values[-1] for group in stages for row in group.rows}
+    known |= {name: stamp.seconds for name in order if (stamp := read_stamp(out, name))}
+    return {name: order[name] for name in sorted(order, key=lambda n: -known.get(n, math.inf))}
 
 
 def _done(outcome: Stage | FusionError) -> bool:

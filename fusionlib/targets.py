@@ -129,12 +129,14 @@ _KERNELS = {"grouped": "sorted", "flex": "FlexAttention"}
 
 _TRIED = {
     "generation": "The reference is encoded once and K_f, V_f are kept; the unconditional branch "
-    "sees no face; strengths are one row that is added to the logits, for all queries.",
+    "sees no face; strengths are one row that is added to the logits, for all queries; K' and V' "
+    "are joined once for all steps.",
     "masks": "A dense mask, queries sorted by whom they may see, and FlexAttention, each beside "
     "the others. By the profile the kernels of a sorted picture hardly take longer than those "
     "without masks: what does is to start some for each group of queries, in each layer and step. "
-    "Since then the masks are scaled for those sizes only that a layer has, not on the GPU, and "
-    "small layers are given the mask, in one kernel.",
+    "Since then the masks are scaled for those sizes only that a layer has, not on the GPU; what "
+    "each group sees is joined once for all steps; and smaller layers are given the mask, in one "
+    "kernel, which neither converts nor copies it.",
     "training": "Latents and text encoded once; h_f of every reference, too, which leaves out the "
     "reference's pass (a row of its own above); attention by plain matrix products. That pass, and "
     "the longer keys, are operations that IP-Adapter does not have.",

@@ -20,7 +20,7 @@ from fusionlib import (
     encode_references,
     group_queries,
 )
-from fusionlib.attention import cross_attention_layers
+from fusionlib.processor import cross_attention_layers
 
 FIRST = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 

@@ -24,9 +24,9 @@ from training_data import SIDE, write_profile, write_set, write_tar
 from typer.testing import CliRunner
 
 from fusionlib import FusionAdapter, FusionPipeline
-from fusionlib.attention import cross_attention_layers, split_heads
 from fusionlib.cli import app
 from fusionlib.errors import FusionError
+from fusionlib.processor import cross_attention_layers, split_heads
 from fusionlib.profiles import ROOT, Recipe, load_profile
 from fusionlib.reference import encode_references
 from fusionlib.training import adapter, latent_store

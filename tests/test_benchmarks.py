@@ -133,6 +133,11 @@ def test_kernels_are_those_counted_by_hand() -> None:
             assert count_kernels(call) == kernels
     with torch.no_grad():
         assert count_kernels(lambda: torch.zeros(3) + 1, "cpu") == 2
+    query.requires_grad_()
+    once = lambda: F.scaled_dot_product_attention(query, query, query)  # noqa: E731
+    there_and_back = lambda: once().backward(torch.zeros_like(query))  # noqa: E731
+    # Three gradients make two sums; and the one that it starts from.
+    assert count_kernels(once) == 1 and count_kernels(there_and_back) == 1 + 1 + 2 + 1
 
 
 def test_a_record_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from fusionlib import (
     fused_attention,
     group_queries,
 )
-from fusionlib.attention import FusedAttnProcessor, cross_attention_layers
+from fusionlib.processor import FusedAttnProcessor, cross_attention_layers
 
 NAMES = (
     "down_blocks.0", "down_blocks.1", "up_blocks.0", "up_blocks.0", "up_blocks.1", "up_blocks.1",

@@ -8,8 +8,8 @@ from tiny import tiny_unet
 from torch import Tensor
 
 from fusionlib import FusionAdapter, encode_references, identity_attention_mask
-from fusionlib.attention import cross_attention_layers, split_heads
 from fusionlib.gaze import Gaze, watch
+from fusionlib.processor import cross_attention_layers, split_heads
 
 TEXT, SIDE = 7, 8
 

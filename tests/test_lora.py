@@ -17,13 +17,13 @@ from tiny import write_tiny_xl_checkpoint
 from torch import Tensor
 
 from fusionlib import FusionError, ReferenceCache
-from fusionlib.attention import cross_attention_layers, fused_processors
 from fusionlib.pipeline import (
     FusionImg2ImgPipeline,
     FusionPipeline,
     FusionXLImg2ImgPipeline,
     FusionXLPipeline,
 )
+from fusionlib.processor import cross_attention_layers, fused_processors
 from fusionlib.reference import fingerprint_of_unet
 
 FILE = "pytorch_lora_weights.safetensors"

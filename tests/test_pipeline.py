@@ -18,8 +18,8 @@ from PIL import Image
 
 import fusionlib
 from fusionlib import FusionAdapter, FusionError, FusionPipeline, encode_references
-from fusionlib.attention import cross_attention_layers
 from fusionlib.pipeline import prepare_reference
+from fusionlib.processor import cross_attention_layers
 
 
 def face(seed: int, size: tuple[int, int] = (40, 36)) -> Image.Image:

@@ -31,7 +31,6 @@ from torch._dynamo.utils import counters
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from fusionlib import FusionAdapter, FusionError
-from fusionlib.attention import cross_attention_layers
 from fusionlib.pipeline import (
     FusionControlNetImg2ImgPipeline,
     FusionControlNetPipeline,
@@ -44,6 +43,7 @@ from fusionlib.pipeline import (
     FusionXLPipeline,
     prepare_reference,
 )
+from fusionlib.processor import cross_attention_layers
 
 SD = (
     FusionPipeline,

@@ -15,6 +15,7 @@ from tiny_book import make_repository, write_notebook
 from typer.testing import CliRunner
 
 from fusionlib import cli
+from fusionlib.benchmarked import Group, Result, Row
 from fusionlib.book import build_pdf, find_browser
 from fusionlib.errors import FusionError
 from fusionlib.notebooks import (
@@ -26,8 +27,9 @@ from fusionlib.notebooks import (
     run_notebook,
 )
 from fusionlib.profiles import ROOT, load_profile
-from fusionlib.reproduce import reproduce
+from fusionlib.reproduce import _longest_first, reproduce
 from fusionlib.schedule import run_in_order
+from fusionlib.stages import Stage, write_stamp
 
 DECLARED = 'profile = "none"\nout = "."\nnumber = 1\nwords = []'
 
@@ -254,6 +256,21 @@ def test_two_notebooks_run_at_once_each_in_its_own_folder(tmp_path: Path) -> Non
     here = Path.cwd()
     reproduce(out=tmp_path / "build", root=root, jobs=2, book=False)
     assert Path.cwd() == here
+
+
+def test_the_longest_begin_first(tmp_path: Path) -> None:
+    """By their last run here, or else by the book's record; what nobody knows might be long."""
+    minutes = tuple(Row(name, (at,)) for name, at in (("a", 1.0), ("b", 3.0), ("c", 2.0)))
+    group = Group("make reproduce, minutes by stage", "minutes", minutes, "value")
+    machine = {"cpu": "any", "cores": 2}
+    whole = Result("whole", "embedded", "cpu", "float32", machine, None, "2026", 1.0, (group,))
+    order: dict[str, list[str]] = {"a": [], "b": ["a"], "c": [], "new": []}
+    assert list(_longest_first(order, tmp_path, tmp_path)) == ["a", "b", "c", "new"]
+    whole.write(tmp_path / "book" / "records" / "benchmarks")
+    first = _longest_first(order, tmp_path, tmp_path)
+    assert list(first) == ["new", "b", "c", "a"] and first["b"] == ["a"]
+    write_stamp(tmp_path, Stage("a", "", 150.0, reused=False))
+    assert list(_longest_first(order, tmp_path, tmp_path)) == ["new", "b", "a", "c"]
 
 
 def test_a_profile_of_one_s_own_hands_its_parameters_to_the_notebooks(tmp_path: Path) -> None:

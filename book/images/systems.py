@@ -23,7 +23,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
 from fusionlib.adapter import FusionAdapter
-from fusionlib.attention import cross_attention_layers
 from fusionlib.diagrams import (
     CARD,
     FACE,
@@ -42,6 +41,7 @@ from fusionlib.diagrams import (
     squares,
 )
 from fusionlib.images import load_image
+from fusionlib.processor import cross_attention_layers
 from fusionlib.profiles import Profile, load_profile
 
 FOLDER = Path(__file__).with_name("systems")

@@ -21,6 +21,7 @@ _CODE = (
     "attention.py",
     "backends.py",
     "masking.py",
+    "processor.py",
     "reference.py",
     "adapter.py",
     "pipeline.py",

@@ -36,11 +36,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fusionlib.adapter import FusionAdapter
-from fusionlib.attention import cross_attention_layers
 from fusionlib.errors import FusionError
 from fusionlib.face_embedding import DlibEmbedder
 from fusionlib.methods.arc2face import Sentence
 from fusionlib.methods.counterparts import ABLATIONS, COUNTERPARTS, FILE, SENTENCE, WORD
+from fusionlib.processor import cross_attention_layers
 from fusionlib.profiles import Profile, Training
 from fusionlib.training import adapter as fused
 from fusionlib.training.checkpoints import checkpoint_folder, load_frozen

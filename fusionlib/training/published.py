@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fusionlib.attention import cross_attention_layers
+from fusionlib.processor import cross_attention_layers
 from fusionlib.training.export import half
 
 _RESAMPLER = (

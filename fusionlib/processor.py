@@ -1,0 +1,213 @@
+"""Fused attention in a diffusers UNet: one processor for each cross-attention layer.
+
+``FusedAttnProcessor`` is the base model's own processor until it is given a ``LayerConditioning``,
+which holds the faces that its layer sees beside the text.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusionlib.attention import Attention, Strength, prepared_attention
+from fusionlib.backends import Attend, Backend, dense, join
+from fusionlib.errors import FusionError
+from fusionlib.masking import QueryGroups
+
+
+@dataclass(frozen=True)
+class LayerConditioning:
+    """What one cross-attention layer sees beside the text.
+
+    Attributes:
+        keys: K_f of each reference, ``(batch or 1, N_f, inner_dim)``.
+        values: V_f of each reference, shaped like its key.
+        strengths: lambda_i of each reference, a number or a tensor ``(batch,)``.
+        groups: Eq. 7 at each resolution, by the number of positions h * w; None without masks.
+        batch_size: How many samples, at the end of the UNet's batch, see the faces; None means all.
+        backend: How closed keys are treated; None is ``usual_backend``'s.
+        attention: ``"concatenated"`` or ``"decoupled"``.
+        same_text: That a text seen before need not be projected again: neither the tensor nor the
+            layer's weights are changed in place. Without gradients only, nor in a compiled graph.
+        kept: The last text, the queries' shape, and what was made of them.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    strengths: tuple[Strength, ...]
+    groups: Mapping[int, QueryGroups] | None = None
+    batch_size: int | None = None
+    backend: Backend | None = None
+    attention: Attention = "concatenated"
+    same_text: bool = False
+    kept: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
+
+
+class FusedAttnProcessor:
+    """A diffusers attention processor for ``attn2`` that lets the queries see faces, too.
+
+    It holds no weights. Without a ``conditioning`` it hands the call on to the processor that it
+    replaced, so that the UNet is the base model bit by bit. ``FusionAdapter.attach`` puts one into
+    each cross-attention layer, and ``FusionAdapter.conditioned`` tells them what to see.
+
+    Args:
+        former: The processor to take the place of.
+
+    Attributes:
+        former: The processor that was here before.
+        conditioning: The K_f, V_f and strengths of the references (a ``LayerConditioning``); None
+            while there are none.
+
+    Example:
+        >>> import torch
+        >>> from diffusers.models.attention_processor import Attention
+        >>> from fusionlib import FusedAttnProcessor
+        >>> from fusionlib.processor import LayerConditioning
+        >>> layer = Attention(query_dim=32, cross_attention_dim=16, heads=2, dim_head=16).eval()
+        >>> image, text, face = (torch.randn(1, *size) for size in ((64, 32), (77, 16), (64, 32)))
+        >>> base = layer(image, text)
+        >>> layer.set_processor(FusedAttnProcessor(layer.processor))
+        >>> torch.equal(layer(image, text), base)  # nothing to see: the former processor's output
+        True
+        >>> layer.processor.conditioning = LayerConditioning(
+        ...     keys=(face,), values=(face,), strengths=(1.0,)
+        ... )
+        >>> torch.equal(layer(image, text), base)
+        False
+    """
+
+    def __init__(self, former: Any) -> None:
+        self.former = former
+        self.conditioning: LayerConditioning | None = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Compute one layer (Eq. 1 and 3 to 6); diffusers' ``Attention`` calls this.
+
+        Args:
+            attn: The layer, with its frozen ``to_q``, ``to_k``, ``to_v`` and ``to_out``.
+            hidden_states: h, ``(batch, N_q, query_dim)``.
+            encoder_hidden_states: The prompt c, ``(batch, N_text, cross_attention_dim)``.
+            attention_mask: Must be None while there is a ``conditioning``.
+            *args: What else the former processor takes; unused while there is a ``conditioning``.
+            **kwargs: Likewise.
+
+        Returns:
+            h', ``(batch, N_q, query_dim)``.
+
+        Raises:
+            FusionError: If the layer is conditioned on anything else than faces and text, or the
+                identity masks have no size for N_q positions.
+        """
+        faces = self.conditioning
+        if faces is None:
+            return self.former(
+                attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs
+            )
+        if attention_mask is not None or not isinstance(encoder_hidden_states, Tensor):
+            raise FusionError(
+                "Face references work with plain text conditioning only: call the UNet without "
+                "encoder_attention_mask and without an IP-Adapter's image embeddings."
+            )
+        query = split_heads(attn.to_q(hidden_states), attn.heads)
+        attended = self._attend(attn, query, encoder_hidden_states, faces)(query)
+        attended = attended.transpose(1, 2).flatten(2).to(query.dtype)
+        linear, dropout = attn.to_out
+        hidden_states = dropout(linear(attended))
+        factor = attn.rescale_output_factor  # 1 in every Stable Diffusion: one kernel less
+        return hidden_states if factor == 1 else hidden_states / factor
+
+    def _attend(self, attn: Any, query: Tensor, text: Tensor, faces: LayerConditioning) -> Attend:
+        """K' and V' of this text and these faces, for such queries; once, where that was said."""
+        tracked = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if tracked or not faces.same_text:
+            return _text_and_faces(attn, query, text, faces)
+        if not faces.kept or faces.kept[0] is not text or faces.kept[1] != query.shape:
+            faces.kept[:] = text, query.shape, _text_and_faces(attn, query, text, faces)
+        return faces.kept[2]
+
+
+def _text_and_faces(attn: Any, query: Tensor, text: Tensor, faces: LayerConditioning) -> Attend:
+    """What the queries of a layer attend to: the text, and in the branch with a prompt the faces.
+
+    The samples before the last ``faces.batch_size`` are guidance's unconditional branch.
+    """
+    key = split_heads(attn.to_k(text), attn.heads)
+    value = split_heads(attn.to_v(text), attn.heads)
+    plain = 0 if faces.batch_size is None else max(query.shape[0] - faces.batch_size, 0)
+    to_faces = _faces(query[plain:], key[plain:], value[plain:], faces)
+    if not plain:
+        return to_faces
+    to_text = dense(key[:plain], value[:plain])
+    return lambda query: join([to_text(query[:plain]), to_faces(query[plain:])], 0)
+
+
+def _faces(query: Tensor, key: Tensor, value: Tensor, faces: LayerConditioning) -> Attend:
+    """``fused_attention`` or ``decoupled_attention`` of a layer's samples that see the faces."""
+    heads = query.shape[1]
+    groups = None
+    if faces.groups is not None:
+        positions = query.shape[2]
+        if positions not in faces.groups:
+            raise FusionError(
+                f"identity_masks do not fit a layer of {positions} positions: give masks of "
+                "the image's height and width, and fewer disjoint ones than that."
+            )
+        groups = faces.groups[positions].to(query.device)
+    return prepared_attention(
+        query,
+        key,
+        value,
+        [split_heads(k.to(key), heads) for k in faces.keys],
+        [split_heads(v.to(value), heads) for v in faces.values],
+        attention=faces.attention,
+        strengths=faces.strengths,
+        mask=groups,
+        backend=faces.backend,
+    )
+
+
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """``(batch, tokens, heads * head_dim)`` to ``(batch, heads, tokens, head_dim)``."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def fused_processors(layer: Any) -> Iterator[FusedAttnProcessor]:
+    """The fused processors of a layer, from the one attached last to the one attached first."""
+    processor = layer.processor
+    while isinstance(processor, FusedAttnProcessor):
+        yield processor
+        processor = processor.former
+
+
+def cross_attention_layers(unet: Any) -> dict[str, Any]:
+    """Every cross-attention layer of a ``UNet2DConditionModel``, by its name in the UNet.
+
+    The names are the UNet's own, such as
+    ``"down_blocks.0.attentions.0.transformer_blocks.0.attn2"``.
+
+    Raises:
+        FusionError: If there is none.
+    """
+    unet = getattr(unet, "_orig_mod", unet)  # torch.compile's
+    if not isinstance(unet, nn.Module):
+        raise FusionError(f"unet must be a UNet2DConditionModel, not {type(unet).__name__}.")
+    layers = {
+        name: module
+        for name, module in unet.named_modules()
+        if name.endswith(".attn2") and getattr(module, "is_cross_attention", False)
+    }
+    if not layers:
+        raise FusionError(
+            f"unet has no cross-attention layer (attn2) to attach to: {type(unet).__name__}."
+        )
+    return layers
