@@ -41,6 +41,9 @@ from fusionlib.reference import (
 
 Initialisation = Literal["self_attention", "zero_value", "random"]
 
+MOST_KEPT = 2**28
+"""Bytes up to which keys and values are kept joined for all steps of a picture."""
+
 LayerChoice = Literal["down", "mid", "up"] | int
 """Layers of a UNet: on its way down, in its middle or on its way up; or, by a number, those of one
 resolution: 0 is the full one, 1 half of it, and so on."""
@@ -375,8 +378,11 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 positions and ``"grouped"`` in the others.
             same_text: Says that inside of the block neither the text's tensors nor the UNet's
                 weights are changed in place. Keys and values are then joined once for all steps
-                whose ``encoder_hidden_states`` are the very same tensor, unless gradients are
-                enabled or the UNet is compiled; the numbers are the same.
+                whose ``encoder_hidden_states`` are the very same tensor; the numbers are the same.
+                That takes as much memory again as the references' keys and values (with masks twice
+                as much), once for each of ``batch_size``: up to ``MOST_KEPT``, else nothing is
+                kept. Nor is it where gradients are enabled, in a compiled UNet, or in a layer of
+                which ``to_k`` or ``to_v`` has hooks.
 
         Raises:
             FusionError: If an argument does not fit, the adapter is not attached, the references
@@ -399,9 +405,10 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             raise FusionError("reference_identity needs identity_masks: give both or neither.")
 
         kept = [i for i, strength in enumerate(lambdas) if not is_number(strength, 0)]
+        device = next(iter(references[0].values()))[0].device if kept else None
+        shown_strengths = tuple(_as_tensor(lambdas[i], device) for i in kept)
         groups: dict[int, QueryGroups] | None = None
-        if identity_masks is not None and kept:
-            device = next(iter(references[0].values()))[0].device
+        if identity_masks is not None and device is not None:
             shown = [identities[i] for i in kept]
             unet: Any = self.unet
             levels = None if latent_size is None else len(unet.config["block_out_channels"])
@@ -413,6 +420,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                     levels,
                 ).items()
             }
+        same_text = same_text and _joined_bytes(references, batch_size) <= MOST_KEPT
         former = {name: processor.conditioning for name, processor in layers.items()}
         try:
             for name, processor in layers.items():
@@ -422,9 +430,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                     else LayerConditioning(
                         keys=tuple(references[i][name][0] for i in kept),
                         values=tuple(references[i][name][1] for i in kept),
-                        strengths=tuple(
-                            _as_tensor(lambdas[i], like=references[i][name][0]) for i in kept
-                        ),
+                        strengths=shown_strengths,
                         groups=groups,
                         batch_size=batch_size,
                         backend=backend,
@@ -555,11 +561,21 @@ def _submodule(root: nn.Module, name: str) -> Any:
     return root
 
 
-def _as_tensor(strength: Strength, like: Tensor) -> Strength:
+def _as_tensor(strength: Strength, device: torch.device | None) -> Strength:
     """A number other than 1 as a tensor, so that a compiled UNet serves every strength."""
     if isinstance(strength, Tensor) or strength == 1:
         return strength
-    return torch.full((1,), strength, device=like.device)
+    return torch.full((1,), strength, device=device)
+
+
+def _joined_bytes(references: Sequence[LayerKeysValues], batch_size: int | None) -> int:
+    """What K_f and V_f of all layers take, once for each sample."""
+    return sum(
+        max(tensor.shape[0], batch_size or 1) * tensor[0].numel() * tensor.element_size()
+        for reference in references
+        for pair in reference.values()
+        for tensor in pair
+    )
 
 
 def _check_names(argument: str, given: Mapping[str, Any], layers: Mapping[str, Any]) -> None:

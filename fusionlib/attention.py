@@ -2,7 +2,7 @@
 
 ``fused_attention`` is the mathematics on plain tensors; ``decoupled_attention`` is the design that
 the paper argues against, with a softmax for the faces alone. ``prepared_attention`` is what of
-either is the same for all queries: a picture's steps share it.
+either is the same for all queries.
 """
 
 import math
@@ -24,7 +24,7 @@ from fusionlib.backends import (
     usual_backend,
 )
 from fusionlib.errors import FusionError
-from fusionlib.masking import QueryGroups, closed_logits
+from fusionlib.masking import QueryGroups, aligned, closed_logits
 
 Strength = float | Tensor
 """lambda_i of one reference: a number for the whole batch, or a tensor ``(batch,)``."""
@@ -191,7 +191,7 @@ def prepared_attention(
     """All of ``fused_attention`` or ``decoupled_attention`` that is the same for other queries.
 
     Keys and values are joined here, and masks and strengths made into what is added to the logits.
-    The text and the faces are the same at every step of a picture, and only the queries are not.
+    Where a reference is encoded once, only the queries differ from one step to another.
 
     Args:
         query: Such queries as there will be, ``(batch, heads, N_q, head_dim)``.
@@ -256,7 +256,7 @@ def _concatenated(
 
 
 def _decoupled(text_key: Tensor, text_value: Tensor, seen: "_Seen", scale: float | None) -> Attend:
-    """Text and faces have a softmax each, and their answers are added."""
+    """softmax(scale * Q K_c^T) V_c + softmax(M + scale * Q K_f^T) V_f, for queries of one shape."""
     to_text = dense(text_key, text_value, scale=scale)
     if not seen.keys:
         return to_text
@@ -272,7 +272,7 @@ def _decoupled(text_key: Tensor, text_value: Tensor, seen: "_Seen", scale: float
     faces = seen.without_text()
     key, value = torch.cat(seen.keys, dim=2), torch.cat(scaled, dim=2)
     bias = _log_strengths(present, faces.tokens, like=key)
-    to_faces = _one_softmax(key, value.expand_as(key), bias, faces, scale)
+    to_faces = _one_softmax(key, value, bias, faces, scale)
     return lambda query: to_text(query) + to_faces(query)
 
 
@@ -304,19 +304,19 @@ def _one_softmax(
     if isinstance(mask, QueryGroups) and seen.backend != "dense":
         apply = flex if seen.backend == "flex" else grouped
         return apply(key, value, bias, mask, tokens, scale)
-    opened = None
-    if mask is not None and not tokens[0]:
-        # Without the text, a query may have nothing to look at: it looks at all, and gets nothing.
-        mask = mask.mask(tokens) if isinstance(mask, QueryGroups) else mask
-        opened = mask.any(dim=-1, keepdim=True)
-        mask = mask | ~opened
     closed: Tensor | None = None
     if isinstance(mask, QueryGroups):
         closed = mask.logits(tokens, dtype)
     elif mask is not None:
         closed = closed_logits(mask, dtype)
+    if closed is None or tokens[0]:
+        return dense(key, value, added_logits(bias, closed, dtype), scale)
+    # Without the text, a query may have nothing to look at: it looks at all, and gets nothing. What
+    # is closed lies below every strength, and above minus infinity, of which a softmax makes NaN.
+    opened = (closed == 0).any(dim=-1, keepdim=True)
+    closed = aligned(closed.clamp(min=torch.finfo(dtype).min / 2))
     attend = dense(key, value, added_logits(bias, closed, dtype), scale)
-    return attend if opened is None else lambda query: attend(query) * opened
+    return lambda query: attend(query) * opened
 
 
 def _without(
@@ -334,15 +334,15 @@ def _without(
 def _log_strengths(
     strengths: Sequence[Strength], tokens: Sequence[int], like: Tensor
 ) -> Tensor | None:
-    """log(lambda) of each key, ``(batch, sum(tokens))`` and 0 for the text; None if all are 1."""
+    """log(lambda) of each key, 0 for the text: ``(batch or 1, sum(tokens))``; None if all are 1."""
     if all(is_number(strength, 1) for strength in strengths):
         return None
-    batch = like.shape[0]
     exact = torch.promote_types(like.dtype, torch.float32)
-    columns = [torch.zeros(batch, tokens[0], dtype=exact, device=like.device)]
-    for strength, count in zip(strengths, tokens[1:], strict=True):
-        column = torch.as_tensor(strength, dtype=exact, device=like.device).log()
-        columns.append(column.reshape(-1, 1).expand(batch, count))
+    logs = [torch.as_tensor(s, dtype=exact, device=like.device).log() for s in strengths]
+    rows = max(log.numel() for log in logs)  # one for all, where no strength differs in the batch
+    columns = [torch.zeros(rows, tokens[0], dtype=exact, device=like.device)]
+    for log, count in zip(logs, tokens[1:], strict=True):
+        columns.append(log.reshape(-1, 1).expand(rows, count))
     return torch.cat(columns, dim=1)
 
 

@@ -10,7 +10,7 @@ Three ways to the same numbers:
   out. Made for CUDA, where it is compiled at the first call; elsewhere it is correct, but slow.
 
 Each takes the fused keys and values of Eq. 6, prepares what does not depend on the queries, and
-returns a function of the queries: the same faces are attended to at every step of a picture.
+returns a function of the queries, for any number of calls.
 """
 
 from collections.abc import Callable, Sequence
@@ -90,7 +90,7 @@ def added_logits(bias: Tensor | None, closed: Tensor | None, dtype: torch.dtype)
     """M of Eq. 4 and 5: the logarithm of each key's strength, minus infinity where it is closed.
 
     Args:
-        bias: log(lambda) of each key, ``(batch, N_k)``; None where every strength is 1.
+        bias: log(lambda) of each key, ``(batch or 1, N_k)``; None where every strength is 1.
         closed: What ``closed_logits`` makes of a mask; None where nothing is closed.
         dtype: The queries'.
 
@@ -142,8 +142,8 @@ def grouped(
         for each, seen in zip(biases, groups.seen, strict=True)
     ]
     attends = [
-        dense(*seen, scale)
-        for seen in zip(by_group(key, 2), by_group(value, 2), added, strict=True)
+        dense(*part, scale)
+        for part in zip(by_group(key, 2), by_group(value, 2), added, strict=True)
     ]
 
     def attend(query: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def flex(
 
     def strengthened(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         assert bias is not None
-        return score + bias[batch, k]
+        return score + bias[batch if len(bias) > 1 else 0, k]
 
     blocks = groups.block_mask(tokens)
 

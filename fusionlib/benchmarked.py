@@ -164,7 +164,7 @@ class Group:
         first = (to or self.rows[0]).operations
         return row.operations / first if row.operations and first else None
 
-    def starts(self, row: Row, to: Row | None = None) -> float | None:
+    def kernel_ratio(self, row: Row, to: Row | None = None) -> float | None:
         """Counted kernels, divided by another row's: the ratio where their start decides."""
         first = (to or self.rows[0]).kernels
         return row.kernels / first if row.kernels and first else None
@@ -227,7 +227,7 @@ class Result:
                     "quartiles": [float(q) for q in quartiles],
                     "ratio": [_or_none(v) for v in (ratio.estimate, ratio.low, ratio.high)],
                     "floor": group.floor(row),
-                    "kernels": group.starts(row),
+                    "kernel_ratio": group.kernel_ratio(row),
                     "outcome": group.outcome(row),
                 }
         folder.mkdir(parents=True, exist_ok=True)
@@ -468,10 +468,10 @@ def _panel(axes: Any, group: Group) -> str:
         if group.shows == "ratio" and floor is not None and row is not group.rows[0]:
             marks.append(floor)
             axes.plot([floor] * 2, [height - 0.28, height + 0.28], color=QUIET, linewidth=1.5)
-        starts = group.starts(row)
-        if group.shows == "ratio" and starts is not None and row is not group.rows[0]:
-            marks.append(starts)
-            axes.plot(starts, height, "D", markersize=5, mec=QUIET, mfc="none", mew=1.2, zorder=0)
+        kernels = group.kernel_ratio(row)
+        if group.shows == "ratio" and kernels is not None and row is not group.rows[0]:
+            marks.append(kernels)
+            axes.plot(kernels, height, "D", markersize=5, mec=QUIET, mfc="none", mew=1.2, zorder=0)
         if row.target and row.target.of == group.shows and not row.target.against:
             marks.append(row.target.limit)
             at = [row.target.limit] * 2
@@ -554,8 +554,8 @@ def _cells(group: Group, row: Row) -> dict[str, str]:
         cells[compared] = bracketed(group.interval(row))
     floor = group.floor(row)
     cells["floor by operations"] = f"{floor:.2f}" if floor is not None and not first else ""
-    starts = group.starts(row)
-    cells["by kernels"] = f"{starts:.2f}" if starts is not None and not first else ""
+    kernels = group.kernel_ratio(row)
+    cells["by kernels"] = f"{kernels:.2f}" if kernels is not None and not first else ""
     cells["target"] = f"{row.target}" if row.target else ""
     cells["outcome"] = group.outcome(row) or ""
     return cells

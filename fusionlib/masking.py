@@ -262,7 +262,8 @@ class QueryGroups:
         made = self._logits.get(what)
         if made is None:
             made = closed_logits(self.mask(tokens), dtype)
-            if not torch.compiler.is_compiling():
+            # What was made under `inference_mode` could not be used where gradients are taken.
+            if not torch.compiler.is_compiling() and not made.is_inference():
                 self._logits[what] = made
         return made
 

@@ -61,7 +61,7 @@ OPTIMISATIONS = (
         "K' and V' of the text and the faces joined once, not at each step; a picture of one face",
         None, "generation", "One reference", "fused, clean cache",
         "fused, clean cache, joined at each step",
-        "kept, unless there is a callback, which might change them",
+        "kept, in the clean mode with joint guidance, unless a callback might change them",
     ),
     Optimisation(
         "The same, a picture of four faces",
@@ -185,7 +185,7 @@ def _cells(one: Optimisation, results: Sequence[Result]) -> dict[str, str]:
         if not one.expected:
             counted = (
                 ("operations", group.floor(row, without)),
-                ("kernels", group.starts(row, without)),
+                ("kernels", group.kernel_ratio(row, without)),
             )
             expected += [f"{digits(ratio)} by {what}" for what, ratio in counted if ratio]
     return {

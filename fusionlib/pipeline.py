@@ -430,8 +430,7 @@ class FusionMixin(DiffusionPipeline):
             reference_identity=reference_identity,
             latent_size=latent_size,
             batch_size=images,
-            # A callback may change the text's tensor, or the weights, between two steps.
-            same_text=not any(kwargs.get(name) for name in ("callback_on_step_end", "callback")),
+            same_text=not (separate or shared) and not _called_back(kwargs),
         )
 
         shown: ReferenceCache | AtEachStep
@@ -1015,6 +1014,11 @@ def _check_scale(scale: Any, separate: bool) -> None:
         raise FusionError(
             f"identity_guidance_scale must be a finite number of at least 0, not {scale!r}."
         )
+
+
+def _called_back(arguments: dict[str, Any]) -> bool:
+    """Whether somebody else may change the text's tensor, or the weights, between two steps."""
+    return any(arguments.get(name) is not None for name in ("callback_on_step_end", "callback"))
 
 
 def _grouped(references: Any) -> list[list[Image.Image]]:

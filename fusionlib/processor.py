@@ -29,9 +29,10 @@ class LayerConditioning:
         batch_size: How many samples, at the end of the UNet's batch, see the faces; None means all.
         backend: How closed keys are treated; None is ``usual_backend``'s.
         attention: ``"concatenated"`` or ``"decoupled"``.
-        same_text: That a text seen before need not be projected again: neither the tensor nor the
-            layer's weights are changed in place. Without gradients only, nor in a compiled graph.
-        kept: The last text, the queries' shape, and what was made of them.
+        same_text: That a text seen before need not be projected again, because neither the tensor
+            nor the layer's weights are changed in place. Of no effect where gradients are enabled,
+            in a compiled graph, or where ``to_k`` or ``to_v`` have hooks.
+        kept: The last text, what such queries are, and what was made of them.
     """
 
     keys: tuple[Tensor, ...]
@@ -129,10 +130,12 @@ class FusedAttnProcessor:
     def _attend(self, attn: Any, query: Tensor, text: Tensor, faces: LayerConditioning) -> Attend:
         """K' and V' of this text and these faces, for such queries; once, where that was said."""
         tracked = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if tracked or not faces.same_text:
+        if tracked or not faces.same_text or _hooked(attn.to_k) or _hooked(attn.to_v):
             return _text_and_faces(attn, query, text, faces)
-        if not faces.kept or faces.kept[0] is not text or faces.kept[1] != query.shape:
-            faces.kept[:] = text, query.shape, _text_and_faces(attn, query, text, faces)
+        such = (query.shape, query.dtype, query.device)
+        if not faces.kept or faces.kept[0] is not text or faces.kept[1] != such:
+            faces.kept.clear()  # before others are made
+            faces.kept.extend((text, such, _text_and_faces(attn, query, text, faces)))
         return faces.kept[2]
 
 
@@ -144,15 +147,15 @@ def _text_and_faces(attn: Any, query: Tensor, text: Tensor, faces: LayerConditio
     key = split_heads(attn.to_k(text), attn.heads)
     value = split_heads(attn.to_v(text), attn.heads)
     plain = 0 if faces.batch_size is None else max(query.shape[0] - faces.batch_size, 0)
-    to_faces = _faces(query[plain:], key[plain:], value[plain:], faces)
+    to_both = _with_faces(query[plain:], key[plain:], value[plain:], faces)
     if not plain:
-        return to_faces
+        return to_both
     to_text = dense(key[:plain], value[:plain])
-    return lambda query: join([to_text(query[:plain]), to_faces(query[plain:])], 0)
+    return lambda query: join([to_text(query[:plain]), to_both(query[plain:])], 0)
 
 
-def _faces(query: Tensor, key: Tensor, value: Tensor, faces: LayerConditioning) -> Attend:
-    """``fused_attention`` or ``decoupled_attention`` of a layer's samples that see the faces."""
+def _with_faces(query: Tensor, key: Tensor, value: Tensor, faces: LayerConditioning) -> Attend:
+    """``fused_attention`` or ``decoupled_attention``, for the samples that see the faces."""
     heads = query.shape[1]
     groups = None
     if faces.groups is not None:
@@ -174,6 +177,11 @@ def _faces(query: Tensor, key: Tensor, value: Tensor, faces: LayerConditioning) 
         mask=groups,
         backend=faces.backend,
     )
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether somebody listens to, or changes, each call of a module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:

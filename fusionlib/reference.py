@@ -481,9 +481,13 @@ def sampled(rows: Sequence[Tensor]) -> Tensor:
     Returns:
         ``(rows, 8)`` in float32 on the CPU; what is missing of a row is 0.
     """
-    lengths = torch.tensor([len(row) for row in rows])
-    table = torch.zeros(len(rows), 8)
-    table[torch.arange(8) < lengths[:, None]] = torch.cat(list(rows)).float().cpu()
+    if any(row.dtype.itemsize == 1 for row in rows):  # float8, which torch joins to no other type
+        rows = [row.float() for row in rows]
+    cpu = torch.device("cpu")  # and not what a user may have set as the default
+    lengths = torch.tensor([len(row) for row in rows], device=cpu)
+    table = torch.zeros(len(rows), 8, dtype=torch.float32, device=cpu)
+    there = torch.arange(8, device=cpu) < lengths[:, None]
+    table[there] = torch.cat(list(rows)).float().cpu()
     return table
 
 

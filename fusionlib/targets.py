@@ -95,10 +95,10 @@ class Wanted:
         place = self.find(groups) if self.target.of == "ratio" else None
         return place[0].floor(place[1], place[0].baseline(self.target)) if place else None
 
-    def starts(self, groups: Iterable[Group]) -> float | None:
+    def kernel_ratio(self, groups: Iterable[Group]) -> float | None:
         """Counted kernels in the ratio that the target is about, where they decide: on CUDA."""
         place = self.find(groups) if self.target.of == "ratio" and self.device == "cuda" else None
-        return place[0].starts(place[1], place[0].baseline(self.target)) if place else None
+        return place[0].kernel_ratio(place[1], place[0].baseline(self.target)) if place else None
 
 
 _CPU, _GPU = ("embedded", "cpu"), ("full", "cuda")
@@ -345,8 +345,8 @@ def _row(wanted: Wanted, results: Mapping[str, Sequence[Result]]) -> dict[str, s
     place = wanted.measured(results.get(wanted.benchmark, ()))
     counted = [r.groups for r in results.get("floor", ()) if r.size == wanted.size]
     groups = [[place[0]] if place else [], *counted]
-    floor, starts = (
-        next(filter(None, map(of, groups)), None) for of in (wanted.floor, wanted.starts)
+    floor, kernels = (
+        next(filter(None, map(of, groups)), None) for of in (wanted.floor, wanted.kernel_ratio)
     )
     told = {
         "where": wanted.where,
@@ -354,7 +354,7 @@ def _row(wanted: Wanted, results: Mapping[str, Sequence[Result]]) -> dict[str, s
         "target": f"{wanted.target} {wanted.unit}".strip(),
         "found": "",
         "floor, counted": f"{floor:.2f}" if floor else "",
-        "kernels, counted": f"{starts:.2f}" if starts else "",
+        "kernels, counted": f"{kernels:.2f}" if kernels else "",
         "outcome": "not measured" + (": wants CUDA" if wanted.device == "cuda" else ""),
         "measured by": wanted.command,
     }

@@ -283,9 +283,8 @@ def test_the_floor_counts_what_the_pipelines_do() -> None:
         assert kernels["base model"] > counted["base model"]
         anew, clean = generation.ANEW, generation.CLEAN
         assert counted[anew] - counted[clean] == kernels[anew] - kernels[clean] > 0
-        for name in (clean, "IP-Adapter"):
-            more = kernels[name] - kernels["base model"]
-            assert counted[name] - counted["base model"] == pytest.approx(more, abs=30), name
+        more = kernels["IP-Adapter"] - kernels["base model"]
+        assert counted["IP-Adapter"] - counted["base model"] == pytest.approx(more, abs=4)
 
 
 def test_what_was_counted_without_a_gpu_is_shown_beside_what_was_timed_on_one(

@@ -24,7 +24,7 @@ from fusionlib.pipeline import (
     FusionXLPipeline,
 )
 from fusionlib.processor import cross_attention_layers, fused_processors
-from fusionlib.reference import fingerprint_of_unet
+from fusionlib.reference import fingerprint_of_unet, sampled
 
 FILE = "pytorch_lora_weights.safetensors"
 TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -270,6 +270,22 @@ def test_a_cache_cannot_be_scaled_by_a_call(with_lora: Any) -> None:
     plain = with_lora.encode_references(face(1))
     without = {"cross_attention_kwargs": {"scale": 0.5}}  # of no effect, and no error
     assert np.isfinite(generate(with_lora, "a face", references=plain, **without)).all()
+
+
+def test_a_sample_of_weights_whatever_their_type_and_the_defaults() -> None:
+    rows = [torch.arange(8.0), torch.tensor([0.5, -2.0, 1.0])]
+    expected = torch.stack([rows[0], torch.tensor([0.5, -2, 1, 0, 0, 0, 0, 0])])
+    small = [rows[0].to(torch.float8_e4m3fn), rows[1].half()]  # layerwise casting keeps some
+    mixed = [rows[0].half(), rows[1].bfloat16()]
+    for given in (rows, small, mixed):
+        found = sampled(given)
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert torch.equal(sampled(rows), expected) and sampled(rows).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_fingerprints_of_a_unet(family: Family) -> None:

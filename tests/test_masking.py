@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusionlib import (
     FusionError,
+    fused_attention,
     group_queries,
     identity_attention_mask,
     scale_identity_masks,
@@ -156,3 +157,17 @@ def test_an_aligned_mask_is_the_same_mask() -> None:
     logits = closed_logits(mask, torch.float16)
     assert torch.equal(logits == 0, mask) and torch.equal(logits == -torch.inf, ~mask)
     assert logits.stride() == (16, 1), "CUDA's kernels copy rows that begin anywhere else"
+
+
+def test_groups_that_were_used_without_gradients_serve_with_them() -> None:
+    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
+    masks[0, :, :2], masks[1, :, 2:] = True, True
+    groups = group_queries(masks, [0, 1], (4, 4))
+    query, text = torch.randn(1, 1, 16, 8), torch.randn(1, 1, 3, 8)
+    arguments = (query, text, text, [query, query], [query, query])
+    with torch.inference_mode():
+        fused_attention(*arguments, mask=groups, backend="dense")
+    query.requires_grad_()
+    fused_attention(*arguments, mask=groups, backend="dense").sum().backward()
+    assert query.grad is not None and query.grad.abs().sum() > 0
+    assert groups.logits([3, 16, 16], query.dtype) is groups.logits([3, 16, 16], query.dtype)

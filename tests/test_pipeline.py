@@ -220,7 +220,13 @@ def test_what_a_callback_changes_in_place_counts(pipeline: FusionPipeline, chang
     arguments = {"references": [face(1)], "num_inference_steps": 3}
     layer = next(iter(cross_attention_layers(pipeline.unet).values()))
     texts: list[torch.Tensor] = []
-    hook = layer.to_k.register_forward_hook(lambda *called: texts.append(called[2].clone()))
+    forward = layer.to_k.forward
+
+    def project(text: torch.Tensor) -> torch.Tensor:
+        texts.append(forward(text))
+        return texts[-1]
+
+    layer.to_k.forward = project
 
     def callback(_pipeline, step: int, _timestep, tensors: dict) -> dict:
         if step == 0 and changed == "embeddings":
@@ -237,7 +243,7 @@ def test_what_a_callback_changes_in_place_counts(pipeline: FusionPipeline, chang
         given["callback_on_step_end_tensor_inputs"] = ["prompt_embeds"]
         found = generate(pipeline, "a face", **arguments, **given)
     finally:
-        hook.remove()
+        layer.to_k.forward = forward
         if changed == "weights":
             layer.to_k.weight.data.neg_()
     _, first, second, third = texts
