@@ -115,6 +115,12 @@ class Row:
     longest: tuple[Operator, ...] = ()
     kernels: float | None = None
 
+    @property
+    def busy(self) -> float | None:
+        """Milliseconds in all operators of one call, on CUDA in kernels, where somebody looked."""
+        share = sum(each.share for each in self.longest)
+        return sum(each.ms for each in self.longest) / share if share else None
+
 
 @dataclass(frozen=True)
 class Group:
@@ -168,6 +174,11 @@ class Group:
         """Counted kernels, divided by another row's: the ratio where their start decides."""
         first = (to or self.rows[0]).kernels
         return row.kernels / first if row.kernels and first else None
+
+    def busy_ratio(self, row: Row, to: Row | None = None) -> float | None:
+        """Time in the kernels, divided by another row's: the ratio where that decides."""
+        first = (to or self.rows[0]).busy
+        return row.busy / first if row.busy and first else None
 
     def found(self, row: Row, target: Target) -> Interval:
         """The number that a target is about."""

@@ -6,7 +6,7 @@ is met, missed, undecided or not measured, and by which command it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,16 +89,6 @@ class Wanted:
             if (result.size, result.device) == (self.size, self.device):
                 return self.find(result.groups)
         return None
-
-    def floor(self, groups: Iterable[Group]) -> float | None:
-        """Counted operations in the ratio that the target is about."""
-        place = self.find(groups) if self.target.of == "ratio" else None
-        return place[0].floor(place[1], place[0].baseline(self.target)) if place else None
-
-    def kernel_ratio(self, groups: Iterable[Group]) -> float | None:
-        """Counted kernels in the ratio that the target is about, where they decide: on CUDA."""
-        place = self.find(groups) if self.target.of == "ratio" and self.device == "cuda" else None
-        return place[0].kernel_ratio(place[1], place[0].baseline(self.target)) if place else None
 
 
 _CPU, _GPU = ("embedded", "cpu"), ("full", "cuda")
@@ -221,7 +211,8 @@ def targets_table(results: Mapping[str, Sequence[Result]]) -> Any:
     table.index.names = ["", ""]
     caption = (
         "Measured here. A target is met or missed where the whole 95% interval says so. The floor "
-        "is counted and not measured: operations in the same ratio, and beside it the kernels."
+        "is counted and not measured: operations in the same ratio. Beside it, for CUDA, stand the "
+        "kernels, counted likewise, and the time in them by the profile of one call."
     )
     if not (table["found"] != "").any():
         caption = "Nothing was measured yet."
@@ -241,7 +232,7 @@ def missed_table(results: Mapping[str, Sequence[Result]]) -> Any:
     rows = [{**_row(wanted, results), "tried": wanted.tried} for wanted, _, _ in _missed(results)]
     if not rows:
         return sentence("No target is missed by what was measured.")
-    shown = ["target", "found", "floor, counted", "kernels, counted", "tried"]
+    shown = ["target", "found", "floor, counted", "kernels, counted", "time in kernels", "tried"]
     table = pd.DataFrame(rows).set_index(["where", "what"])[shown]
     table.index.names = ["", ""]
     return marked(table.style, "measured", "Measured here: the targets that are missed.")
@@ -344,17 +335,25 @@ def record_training(
 def _row(wanted: Wanted, results: Mapping[str, Sequence[Result]]) -> dict[str, str]:
     place = wanted.measured(results.get(wanted.benchmark, ()))
     counted = [r.groups for r in results.get("floor", ()) if r.size == wanted.size]
-    groups = [[place[0]] if place else [], *counted]
-    floor, kernels = (
-        next(filter(None, map(of, groups)), None) for of in (wanted.floor, wanted.kernel_ratio)
-    )
+
+    def known(ratio: Callable[[Group, Row, Row], float | None]) -> str:
+        """What stands behind the ratio that the target is about, if anybody counted or looked."""
+        for groups in [[place[0]] if place else [], *counted]:
+            found = wanted.find(groups) if wanted.target.of == "ratio" else None
+            value = ratio(*found, found[0].baseline(wanted.target)) if found else None
+            if value:
+                return f"{value:.2f}"
+        return ""
+
+    on_gpu = wanted.device == "cuda"
     told = {
         "where": wanted.where,
         "what": wanted.told,
         "target": f"{wanted.target} {wanted.unit}".strip(),
         "found": "",
-        "floor, counted": f"{floor:.2f}" if floor else "",
-        "kernels, counted": f"{kernels:.2f}" if kernels else "",
+        "floor, counted": known(Group.floor),
+        "kernels, counted": known(Group.kernel_ratio) if on_gpu else "",
+        "time in kernels": known(Group.busy_ratio) if on_gpu else "",
         "outcome": "not measured" + (": wants CUDA" if wanted.device == "cuda" else ""),
         "measured by": wanted.command,
     }

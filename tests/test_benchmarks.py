@@ -311,6 +311,20 @@ def test_a_target_at_full_size_has_its_floor_before_it_is_measured() -> None:
     assert table.loc["Picture, one reference", "outcome"] == "not measured: wants CUDA"
 
 
+@pytest.mark.parametrize(("size", "device"), [("full", "cuda"), ("embedded", "cpu")])
+def test_behind_a_ratio_stand_the_kernels_and_the_time_in_them(size: str, device: str) -> None:
+    """Of which the longest operators are a part: their share says how large a one."""
+    rows = (
+        Row("base model", (1.0,), 10.0, longest=(Operator("a", 2.0, 0.4),), kernels=100.0),
+        Row(generation.CLEAN, (1.5,), 11.0, longest=(Operator("a", 3.0, 0.5),), kernels=90.0),
+    )
+    made = replace(result(), size=size, device=device, groups=(Group("One", "", rows),))
+    where = {"cuda": "Stable Diffusion 1.5, CUDA", "cpu": "embedded, CPU"}[device]
+    table = targets_table({"generation": [made]}).data.loc[where]
+    found = table.loc["Picture, one reference", ["kernels, counted", "time in kernels"]]
+    assert list(found) == (["0.90", "1.20"] if device == "cuda" else ["", ""])
+
+
 def test_processes_are_powers_of_two_up_to_the_cores() -> None:
     assert [study.powers_of_two(cores) for cores in (1, 2, 3, 8)] == [
         *([1], [1, 2], [1, 2]),
