@@ -131,6 +131,34 @@ def test_each_is_diffusers_own_pipeline_until_it_is_shown_faces(
 
 
 @every_class
+def test_what_is_kept_between_steps_changes_no_bit(cls: type, pipelines: dict[type, Any]) -> None:
+    """With a callback the text is projected at each step, without one once, but in some modes."""
+    pipeline, arguments = pipelines[cls], {"references": [face(1), face(2)], **inputs(cls)}
+    layer = next(iter(cross_attention_layers(pipeline.unet).values()))
+    arguments |= {"num_images_per_prompt": 2, "strengths": [0.7, torch.tensor([1.0, 0.3])]}
+    calls, forward = [0], layer.to_k.forward
+
+    def project(text: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return forward(text)
+
+    def painted(**more: Any) -> tuple[np.ndarray, int]:
+        calls[0] = 0
+        return generate(pipeline, "a face", **arguments, **more), calls[0]
+
+    layer.to_k.forward = project
+    try:
+        kept, seldom = painted()
+        joined, often = painted(callback_on_step_end=lambda *_: {})
+        steps = often - 1  # and one for the references
+        assert np.array_equal(kept, joined) and (seldom, steps > 1) == (2, True)
+        for mode in ({"guidance_mode": "separate"}, {"timestep_mode": "shared"}):
+            assert painted(**mode)[1] >= often
+    finally:
+        layer.to_k.forward = forward
+
+
+@every_class
 @pytest.mark.parametrize("guidance_scale", [4.0, 1.0])
 def test_separate_guidance_holds_the_joint_mode_and_the_text_alone(
     cls: type, guidance_scale: float, pipelines: dict[type, Any]
