@@ -351,10 +351,10 @@ def _row(wanted: Wanted, results: Mapping[str, Sequence[Result]]) -> dict[str, s
         "what": wanted.told,
         "target": f"{wanted.target} {wanted.unit}".strip(),
         "found": "",
+        "outcome": "not measured" + (": wants CUDA" if on_gpu else ""),
         "floor, counted": known(Group.floor),
         "kernels, counted": known(Group.kernel_ratio) if on_gpu else "",
         "time in kernels": known(Group.busy_ratio) if on_gpu else "",
-        "outcome": "not measured" + (": wants CUDA" if wanted.device == "cuda" else ""),
         "measured by": wanted.command,
     }
     if place:
