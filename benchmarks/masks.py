@@ -206,7 +206,7 @@ def bounds(device: str) -> dict[str, int]:
 
 
 @contextmanager
-def _by(adapter: Any, backend: Backend | None) -> Iterator[None]:
+def _by(adapter: Any, backend: Backend) -> Iterator[None]:
     """The pipeline leaves the choice of a backend to the adapter: make it there."""
     with patch.object(adapter, "conditioned", partial(adapter.conditioned, backend=backend)):
         yield
@@ -236,8 +236,5 @@ def _strengths_as_channel() -> Iterator[None]:
 
         return attend
 
-    attention.dense = with_channel  # by hand, for `patch` takes as long as a small layer
-    try:
+    with patch.object(attention, "dense", with_channel):
         yield
-    finally:
-        attention.dense = dense

@@ -1,9 +1,11 @@
-"""What a call makes its machine do, counted: two floors that no implementation gets below.
+"""What a call makes its machine do, counted and not timed.
 
 Floating-point operations are those of matrix products, convolutions and attention, by PyTorch's own
-counter; sums, norms and activations are not counted, nor what it costs to move numbers about.
+counter; sums, norms and activations are not counted, nor what it costs to move numbers about. They
+are a floor that no implementation gets below.
+
 Kernels count where the processor starts them more slowly than the GPU runs them: then it is their
-number that decides.
+number that decides. To compile a model, or to record its graph, makes fewer of them.
 """
 
 from __future__ import annotations

@@ -32,9 +32,9 @@ Attend = Callable[[Tensor], Tensor]
 
 FEW_LOGITS = {"cpu": 150_000, "cuda": 5_000_000}
 """Up to so many logits, N_q times N_k, a layer is faster with a dense mask: what it computes in
-vain takes less time than to sort and to start a kernel for each group. On a CPU, where it was
-measured, a layer of 16 x 16 positions has so many with two people; on CUDA, where starting kernels
-takes most of the time, a layer of 32 x 32 with four (``book/records/benchmarks``)."""
+vain takes less time than to sort and to start a kernel for each group. The CPU's bound was measured
+(``book/records/benchmarks``): a layer of 16 x 16 positions has so many with two people. CUDA's, of
+32 x 32 with four, was not: it follows from kernels counted, one with the mask and seven without."""
 
 
 def usual_backend(queries: int, keys: int, device: str = "cpu") -> Backend:
