@@ -34,7 +34,7 @@ from fusionlib.errors import FusionError
 from fusionlib.evaluation.order import order_effect, reversal, without_strength
 from fusionlib.gaze import Gaze
 from fusionlib.images import load_image
-from fusionlib.profiles import ROOT
+from fusionlib.profiles import ROOT, load_profile
 
 PROMPT = "a photo of a laughing person in the snow"
 
@@ -172,7 +172,7 @@ def systems() -> Any:
     return module
 
 
-def test_weights_are_counted_as_published(systems: Any, tmp_path: Path) -> None:
+def test_weights_are_counted_as_published(systems: Any) -> None:
     found = systems.counts()
     widths = {320: 5, 640: 5, 1280: 6}  # of the cross-attention layers of Stable Diffusion 1.5
     assert found["fused"] == sum(2 * width**2 * layers for width, layers in widths.items())
@@ -185,12 +185,16 @@ def test_weights_are_counted_as_published(systems: Any, tmp_path: Path) -> None:
     project = 512 * 1024 + 1024 + 1024 * 3072 + 3072 + 2 * 768
     assert found["faceid"] == new + project + lora
     drawing = Drawing(systems.overview(found))
-    systems.write(systems.overview(found), tmp_path / "overview.svg")
     assert patches(drawing, systems.FACE, least=100) == 1 + sum(  # one in the legend
         system.squares for system in systems.SYSTEMS.values()
     )
-    committed = systems.FOLDER / "overview.svg"
-    assert (tmp_path / "overview.svg").read_bytes() == committed.read_bytes(), "run systems.py"
+
+
+def test_the_drawings_of_the_book_are_of_the_models_at_hand(systems: Any, tmp_path: Path) -> None:
+    for name, make in systems.drawings(load_profile("embedded")).items():
+        drawn, committed = tmp_path / f"{name}.svg", systems.FOLDER / f"{name}.svg"
+        systems.write(make(), drawn)
+        assert drawn.read_bytes() == committed.read_bytes(), f"{name}: run systems.py"
 
 
 def test_every_system_that_a_study_can_name_is_drawn_and_shown(systems: Any) -> None:

@@ -152,7 +152,6 @@ SYSTEMS = {
         count="faceid-portrait",
         unet="frozen",
         pictures=5,
-        trained_here=False,
     ),
     "instantid": replace(
         PLUS,
@@ -509,7 +508,7 @@ def write(figure: Figure, path: Path) -> None:
         "mathtext.fontset": "dejavusans",
     }
     with matplotlib.rc_context(settings):
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
+        figure.savefig(path, dpi=100, metadata={"Date": None, "Creator": None})
 
 
 def trained_here(profile: Profile) -> dict[str, int]:
