@@ -393,7 +393,8 @@ def _layers(results: Sequence[Result]) -> dict[str, dict[int, Interval]]:
                 ratio = group.interval(named["grouped"], "ratio")  # to the dense mask's time
                 times = Interval(1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low)
                 found.setdefault(where, {})[int(title[1])] = times
-    return found
+    # The CPU's before the GPU's, and from few positions to many.
+    return dict(sorted(found.items(), key=lambda item: (item[0][-3:], int(item[0].split()[0]))))
 
 
 def masks_table(results: Sequence[Result]) -> Any:
@@ -412,7 +413,8 @@ def masks_table(results: Sequence[Result]) -> Any:
     table = pd.DataFrame({where: pd.Series(times) for where, times in layers.items()})
     table = table.map(lambda times: bracketed(times) if isinstance(times, Interval) else "")
     table.index.name = "people"
-    caption = " ".join(map(_ran, results)) + " Ratios of medians, in brackets the 95% interval."
+    shown = [result for result in results if _layers([result])]
+    caption = " ".join(map(_ran, shown)) + " Ratios of medians, in brackets the 95% interval."
     styler: Styler = marked(table.style, "measured", f"Measured here. {caption}")
     return styler
 
@@ -568,6 +570,8 @@ def _cells(group: Group, row: Row) -> dict[str, str]:
     kernels = group.kernel_ratio(row)
     cells["by kernels"] = f"{kernels:.2f}" if kernels is not None and not first else ""
     cells["target"] = f"{row.target}" if row.target else ""
+    if row.target and (row.target.against or row.target.of != group.shows):
+        cells["target"] += f": {bracketed(group.found(row, row.target))}"
     cells["outcome"] = group.outcome(row) or ""
     return cells
 
@@ -642,6 +646,11 @@ def _or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
+def with_code(text: str) -> str:
+    """What stands between backticks as code, in HTML."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", text)
+
+
 def sentence(text: str) -> Any:
     """A sentence in Markdown, as a notebook shows it."""
     from IPython.display import Markdown
@@ -656,4 +665,4 @@ class _Sentence:
     text: str
 
     def _repr_html_(self) -> str:
-        return re.sub("`([^`]*)`", r"<code>\1</code>", f"<p>{self.text}</p>")
+        return f"<p>{with_code(self.text)}</p>"

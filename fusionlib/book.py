@@ -92,9 +92,16 @@ def build_book(
     shutil.rmtree(pages, ignore_errors=True)
     os.replace(built, pages)
     shutil.rmtree(out / "book-build")
+    publish_manifest(out)
     seconds = time.perf_counter() - started
     print(f"{label}: done in {seconds:.0f} s", flush=True)
     return write_stamp(out, Stage("book", digest, round(seconds, 1), reused=False))
+
+
+def publish_manifest(out: Path) -> None:
+    """Lay ``out/manifest.json``, if there is one, beside the pages: who reads them has no other."""
+    if (out / "manifest.json").exists() and (out / "book").is_dir():
+        shutil.copyfile(out / "manifest.json", out / "book" / "manifest.json")
 
 
 def build_pdf(

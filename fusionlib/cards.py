@@ -18,10 +18,10 @@ from PIL import Image
 from fusionlib.described import described
 from fusionlib.drawing import Drawing
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.comparison import MIN_PEOPLE, paired_difference, summary
+from fusionlib.evaluation.comparison import paired_difference, summary
 from fusionlib.evaluation.criteria import Criterion
 from fusionlib.evaluation.judges import read_records
-from fusionlib.evaluation.statistics import Interval
+from fusionlib.evaluation.statistics import MIN_PEOPLE, Interval
 from fusionlib.figures import INK, MEASURED, QUIET, marked, picture_grid, summary_table
 from fusionlib.images import load_image
 from fusionlib.methods.counterparts import compared_with

@@ -120,4 +120,4 @@ def _count(number: int, noun: str) -> str:
 
 
 def _listed(texts: Sequence[str]) -> str:
-    return ", ".join(texts)
+    return ", ".join(filter(None, texts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -131,7 +133,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return "\n".join(textwrap.wrap(text, letters, break_long_words=False))
 
 
-WIDEST = 8
+WIDEST = 9
 """Pictures of one person side by side: of more, none is large enough to look at."""
 
 
@@ -148,8 +150,9 @@ def study_grid(
     """Show a study: a row for each person, the references first, then every prompt and method.
 
     Where that makes more than `WIDEST` pictures, each method has a row of its own and each prompt a
-    column. Pictures of several sizes are all shown as large as the largest; where a method left a
-    person out, the place stays empty.
+    column; with several references each prompt has a band of its own, and with one prompt the
+    methods stand in several. Pictures of several sizes are all shown as large as the largest; where
+    a method left a person out, the place stays empty.
 
     Args:
         index: of the study, as `fusionlib.study.run_study` returns it.
@@ -186,12 +189,15 @@ def study_grid(
         return shown if first else [*[None] * references, *shown]
 
     quoted = [f"“{prompt}”" for prompt in prompts]
-    if len(methods) * len(prompts) > WIDEST and len(methods) > 1 and len(prompts) > 1:
+    by_prompt = [[(method, prompt) for method in methods] for prompt in prompts]
+    cells = [cell for part in by_prompt for cell in part]
+    wide = references + len(cells) > WIDEST
+    if wide and references <= 1 and len(methods) > 1 and len(prompts) > 1:
         by_method = [[(method, prompt) for prompt in prompts] for method in methods]
         rows = [
-            row(person, cells, first=number == 0)
+            row(person, part, first=number == 0)
             for person in people
-            for number, cells in enumerate(by_method)
+            for number, part in enumerate(by_method)
         ]
         return picture_grid(
             rows,
@@ -199,14 +205,58 @@ def study_grid(
             labels=methods * len(people),
             references=references,
         )
-    cells = [(method, prompt) for prompt in prompts for method in methods]
-    return picture_grid(
-        [row(person, cells, first=True) for person in people],
-        columns=[*heads, *(method for method, _ in cells)],
-        labels=labels,
-        references=references,
-        groups=[(text, len(methods)) for text in quoted],
-    )
+    if not wide:
+        bands = [(cells, True)]
+    elif len(prompts) > 1:
+        bands = [(part, True) for part in by_prompt]
+    else:
+        bands = _bands(cells, references)
+    columns = max(len(part) + references * shown for part, shown in bands)
+    grids = []
+    for part, shown in bands:
+        seen = references if shown else 0
+        free = columns - seen - len(part)
+        rows = [row(person, part, first=shown) for person in people]
+        titles = [f"“{prompt}”" for prompt in dict.fromkeys(prompt for _, prompt in part)]
+        grids.append(
+            picture_grid(
+                [[*(each if shown else each[references:]), *[None] * free] for each in rows],
+                columns=[*heads[:seen], *(method for method, _ in part), *[""] * free],
+                labels=labels,
+                references=seen,
+                groups=[(text, len(part) // len(titles)) for text in titles] if shown else (),
+            )
+        )
+    return grids[0] if len(grids) == 1 else stacked(grids)
+
+
+def _bands(
+    cells: Sequence[tuple[str, str]], references: int
+) -> list[tuple[Sequence[tuple[str, str]], bool]]:
+    """What stands in each band, and whether the references do, too.
+
+    One reference is repeated beside each band; several stand in the first one only.
+    """
+    if references <= 1:
+        size = math.ceil(len(cells) / math.ceil(len(cells) / (WIDEST - references)))
+        return [(cells[at : at + size], True) for at in range(0, len(cells), size)]
+    whole = len(cells) + references
+    size = math.ceil(whole / math.ceil(whole / WIDEST))
+    first = max(size - references, 1)
+    rest = range(first, len(cells), size)
+    return [(cells[:first], True), *((cells[at : at + size], False) for at in rest)]
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other, as one, with the alternative texts of all."""
+    apart = max(picture.width for picture in pictures) // 40
+    height = sum(picture.height + apart for picture in pictures) - apart
+    canvas = Image.new("RGB", (max(picture.width for picture in pictures), height), "white")
+    top = 0
+    for picture in pictures:
+        canvas.paste(picture, (0, top))
+        top += picture.height + apart
+    return described(canvas, " ".join(picture.info["alt"] for picture in pictures))
 
 
 def prompt_grid(index: pd.DataFrame, *, columns: int = 8) -> Image.Image:
@@ -346,7 +396,7 @@ def paired_plot(scores: Sequence[IdentityScores], baseline: str) -> Image.Image:
             told.append(f"{name} {interval}, {found.pairs} of {found.cells} pairs")
         axes.set_yticks(range(len(others)), others[::-1])
         axes.set_ylim(-0.6, max(len(others), 1) - 0.4)
-        axes.set_xlabel(f"nearer by, of the way to the person ({score.recogniser})", color=INK)
+        axes.set_xlabel(f"gain in identity recovery R ({score.recogniser})", color=INK)
         axes.tick_params(axis="y", length=0, labelsize=11)
         axes.tick_params(axis="x", colors=QUIET)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -584,6 +634,15 @@ def facts_table(rows: Mapping[str, object], run: str) -> Styler:
     )
 
 
+PROSE = 60
+"""A cell of more letters than this is text, which is read from the left, and needs room."""
+
+
+def _unbroken(cell: Any) -> Any:
+    """An interval stays in one line: its comma is followed by a hard space."""
+    return re.sub(r", (?=[^][]*\])", ",\u00a0", cell) if isinstance(cell, str) else cell
+
+
 def marked(styler: Styler, kind: Literal["quoted", "measured"], caption: str) -> Styler:
     """Give a table the frame and the caption that say where its numbers come from.
 
@@ -592,6 +651,11 @@ def marked(styler: Styler, kind: Literal["quoted", "measured"], caption: str) ->
         kind: whose numbers they are.
         caption: what was quoted or measured, and where.
     """
+    cells: Any = styler.data  # type: ignore[attr-defined]
+    words = [name for name in cells if any(isinstance(cell, str) for cell in cells[name])]
+    prose = [name for name in words if max(len(str(cell)) for cell in cells[name]) > PROSE]
+    styler.format(_unbroken, subset=words)
+    styler.set_properties(subset=prose, **{"text-align": "left", "min-width": "16em"})
     colour = f"var(--{kind}, {QUOTED if kind == 'quoted' else MEASURED})"
     # Only lines and text are coloured: the page's background may be light or dark.
     return styler.set_caption(caption).set_table_styles(
@@ -612,7 +676,15 @@ def marked(styler: Styler, kind: Literal["quoted", "measured"], caption: str) ->
     )
 
 
-def run_label(profile: str, study: Study) -> str:
-    """One sentence that names a run: the profile, the study's size, its weights' first digits."""
-    sizes = (len(study.people), len(study.all_prompts), len(study.seeds))
-    return label_run(profile, *sizes, [method.settings["weights"] for method in study.methods])
+def run_label(profile: str, study: Study, over: str = "people") -> str:
+    """One sentence that names a run: the profile, the study's size, its weights' first digits.
+
+    Args:
+        profile: its name.
+        study: whose people count only where they have references.
+        over: what to call them, see `fusionlib.study.label_run`.
+    """
+    people = sum(bool(person.references) for person in study.people)
+    sizes = (people, len(study.all_prompts), len(study.seeds))
+    weights = [method.settings["weights"] for method in study.methods]
+    return label_run(profile, *sizes, weights, over)

@@ -12,7 +12,16 @@ from typing import Any
 
 import pandas as pd
 
-from fusionlib.benchmarked import Group, Result, Row, bracketed, digits, layer_title, sentence
+from fusionlib.benchmarked import (
+    Group,
+    Result,
+    Row,
+    bracketed,
+    digits,
+    layer_title,
+    sentence,
+    with_code,
+)
 from fusionlib.figures import marked
 from fusionlib.targets import DEVICES, MODELS
 
@@ -191,5 +200,5 @@ def _cells(one: Optimisation, results: Sequence[Result]) -> dict[str, str]:
     return {
         "expected": "; ".join(dict.fromkeys(expected)),
         "measured": "; ".join(measured) or f"not yet: python -m benchmarks {one.benchmark}",
-        "decision": one.decision,
+        "decision": with_code(one.decision),
     }

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fusionlib.book import build_book
+from fusionlib.book import build_book, publish_manifest
 from fusionlib.errors import FusionError
 from fusionlib.manifest import manifest, sha256_file, sha256_folder, sha256_json
 from fusionlib.notebooks import (
@@ -57,7 +57,7 @@ def reproduce(
         profile: name of a profile in ``fusionlib/profiles``, or the path of a profile's YAML file.
         out: folder for everything that is built. What the notebooks generate goes to ``study/``,
             the executed notebooks to ``executed/``, their figures and tables to ``exports/``, the
-            pages to ``book/``, and ``manifest.json`` says what they were made from.
+            pages to ``book/``, and ``manifest.json``, there too, says what they were made from.
         only: names of notebooks, or beginnings of which one notebook only has; by default all.
         parameters: values for every notebook that declares them, over those of the profile.
         book: whether to build the book; by default if all notebooks are run.
@@ -141,6 +141,7 @@ def reproduce(
         failed=failed,
     )
     write_text(out / "manifest.json", json.dumps(record, indent=2) + "\n")
+    publish_manifest(out)
     exported = [short(out / "exports" / name) for name in outcomes if _done(outcomes[name])]
     print(f"figures and tables: {', '.join(exported) or 'none'}")
     print(f"what it was made from: {short(out / 'manifest.json')}")

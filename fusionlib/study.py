@@ -317,24 +317,31 @@ def describe_study(study: Study) -> dict[str, Any]:
 
 
 def label_run(
-    profile: str, people: int, prompts: int, seeds: int, weights: Iterable[Mapping[str, str]]
+    profile: str,
+    people: int,
+    prompts: int,
+    seeds: int,
+    weights: Iterable[Mapping[str, str]],
+    over: str = "people",
 ) -> str:
     """One sentence that names a run, for captions.
 
     Args:
         profile: its name.
-        people: how many.
+        people: how many; where a study has no references, 0.
         prompts: how many.
         seeds: how many.
         weights: hashes by the name of the model, of each method.
+        over: what to call the people, where each stands for several, in the plural.
     """
     sizes = [
         f"{count} {noun if count == 1 else plural}"
         for count, noun, plural in (
-            (people, "person", "people"),
+            (people, "person" if over == "people" else over.removesuffix("s"), over),
             (prompts, "prompt", "prompts"),
             (seeds, "seed", "seeds"),
         )
+        if count
     ]
     used: dict[str, None] = {}  # an ordered set: methods share a base model, and differ in adapters
     for each in weights:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from fusionlib.benchmarked import (
@@ -214,6 +215,9 @@ def targets_table(results: Mapping[str, Sequence[Result]]) -> Any:
         "is counted and not measured: operations in the same ratio. Beside it, for CUDA, stand the "
         "kernels, counted likewise, and the time in them by the profile of one call."
     )
+    places = [one.measured(results.get(one.benchmark, ())) for one in TARGETS]
+    notes = dict.fromkeys(place[0].note for place in places if place and place[0].note)
+    caption = " ".join([caption, *notes])
     if not (table["found"] != "").any():
         caption = "Nothing was measured yet."
     styler: Styler = marked(table.style, "measured", caption)
@@ -229,9 +233,17 @@ def missed_table(results: Mapping[str, Sequence[Result]]) -> Any:
     Returns:
         A table, or a sentence where none is missed.
     """
-    rows = [{**_row(wanted, results), "tried": wanted.tried} for wanted, _, _ in _missed(results)]
-    if not rows:
+    missed = [wanted for wanted, _, _ in _missed(results)]
+    if not missed:
         return sentence("No target is missed by what was measured.")
+    first = {wanted.tried: wanted for wanted in reversed(missed)}  # said once for each benchmark
+    rows = [
+        {
+            **_row(wanted, results),
+            "tried": wanted.tried if first[wanted.tried] is wanted else "as above",
+        }
+        for wanted in missed
+    ]
     shown = ["target", "found", "floor, counted", "kernels, counted", "time in kernels", "tried"]
     table = pd.DataFrame(rows).set_index(["where", "what"])[shown]
     table.index.names = ["", ""]
@@ -359,5 +371,9 @@ def _row(wanted: Wanted, results: Mapping[str, Sequence[Result]]) -> dict[str, s
     }
     if place:
         found = place[0].found(place[1], wanted.target)
-        told |= {"found": bracketed(found), "outcome": wanted.target.judge(found)}
+        outcome: str = wanted.target.judge(found)
+        if np.isnan(found.low):  # of one round, which has no interval
+            alone = Interval(found.estimate, found.estimate, found.estimate)
+            outcome = f"{wanted.target.judge(alone)}, in one round"
+        told |= {"found": bracketed(found), "outcome": outcome}
     return told

@@ -12,9 +12,16 @@ from html import escape
 import numpy as np
 from pandas.io.formats.style import Styler
 
-from fusionlib.evaluation.claims import STATUSES, Claim, Evidence, Status, status
-from fusionlib.evaluation.comparison import MIN_PAIRED, MIN_PEOPLE, PairedDifference
-from fusionlib.evaluation.statistics import Interval
+from fusionlib.evaluation.claims import (
+    STATUSES,
+    Claim,
+    Evidence,
+    Status,
+    judge_measured,
+    status,
+)
+from fusionlib.evaluation.comparison import MIN_PAIRED, PairedDifference
+from fusionlib.evaluation.statistics import MIN_PEOPLE, Interval
 from fusionlib.figures import facts_table
 
 MARKS: dict[Status, str] = {
@@ -134,6 +141,41 @@ def verdict_strip(
     return Panel(html, label)
 
 
+def verdict_summary(
+    claims: Mapping[str, Claim], evidence: Mapping[str, Evidence], profile: str
+) -> Panel:
+    """What came of the claims in a few sentences: which hold, which do not, and what is in the way.
+
+    Args:
+        claims: see `verdict_strip`.
+        evidence: see `verdict_strip`.
+        profile: its name.
+    """
+
+    def titles(wanted: Status) -> str:
+        found = [c.title for c in claims.values() if status(c, evidence, profile) == wanted]
+        return "; ".join(found) or "none"
+
+    counts = verdict_counts(claims, evidence, profile)
+    open_ones = [one for one in evidence.values() if one.verdict == "undecided"]
+    lost = [one for one in open_ones if one.found.pairs < MIN_PAIRED * one.found.cells]
+    clear = [judge_measured(one.claim, one.found) for one in lost]
+    sides = [clear.count(side) for side in ("supported", "not supported")]
+    why = (
+        f", in {len(lost)} of which more than a tenth of the pictures could not be measured, "
+        "mostly because no face is found in them. By the pictures that are left, "
+        f"{sides[0]} of these would be supported and {sides[1]} would not"
+    )
+    sentences = [
+        ("Supported", f"{titles('supported')}."),
+        ("Not supported", f"{titles('not supported')}."),
+        ("Undecided", f"{counts['undecided']}{why if lost else ''}."),
+    ]
+    text = "\n".join(f"{name}: {words}" for name, words in sentences)
+    items = "".join(f"<li><b>{name}:</b> {escape(words)}</li>" for name, words in sentences)
+    return Panel(f"<ul>{items}</ul>", text)
+
+
 def verdict_plot(evidence: Sequence[Evidence] | Mapping[str, Evidence]) -> Panel:
     """Draw claims that were tested: each number with its interval beside what it has to exceed.
 
@@ -156,7 +198,7 @@ def verdict_plot(evidence: Sequence[Evidence] | Mapping[str, Evidence]) -> Panel
     for one in tested:
         rows.append(
             f'<div class="tested" data-verdict="{one.verdict}">'
-            f"<div><b>{MARKS[one.verdict]} {one.verdict}:</b> {escape(one.claim.title)}"
+            f"<div><b>{MARKS[one.verdict]} {_in_words(one)}:</b> {escape(one.claim.title)}"
             f"<small>{_place(one.claim)}; {experiment_link(one.claim, one.profile)}</small></div>"
             f"<div>{_bar(one)}<small>{_numbers(one)}</small></div></div>"
         )
@@ -175,9 +217,7 @@ def verdict_table(
         profile: its name.
     """
     runs = sorted({one.run for one in evidence.values()})
-    caption = f"Found under the profile {profile}, with 95% intervals over people. " + " ".join(
-        runs
-    )
+    caption = f"Found under the profile {profile}, with 95% intervals over people."
     rows, lines = [], []
     for claim in claims.values():
         stands = status(claim, evidence, profile)
@@ -194,9 +234,11 @@ def verdict_table(
         )
         lines.append(f"{stands}: {claim.title} ({claim.id})")
     html = (
-        f'<table class="all"><caption>{escape(caption.strip())}</caption>'
+        f'<table class="all"><caption>{escape(caption)}</caption>'
         "<thead><tr><th>claim</th><th>decided by</th><th>found</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table>"
+        f"<details><summary>The runs</summary>{''.join(f'<p>{escape(run)}</p>' for run in runs)}"
+        "</details>"
     )
     return Panel(html, "\n".join(lines))
 
@@ -220,8 +262,8 @@ def claim_table(found: Evidence, **more: object) -> Styler:
         ahead = number.ahead
         rows |= {
             "difference": f"{number.interval} {over}",
-            "effect size (standard deviations between people)": str(number.effect),
-            "people for whom it holds": "–" if ahead != ahead else f"{ahead:.0%}",
+            f"effect size (standard deviations between {claim.over})": str(number.effect),
+            f"{claim.over} for whom it holds": "–" if ahead != ahead else f"{ahead:.0%}",
             "pairs measured": f"{number.pairs} of {number.cells}",
         }
         if len(spread) > 1:
@@ -242,6 +284,13 @@ def experiment_link(claim: Claim, profile: str) -> str:
         return f"<code>{escape(experiment)}</code>"
     name = experiment.removeprefix("notebooks/")
     return f'<a href="../notebooks/{name}.html">{escape(name)}</a>'
+
+
+def _in_words(one: Evidence) -> str:
+    """The verdict, and whether nothing but missing pictures is in the way of another one."""
+    decided = judge_measured(one.claim, one.found) != "undecided"
+    missing = one.verdict == "undecided" and decided
+    return "undecided, too few measured" if missing else one.verdict
 
 
 def _place(claim: Claim) -> str:

@@ -387,7 +387,6 @@ def test_a_training_step_on_cuda_decides_the_claim_that_it_is_cheap(tmp_path: Pa
     on_cpu = replace(result(), name="training", groups=steps)
     on_gpu = replace(on_cpu, size="full", device="cuda")
     assert record_training(tmp_path, "cheap-training", [on_cpu], "paper") == []
-    assert record_training(tmp_path, "cheap-training", [on_cpu, on_gpu], "embedded") == []
     (found,) = record_training(tmp_path, "cheap-training", [on_cpu, on_gpu], "paper")
     once = (replace(steps[0], rows=tuple(replace(r, values=r.values[:1]) for r in rows)),)
     (unsure,) = record_training(tmp_path, "cheap-training", [replace(on_gpu, groups=once)], "paper")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -56,6 +57,7 @@ from fusionlib.verdicts import (
     verdict_counts,
     verdict_plot,
     verdict_strip,
+    verdict_summary,
     verdict_table,
 )
 
@@ -371,10 +373,12 @@ def test_faces_of_real_pictures_can_be_blended(tmp_path: Path) -> None:
     pair = Person("a+b", (first, second))
     found = morph_gains(index, [pair], first="1", middle="half", second="2")
     assert (found.pairs, found.cells) == (1, 1)
-    # One pair has no mean to speak of; the same one twice has.
-    twice = pd.concat([index, index.assign(person="again")])
+    # One pair has no interval; the same one five times has.
+    names = ["a+b", "b", "c", "d", "e"]
+    often = pd.concat([index.assign(person=name) for name in names])
     ends = {"first": "1", "middle": "half", "second": "2"}
-    assert morph_gains(twice, [pair, Person("again", (first, second))], **ends).interval.low > 0
+    pairs = [Person(name, (first, second)) for name in names]
+    assert np.isnan(found.interval.low) and morph_gains(often, pairs, **ends).interval.low > 0
 
 
 def test_hours_are_those_that_the_runs_recorded(tmp_path: Path) -> None:
@@ -393,7 +397,7 @@ def test_a_claim_is_shown_with_what_decides_it(tmp_path: Path, path: Path) -> No
     made = record_claim(tmp_path, "helps", GAIN, profile="embedded", run="run", path=path)
     html = claim_table(made, R=1).to_html()
     for part in (
-        "“it helps", "Section 3.2", "0.040 [0.030, 0.050]", "78 of 80", "1.200", "88%",
+        "“it helps", "Section 3.2", "0.040 [0.030,\u00a00.050]", "78 of 80", "1.200", "88%",
         "0.045, 0.035",
     ):  # fmt: skip
         assert part in html
@@ -401,7 +405,7 @@ def test_a_claim_is_shown_with_what_decides_it(tmp_path: Path, path: Path) -> No
     alone = Estimate(Interval(0.2, 0.1, 0.3), 78, 80, 40)
     made = record_claim(tmp_path, "helps", alone, profile="embedded", run="run", path=path)
     html = claim_table(made).to_html()
-    assert "0.200 [0.100, 0.300]" in html and "78 of 80" in html and "effect" not in html
+    assert "0.200 [0.100,\u00a00.300]" in html and "78 of 80" in html and "effect" not in html
 
 
 def test_a_number_without_an_interval_stands_alone(tmp_path: Path, path: Path) -> None:
@@ -447,6 +451,30 @@ def test_a_changed_record_changes_the_table_the_picture_and_the_counts(
     table, picture, strip = shown()
     assert "−0.040 [−0.050, −0.030]" in table and "not supported" in table
     assert 'data-verdict="not supported"' in picture
+
+
+def test_a_verdict_that_waits_for_missing_pictures_says_so(tmp_path: Path, path: Path) -> None:
+    claims = read_claims(path)
+
+    def shown(**changes: Any) -> tuple[str, str]:
+        found = replace(GAIN, **changes)
+        record_claim(tmp_path, "helps", found, profile="embedded", run="run", path=path)
+        evidence = read_evidence(tmp_path, "embedded", claims)
+        summary = verdict_summary(claims, evidence, "embedded")
+        return repr(summary), verdict_plot(evidence)._repr_html_()
+
+    summary, plot = shown()
+    assert summary.startswith("Supported: It helps.\nNot supported: none.\nUndecided: 0.")
+    summary, plot = shown(pairs=60)
+    assert "undecided, too few measured:" in plot and 'data-verdict="undecided"' in plot
+    assert "Supported: none." in summary and "Undecided: 1, in 1 of which" in summary
+    assert "1 of these would be supported and 0 would not" in summary
+    summary, plot = shown(pairs=60, interval=Interval(-0.04, -0.05, -0.03))
+    assert "0 of these would be supported and 1 would not" in summary
+    summary, plot = shown(pairs=60, interval=Interval(0.0, -0.05, 0.05))
+    assert "undecided:" in plot and "0 of these would be supported and 0 would" in summary
+    summary, plot = shown(people=3, interval=Interval(0.04, 0.03, 0.05))
+    assert "undecided:" in plot and summary.endswith("Undecided: 1.")
 
 
 def test_bars_lie_on_the_side_of_the_line_that_the_interval_does(
@@ -560,6 +588,7 @@ def test_the_front_page_has_no_number_but_from_the_claims_page() -> None:
         assert f'"{key}"' in source, f"the claims page glues no {key}"
     prose = re.sub(r"```.*?```|\{glue:text\}`[^`]*`|\{\w+:?\w*\}`[^`]*`", "", page, flags=re.S)
     names = r"Python 3\.11|V4\.0|Stable Diffusion 1\.5|Table \d|Figure \d|Facenet512|95% interval"
+    names += r"|abs/2409\.19111|Apache License 2\.0"
     assert not re.findall(r".{0,30}\d.{0,10}", re.sub(names, "", prose))
     by_hand = r"\b(two|three|four|five|ten|forty|hundred) (hours|minutes|people|pictures|percent)"
     assert not re.findall(by_hand, prose)

@@ -34,6 +34,7 @@ from fusionlib.evaluation.comparison import (
     IdentityScores,
     identity_table,
     paired_difference,
+    recovery,
     with_likeness_kept,
 )
 from fusionlib.evaluation.faces import (
@@ -60,7 +61,13 @@ from fusionlib.evaluation.quality import (
     psnr_8bit_overflow,
     ssim,
 )
-from fusionlib.evaluation.statistics import Interval, bootstrap, effect_size, verdict
+from fusionlib.evaluation.statistics import (
+    MIN_PEOPLE,
+    Interval,
+    bootstrap,
+    effect_size,
+    verdict,
+)
 from fusionlib.figures import alignment_table
 from fusionlib.images import load_image, save_png
 from fusionlib.profiles import load_profile
@@ -460,9 +467,13 @@ def test_intervals_are_seeded_and_refuse_what_they_cannot_use() -> None:
     assert bootstrap(values) == bootstrap(values)
     assert bootstrap(values, seed=1) != bootstrap(values)
     assert bootstrap(np.full(5, 2.0)) == Interval(2, 2, 2)
-    assert str(bootstrap(values[:1])) == "–"
-    pair = bootstrap(values[:2])  # two people say little, but no more than they are
-    assert pair.low <= values[:2].min() and values[:2].max() <= pair.high
+    assert str(bootstrap(values[:0])) == "–"
+    for few in range(1, MIN_PEOPLE):  # their mean, and nothing on how sure it is
+        found = bootstrap(values[:few])
+        assert str(found) == f"{values[:few].mean():.3f}" and verdict(found) == "undecided"
+        assert np.isnan([found.low, found.high]).all()
+    assert bootstrap(values[:MIN_PEOPLE]).excludes(values[:MIN_PEOPLE].max())
+    assert str(Interval(-1e-9, -0.01, 1e-9)) == "0.000 [-0.010, 0.000]"
     for wrong in ([values, values[:5]], [np.array([1.0, np.nan])], []):
         with pytest.raises(FusionError):
             bootstrap(*wrong)
@@ -576,6 +587,18 @@ def test_the_table_has_the_numbers_worked_out_by_hand(scores: IdentityScores) ->
     assert recovery.iloc[0] == 0 and recovery.iloc[-1] == 1
     assert (table.loc["near", "found"], table.loc["near", "images"]) == (11, 12)
     assert table.loc["near", "recovery"].low < recovery["near"] < table.loc["near", "recovery"].high
+
+
+def test_recovery_is_not_told_of_the_few_who_have_a_scale(scores: IdentityScores) -> None:
+    assert np.isfinite(recovery(scores, "near").low)
+    some = scores.scale.assign(genuine=[0.005] * MIN_PEOPLE + [np.nan])
+    told = recovery(replace(scores, scale=some), "near")
+    assert np.isfinite(told.low), "five are enough"
+    few = scores.scale.assign(genuine=[0.005] * 4 + [np.nan] * 2)
+    assert str(recovery(replace(scores, scale=few), "near")) == "–"
+    four = scores.images[scores.images["person"].isin(["p0", "p1", "p2", "p3"])]
+    alone = recovery(replace(scores, scale=few, images=four), "near")
+    assert np.isfinite(alone.estimate) and np.isnan(alone.low), "nobody else has a distance"
 
 
 def test_methods_are_compared_in_pairs(scores: IdentityScores) -> None:

@@ -1,6 +1,8 @@
 """Figures are sharp, tables say where their numbers come from."""
 
+import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from fusionlib.evaluation.paper import read_quoted
 from fusionlib.evaluation.statistics import Interval
 from fusionlib.evaluation.suite import Separation
 from fusionlib.figures import (
+    WIDEST,
     alignment_table,
     classification_table,
     distance_plot,
@@ -139,16 +142,16 @@ def test_prompts_are_compared_one_by_one(scores: IdentityScores) -> None:
 def test_what_prompts_ask_for_stands_in_one_table() -> None:
     images = pd.DataFrame(
         {
-            "method": ["a", "a", "b", "b"],
-            "person": ["ada", "ben"] * 2,
-            "clip_score": [60.0, 62.0, 50.0, 52.0],
-            "hair_style_correct": [1.0, 1.0, np.nan, 0.0],
+            "method": ["a"] * 5 + ["b"] * 5,
+            "person": list("vwxyz") * 2,
+            "clip_score": [60.0, 62.0, 60.0, 62.0, 61.0, *[50.0] * 5],
+            "hair_style_correct": [*[1.0] * 5, *[np.nan] * 4, 0.0],
         }
     )
     styler = alignment_table(images, "Profile tiny.")
     assert list(styler.data.columns) == ["CLIP score ↑", "hair style accuracy ↑"]
     assert styler.data.loc["a", "CLIP score ↑"].startswith("61.000 [")
-    assert styler.data.loc["a", "hair style accuracy ↑"] == "1.000 [1.000, 1.000] (2 pictures)"
+    assert styler.data.loc["a", "hair style accuracy ↑"] == "1.000 [1.000, 1.000] (5 pictures)"
     assert styler.data.loc["b", "hair style accuracy ↑"].endswith("(1 pictures)")
     assert "Measured here" in styler.to_html()
 
@@ -252,6 +255,9 @@ def test_a_study_is_shown_person_by_person(tmp_path: Path) -> None:
     assert where(prompt_grid(index), GREY)[1] > where(prompt_grid(index), BLUE)[1]
     label = run_label("tiny", study)
     assert label == "Profile tiny: 2 people, 2 prompts, 1 seed; weights: base model 01234567."
+    assert "tiny: 2 pairs, 2 prompts," in run_label("tiny", study, over="pairs")
+    nobody = replace(study, people=(Person("anyone"),))
+    assert "tiny: 2 prompts, 1 seed;" in run_label("tiny", nobody)
 
 
 def test_pairs_stand_beside_their_references_and_prompts(tmp_path: Path) -> None:
@@ -296,6 +302,51 @@ def test_a_study_too_wide_to_look_at_has_a_row_for_each_method(tmp_path: Path) -
     for wanted in [(number * 40, green, 0) for number in range(5) for green in (0, 255)]:
         assert (colours == wanted).all(1).sum() == 64 * 64, "each picture once, twice as large"
     assert (colours == (0, 0, 255)).all(1).sum() <= 64 * 64, "the reference once, not in each row"
+
+
+@pytest.mark.parametrize(
+    ("references", "methods", "prompts", "bands", "shown"),
+    [
+        (1, 8, 1, 1, 1),
+        (1, 9, 1, 2, 2),  # the reference beside each band
+        (1, 17, 1, 3, 3),
+        (5, 14, 1, 3, 1),  # several references in the first band alone
+        (5, 3, 2, 2, 2),  # a band for each prompt
+    ],
+)
+def test_a_wide_study_stands_in_bands(
+    tmp_path: Path, references: int, methods: int, prompts: int, bands: int, shown: int
+) -> None:
+    given = []
+    for number in range(references):
+        given.append(tmp_path / f"given {number}.png")
+        Image.new("RGB", (32, 32), (255, 255, number)).save(given[-1])
+    rows = []
+    for number in range(methods):
+        for prompt in range(prompts):
+            path = tmp_path / f"{number} {prompt}.png"
+            Image.new("RGB", (32, 32), (number, prompt, 255)).save(path)
+            rows.append([f"m{number}", "ada", f"prompt {prompt}", 0, str(path)])
+    index = pd.DataFrame(rows, columns=["method", "person", "prompt", "seed", "image"])
+    said = [f"prompt {prompt}" for prompt in range(prompts)]
+    grid = study_grid(index, [Person("ada", tuple(given))], prompts=said, references=references)
+    pixels = np.asarray(grid)
+    for number, prompt in product(range(methods), range(prompts)):
+        assert (pixels == (number, prompt, 255)).all(-1).sum() == 64 * 64
+    inner = 60 * 60  # a reference has a frame
+    for number in range(references):
+        assert (pixels == (255, 255, number)).all(-1).sum() // inner == shown
+    tops = {int(np.argwhere((pixels == (n, 0, 255)).all(-1))[0, 0]) for n in range(methods)}
+    tops |= {int(np.argwhere((pixels == (0, p, 255)).all(-1))[0, 0]) for p in range(prompts)}
+    assert len(tops) == bands and grid.info["alt"].count("Pictures in") == bands
+    assert grid.width < (WIDEST + 1) * 70, "no band is wider than can be looked at"
+
+
+def test_an_interval_stays_in_one_line_and_long_texts_are_read_from_the_left() -> None:
+    rows = {"a": {"x": Interval(0.5, 0.4, 0.6), "n": "3, 4", "why": "because " * 10}}
+    html = summary_table(rows, "A run.").to_html()
+    assert "0.500 [0.400,\u00a00.600]" in html and ">3, 4<" in html
+    assert re.search(r"row0_col2 \{\s*text-align: left;", html) and "row0_col1 {" not in html
 
 
 def test_headings_do_not_run_into_each_other() -> None:

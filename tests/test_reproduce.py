@@ -217,6 +217,7 @@ def test_failing_notebooks_are_named_the_rest_is_built_and_is_not_run_again(
     assert executed == {"summary.ipynb", "good.ipynb", "broken.failed.ipynb", "dead.failed.ipynb"}
     assert {path.name for path in (out / "exports").iterdir()} == {"summary", "good"}
     record = json.loads((out / "manifest.json").read_text())
+    assert (out / "book" / "manifest.json").read_bytes() == (out / "manifest.json").read_bytes()
     assert set(record["failed"]) == {"broken", "dead"}
     assert {stage["name"] for stage in record["stages"]} == {"summary", "good", "book"}
 

@@ -55,6 +55,7 @@ def test_the_readme_leads_to_the_repository_that_the_book_names(head: ModuleType
     branch = CONFIG["repository"]["branch"]
     links = [address for address in re.findall(r"\]\((https?://[^)]+)\)", text)]
     assert head.published_at(URL) in links
+    assert f"git clone {URL} && cd {slug.split('/')[1]}\n" in (ROOT / "book/intro.md").read_text()
     binder, colab = CONFIG["launch_buttons"]["binderhub_url"], CONFIG["launch_buttons"]["colab_url"]
     assert any(link.startswith(f"{binder}/v2/gh/{slug}/{branch}?") for link in links)
     opened = f"{colab}/github/{slug}/blob/{branch}/"

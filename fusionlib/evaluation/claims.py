@@ -20,13 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.comparison import (
     MIN_PAIRED,
-    MIN_PEOPLE,
     Estimate,
     IdentityScores,
     PairedDifference,
     paired_difference,
 )
-from fusionlib.evaluation.statistics import Interval, Verdict, verdict
+from fusionlib.evaluation.statistics import MIN_PEOPLE, Interval, Verdict, verdict
 from fusionlib.images import write_atomically
 from fusionlib.manifest import git_commit, package_versions, sha256_json
 from fusionlib.profiles import ROOT, Profile
@@ -200,7 +199,14 @@ def judge(claim: Claim, found: Estimate | PairedDifference) -> Verdict:
     measured, since those left out could turn it, or with fewer than five people (or whatever was
     averaged over).
     """
-    if found.pairs < MIN_PAIRED * found.cells or found.people < MIN_PEOPLE:
+    if found.pairs < MIN_PAIRED * found.cells:
+        return "undecided"
+    return judge_measured(claim, found)
+
+
+def judge_measured(claim: Claim, found: Estimate | PairedDifference) -> Verdict:
+    """The same, as if those that could not be measured were like the others."""
+    if found.people < MIN_PEOPLE:
         return "undecided"
     interval, threshold = found.interval, claim.threshold
     return verdict(

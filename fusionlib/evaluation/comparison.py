@@ -17,14 +17,18 @@ from numpy.typing import NDArray
 
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.identity import identity_recovery
-from fusionlib.evaluation.statistics import Interval, Verdict, bootstrap, effect_size, verdict
+from fusionlib.evaluation.statistics import (
+    MIN_PEOPLE,
+    Interval,
+    Verdict,
+    bootstrap,
+    effect_size,
+    verdict,
+)
 
 MIN_PAIRED = 0.9
 """Share of the pictures that must show a face under both methods for a verdict to be given:
 with fewer, those left out could turn it."""
-
-MIN_PEOPLE = 5
-"""People below whom nothing is decided: of four, one in eight sets has one sign by chance alone."""
 
 Target = Literal["reference", "others"]
 
@@ -165,7 +169,7 @@ def paired_difference(
     gain = (sign * (cells[method] - cells[other])).replace([np.inf, -np.inf], np.nan).dropna()
     people = gain.groupby("person").mean().to_numpy()
     interval = bootstrap(people)
-    enough = len(gain) >= MIN_PAIRED * len(cells) and len(people) >= MIN_PEOPLE
+    enough = len(gain) >= MIN_PAIRED * len(cells)
     return PairedDifference(
         metric=metric,
         interval=interval,
@@ -206,8 +210,15 @@ def _asked(images: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def recovery(scores: IdentityScores, method: str) -> Interval:
-    """Identity recovery R of a method, over the people with a face in one picture or more."""
-    joined = scores.scale.join(scores.of(method).rename("generated"), how="inner").dropna()
+    """Identity recovery R of a method, over the people with a face in one picture or more.
+
+    Where distances lead to a person's other pictures, somebody who has but one has no scale. With
+    too few left for an interval there is no R beside the distance of the others: all of it is NaN.
+    """
+    generated = scores.of(method).rename("generated")
+    joined = scores.scale.join(generated, how="inner").dropna()
+    if len(joined) < min(len(generated), MIN_PEOPLE):
+        return Interval(np.nan, np.nan, np.nan)
     return bootstrap(
         joined["generated"].to_numpy(),
         joined["genuine"].to_numpy(),

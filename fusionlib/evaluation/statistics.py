@@ -15,13 +15,18 @@ from fusionlib.errors import FusionError
 
 Verdict = Literal["supported", "not supported", "undecided", "not testable here"]
 
+MIN_PEOPLE = 5
+"""People below whom there is no interval, and nothing is decided: resampled means lie between the
+least and the largest value, and of four people, all lie on one side of the truth in one study of
+eight, by chance alone."""
+
 
 @dataclass(frozen=True)
 class Interval:
     """An estimate with the interval that holds the true value in 95% of studies like this one.
 
-    All three are NaN where there was nothing to estimate from, and the two ends alone where people
-    are so few that the statistic of some resamples is no number, as an effect size may be.
+    All three are NaN where there was nothing to estimate from, and the two ends alone where there
+    are fewer than `MIN_PEOPLE`, or the statistic of some resamples is no number.
     """
 
     estimate: float
@@ -32,8 +37,8 @@ class Interval:
         if np.isnan(self.estimate):
             return "–"
         if not np.isfinite([self.low, self.high]).all():
-            return f"{self.estimate:.3f}"
-        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+            return f"{self.estimate:z.3f}"
+        return f"{self.estimate:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
 
     def excludes(self, value: float) -> bool:
         """Whether the interval lies wholly on one side of `value`."""
@@ -52,7 +57,7 @@ def bootstrap(
     one value for each person, not for each image: images of one person are not independent. For few
     people the interval is widened as Student's t is over the normal distribution (Hesterberg 2015,
     "What Teachers Should Know About the Bootstrap"), without which it would miss too often. With
-    fewer than two people there is no interval: all of it is NaN.
+    fewer than `MIN_PEOPLE` there is no interval: its ends are NaN.
 
     Args:
         samples: one or more (people,) arrays without NaN.
@@ -70,7 +75,7 @@ def bootstrap(
             "A bootstrap interval needs samples of one common length, one value for each person: "
             f"got {shapes}."
         )
-    if len(arrays[0]) < 2:
+    if len(arrays[0]) == 0:
         return Interval(np.nan, np.nan, np.nan)
     if not all(np.isfinite(array).all() for array in arrays):
         raise FusionError(
@@ -78,6 +83,8 @@ def bootstrap(
             "pictures without a face first."
         )
     estimate = float(statistic(*arrays, axis=-1))
+    if len(arrays[0]) < MIN_PEOPLE:
+        return Interval(estimate, np.nan, np.nan)
     if all(np.ptp(array) == 0 for array in arrays):
         return Interval(estimate, estimate, estimate)
     with warnings.catch_warnings(), np.errstate(all="ignore"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from pandas.io.formats.style import Styler
 from PIL import Image
 from safetensors import safe_open
@@ -47,7 +48,7 @@ _QUANTITIES = {
     "classifier": "cross-entropies, summed",
 }
 
-_COLUMNS = 5
+_COLUMNS = 3
 """Panels of loss curves beside each other."""
 
 
@@ -146,7 +147,8 @@ def loss_curves(checkpoint: str | Path, runs: Iterable[str] = FOLDERS) -> Image.
             ylabel=_QUANTITIES.get(model, "squared error of v, weighted"),
         )
         axes.set_ylim(low - 0.05 * (high - low), high)
-        axes.locator_params(axis="x", nbins=5)  # long numbers would run into each other
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter(EngFormatter())  # long numbers would run into each other
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         seen = f"{log['samples'].iloc[-1]:,} samples"
