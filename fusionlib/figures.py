@@ -205,6 +205,7 @@ def study_grid(
             labels=methods * len(people),
             references=references,
         )
+    bands: list[tuple[Sequence[tuple[str, str]], bool]]
     if not wide:
         bands = [(cells, True)]
     elif len(prompts) > 1:
