@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -59,7 +62,8 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
     """
     figure = Figure(figsize=(8.5, 5.6), layout="constrained", dpi=150)
     axes = figure.subplots()
-    words = []
+    words: list[str] = []
+    labels: list[tuple[str, tuple[float, float], str]] = []
     for (system, rows), colour, mark in zip(
         table.groupby("system", sort=False), COLOURS, MARKS, strict=False
     ):
@@ -74,18 +78,11 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
             ):
                 axes.plot(xs, ys, color=colour, linewidth=1, alpha=0.35)
         axes.plot(x, y, mark, color=colour, markersize=7, label=system)
-        # Above and below in turn: neighbours on a path may lie close together.
-        for n, (at, share, value) in enumerate(zip(x, y, rows["number"], strict=True)):
-            if not np.isfinite([at, share]).all():
-                continue
-            axes.annotate(
-                f"{value:g}",
-                (at, share),
-                color=colour,
-                fontsize=9,
-                textcoords="offset points",
-                xytext=(6, 6 if n % 2 == 0 else -14),
-            )
+        labels += [
+            (f"{value:g}", (at, share), colour)
+            for at, share, value in zip(x, y, rows["number"], strict=True)
+            if np.isfinite([at, share]).all()
+        ]
         first, last = (
             f"{_place(x[end], y[end])} at {rows['number'].iloc[end]:g}" for end in (0, -1)
         )
@@ -103,7 +100,40 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, title=number)
+    _annotate(axes, labels)
     return described(Drawing(figure), f"Identity against prompt, by {number}: {'; '.join(words)}.")
+
+
+def _annotate(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], str]]) -> None:
+    """Write a label beside each mark, in the corner that other marks and labels leave free."""
+    axes.figure.draw_without_rendering()  # the layout decides where marks are
+    per_point = axes.figure.dpi / 72
+    marks = [axes.transData.transform(at) / per_point for _, at, _ in labels]
+    taken = [(x - 5.0, y - 5.0, x + 5.0, y + 5.0) for x, y in marks]
+
+    for (text, at, colour), (x, y) in zip(labels, marks, strict=True):
+        width, height = 5.8 * len(text), 8.0  # of the letters, in points
+        corners = [(6.0, 6.0), (6.0, -6 - height), (-6 - width, 6.0), (-6 - width, -6 - height)]
+        corners += [(-width / 2, 9.0), (-width / 2, -9 - height), (-width / 2, 9 + height)]
+        boxes = [(x + dx, y + dy, x + dx + width, y + dy + height) for dx, dy in corners]
+        hidden = [sum(_overlap(box, other) for other in taken) for box in boxes]
+        best = int(np.argmin(hidden))
+        taken.append(boxes[best])
+        axes.annotate(
+            text,
+            at,
+            color=colour,
+            fontsize=9,
+            textcoords="offset points",
+            xytext=corners[best],
+        )
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """The area that two boxes (left, bottom, right, top) share."""
+    wide = min(one[2], other[2]) - max(one[0], other[0])
+    high = min(one[3], other[3]) - max(one[1], other[1])
+    return max(wide, 0.0) * max(high, 0.0)
 
 
 def _place(identity: float, prompt: float) -> str:
