@@ -100,13 +100,13 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, title=number)
+    figure.draw_without_rendering()  # the layout decides where marks are
     _annotate(axes, labels)
     return described(Drawing(figure), f"Identity against prompt, by {number}: {'; '.join(words)}.")
 
 
 def _annotate(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], str]]) -> None:
     """Write a label beside each mark, in the corner that other marks and labels leave free."""
-    axes.figure.draw_without_rendering()  # the layout decides where marks are
     per_point = axes.figure.dpi / 72
     marks = [axes.transData.transform(at) / per_point for _, at, _ in labels]
     taken = [(x - 5.0, y - 5.0, x + 5.0, y + 5.0) for x, y in marks]
