@@ -30,6 +30,7 @@ from fusionlib.processor import (
     LayerConditioning,
     cross_attention_layers,
     fused_processors,
+    in_turn,
 )
 from fusionlib.reference import (
     LayerKeysValues,
@@ -186,7 +187,8 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         source = str(pretrained_model_name_or_path)
         try:
             adapter, found = super().from_pretrained(
-                pretrained_model_name_or_path, **(kwargs | {"output_loading_info": True})
+                pretrained_model_name_or_path,
+                **({"use_safetensors": True} | kwargs | {"output_loading_info": True}),
             )
         except Exception as error:  # diffusers, safetensors and the hub have errors of their own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
@@ -252,6 +254,10 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                     processor.former = mine.former
         self._unet = None
         self._processors = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the UNet, which a copy does not share: ``attach`` knows its own again."""
+        return self.__dict__ | {"_unet": None}
 
     @property
     def unet(self) -> Any | None:
@@ -359,6 +365,8 @@ class FusionAdapter(ModelMixin, ConfigMixin):
     ) -> Iterator[None]:
         """Let the attached UNet see these references inside of the ``with`` block.
 
+        Another thread that wants to show faces to the same UNet waits until the block is left.
+
         Args:
             references: For each reference, K_f and V_f ``(batch or 1, N_f, inner_dim)`` of every
                 layer: what ``project`` returns, or a ``ReferenceCache``. A batch of 1 serves all.
@@ -388,7 +396,39 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             FusionError: If an argument does not fit, the adapter is not attached, the references
                 were made by another adapter, or another adapter shows faces to the UNet.
         """
-        layers = self._attached_layers()
+        with in_turn(self._attached_unet()):
+            layers = self._attached_layers()
+            told = self._told(
+                references,
+                strengths,
+                identity_masks,
+                reference_identity,
+                latent_size,
+                batch_size,
+                backend,
+                same_text,
+            )
+            former = {name: processor.conditioning for name, processor in layers.items()}
+            try:
+                for name, processor in layers.items():
+                    processor.conditioning = told.get(name)
+                yield
+            finally:
+                for name, processor in layers.items():
+                    processor.conditioning = former[name]
+
+    def _told(
+        self,
+        references: Sequence[LayerKeysValues],
+        strengths: Sequence[Strength] | None,
+        identity_masks: Tensor | None,
+        reference_identity: Sequence[int] | None,
+        latent_size: tuple[int, int] | None,
+        batch_size: int | None,
+        backend: Backend | None,
+        same_text: bool,
+    ) -> dict[str, LayerConditioning]:
+        """What each layer sees, once the arguments are checked; empty where it is nothing."""
         check_backend(backend)
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise FusionError(f"batch_size must be None or a positive number, not {batch_size!r}.")
@@ -420,39 +460,37 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                     levels,
                 ).items()
             }
+        if not kept:
+            return {}
         same_text = same_text and _joined_bytes(references, batch_size) <= MOST_KEPT
-        former = {name: processor.conditioning for name, processor in layers.items()}
-        try:
-            for name, processor in layers.items():
-                processor.conditioning = (
-                    None
-                    if not kept
-                    else LayerConditioning(
-                        keys=tuple(references[i][name][0] for i in kept),
-                        values=tuple(references[i][name][1] for i in kept),
-                        strengths=shown_strengths,
-                        groups=groups,
-                        batch_size=batch_size,
-                        backend=backend,
-                        attention=self.config["attention"],
-                        same_text=same_text,
-                    )
-                )
-            yield
-        finally:
-            for name, processor in layers.items():
-                processor.conditioning = former[name]
+        return {
+            name: LayerConditioning(
+                keys=tuple(references[i][name][0] for i in kept),
+                values=tuple(references[i][name][1] for i in kept),
+                strengths=shown_strengths,
+                groups=groups,
+                batch_size=batch_size,
+                backend=backend,
+                attention=self.config["attention"],
+                same_text=same_text,
+            )
+            for name in self._processors
+        }
 
     def _layers_of(self, unet: Any) -> list[tuple[str, Any]]:
         """The layers of a UNet that are the adapter's, by name."""
         mine = self.config["layers"]
         return [pair for pair in cross_attention_layers(unet).items() if pair[0] in mine]
 
+    def _attached_unet(self) -> Any:
+        unet = self.unet
+        if unet is None:
+            raise FusionError("The adapter is not attached: call adapter.attach(unet) first.")
+        return unet
+
     def _attached_layers(self) -> dict[str, FusedAttnProcessor]:
         """The adapter's processors, seen to be where ``attach`` put them."""
-        if self.unet is None:
-            raise FusionError("The adapter is not attached: call adapter.attach(unet) first.")
-        for name, layer in self._layers_of(self.unet):
+        for name, layer in self._layers_of(self._attached_unet()):
             mine = self._processors[name]
             processors = list(fused_processors(layer))
             if mine not in processors:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,9 @@ from fusionlib.masking import QueryGroups, aligned, closed_logits
 
 Strength = float | Tensor
 """lambda_i of one reference: a number for the whole batch, or a tensor ``(batch,)``."""
+
+NUMBERS = (int, float, np.integer, np.floating)
+"""Types of a strength that is one number."""
 
 Attention = Literal["concatenated", "decoupled"]
 """How faces enter a layer: ``fused_attention``, the paper's, or ``decoupled_attention``."""
@@ -358,7 +362,8 @@ def check_strengths(
     if strengths is None:
         return [1.0] * references
     given: Any = strengths
-    many = isinstance(given, Sequence) or (isinstance(given, Tensor) and given.ndim > 0)
+    rows = isinstance(given, Tensor | np.ndarray) and given.ndim > 0
+    many = isinstance(given, Sequence) or rows
     if not many or len(strengths) != references:
         raise FusionError(
             f"strengths must hold one number for each of the {references} references, "
@@ -378,11 +383,11 @@ def check_strengths(
                     f"strengths[{index}] must hold finite numbers of at least 0, "
                     f"not {strength.tolist()}."
                 )
-        elif not (isinstance(strength, (int, float)) and 0 <= strength < math.inf):
+        elif not (isinstance(strength, NUMBERS) and 0 <= strength < math.inf):
             raise FusionError(
                 f"strengths[{index}] must be a finite number of at least 0, not {strength!r}."
             )
-    return list(strengths)
+    return [each if isinstance(each, Tensor) else float(each) for each in strengths]
 
 
 def _check_shapes(

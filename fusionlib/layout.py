@@ -77,7 +77,7 @@ def masks_from_files(
     names = [name_of(file, f"files[{index}]") for index, file in enumerate(files)]
     masks = []
     for file, name in zip(files, names, strict=True):
-        mask = _grey(_open(file, name)) > 127
+        mask = brightness(_open(file, name)) > 127
         if not mask.any():
             raise FusionError(
                 f"{name} marks no place: paint white, on black, where that face shall be."
@@ -314,7 +314,7 @@ def masks_from_regions(
     if threshold is not None and not (isinstance(threshold, int) and 0 <= threshold <= 254):
         raise FusionError(f"threshold must be a grey level from 0 to 254, not {threshold!r}.")
     name = name_of(layout, "layout")
-    grey = _grey(_open(layout, name))
+    grey = brightness(_open(layout, name))
     levels = range(_otsu(grey), 255) if threshold is None else [threshold]
     counts = []
     for level in levels:
@@ -440,7 +440,7 @@ def _open(picture: Picture, name: str) -> Image.Image:
         return ImageOps.exif_transpose(opened)
 
 
-def _grey(picture: Image.Image) -> NDArray[np.uint8]:
+def brightness(picture: Image.Image) -> NDArray[np.uint8]:
     """Brightness from 0 to 255; what is transparent is black."""
     if picture.mode.startswith("I") or picture.mode == "F":
         return np.asarray(reduce_depth(picture))

@@ -34,15 +34,17 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fusionlib.adapter import FusionAdapter
-from fusionlib.attention import Strength, check_strengths, is_number
+from fusionlib.attention import NUMBERS, Strength, check_strengths, is_number
 from fusionlib.errors import FusionError
 from fusionlib.guidance import Call, add_branch, blend_branches, intercepted
-from fusionlib.images import to_rgb
-from fusionlib.layout import warn_of_overlaps
+from fusionlib.images import MIN_SIDE, to_rgb
+from fusionlib.layout import brightness, warn_of_overlaps
+from fusionlib.masking import check_reference_identity
+from fusionlib.processor import in_turn
 from fusionlib.reference import LayerKeysValues, ReferenceCache, encode_references
 
 ReferenceImages = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]]
-References = ReferenceImages | ReferenceCache
+References = ReferenceImages | ReferenceCache | Sequence[ReferenceCache]
 AtEachStep = Callable[[Any], Sequence[LayerKeysValues]]
 
 
@@ -123,6 +125,14 @@ class FusionMixin(DiffusionPipeline):
             FusionError: If the checkpoint or the adapter cannot be loaded.
         """
         loaded = _load_adapter(adapter, pretrained_model_name_or_path, kwargs)
+        folder = Path(pretrained_model_name_or_path)
+        steered = "controlnet" in inspect.signature(cls.__init__).parameters
+        has_one = not folder.is_dir() or (folder / "controlnet").is_dir()  # what a hub has is known
+        if steered and kwargs.get("controlnet") is None and not has_one:  # only when it is loaded
+            raise FusionError(
+                f"controlnet must be given to {cls.__name__}, for {str(folder)!r} has none: load "
+                "one by ControlNetModel.from_pretrained, and pass it as controlnet=."
+            )
         try:
             return super().from_pretrained(
                 str(pretrained_model_name_or_path), adapter=loaded, **kwargs
@@ -259,7 +269,8 @@ class FusionMixin(DiffusionPipeline):
         Raises:
             FusionError: If there is no adapter, or something in ``references`` is not an image.
         """
-        return self._encode_references(references, height, width, None, prompt)
+        with in_turn(self.unet):
+            return self._encode_references(references, height, width, None, prompt)
 
     def _encode_references(
         self,
@@ -308,8 +319,9 @@ class FusionMixin(DiffusionPipeline):
         Args:
             prompt: The prompt or prompts. A prompt longer than the text encoder reads is cut, with
                 a warning that shows what was cut.
-            references: Face images, or what ``encode_references`` made of them. A list of images
-                serves every prompt; a list of lists holds each prompt's own. None, or an empty
+            references: Face images, or what ``encode_references`` made of them, or a list of such
+                caches, of several people for example. A list of images serves every prompt; a list
+                of lists holds each prompt's own. None, or an empty
                 list, gives the base model's image. They go through the UNet as it is, LoRA weights
                 included; what was encoded with other ones is refused.
             strengths: lambda_i of each reference, a number or a tensor with one for each image, or
@@ -344,7 +356,8 @@ class FusionMixin(DiffusionPipeline):
             FusionError: If an argument does not fit; the message names it.
 
         Warns:
-            UserWarning: If a prompt is cut, or identity masks overlap; the message says where.
+            UserWarning: If a prompt is cut, identity masks overlap, or one is no reference's; the
+                message says which.
 
         Example:
             Two people side by side, each in a half of the image, from two seeds:
@@ -389,9 +402,14 @@ class FusionMixin(DiffusionPipeline):
             ):
                 if value is not None:
                     raise FusionError(f"{name} needs references: give at least one face image.")
-            return generate()
+            with in_turn(self.unet):
+                return generate()
 
         adapter = self._attached_adapter()
+        if isinstance(references, list | tuple):
+            caches = [each for each in references if isinstance(each, ReferenceCache)]
+            if caches and len(caches) == len(references):
+                references = ReferenceCache.join(caches)
         lora_scale = _lora_scale(kwargs)
         if isinstance(references, ReferenceCache):
             groups, each = references.batch_size, len(references)
@@ -414,10 +432,14 @@ class FusionMixin(DiffusionPipeline):
                 f"references holds faces for {groups} prompts, but there are {images // repeats}: "
                 "give one list of faces for each prompt, or one for all."
             )
-        if isinstance(strengths, int | float):
-            strengths = [strengths] * each
+        if isinstance(strengths, NUMBERS):
+            strengths = [float(strengths)] * each
         seen = any(not is_number(s, 0) for s in check_strengths(strengths, each, images))
         masks, latent_size = self._masks(identity_masks, kwargs), None
+        if masks is not None:
+            owners = range(each) if reference_identity is None else reference_identity
+            check_reference_identity(owners, each, len(masks))
+            _warn_of_nobodys(masks, owners)
         if (
             masks is not None and kwargs.get("latents") is None
         ):  # whose size diffusers takes as it is
@@ -433,17 +455,19 @@ class FusionMixin(DiffusionPipeline):
             same_text=not (separate or shared) and not _called_back(kwargs),
         )
 
-        shown: ReferenceCache | AtEachStep
-        if shared and seen:
-            generator = kwargs.get("generator")
-            shown = self._encoder_at_each_step(pictures, images, generator, lora_scale)
-        else:
-            if not isinstance(references, ReferenceCache):
-                references = self._encode_references(references, None, None, lora_scale)
-            shown = references.to(self._execution_device, self.unet.dtype)
-            shown = shown.repeat_interleave(repeats)
-        with self._shown(shown, conditioned, images, separate and seen, identity_guidance_scale):
-            return generate()
+        with in_turn(self.unet):
+            shown: ReferenceCache | AtEachStep
+            if shared and seen:
+                generator = kwargs.get("generator")
+                shown = self._encoder_at_each_step(pictures, images, generator, lora_scale)
+            else:
+                if not isinstance(references, ReferenceCache):
+                    references = self._encode_references(pictures, None, None, lora_scale)
+                shown = references.to(self._execution_device, self.unet.dtype)
+                shown = shown.repeat_interleave(repeats)
+            scale = identity_guidance_scale
+            with self._shown(shown, conditioned, images, separate and seen, scale):
+                return generate()
 
     @contextmanager
     def _shown(
@@ -632,8 +656,12 @@ class FusionMixin(DiffusionPipeline):
         return height or rows * self.vae_scale_factor, width or columns * self.vae_scale_factor
 
     def _output_size(self, arguments: dict[str, Any]) -> tuple[int, int]:
-        """Height and width of the generated image: those of ``image``, if there is one."""
+        """Height and width of the generated image: those of ``latents`` or ``image``, if given."""
         height, width = arguments.get("height"), arguments.get("width")
+        latents = arguments.get("latents")
+        if isinstance(latents, Tensor) and latents.ndim == 4:
+            rows, columns = (side * self.vae_scale_factor for side in latents.shape[2:])
+            return height or rows, width or columns
         image = arguments.get("image")
         while isinstance(image, list | tuple) and image:
             image = image[0]
@@ -679,9 +707,7 @@ class FusionMixin(DiffusionPipeline):
                 raise FusionError(
                     "identity_masks must be one image for each identity, of one size."
                 )
-            masks = torch.stack(
-                [torch.from_numpy(np.asarray(mask.convert("L")) > 127) for mask in masks]
-            )
+            masks = torch.stack([torch.from_numpy(brightness(mask) > 127) for mask in masks])
         if masks.ndim != 3 or masks.dtype != torch.bool or tuple(masks.shape[1:]) != wanted:
             raise FusionError(
                 f"identity_masks must be {like}, not {masks.dtype} of {tuple(masks.shape)}."
@@ -1016,6 +1042,18 @@ def _check_scale(scale: Any, separate: bool) -> None:
         )
 
 
+def _warn_of_nobodys(masks: Tensor, identities: Sequence[int]) -> None:
+    """Warn of masks of which no reference is: they were drawn for somebody."""
+    nobodys = sorted(set(range(len(masks))) - set(identities))
+    if nobodys:
+        named = ", ".join(f"identity_masks[{index}]" for index in nobodys)
+        warnings.warn(
+            f"No reference belongs to {named}: only the text is seen there. reference_identity "
+            "says which identity a reference shows.",
+            stacklevel=4,  # where the pipeline was called
+        )
+
+
 def _called_back(arguments: dict[str, Any]) -> bool:
     """Whether somebody else may change the text's tensor, or the weights, between two steps."""
     return any(arguments.get(name) is not None for name in ("callback_on_step_end", "callback"))
@@ -1043,6 +1081,18 @@ def _grouped(references: Any) -> list[list[Image.Image]]:
                 f"references[{index}] must be a PIL image, not {type(image).__name__}: open the "
                 "file with PIL.Image.open first."
             )
+        if min(image.size) < MIN_SIDE:
+            raise FusionError(
+                f"references[{index}] has {image.width} x {image.height} pixels: at least "
+                f"{MIN_SIDE} on each side are needed."
+            )
+        try:
+            image.load()  # what was opened lazily is read only here
+        except (OSError, ValueError, SyntaxError) as error:
+            raise FusionError(
+                f"references[{index}] cannot be read ({error}): get a whole copy of the file, and "
+                "do not close it before it is used."
+            ) from error
     return groups
 
 
@@ -1068,8 +1118,12 @@ def _load_adapter(
             "adapter must be a FusionAdapter, or its folder or hub id, not "
             f"{type(source).__name__}."
         )
-    dtype = loading.get("dtype", loading.get("torch_dtype"))
-    return FusionAdapter.from_pretrained(str(source), dtype=dtype)
+    dtype, variant = loading.get("dtype", loading.get("torch_dtype")), loading.get("variant")
+    # A published adapter need not have the variants that its base model has.
+    files = Path(source).glob(f"*.{variant}.safetensors") if variant else iter(())
+    return FusionAdapter.from_pretrained(
+        str(source), dtype=dtype, variant=variant if any(files) else None
+    )
 
 
 def _first_line(error: Exception) -> str:

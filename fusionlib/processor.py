@@ -4,9 +4,12 @@
 which holds the faces that its layer sees beside the text.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +18,25 @@ from fusionlib.attention import Attention, Strength, prepared_attention
 from fusionlib.backends import Attend, Backend, dense, join
 from fusionlib.errors import FusionError
 from fusionlib.masking import QueryGroups
+
+_LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_MAKING = threading.Lock()
+
+
+@contextmanager
+def in_turn(unet: Any) -> Iterator[None]:
+    """Let no other thread show faces to this UNet, or paint with it, inside of the ``with`` block.
+
+    What a layer is told belongs to the layer: of two threads that share a UNet, one would see the
+    other's faces. The same thread may enter again.
+
+    Args:
+        unet: A ``UNet2DConditionModel``, compiled or not.
+    """
+    with _MAKING:
+        lock = _LOCKS.setdefault(getattr(unet, "_orig_mod", unet), threading.RLock())
+    with lock:
+        yield
 
 
 @dataclass(frozen=True)

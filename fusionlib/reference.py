@@ -107,6 +107,12 @@ def encode_references(
     elif timestep_mode == "shared":
         if timestep is None or noise is None or scheduler is None:
             raise FusionError('timestep_mode="shared" needs timestep, noise and scheduler.')
+        if not hasattr(scheduler, "add_noise"):
+            raise FusionError(
+                f'timestep_mode="shared" needs a scheduler that adds noise, and '
+                f"{type(scheduler).__name__} does not: use another one, or timestep_mode="
+                '"clean".'
+            )
         if not isinstance(noise, Tensor) or noise.shape != latents.shape:
             raise FusionError(f"noise must be shaped like latents, {tuple(latents.shape)}.")
         timesteps = torch.as_tensor(timestep, device=latents.device)
@@ -262,6 +268,14 @@ class ReferenceCache(Sequence[LayerKeysValues]):
         """Each reference in turn."""
         return iter(self.references)
 
+    def __repr__(self) -> str:
+        """What it holds, without the numbers."""
+        layers = len(self.references[0]) if self.references else 0
+        return (
+            f"ReferenceCache({len(self)} reference{'' if len(self) == 1 else 's'}, "
+            f"batch_size={self.batch_size}, {layers} layers)"
+        )
+
     @property
     def batch_size(self) -> int:
         """How many images have references of their own; 1 if the references serve every image."""
@@ -309,6 +323,35 @@ class ReferenceCache(Sequence[LayerKeysValues]):
         return replace(self, references=changed)
 
     @staticmethod
+    def join(caches: Sequence["ReferenceCache"]) -> "ReferenceCache":
+        """Show the references of several caches together, as of the people of a group.
+
+        Args:
+            caches: The caches, in the order of their references.
+
+        Returns:
+            A cache of the references of all.
+
+        Raises:
+            FusionError: If there is none, or they were made by different adapters or UNets.
+
+        Example:
+            >>> from PIL import Image
+            >>> from fusionlib import FusionPipeline, ReferenceCache
+            >>> pipeline = FusionPipeline.from_pretrained("data/models/embedded")
+            >>> people = [
+            ...     pipeline.encode_references(Image.open(f"data/heldout/{name}_0.jpg"))
+            ...     for name in ("0000", "0001")
+            ... ]
+            >>> ReferenceCache.join(people)
+            ReferenceCache(2 references, batch_size=1, 7 layers)
+        """
+        if not caches:
+            raise FusionError("caches must hold one cache at least.")
+        _check_makers(caches)
+        return replace(caches[0], references=tuple(each for cache in caches for each in cache))
+
+    @staticmethod
     def stack(caches: Sequence["ReferenceCache"]) -> "ReferenceCache":
         """Join caches of equally many references, one for each image of a batch.
 
@@ -336,13 +379,7 @@ class ReferenceCache(Sequence[LayerKeysValues]):
                         f"caches[{index}] holds other layers or sizes than caches[0]: encode the "
                         "references with the same adapter, at the same height and width."
                     )
-            if not same_fingerprint(caches[0].fingerprint, cache.fingerprint):
-                raise FusionError(f"caches[{index}] was made by another adapter than caches[0].")
-            if not same_fingerprint(caches[0].unet_fingerprint, cache.unet_fingerprint):
-                raise FusionError(
-                    f"caches[{index}] was made by other weights of the unet, or with another LoRA, "
-                    "than caches[0]."
-                )
+        _check_makers(caches)
         return ReferenceCache(
             tuple(
                 {
@@ -433,6 +470,18 @@ class ReferenceCache(Sequence[LayerKeysValues]):
             if name in tensors
         }
         return ReferenceCache(tuple(references), **known)
+
+
+def _check_makers(caches: Sequence[ReferenceCache]) -> None:
+    """Raise a ``FusionError`` unless one adapter over one UNet made all of them."""
+    for index, cache in enumerate(caches):
+        if not same_fingerprint(caches[0].fingerprint, cache.fingerprint):
+            raise FusionError(f"caches[{index}] was made by another adapter than caches[0].")
+        if not same_fingerprint(caches[0].unet_fingerprint, cache.unet_fingerprint):
+            raise FusionError(
+                f"caches[{index}] was made by other weights of the unet, or with another LoRA, "
+                "than caches[0]."
+            )
 
 
 def same_fingerprint(one: Tensor | None, other: Tensor | None) -> bool:

@@ -368,6 +368,7 @@ def test_prepare_reference() -> None:
         ({"references": [face(1)], "identity_masks": np.ones((1, 8, 8), bool)}, "identity_masks"),
         ({"references": [face(1)], "identity_masks": np.ones((1, 32, 32))}, "identity_masks"),
         ({"references": [face(1)], "identity_masks": np.zeros((1, 32, 32), bool)}, "is empty"),
+        ({"references": [face(1), face(2, (40, 1))]}, r"references\[1\] has 40 x 1 pixels"),
         ({"references": [face(1)], "reference_identity": [0]}, "identity_masks"),
     ],
 )
@@ -397,3 +398,58 @@ def test_importing_the_package_is_light() -> None:
         assert getattr(fusionlib, name).__name__ == name
     with pytest.raises(AttributeError, match="no_such_name"):
         fusionlib.no_such_name  # noqa: B018
+
+
+def test_a_reference_that_cannot_be_read_is_named(pipeline: FusionPipeline, tmp_path: Path) -> None:
+    face(1, (200, 200)).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    for broken in (Image.open(tmp_path / "cut.png"), Image.open(tmp_path / "whole.png")):
+        if broken.filename.endswith("whole.png"):
+            broken.close()
+        with pytest.raises(FusionError, match=r"references\[1\] cannot be read"):
+            generate(pipeline, "a face", references=[face(1), broken])
+
+
+def test_caches_of_several_people_make_a_group(pipeline: FusionPipeline) -> None:
+    faces = [face(1), face(2)]
+    caches = [pipeline.encode_references(each) for each in faces]
+    expected = generate(pipeline, "a face", references=faces, strengths=[1.0, 0.5])
+    assert same(generate(pipeline, "a face", references=caches, strengths=[1.0, 0.5]), expected)
+
+
+def test_strengths_may_be_numpys(pipeline: FusionPipeline) -> None:
+    faces = [face(1), face(2)]
+    expected = generate(pipeline, "a face", references=faces, strengths=[1.0, 0.5])
+    for strengths in (np.array([1.0, 0.5]), [np.float64(1), np.float32(0.5)], [np.int64(1), 0.5]):
+        assert np.array_equal(
+            generate(pipeline, "a face", references=faces, strengths=strengths), expected
+        )
+    half = generate(pipeline, "a face", references=faces, strengths=np.float32(0.5))
+    assert np.array_equal(half, generate(pipeline, "a face", references=faces, strengths=0.5))
+
+
+def test_masks_fit_the_image_that_latents_make(pipeline: FusionPipeline) -> None:
+    noise = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0))
+    left = np.zeros((2, 32, 64), bool)
+    left[0, :, :32] = left[1, :, 32:] = True
+    faces, masks = [face(1), face(2)], {"identity_masks": left}
+    expected = generate(
+        pipeline, "a face", references=faces, latents=noise, height=32, width=64, **masks
+    )
+    found = generate(pipeline, "a face", references=faces, latents=noise, **masks)
+    assert np.array_equal(found, expected) and found.shape[1:3] == (32, 64)
+
+
+def test_a_mask_in_the_alpha_channel_and_one_of_nobody(pipeline: FusionPipeline) -> None:
+    white, halves = Image.new("LA", (32, 32), (255, 0)), []
+    for side in ((0, 0, 16, 32), (16, 0, 32, 32)):
+        halves.append(white.copy())
+        halves[-1].paste((255, 255), side)
+    opaque = [half.getchannel("A") for half in halves]
+    faces = [face(1), face(2)]
+    expected = generate(pipeline, "a face", references=faces, identity_masks=opaque)
+    found = generate(pipeline, "a face", references=faces, identity_masks=halves)
+    assert np.array_equal(found, expected)
+    with pytest.warns(UserWarning, match=r"No reference belongs to identity_masks\[1\]: only"):
+        generate(pipeline, "a face", references=faces[:1], identity_masks=opaque)

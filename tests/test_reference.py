@@ -1,11 +1,17 @@
 """The reference stream: h_f is what enters attn2, and the cache keeps what is made of it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    IPNDMScheduler,
+    UNet2DConditionModel,
+)
 from tiny import tiny_unet
 
 from fusionlib import FusionAdapter, FusionError, ReferenceCache, encode_references
@@ -170,6 +176,36 @@ def test_cache_is_a_sequence_of_references() -> None:
     assert [reference["layer"][0][0, 0, 0].item() for reference in three] == [0, 1, 2]
     half = three.to(dtype=torch.bfloat16)
     assert half[2]["layer"][1].dtype == torch.bfloat16 and half[2]["layer"][1][0, 0, 0] == -2
+
+
+def test_caches_of_several_people_are_joined() -> None:
+    ada, ben = cache(2), cache(1, offset=10.0)
+    group = ReferenceCache.join([ada, ben])
+    assert [each["layer"][0][0, 0, 0].item() for each in group] == [0, 1, 10]
+    assert repr(group) == "ReferenceCache(3 references, batch_size=1, 1 layers)"
+    assert repr(ReferenceCache(())) == "ReferenceCache(0 references, batch_size=1, 0 layers)"
+    made = [replace(ada, fingerprint=torch.full((1, 8), float(n))) for n in range(1, 3)]
+    with pytest.raises(FusionError, match=r"caches\[1\] was made by another adapter"):
+        ReferenceCache.join(made)
+    made = [replace(ada, unet_fingerprint=torch.full((1, 8), float(n))) for n in range(1, 3)]
+    with pytest.raises(FusionError, match=r"caches\[1\] was made by other weights of the unet"):
+        ReferenceCache.join(made)
+    with pytest.raises(FusionError, match="one cache at least"):
+        ReferenceCache.join([])
+
+
+def test_a_scheduler_that_adds_no_noise_is_named(unet: UNet2DConditionModel) -> None:
+    latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, 16, 16)
+    with pytest.raises(FusionError, match="IPNDMScheduler does not"):
+        encode_references(
+            unet,
+            latents,
+            text,
+            timestep_mode="shared",
+            timestep=1,
+            noise=latents,
+            scheduler=IPNDMScheduler(),
+        )
 
 
 def test_cache_for_a_batch_of_prompts() -> None:
