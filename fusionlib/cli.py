@@ -513,8 +513,9 @@ def render(
     """Render people who do not exist, from many sides, with captions, face masks and depth maps.
 
     Writes webdataset shards (`00000.tar`, ...) that `fusionlib train` reads. The pictures depend on
-    the seed alone, not on the number of workers. A run that was stopped goes on. Needs the extra
-    packages of `pip install "fusionlib[people]"`.
+    the seed alone, not on the number of workers. A run that was stopped goes on, and a set is made
+    larger by the same command with more `--people`. Needs the extra packages of
+    `pip install "fusionlib[people]"`.
     """
     from fusionlib.people.dataset import export_files, export_groups, render_dataset
 

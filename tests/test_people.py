@@ -600,6 +600,38 @@ def test_a_finished_shard_is_not_made_again(tmp_path: Path, painter: _Painter) -
     assert (tmp_path / "00001.tar").read_bytes() == before
 
 
+def _made(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_set_that_grows_is_the_set_rendered_in_one_go(tmp_path: Path, painter: _Painter) -> None:
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    dataset.render_dataset(grown, people=3, views=2, size=16)
+    painter.people.clear()
+    dataset.render_dataset(grown, people=6, views=2, size=16)
+    assert sorted(painter.people) == [2, 3, 4, 5], "not the first shard, which has all it should"
+    dataset.render_dataset(whole, people=6, views=2, size=16)
+    assert _made(grown) == _made(whole)
+
+
+def test_a_damaged_shard_is_made_again(tmp_path: Path, painter: _Painter) -> None:
+    dataset.render_dataset(tmp_path, people=4, views=2, size=16)
+    before = _made(tmp_path)
+    for name, length in (("00000.tar", 3000), ("00001.tar", 0)):
+        (tmp_path / name).write_bytes(before[name][:length])
+    dataset.render_dataset(tmp_path, people=4, views=2, size=16)
+    assert _made(tmp_path) == before
+
+
+@pytest.mark.parametrize("people", [1, 2])
+def test_a_set_is_not_made_smaller(tmp_path: Path, painter: _Painter, people: int) -> None:
+    dataset.render_dataset(tmp_path, people=3, views=2, size=16)
+    before = _made(tmp_path)
+    with pytest.raises(FusionError, match=r"picture\(s\) more than are asked for"):
+        dataset.render_dataset(tmp_path, people=people, views=2, size=16)
+    assert _made(tmp_path) == before
+
+
 def test_a_broken_run_leaves_no_half_shard(
     tmp_path: Path, painter: _Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,8 @@
 A shard `00000.tar` holds, for each picture, `{key}.jpg`, `{key}.txt` (the caption), `{key}.json`
 (all attributes), `{key}.mask.png` (the face, 255) and `{key}.depth.png` (near is bright). The key
 is the person's number times 100 plus the view's, in nine digits. Every picture depends on (seed,
-person, view) alone, so the number of worker processes changes nothing, and a shard that is there
-already is skipped.
+person, view) alone, so the number of worker processes changes nothing, and a shard that holds what
+it should already is skipped.
 
 Pictures of several people lie in shards of their own, `groups-00000.tar`, under the keys
 `group000000000` and so on. Their JSON has `people` in place of `person`, from left to right, and
@@ -22,7 +22,7 @@ import json
 import multiprocessing
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +64,13 @@ class _Job:
 
     def __len__(self) -> int:
         """The number of pictures."""
-        return len(self.groups) or len(self.people) * self.views
+        return len(self.keys())
+
+    def keys(self) -> list[str]:
+        """The keys of its pictures, in order."""
+        if self.groups:
+            return [_group_key(index) for index in self.groups]
+        return [_key(person, view) for person in self.people for view in range(self.views)]
 
     def samples(self) -> Iterator[Sample]:
         """Its pictures, as they are rendered."""
@@ -83,6 +89,14 @@ class Sample:
     key: str
     record: dict[str, Any]
     files: dict[str, bytes]
+
+
+def _key(person: int, view: int) -> str:
+    return f"{person * 100 + view:09d}"
+
+
+def _group_key(group: int) -> str:
+    return f"group{group:09d}"
 
 
 def _encode(
@@ -113,7 +127,7 @@ def make_samples(
     person = sample_person(seed, person_index)
     plan = [sample_view(seed, person_index, v, split=split) for v in range(views)]
     for view, picture in zip(plan, render_views(person, plan, size), strict=True):
-        key = f"{person_index * 100 + view.index:09d}"
+        key = _key(person_index, view.index)
         captions = [describe(person, view, wording) for wording in range(WORDINGS)]
         caption = captions[0]
         record = {
@@ -156,7 +170,7 @@ def make_group(seed: int, index: int, people: range, size: int, split: str) -> S
     labels = np.zeros((size, size), np.uint8)
     for number, mask in enumerate(picture.masks, start=1):
         labels[mask] = number
-    key = f"group{index:09d}"
+    key = _group_key(index)
     captions = [describe_group(group, wording) for wording in range(WORDINGS)]
     record = {
         "key": key,
@@ -195,6 +209,16 @@ def _load() -> None:
     from fusionlib.people.head import load_head_model
 
     load_head_model()
+
+
+def _held(shard: Path) -> tuple[list[str], str | None]:
+    """The keys of the pictures in a shard, none where it is not there, and how it is damaged."""
+    from fusionlib.training.shards import scan_shard
+
+    if not shard.exists():
+        return [], None
+    samples, damage = scan_shard(shard)
+    return [sample.key for sample in samples], damage
 
 
 def _write_shard(job: _Job) -> int:
@@ -268,15 +292,22 @@ def _parameters(**values: Any) -> dict[str, Any]:
     return {"format": FORMAT, **values, "versions": versions}
 
 
-def _same_data(folder: Path, parameters: dict[str, Any]) -> None:
-    """Refuse to mix two data sets: what a finished shard was made with must be the same."""
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The manifest of the set that a folder holds, finished or not; empty where there is none."""
     path = folder / "manifest.json"
     if not path.exists():
-        return
+        return {}
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FusionError(f"Cannot read {path}: remove it, or choose another folder.") from error
+    if not isinstance(old, dict):
+        raise FusionError(f"{path} is no manifest: remove it, or choose another folder.")
+    return old
+
+
+def _same_data(folder: Path, old: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """Refuse to mix two data sets: what a finished shard was made with must be the same."""
     names = ["format", "views", "seed", "size", "first_person", "split", "samples_per_shard"]
     if old.get("groups"):
         names += ["groups", "people"]  # members are chosen among all people
@@ -286,6 +317,33 @@ def _same_data(folder: Path, parameters: dict[str, Any]) -> None:
                 f"The folder {folder} holds people made with {name} = {old.get(name)!r}, not "
                 f"{parameters[name]!r}: choose another folder or remove this one."
             )
+
+
+def _jobs(folder: Path, parameters: dict[str, Any]) -> list[_Job]:
+    """The shards of a set: those of its people, then those of its groups."""
+    people, views, first_person = (parameters[n] for n in ("people", "views", "first_person"))
+    how = views, parameters["seed"], parameters["size"], parameters["split"]
+    each = parameters["samples_per_shard"] // views
+    last = first_person + people
+    jobs = [
+        _Job(folder / f"{n:05d}.tar", range(start, min(start + each, last)), *how)
+        for n, start in enumerate(range(first_person, last, each))
+    ]
+    everyone, last = range(first_person, last), first_person + parameters["groups"]
+    for n, start in enumerate(range(first_person, last, SAMPLES_PER_SHARD)):
+        numbers = range(start, min(start + SAMPLES_PER_SHARD, last))
+        jobs.append(_Job(folder / f"groups-{n:05d}.tar", everyone, *how, numbers))
+    return jobs
+
+
+def _refuse_loss(folder: Path, held: Iterable[str], jobs: Iterable[_Job]) -> None:
+    """Refuse to make a set smaller: it may have taken hours, and the number be a slip."""
+    more = set(held).difference(*(job.keys() for job in jobs))
+    if more:
+        raise FusionError(
+            f"The folder {folder} holds {len(more)} picture(s) more than are asked for: ask for as "
+            "many people and groups as it has, or choose another folder or remove this one."
+        )
 
 
 def render_dataset(
@@ -301,6 +359,8 @@ def render_dataset(
     groups: int = 0,
 ) -> Path:
     """Render people into webdataset shards; resumes where an earlier run stopped.
+
+    A set may be made larger: the shards that lack pictures are rendered anew, and the others kept.
 
     Args:
         out: Folder for `00000.tar`, ... and `manifest.json`; made if missing.
@@ -320,27 +380,14 @@ def render_dataset(
         Path of the manifest.
 
     Raises:
-        FusionError: For impossible numbers, an unwritable folder, a folder that holds another
-            data set, or missing packages.
+        FusionError: For impossible numbers, an unwritable folder, a folder that holds another or a
+            larger data set, or missing packages.
     """
     from tqdm import tqdm
 
     _check(people, views, workers, groups)
     _require_renderer()
     folder = _folder(out)
-    each = max(1, SAMPLES_PER_SHARD // views)
-    last = first_person + people
-    jobs = [
-        _Job(
-            folder / f"{n:05d}.tar", range(start, min(start + each, last)), views, seed, size, split
-        )
-        for n, start in enumerate(range(first_person, last, each))
-    ]
-    everyone, last = range(first_person, last), first_person + groups
-    for n, start in enumerate(range(first_person, last, SAMPLES_PER_SHARD)):
-        numbers = range(start, min(start + SAMPLES_PER_SHARD, last))
-        path = folder / f"groups-{n:05d}.tar"
-        jobs.append(_Job(path, everyone, views, seed, size, split, numbers))
     parameters = _parameters(
         people=people,
         views=views,
@@ -348,17 +395,21 @@ def render_dataset(
         size=size,
         first_person=first_person,
         split=split,
-        samples_per_shard=each * views,
+        samples_per_shard=max(1, SAMPLES_PER_SHARD // views) * views,
         groups=groups,
     )
-    _same_data(folder, parameters)
+    jobs = former = _jobs(folder, parameters)
+    if old := _recorded(folder):
+        _same_data(folder, old, parameters)
+        former = _jobs(folder, parameters | old)
+    held = {shard: _held(shard) for shard in {job.path for job in (*jobs, *former)}}
+    _refuse_loss(folder, (key for keys, _ in held.values() for key in keys), jobs)
     manifest = folder / "manifest.json"
-    done = [job for job in jobs if job.path.exists()]
-    todo = [job for job in jobs if not job.path.exists()]
+    todo = [job for job in jobs if held[job.path] != (job.keys(), None)]
     _write_text(manifest, json.dumps({**parameters, "complete": not todo}, indent=2) + "\n")
     total = people * views + groups
     with tqdm(total=total, unit="picture", desc=f"people ({split})") as bar:
-        bar.update(sum(len(job) for job in done))
+        bar.update(total - sum(len(job) for job in todo))
         if todo:
             # The rasteriser's threads must not be forked.
             context = multiprocessing.get_context("spawn")
