@@ -371,6 +371,21 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
         fit(_linear(), _regression, RECIPE, tmp_path, seed=1)
 
 
+@pytest.mark.parametrize("damage", ["cut short", "empty", "text", "something else"])
+def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path: Path, damage: str) -> None:
+    fit(_linear(), _regression, RECIPE, tmp_path, steps=2)
+    checkpoint = tmp_path / "checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    if damage == "something else":
+        torch.save({"a": 1}, checkpoint)
+    else:
+        texts = {"cut short": whole[: len(whole) // 2], "empty": b"", "text": b"garbage\n"}
+        checkpoint.write_bytes(texts[damage])
+    with pytest.raises(FusionError, match=r"checkpoint.pt is damaged.* use --fresh"):
+        fit(_linear(), _regression, RECIPE, tmp_path)
+    assert fit(_linear(), _regression, RECIPE, tmp_path, resume=False).finished
+
+
 def test_a_checkpoint_over_other_frozen_weights_is_refused(tmp_path: Path) -> None:
     """A base that was trained anew wants its adapter anew: the old run must not go on over it."""
 

@@ -183,7 +183,8 @@ def fit(
         What the run did so far. ``network`` holds the exponential average of the weights.
 
     Raises:
-        FusionError: when the loss is not finite, or the checkpoint is of another network.
+        FusionError: when the loss is not finite, or the checkpoint is damaged or of another
+            network.
     """
     folder.mkdir(parents=True, exist_ok=True)
     total = steps or recipe.steps
@@ -205,7 +206,7 @@ def fit(
     each = recipe.batch_size * accelerator.num_processes  # samples of one batch of every process
     state: dict[str, Any] = {}
     if resume and checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True, map_location=accelerator.device)
+        state = _read_checkpoint(checkpoint, accelerator.device)
         _check_same(checkpoint, state, trained, seed, frozen)
         with torch.no_grad():
             for key, parameter in trained.items():
@@ -358,6 +359,24 @@ def fit(
         text = json.dumps(record, indent=2) + "\n"
         write_atomically(folder / "run.json", lambda file: file.write(text.encode()))
     return run
+
+
+def _read_checkpoint(checkpoint: Path, device: torch.device) -> dict[str, Any]:
+    state: Any = None
+    reason: Exception | None = None
+    try:
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise  # says nothing of the file
+    except Exception as error:  # zip, pickle and torch each have errors of their own
+        reason = error
+    needed = {"weights", "optimizer", "ema", "step", "seconds"}
+    if not (isinstance(state, dict) and needed <= state.keys()):
+        raise FusionError(
+            f"{checkpoint} is damaged or no checkpoint of a training, so the run cannot go on from "
+            "it: use --fresh to start over, or bring a whole copy of it"
+        ) from reason
+    return state
 
 
 def _check_same(
