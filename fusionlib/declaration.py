@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from fusionlib.errors import FusionError
+from fusionlib.errors import FusionError, misfits
 from fusionlib.methods import Method, Models, build_method
 from fusionlib.profiles import load_profile, resolve
 from fusionlib.prompts import read_pairs
@@ -217,10 +217,8 @@ def load_declaration(path: str | Path) -> Declaration:
     except OSError as error:
         raise FusionError(f"There is no study file {path} ({error.strerror}).") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
         raise FusionError(
-            f"The study file {path} does not fit at {where}: {first['msg']} "
+            f"The study file {path} does not fit at {misfits(error)} "
             "(`fusionlib study run --help` shows an example)."
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,5 +1,15 @@
 """The error type that this library raises for what a user can put right."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+MOST_MISFITS = 3
+"""A file of another kind misses everything: more than these are only counted."""
+
 
 class FusionError(ValueError):
     """What was wrong, which file or argument, and what to do, in one sentence.
@@ -23,3 +33,22 @@ class NoFaceError(FusionError):
 
     Where the picture is one of many, as in a study, it is left out and counted.
     """
+
+
+def misfits(error: ValidationError) -> str:
+    """Where a file does not fit its schema and why, without pydantic's types and addresses.
+
+    Args:
+        error: of a model's ``model_validate``.
+
+    Returns:
+        As in ``training.adapter.steps: Input should be greater than 0; ...``.
+    """
+    found = []
+    for one in error.errors():
+        where = ".".join(map(str, one["loc"])) or "the whole"
+        unknown = one["type"] == "extra_forbidden"
+        why = "there is no such entry" if unknown else one["msg"].removeprefix("Value error, ")
+        found.append(f"{where}: {why}")
+    more = len(found) - MOST_MISFITS
+    return "; ".join(found[:MOST_MISFITS]) + (f"; and {more} more" if more > 0 else "")

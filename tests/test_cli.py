@@ -261,6 +261,21 @@ MISTAKES = {
     "unknown adapter": ({"--adapter": lambda d: d / "none"}, "no adapter folder"),
     "unknown hub id": ({"--base-model": "nobody/no-such-model"}, "could|cannot be loaded"),
     "unknown profile": ({"--profile": "no-such-profile"}, "no profile"),
+    "profile with a typo": (
+        {"--profile": bad("p.yaml", b"extends: embedded\ntraning: {}\n")},
+        "p.yaml does not fit at traning: there is no such entry",
+    ),
+    "profile with a wrong value": (
+        {"--profile": bad("p.yaml", b"extends: embedded\ntraining: {adapter: {steps: 0}}\n")},
+        "does not fit at training.adapter.steps: Input should be greater than 0 (",
+    ),
+    "profile of something else": (
+        {"--profile": bad("p.yaml", b"foo: 1\n")},
+        "base_model: Field required; adapter: Field required; and 8 more",
+    ),
+    "profile that extends a list": ({"--profile": bad("p.yaml", b"extends: [a]\n")}, "no profile"),
+    "profile that is no YAML": ({"--profile": bad("p.yaml", b"a: [b")}, "p.yaml is not YAML"),
+    "profile that is a picture": ({"--profile": bad("p.yaml", grey_png())}, "p.yaml is not YAML"),
     "output under a file": ({"--out": lambda d: bad("f", b"")(d) / "a.png"}, "cannot be written"),
     "output is a folder": ({"--out": lambda d: d}, "must end in .png"),
     "output is no png": ({"--out": lambda d: d / "a.jpg"}, "must end in .png"),

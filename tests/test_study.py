@@ -644,7 +644,7 @@ BAD_FILES = {
     "a list": ("- 1", "does not fit at the whole"),
     "no prompts": ({"prompts": None}, "does not fit at prompts"),
     "no list": ({"prompts": "nowhere.csv"}, "The list nowhere.csv needs columns"),
-    "unknown entry": ({"promts": ["a"]}, "does not fit at promts"),
+    "unknown entry": ({"promts": ["a"]}, "does not fit at promts: there is no such entry"),
     "no threads": ({"threads": 0}, "does not fit at threads"),
     "unknown method": ({"methods": ["magic"]}, "no method 'magic'"),
     "unknown option": ({"methods": [{"method": "fused", "strenghts": [1]}]}, "strenghts"),

@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fusionlib.errors import FusionError
+from fusionlib.errors import FusionError, misfits
 from fusionlib.evaluation.comparison import (
     MIN_PAIRED,
     Estimate,
@@ -153,10 +153,9 @@ def read_claims(path: str | Path = CLAIMS) -> dict[str, Claim]:
         try:
             claim = Claim.model_validate(entry)
         except ValidationError as error:
-            wrong = "; ".join(
-                f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}" for one in error.errors()
-            )
-            raise FusionError(f"Claim {number} ({name}) in {path} does not fit: {wrong}") from error
+            raise FusionError(
+                f"Claim {number} ({name}) in {path} does not fit: {misfits(error)}"
+            ) from error
         if claim.id in claims:
             raise FusionError(f"Claim {number} in {path} has an id that is taken: {claim.id}.")
         claims[claim.id] = claim

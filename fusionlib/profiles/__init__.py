@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fusionlib.errors import FusionError
+from fusionlib.errors import FusionError, misfits
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository: relative paths in a profile start here."""
@@ -230,8 +230,11 @@ def load_profile(name_or_path: str | Path) -> Profile:
     path = _path(name_or_path)
     try:
         profile = Profile.model_validate(_read(path))
-    except (ValidationError, yaml.YAMLError) as error:
-        raise FusionError(f"the profile {path} does not fit: {error}") from error
+    except ValidationError as error:
+        raise FusionError(
+            f"the profile {path} does not fit at {misfits(error)} "
+            "(fusionlib/profiles/embedded.yaml is one that fits)"
+        ) from error
     paths = ("base_model", "adapter", "counterparts", "clip_model", "controlnet")
     for field in (*paths, "classifier", "heldout", "groups"):
         value = getattr(profile, field)
@@ -256,10 +259,13 @@ def _path(name_or_path: str | Path) -> Path:
 
 def _read(path: Path, *extended: Path) -> dict[str, Any]:
     """A profile's settings, laid over those of the profile that it extends."""
-    settings = yaml.safe_load(path.read_text())
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FusionError(f"the profile {path} is not YAML: {error}") from error
     if not isinstance(settings, dict) or "extends" not in settings:
         return settings
-    base = _path(settings.pop("extends"))
+    base = _path(str(settings.pop("extends")))
     if base.resolve() in (seen.resolve() for seen in (path, *extended)):
         raise FusionError(f"the profile {path} extends itself: name another one in `extends`")
     return _merged(_read(base, path, *extended), settings)
