@@ -5,7 +5,6 @@ Every heavy import stands inside its command, so that help and complaints come a
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 import warnings
@@ -174,13 +173,14 @@ def generate(
     paths, masks = list(reference or []), list(mask or [])
     strengths = strengths_of(strength, len(paths))
     identities = identities_of(identity, len(paths), len(masks))
-    if guidance_scale is not None and not (math.isfinite(guidance_scale) and guidance_scale >= 0):
-        raise FusionError(f"The guidance scale {guidance_scale} must be a number of 0 or more.")
-    if steps is not None and not 1 <= steps <= 1000:
-        raise FusionError(f"The number of steps must be from 1 to 1000, not {steps}.")
 
     from fusionlib.images import prepare_output, save_png
+    from fusionlib.sampling import check_guidance_scale, check_steps
 
+    if guidance_scale is not None:
+        check_guidance_scale(guidance_scale)
+    if steps is not None:
+        check_steps(steps)
     faces, cuts = prepare_references(paths, crop, face)
 
     from fusionlib.loading import check_model, load_pipeline

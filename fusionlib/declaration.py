@@ -14,15 +14,24 @@ seeds: 4
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fusionlib.errors import FusionError, misfits
 from fusionlib.methods import Method, Models, build_method
 from fusionlib.profiles import load_profile, resolve
 from fusionlib.prompts import read_pairs
+from fusionlib.sampling import check_sampling
 from fusionlib.study import Person, Study, load_people
 
 
@@ -36,6 +45,21 @@ class MethodChoice(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     method: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the method, ``name`` among them."""
+        return self.model_extra or {}
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        return str(self.options.get("name", self.method))
+
+    @model_validator(mode="after")
+    def _sampled(self) -> Self:
+        check_sampling(self.options, f"the method {self.name!r}")
+        return self
 
 
 def _by_name(entry: Any) -> Any:
@@ -89,6 +113,12 @@ class Declaration(_Strict):
     dtype: str = "float32"
     threads: int = Field(default=1, ge=1)
 
+    @field_validator("sampling")
+    @classmethod
+    def _sampled(cls, sampling: dict[str, Any]) -> dict[str, Any]:
+        check_sampling(sampling, "all methods")
+        return sampling
+
     def study(self, device: str | None = None) -> Study:
         """Load what the study needs.
 
@@ -119,7 +149,7 @@ class Declaration(_Strict):
             try:
                 built.append(self._build(entry, models))
             except FusionError as error:
-                missing[str((entry.model_extra or {}).get("name", entry.method))] = str(error)
+                missing[entry.name] = str(error)
         if not built:
             raise FusionError(next(iter(missing.values())))
         return self._study(built, models), missing
@@ -133,7 +163,7 @@ class Declaration(_Strict):
         return Models(profile, device, self.dtype, self.threads, usual | self.sampling)
 
     def _build(self, entry: MethodChoice, models: Models) -> Method:
-        return build_method(entry.method, models, **(entry.model_extra or {}))
+        return build_method(entry.method, models, **entry.options)
 
     def _study(self, methods: list[Method], models: Models) -> Study:
         people = self._people(models.profile.heldout)

@@ -23,6 +23,7 @@ from torch import Tensor
 from fusionlib import __version__
 from fusionlib.errors import FusionError
 from fusionlib.manifest import git_commit, sha256_file
+from fusionlib.sampling import check_guidance_scale, check_steps
 from fusionlib.study import Person
 
 if TYPE_CHECKING:
@@ -122,12 +123,8 @@ class Request:
         for strength in self.strengths:
             if not (math.isfinite(strength) and strength >= 0):
                 raise FusionError(f"The strength {strength} must be a number of 0 or more.")
-        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise FusionError(
-                f"The guidance scale {self.guidance_scale} must be a number of 0 or more."
-            )
-        if not 1 <= self.steps <= 1000:
-            raise FusionError(f"The number of steps must be from 1 to 1000, not {self.steps}.")
+        check_guidance_scale(self.guidance_scale)
+        check_steps(self.steps)
         if not 0 <= self.seed < 2**63:
             raise FusionError(f"The seed {self.seed} is not a number from 0 to 2^63 - 1.")
         self.arguments()

@@ -590,6 +590,7 @@ def test_other_mistakes_end_in_one_sentence(
         (lambda: hub.build("ip-adapter", scale=-1), "scale must be"),
         (lambda: hub.build("ip-adapter", references=0), "references must be"),
         (lambda: hub.build("ip-adapter", guidance=2), "no option 'guidance'"),
+        (lambda: hub.build("faceid", guidance_scale="2"), "guidance_scale of the method 'faceid'"),
         (lambda: hub.build("faceid", base_model="nowhere"), "no base model folder nowhere"),
         (lambda: hub.build("arc2face", base_model=str(hub.sd)), "knows the word 'id'"),
         (lambda: hub.build("dreambooth", train="all"), 'must be "lora" or "full"'),

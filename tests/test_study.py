@@ -648,6 +648,19 @@ BAD_FILES = {
     "no threads": ({"threads": 0}, "does not fit at threads"),
     "unknown method": ({"methods": ["magic"]}, "no method 'magic'"),
     "unknown option": ({"methods": [{"method": "fused", "strenghts": [1]}]}, "strenghts"),
+    "guidance in words": (
+        {"methods": ["text-only", {"method": "fused", "name": "f", "guidance_scale": "foo"}]},
+        "methods.1: guidance_scale of the method 'f': The guidance scale 'foo' must be a number",
+    ),
+    "no steps": (
+        {"methods": [{"method": "fused", "num_inference_steps": 0}]},
+        "methods.0: num_inference_steps of the method 'fused': The number of steps must be from 1",
+    ),
+    "half steps": ({"methods": [{"method": "fused", "num_inference_steps": 2.5}]}, "not 2.5"),
+    "steps in words": (
+        {"sampling": {"num_inference_steps": "x"}},
+        "sampling: num_inference_steps of all methods: The number of steps must be from 1 to 1000",
+    ),
     "unknown profile": ({"profile": "none"}, "no profile 'none'"),
     "too many people": ({"people": {"count": 500}}, "fewer than the 500"),
     "people elsewhere": ({"people": {"folder": "nowhere"}}, "nowhere needs a file index.csv"),

@@ -17,6 +17,7 @@ from PIL import Image
 
 from fusionlib.errors import FusionError
 from fusionlib.methods.counterparts import ABLATIONS, trained_options
+from fusionlib.sampling import check_sampling
 
 if TYPE_CHECKING:
     from fusionlib.pipeline import FusionPipeline
@@ -108,9 +109,10 @@ def build_method(kind: str, models: Models, **options: Any) -> Method:
         options: of the method.
 
     Raises:
-        FusionError: there is no such method, or it has no such option.
+        FusionError: there is no such method, or it has no such option, or not of such a value.
     """
     options = trained_options(kind, models.profile, options) | options
+    check_sampling({**(models.sampling or {}), **options}, f"the method {kind!r}")
     place = KNOWN.get(kind, kind)
     module, _, function = place.partition(":")
     try:
