@@ -8,6 +8,7 @@ then waits for them, and is run again when one of them was run on something new.
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 import time
@@ -134,6 +135,47 @@ def reads(notebook: Path) -> dict[str, str]:
     return {name: sha256_folder(notebook.parent / name) for name in named}
 
 
+def declared_parameters(notebook: Path) -> dict[str, Any]:
+    """The parameters that a notebook takes, with its own values; None for one that is no literal.
+
+    Args:
+        notebook: its cell tagged ``parameters`` is read, and nothing is run.
+    """
+    import papermill
+
+    values = {}
+    for name, parameter in papermill.inspect_notebook(str(notebook)).items():
+        try:
+            values[name] = ast.literal_eval(parameter["default"])
+        except (ValueError, SyntaxError):
+            values[name] = None
+    return values
+
+
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+}
+"""What to call the types that a parameter may have."""
+
+
+def _check_kinds(notebook: str, former: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse values of other types than those they stand for: cells would fail in their middle."""
+    for name, value in given.items():
+        kind = type(former[name])
+        taken = {float: (int, float)}.get(kind, (kind,))
+        if kind in KINDS and type(value) not in taken:
+            raise FusionError(
+                f"The parameter {name!r} of {notebook}.ipynb is {KINDS[kind]} ({former[name]!r} "
+                f"unless another is given), not {value!r}: correct the -p or the profile that "
+                "gives it."
+            )
+
+
 def fit_parameters(
     notebooks: Sequence[Path],
     of_profile: Mapping[str, Mapping[str, Any]],
@@ -147,13 +189,12 @@ def fit_parameters(
         given: values for every notebook that declares them; one at least has to.
 
     Raises:
-        FusionError: if a parameter is not declared.
+        FusionError: if a parameter is not declared, or a value is of another type than the one
+            that it stands for.
     """
-    import papermill
-
-    declared = {nb.stem: set(papermill.inspect_notebook(str(nb))) for nb in notebooks}
-    for name in declared:
-        if unknown := ({"profile", "out"} | of_profile.get(name, {}).keys()) - declared[name]:
+    declared = {notebook.stem: declared_parameters(notebook) for notebook in notebooks}
+    for name, taken in declared.items():
+        if unknown := ({"profile", "out"} | of_profile.get(name, {}).keys()) - taken.keys():
             raise FusionError(
                 f"{name}.ipynb takes no parameter '{min(unknown)}': declare it in the cell tagged "
                 "`parameters`, or take it out of the profile."
@@ -165,10 +206,16 @@ def fit_parameters(
             f"No notebook that is to run takes a parameter '{min(unknown)}' by -p; "
             f"the parameters of {', '.join(declared)}: {', '.join(sorted(free)) or 'none'}."
         )
-    return {
-        name: {**of_profile.get(name, {}), **{k: v for k, v in given.items() if k in taken}}
-        for name, taken in declared.items()
-    }
+    fitting = {}
+    for name, taken in declared.items():
+        profiled = of_profile.get(name, {})
+        own = {key: value for key, value in given.items() if key in taken}
+        _check_kinds(name, taken, profiled)
+        # The notebook's own None can be had back, whatever the profile puts in its place.
+        typed = {k: v for k, v in own.items() if (v, taken[k]) != (None, None)}
+        _check_kinds(name, {**taken, **profiled}, typed)
+        fitting[name] = {**profiled, **own}
+    return fitting
 
 
 def run_notebook(

@@ -6,7 +6,6 @@ The judges are loaded, which downloads DeepFace's weights, so that they cannot b
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from fusionlib.errors import FusionError
 from fusionlib.loading import adapter_of, check_model
+from fusionlib.notebooks import declared_parameters
 from fusionlib.profiles import Profile
 
 PICTURES = 2
@@ -34,12 +34,7 @@ def check_ready(
     Raises:
         FusionError: something is missing; each thing was printed, and what to do about it.
     """
-    import papermill
-
-    declared = {
-        name: {key: _value(one["default"]) for key, one in papermill.inspect_notebook(path).items()}
-        for name, path in ((name, str(path)) for name, path in notebooks.items())
-    }
+    declared = {name: declared_parameters(path) for name, path in notebooks.items()}
     for name in notebooks:
         handed = ", ".join(f"{key}={value!r}" for key, value in given[name].items())
         print(f"would run: {name}" + (f" ({handed})" if handed else ""))
@@ -71,14 +66,6 @@ def check_ready(
             "named above."
         )
     print("everything is there: the same command without --dry-run begins")
-
-
-def _value(default: str) -> Any:
-    """What a notebook's cell of parameters says."""
-    try:
-        return ast.literal_eval(default)
-    except (ValueError, SyntaxError):
-        return None
 
 
 def _problems(*checks: Callable[[], object]) -> Iterator[str]:

@@ -130,6 +130,32 @@ def test_a_given_parameter_goes_to_every_notebook_that_declares_it(tmp_path: Pat
         fit_parameters(notebooks, {"b": {"number": 1}}, {})
 
 
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ({"number": "foo"}, r"'number' of a.ipynb is a whole number \(2 unless .*\), not 'foo'"),
+        ({"number": 2.5}, "is a whole number"),
+        ({"number": True}, "is a whole number"),
+        ({"number": None}, "is a whole number"),
+        ({"words": "x"}, r"'words' of a.ipynb is a list .*, not 'x'"),
+        ({"share": "half"}, r"'share' of a.ipynb is a number \(0.5"),
+        ({"strict": 1}, "is true or false"),
+        ({"prompt": 5}, "is text"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(
+    tmp_path: Path, given: dict[str, object], says: str
+) -> None:
+    declared = f'{DECLARED}\nshare = 0.5\nstrict = True\nprompt = "a face"\nanything = None'
+    notebooks = find_notebooks(make_repository(tmp_path, {"a": ""}, parameters=declared))
+    with pytest.raises(FusionError, match=says):
+        fit_parameters(notebooks, {"a": {"number": 2}}, given)
+    with pytest.raises(FusionError, match=says.replace("2 unless", ".* unless")):
+        fit_parameters(notebooks, {"a": given}, {})
+    fit_parameters(notebooks, {}, {"share": 1, "strict": False, "anything": "x"})
+    fit_parameters(notebooks, {"a": {"anything": "x"}}, {"anything": None})
+
+
 SHOW = """
 from matplotlib.figure import Figure
 from fusionlib.drawing import Drawing
