@@ -34,7 +34,7 @@ FRAME = 0.41
 
 
 class FaceChoiceError(FusionError):
-    """A picture shows no face, or several of which none was chosen.
+    """A picture shows no face, or several of which none was chosen, or not the one chosen.
 
     Attributes:
         found: What was found where, without what to do about it: the command line's remedies are
@@ -340,21 +340,18 @@ def _choose(faces: Sequence[Face], face: int | Literal["largest"] | None, name: 
         )
     if face == "largest":
         return max(faces, key=lambda found: found.side)
-    if face is None:
-        if len(faces) == 1:
-            return faces[0]
-        places = ", ".join(f"({x:.0f}, {y:.0f})" for x, y in (found.centre for found in faces))
-        raise FaceChoiceError(
-            f"{len(faces)} faces were found in {name}, from left to right at {places}",
-            len(faces),
-            f'choose one with face=0 to face={len(faces) - 1}, or face="largest", or give its box',
-        )
-    if face >= len(faces):
-        raise FusionError(
-            f"face must be a number from 0 to {len(faces) - 1}, as {name} shows {len(faces)} "
-            f"face(s), not {face}."
-        )
-    return faces[face]
+    if face is None and len(faces) == 1:
+        return faces[0]
+    if face is not None and face < len(faces):
+        return faces[face]
+    places = ", ".join(f"({x:.0f}, {y:.0f})" for x, y in (found.centre for found in faces))
+    many = f"{len(faces)} faces were" if faces[1:] else "One face was"
+    raise FaceChoiceError(
+        f"{many} found in {name}, from left to right at {places}"
+        + ("" if face is None else f", and none is number {face}, counted from 0"),
+        len(faces),
+        f'choose one with face=0 to face={len(faces) - 1}, or face="largest", or give its box',
+    )
 
 
 def _square(image: Image.Image, centre: tuple[float, float], side: int, tilt: float) -> Image.Image:

@@ -75,8 +75,13 @@ def read_pairs(
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = [(row["person"], row["prompt"]) for row in csv.DictReader(file)]
-    except (OSError, KeyError, UnicodeDecodeError) as error:
-        raise FusionError(f"The list {path} needs columns person and prompt: {error}.") from error
+    except OSError as error:
+        raise FusionError(
+            f"The list of prompts {path} cannot be read ({error.strerror}): check the path."
+        ) from error
+    except (KeyError, UnicodeDecodeError, csv.Error) as error:
+        reason = f"it has no column {error}" if isinstance(error, KeyError) else error
+        raise FusionError(f"The list {path} needs columns person and prompt: {reason}.") from error
     if not rows or (count is not None and count > len(rows)):
         raise FusionError(f"The list {path} has {len(rows)} pairs, fewer than asked for.")
     pairs: dict[str, list[str]] = {}

@@ -169,7 +169,11 @@ def test_a_reference_is_cut_out_as_the_options_say(
             "2 faces were found in .*couple.png, from left to right at .*: choose one with "
             "--face 0 to --face 1 or --face largest, or give your own box with --crop LEFT,",
         ),
-        (["--face", "2"], "face must be a number from 0 to 1, as .*couple.png shows 2 face"),
+        (
+            ["--face", "2"],
+            "2 faces were found in .*couple.png, .* none is number 2, counted from 0: choose one "
+            "with --face 0 to --face 1 or --face largest",
+        ),
         (["--face", "0", "--face", "1"], "--face is given 2 times for 1 references"),
     ],
 )
@@ -300,7 +304,10 @@ MISTAKES = {
     "face of nobody": ({"--reference": None, "--face": "0"}, "--face needs a --reference"),
     "face by name": ({"--face": "Anna"}, "--face 'Anna' must be largest, or a number"),
     "face negative": ({"--face": "-1"}, "--face '-1' must be largest"),
-    "face not there": ({"--face": "1"}, "face must be a number from 0 to 0"),
+    "face not there": (
+        {"--face": "1"},
+        "none is number 1, counted from 0: choose one with --face 0",
+    ),
     "face not looked for": ({"--face": "0", "--crop": "none"}, "--face chooses among the faces"),
     "mask of nobody": ({"--reference": None, "--mask": "m.png"}, "--mask needs a --reference"),
     "mask missing": ({"--mask": lambda d: d / "m.png"}, "no image file"),

@@ -297,7 +297,7 @@ def test_the_rest_is_measured_and_what_is_left_out_is_counted(
 def test_options_of_evaluate_are_checked(folder: Path, observations: Path) -> None:
     for options, says in (
         (["--recogniser", "Nobody"], "no recogniser 'Nobody'"),
-        (["--detector", "nothing"], "detector 'nothing'"),
+        (["--detector", "nothing"], "no detector 'nothing': use one of DeepFace's (opencv, "),
         (["--classifier", "expression="], "must be like FOLDER or expression=FOLDER"),
         (["--classifier", f"expression={folder}"], "holds no config.json"),
         (["--classifier", str(folder)], "holds no config.json"),

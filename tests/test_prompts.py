@@ -88,5 +88,8 @@ def test_lists_that_cannot_be_read(tmp_path: Path) -> None:
         read_pairs(EVALUATION, 101)
     with pytest.raises(FusionError, match="person and prompt"):
         read_pairs(SUITE)
-    with pytest.raises(FusionError, match="needs columns"):
+    with pytest.raises(FusionError, match=r"nothing.csv cannot be read \(No such file"):
         read_pairs(tmp_path / "nothing.csv")
+    (tmp_path / "other.csv").write_text("person,words\nada,hello\n")
+    with pytest.raises(FusionError, match="needs columns .*: it has no column 'prompt'"):
+        read_pairs(tmp_path / "other.csv")

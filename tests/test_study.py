@@ -643,7 +643,10 @@ BAD_FILES = {
     "no YAML": ("a: [", "is not YAML"),
     "a list": ("- 1", "does not fit at the whole"),
     "no prompts": ({"prompts": None}, "does not fit at prompts"),
-    "no list": ({"prompts": "nowhere.csv"}, "The list nowhere.csv needs columns"),
+    "no list": (
+        {"prompts": "nowhere.csv"},
+        "The list of prompts nowhere.csv cannot be read (No such",
+    ),
     "unknown entry": ({"promts": ["a"]}, "does not fit at promts: there is no such entry"),
     "no threads": ({"threads": 0}, "does not fit at threads"),
     "unknown method": ({"methods": ["magic"]}, "no method 'magic'"),

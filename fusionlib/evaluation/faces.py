@@ -70,7 +70,13 @@ def find_face(image: Image.Image, detector: str = "dlib") -> AlignedFace | None:
     """Find the largest face of one picture: see `align_faces`."""
     deepface = load_deepface(detector)
     from deepface.modules.exceptions import FaceNotDetected, ImgNotFound
+    from deepface.modules.modeling import AVAILABLE_MODELS
 
+    known = [*AVAILABLE_MODELS["face_detector"], "skip"]  # the last takes the picture for a face
+    if detector not in known:
+        raise FusionError(
+            f"There is no detector {detector!r}: use one of DeepFace's ({', '.join(known)})."
+        )
     bgr = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
     try:
         found = deepface.extract_faces(bgr, detector_backend=detector)
