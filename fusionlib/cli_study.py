@@ -321,9 +321,10 @@ def evaluate(
 
     given = [text for text in classifier or [] if text != "none"]
     classifiers: dict[str, str | None] = dict(map(_classifier, given))
-    ignored = 0
+    ignored, remedy = 0, ""
     if (folder / "cells.parquet").exists():
         index, people = read_study(folder)
+        remedy = " Or delete the file, and `fusionlib study run` makes the picture again."
         _print_left_out(folder)
         if index.empty:
             raise FusionError(f"{folder} has no picture: every person was left out.")
@@ -353,7 +354,7 @@ def evaluate(
     _print_measurements(folder.name, measured, len(people), baseline or methods[0])
     skipped = measured.images["unreadable"].dropna()
     for problem in skipped:
-        typer.echo(f"Skipped: {problem}", err=True)
+        typer.echo(f"Skipped: {problem}{remedy}", err=True)
     if ignored:
         typer.echo(f"Ignored: {ignored} file(s) that are no pictures.", err=True)
     if len(skipped) == len(index):

@@ -9,7 +9,8 @@
 
 Nothing in it is ever changed: pictures and rows are only added, each in one step. The pictures are
 the truth and the index follows them: what a killed process made and did not list is listed by the
-next run.
+next run. Only a picture that something else cut short, such as a full disk under a copy of the
+store, is made again by the next run, and listed once more.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from fusionlib.errors import FusionError
 from fusionlib.images import save_png, write_atomically
 from fusionlib.ledger import Ledger
 from fusionlib.manifest import git_commit, sha256_file
+
+PNG_END = b"IEND\xaeB`\x82"
+"""The last chunk of every PNG, with its checksum."""
 
 INDEX = pa.schema(
     {
@@ -90,6 +94,18 @@ class Store:
             for entry in os.scandir(folder)
             if entry.name.endswith(".png") and not entry.name.startswith(".")
         }
+
+    def whole(self, key: str) -> bool:
+        """Whether a picture is there to its end: its last bytes are read, and nothing is decoded.
+
+        A picture with other damage passes for whole.
+        """
+        try:
+            with self.path(key).open("rb") as file:
+                file.seek(-len(PNG_END), os.SEEK_END)
+                return file.read() == PNG_END
+        except OSError:  # it is shorter than that, or not there
+            return False
 
     def index(self) -> pd.DataFrame:
         """One row for each listed picture: the columns of `INDEX`."""

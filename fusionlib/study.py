@@ -211,7 +211,7 @@ def run_study(
     """Make the pictures of a study that the store does not hold yet.
 
     A person in whose references a method finds no face, though it needs one, is left out for that
-    method, with a warning: see `left_out`.
+    method, with a warning: see `left_out`. A picture of the store that is cut short is made again.
 
     Args:
         study: what to make.
@@ -236,7 +236,10 @@ def run_study(
     people = {person.name: person for person in study.people}
     blocks = list(_blocks(grid))[share.number :: share.count]
     mine = {cell.key: cell for block in blocks for cell in block}
-    made, done = shelf.keys() & mine.keys(), shelf.left_out().keys() & mine.keys()
+    there, done = shelf.keys() & mine.keys(), shelf.left_out().keys() & mine.keys()
+    made = {key for key in there if shelf.whole(key)}
+    for key in sorted(there - made):
+        logger.warning("%s is cut short and is made again.", shelf.path(key))
     done |= made
     name = study.name if share.count == 1 else f"{study.name} {share.number + 1}/{share.count}"
     disable = None if progress is None else not progress

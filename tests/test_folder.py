@@ -18,7 +18,7 @@ from fusionlib.evaluation.folder import export_study, read_folder
 from fusionlib.evaluation.records import read_record
 from fusionlib.images import load_image
 from fusionlib.methods import Method
-from fusionlib.study import Study, load_people, run_study
+from fusionlib.study import Study, load_people, read_study, run_study
 
 HELDOUT = Path(__file__).resolve().parent.parent / "data" / "heldout"
 
@@ -120,9 +120,16 @@ def test_an_exported_study_is_judged_as_the_study_itself(
     assert "in distance Dlib (5 of 5 pairs of pictures, 5 people): supported" in text
     assert "│ copy │ ssim │ 1.000 [1.000, 1.000] │ 5 of 5 │" in text
     assert f"Left out for picky: {people[3].name} (Reference 1 shows no face.)" in text
-    assert "│ picky │ ssim │ 1.000 [1.000, 1.000] │ 4 of 4 │" in text
+    assert "│ picky │ ssim │ 1.000 │ 4 of 4 │" in text  # of four people there is no interval
     assert "psnr 8bit overflow" in text and "8bit overflow (5 of" not in text
     assert evaluate(study, observations, "--baseline", "nobody").exit_code == 1
+    damaged = Path(read_study(study)[0]["image"][0])
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:200])
+    (line,) = [row for row in evaluate(study, observations).stderr.splitlines() if "Skip" in row]
+    assert str(damaged) in line
+    assert line.endswith("Or delete the file, and `fusionlib study run` makes the picture again.")
+    damaged.write_bytes(whole)
 
     out = export_study(store, "mirror", tmp_path / "exported")
     assert sorted(path.name for path in out.iterdir()) == [

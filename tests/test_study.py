@@ -558,6 +558,24 @@ def test_the_library_call_makes_the_same_picture(
     assert np.array_equal(np.asarray(direct), np.asarray(Image.open(index["image"][0])))
 
 
+@pytest.mark.parametrize("left", [0, 5, 0.5, -1])
+def test_a_picture_that_is_cut_short_is_made_again(
+    study: Study, tmp_path: Path, left: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "store"
+    run_study(study, store, progress=False)
+    before = contents(store)
+    key = cells(study)[3].key
+    path = Store(store).path(key)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: left if isinstance(left, int) else int(len(whole) * left)])
+    run_study(study, store, progress=False)
+    assert contents(store) == before
+    assert f"{path} is cut short" in caplog.text
+    rows = Store(store).index().set_index("key")
+    assert len(rows) == len(before) and rows.loc[key, "sha256"] == sha256_file(path)
+
+
 def test_changed_weights_are_new_pictures(pipeline, people: list[Person]) -> None:
     def keys(method: Method) -> set[str]:
         return {cell.key for cell in cells(Study("weights", [method], people, ["a face"]))}
