@@ -315,10 +315,12 @@ def evaluate(
     """
     from fusionlib.evaluation.folder import read_folder
     from fusionlib.evaluation.measure import measure
-    from fusionlib.images import write_atomically
+    from fusionlib.images import check_writable, write_atomically
     from fusionlib.profiles import load_profile
     from fusionlib.study import read_study
 
+    for file in filter(None, (out, record)):
+        check_writable(file)
     given = [text for text in classifier or [] if text != "none"]
     classifiers: dict[str, str | None] = dict(map(_classifier, given))
     ignored, remedy = 0, ""
@@ -362,7 +364,6 @@ def evaluate(
     if out is not None:
         text = measured.images.to_csv(index=False)
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(out, lambda file: file.write(text.encode()))
         except OSError as error:
             raise FusionError(f"The table {out} cannot be written: {error}.") from error

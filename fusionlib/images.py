@@ -109,6 +109,18 @@ def prepare_output(path: str | Path) -> Path:
             f"The output {path} must end in .png: the file records how the image was made, which "
             "other formats cannot hold."
         )
+    return check_writable(path)
+
+
+def check_writable(path: str | Path) -> Path:
+    """Make sure that a file can be written to a path, before hours of work are spent on it.
+
+    Creates missing parent folders.
+
+    Raises:
+        FusionError: the path is a folder, or cannot be written.
+    """
+    path = Path(path)
     if path.is_dir():
         raise FusionError(f"The output {path} is a folder: give the name of a file.")
     try:

@@ -301,6 +301,24 @@ def test_the_rest_is_measured_and_what_is_left_out_is_counted(
     assert pd.Series([" ".join(done.output.split())]).str.contains(says, regex=True).all()
 
 
+def test_what_cannot_be_written_is_said_before_anything_is_measured(
+    folder: Path, observations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object, **__: object) -> None:
+        pytest.fail("all was measured first")
+
+    monkeypatch.setattr("fusionlib.evaluation.measure.measure", measured)
+    inside_a_file = folder / "references" / "0.jpg" / "a"
+    for option, file, says in (
+        ("--out", f"{inside_a_file}.csv", "cannot be written"),
+        ("--out", folder, "is a folder"),
+        ("--record", f"{inside_a_file}.parquet", "cannot be written"),
+    ):
+        done = evaluate(folder, observations, option, file)
+        assert done.exit_code == 1 and isinstance(done.exception, SystemExit), done.output
+        assert done.stderr.startswith(f"Error: The output {file} {says}")
+
+
 def test_options_of_evaluate_are_checked(folder: Path, observations: Path) -> None:
     for options, says in (
         (["--recogniser", "Nobody"], "no recogniser 'Nobody'"),
