@@ -431,9 +431,9 @@ def _print_measurements(title: str, measured: Measurements, people: int, baselin
                 found = paired_difference(measured.images, method, baseline, metric)
                 what = "nearer" if metric.startswith("distance ") else "better"
                 console.print(
-                    f"{method} is {what} than {baseline} by {found.interval} "
-                    f"in {metric.replace('_', ' ')} ({found.pairs} of {found.cells} pairs of "
-                    f"pictures, {found.people} people): {found.verdict}",
+                    f"{method} against {baseline}, {metric.replace('_', ' ')} (above 0 is {what}): "
+                    f"{found.interval} ({found.pairs} of {found.cells} pairs of pictures, "
+                    f"{found.people} people): {found.verdict}",
                     markup=False,
                     highlight=False,
                 )

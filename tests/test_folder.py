@@ -1,6 +1,7 @@
 """Anybody's pictures: folders of every shape are measured, counted or refused in one sentence."""
 
 import io
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -116,8 +117,11 @@ def test_an_exported_study_is_judged_as_the_study_itself(
     (row,) = [line for line in done.output.splitlines() if line.startswith("│ copy ")][:1]
     assert "0.000 [0.000, 0.000]" in row and "5 of 5" in row
     text = " ".join(done.output.split())
-    assert "copy is nearer than a stranger by 0." in text
-    assert "in distance Dlib (5 of 5 pairs of pictures, 5 people): supported" in text
+    (line,) = re.findall(r"copy against a stranger, distance Dlib .*?supported", text)
+    assert line.startswith("copy against a stranger, distance Dlib (above 0 is nearer): 0.")
+    assert line.endswith("] (5 of 5 pairs of pictures, 5 people): supported")
+    assert "picky against a stranger, ssim (above 0 is better): " in text
+    assert "is better than" not in text, "which is wrong of what is below 0"
     assert "│ copy │ ssim │ 1.000 [1.000, 1.000] │ 5 of 5 │" in text
     assert f"Left out for picky: {people[3].name} (Reference 1 shows no face.)" in text
     assert "│ picky │ ssim │ 1.000 │ 4 of 4 │" in text  # of four people there is no interval
