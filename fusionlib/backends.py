@@ -100,7 +100,7 @@ def added_logits(bias: Tensor | None, closed: Tensor | None, dtype: torch.dtype)
     if bias is None:
         return closed
     # A quarter of the dtype's lowest number stands for log(0): after the softmax it is 0 all the
-    # same, and unlike minus infinity it leaves no NaN in the backward pass.
+    # same, and where the faces have a softmax of their own it lies above what a mask closes.
     row = bias.clamp(min=torch.finfo(dtype).min / 4).to(dtype)[:, None, None, :]
     return aligned(row if closed is None else row + closed)
 

@@ -125,6 +125,11 @@ def encode_references(
         latents = scheduler.add_noise(latents, noise, timesteps)
         if timesteps.unique().numel() == 1:  # schedulers scale whole batches, at one timestep
             latents = scheduler.scale_model_input(latents, timesteps[0])
+        elif scheduler.init_noise_sigma != 1:
+            raise FusionError(
+                f"timestep must be the same for all references with {type(scheduler).__name__}, "
+                "which scales a whole batch by it: encode them one by one."
+            )
     else:
         raise FusionError(f'timestep_mode must be "clean" or "shared", not {timestep_mode!r}.')
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor2_0
 from PIL import Image
 from tiny import tiny_unet
@@ -21,6 +22,7 @@ from fusionlib import (
     encode_references,
     group_queries,
 )
+from fusionlib.backends import grouped
 from fusionlib.processor import cross_attention_layers
 
 FIRST = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
@@ -181,6 +183,8 @@ def test_the_unconditional_branch_sees_no_face(
         later = run(unet, SAMPLE[1:], PROMPT[1:])  # guidance may end before sampling does
     with adapter.conditioned([face]):
         conditional = run(unet)
+    with adapter.conditioned([face], batch_size=3):  # more than there are
+        torch.testing.assert_close(run(unet), conditional)
     torch.testing.assert_close(branches[:1], run_base(unet)[:1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(branches[1:], conditional[1:], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(later, conditional[1:], rtol=1e-4, atol=1e-5)
@@ -203,6 +207,44 @@ def test_identity_masks(unet: UNet2DConditionModel, adapter: FusionAdapter) -> N
         with adapter.conditioned([face]):
             alone = layer(hidden, encoder_hidden_states=text).unflatten(1, (8, 8))
         torch.testing.assert_close(apart[:, :, half], alone[:, :, half], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_reference_of_strength_zero_is_as_if_it_were_not_given(
+    unet: UNet2DConditionModel, adapter: FusionAdapter, masked: bool
+) -> None:
+    faces = [reference(adapter, slice(i, i + 1)) for i in (0, 1)]
+    all_of_them, the_second = {}, {}
+    if masked:
+        masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+        masks[0, :, :4], masks[1, :, 4:] = True, True
+        all_of_them = {"identity_masks": masks}
+        the_second = all_of_them | {"reference_identity": [1]}
+    with adapter.conditioned(faces[1:], strengths=[0.5], **the_second):
+        expected = run(unet)
+    assert not torch.allclose(expected, run_base(unet), atol=1e-3)
+    with adapter.conditioned(faces, strengths=[0, 0.5], **all_of_them):
+        torch.testing.assert_close(run(unet), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_within_a_block(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
+    outer, inner = [reference(adapter)], [reference(adapter, slice(1, 2))]
+    with adapter.conditioned(outer):
+        expected = run(unet)
+        with adapter.conditioned(inner):
+            assert not torch.allclose(run(unet), expected, atol=1e-4)
+        assert torch.equal(run(unet), expected)
+
+
+def test_a_layer_keeps_its_own_dropout_and_factor(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    layer, hidden = unet.get_submodule(FIRST), noise(1, 64, 16, seed=5)
+    with adapter.conditioned([reference(adapter)]):
+        plain = layer(hidden, encoder_hidden_states=PROMPT[:1])
+        layer.to_out[1], layer.rescale_output_factor = torch.nn.PReLU(init=3.0), 4.0
+        changed = layer(hidden, encoder_hidden_states=PROMPT[:1])
+    torch.testing.assert_close(changed, torch.where(plain > 0, plain, 3 * plain) / 4)
 
 
 def test_only_the_adapter_gets_gradients(
@@ -272,6 +314,23 @@ def test_a_compiled_unet_is_not_compiled_again_for_new_references() -> None:
         adapter.detach(compiled)
 
 
+@torch.no_grad()
+def test_a_compiled_unet_is_compiled_once_for_all_steps() -> None:
+    """It keeps nothing of a text from one step for the next, of which it would be another graph."""
+    unet = tiny_unet(
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        block_out_channels=(16,),
+    )
+    graphs = []
+    compiled = torch.compile(unet, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    adapter = FusionAdapter.from_unet(compiled)
+    adapter.attach(compiled)
+    with adapter.conditioned([reference(adapter)], same_text=True):
+        outputs = [run(compiled) for _ in range(3)]
+    assert len(graphs) == 1 and torch.equal(outputs[0], outputs[2])
+
+
 def test_save_and_load(tmp_path: Path, unet: UNet2DConditionModel) -> None:
     adapter = FusionAdapter.from_unet(unet, init="random")
     adapter.save_pretrained(tmp_path)
@@ -285,6 +344,8 @@ def test_save_and_load(tmp_path: Path, unet: UNet2DConditionModel) -> None:
     for name, value in adapter.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
     loaded.attach(unet)
+    again, found = FusionAdapter.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(again, FusionAdapter) and not found["missing_keys"]
 
 
 def test_two_adapters_on_one_unet(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
@@ -349,6 +410,29 @@ def test_misfits(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
         FusionAdapter.from_unet(unet, init="ones")
 
 
+def test_only_cross_attention_is_attached_to() -> None:
+    """The temporal blocks of video UNets have a second self-attention of the same name."""
+    block = BasicTransformerBlock(16, 2, 8, cross_attention_dim=16)
+    temporal = BasicTransformerBlock(16, 2, 8, double_self_attention=True)
+    both = torch.nn.ModuleDict({"spatial": block, "temporal": temporal})
+    assert list(cross_attention_layers(both)) == ["spatial.attn2"]
+
+
+def test_self_attention_that_cannot_be_copied_is_named() -> None:
+    crossed, bare = tiny_unet(only_cross_attention=True, cross_attention_dim=24), tiny_unet()
+    del bare.get_submodule(FIRST.removesuffix(".attn2")).attn1
+    for unet in (crossed, bare):
+        with pytest.raises(FusionError, match=r"needs a self-attention beside .* in unet"):
+            FusionAdapter.from_unet(unet)
+        assert FusionAdapter.from_unet(unet, init="random").config["layers"][FIRST] == (16, 16)
+
+
+def test_an_adapter_is_in_float32_and_unknown_while_it_is_offloaded() -> None:
+    adapter = FusionAdapter.from_unet(tiny_unet().to(torch.bfloat16))
+    assert adapter.dtype == torch.float32 and adapter.fingerprint() is not None
+    assert adapter.to("meta").fingerprint() is None
+
+
 def test_errors_name_the_argument(adapter: FusionAdapter) -> None:
     face = reference(adapter)
     short = {name: face[name] for name in list(face)[1:]}
@@ -357,6 +441,14 @@ def test_errors_name_the_argument(adapter: FusionAdapter) -> None:
         ({"references": [face, short]}, r"references\[1\]"),
         ({"references": [face], "strengths": [1, 1]}, "strengths"),
         ({"references": [face], "strengths": [-1]}, r"strengths\[0\]"),
+        (
+            {"references": [face], "strengths": [torch.ones(3)], "batch_size": 2},
+            r"strengths\[0\]",
+        ),
+        (
+            {"references": [face, reference(adapter, slice(0, 2))], "batch_size": 3},
+            r"references\[1\] must serve 1 or batch_size=3",
+        ),
         ({"references": [face], "reference_identity": [0]}, "identity_masks"),
         ({"references": [face] * 2, "identity_masks": masks}, r"reference_identity\[1\]"),
         ({"references": [face], "identity_masks": masks.float()}, "masks must be boolean"),
@@ -365,6 +457,16 @@ def test_errors_name_the_argument(adapter: FusionAdapter) -> None:
             pass
     with pytest.raises(FusionError, match="hidden_states"):
         adapter.project({FIRST: torch.zeros(1, 64, 16)})
+    layer = adapter.unet.get_submodule(FIRST)
+    for text in (
+        {"encoder_hidden_states": PROMPT[:1], "attention_mask": torch.zeros(1, 1, 16)},
+        {"encoder_hidden_states": (PROMPT[:1], [PROMPT[:1]])},  # as with an IP-Adapter
+    ):
+        with (
+            pytest.raises(FusionError, match="plain text conditioning only"),
+            adapter.conditioned([face]),
+        ):
+            layer(noise(1, 64, 16, seed=5), **text)
     odd = torch.ones(1, 31, 31, dtype=torch.bool)
     with (
         pytest.raises(FusionError, match="identity_masks do not fit"),
@@ -373,18 +475,24 @@ def test_errors_name_the_argument(adapter: FusionAdapter) -> None:
         run(adapter.unet)
 
 
-def test_all_backends_are_one_unet(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
+def test_all_backends_are_one_unet(
+    unet: UNet2DConditionModel, adapter: FusionAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Overlap, inside and background, for both branches of guidance."""
     masks = torch.zeros(2, 32, 32, dtype=torch.bool)
     masks[0, 4:20, 2:18], masks[1, 8:24, 14:30] = True, True
     faces = [reference(adapter, slice(i, i + 1)) for i in (0, 1)]
-    outputs = {}
+    outputs, calls = {}, []
+    monkeypatch.setattr(
+        "fusionlib.attention.grouped", lambda *given: calls.append(backend) or grouped(*given)
+    )
     for backend in ("dense", "grouped", None):
         options = {"strengths": [0.5, 1.5], "identity_masks": masks, "backend": backend}
         with torch.no_grad(), adapter.conditioned(faces, batch_size=1, **options):
             outputs[backend] = run(unet)
     torch.testing.assert_close(outputs["grouped"], outputs["dense"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(outputs[None], outputs["dense"], rtol=1e-4, atol=1e-5)
+    assert calls == ["grouped"] * len(cross_attention_layers(unet))  # of themselves, all are dense
     with pytest.raises(FusionError, match="backend"), adapter.conditioned(faces, backend="fast"):
         pass
 
@@ -453,15 +561,40 @@ def test_a_text_is_projected_again_where_it_has_to_be(
             assert calls(2) == layers
             assert calls(2, autocast=True) == layers, "keys of one type, queries of another"
             assert calls(2) == layers
-            hook = unet.get_submodule(FIRST).to_v.register_forward_hook(lambda *_: None)
-            assert calls(3) == 3, "of the layer that has a hook"
-            hook.remove()
-            assert calls(1) == 0
+            listened = unet.get_submodule(FIRST)
+            for register in (
+                listened.to_v.register_forward_hook,
+                listened.to_v.register_forward_pre_hook,
+                listened.to_k.register_forward_hook,
+                listened.to_k.register_forward_pre_hook,
+            ):
+                hook = register(lambda *_: None)
+                assert calls(3) == 3, "of the layer that has a hook"
+                hook.remove()
+                assert calls(1) == 0
         kept = sum(t.numel() * t.element_size() for pair in face.values() for t in pair)
         monkeypatch.setattr("fusionlib.adapter.MOST_KEPT", 2 * kept)
         for batch_size, projections in ((1, 1), (2, 1), (3, 2)):
             with adapter.conditioned([face], batch_size=batch_size, same_text=True):
                 assert calls(2) == projections * layers, batch_size
+        both = reference(adapter, slice(0, 2))  # one for each sample, twice as much
+        with adapter.conditioned([both, face], same_text=True):
+            assert calls(2) == 2 * layers
+
+
+def test_what_is_kept_is_not_used_at_another_size(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[0, 8:40, 4:36], masks[1, 16:48, 28:60] = True, True
+    larger = noise(2, 4, 16, 16, seed=9)
+    outputs = {}
+    with torch.no_grad():
+        faces = [reference(adapter, slice(i, i + 1)) for i in (0, 1)]
+        for same_text in (False, True):
+            with adapter.conditioned(faces, identity_masks=masks, same_text=same_text):
+                outputs[same_text] = [run(unet, sample) for sample in (SAMPLE, larger, SAMPLE)]
+    assert all(map(torch.equal, outputs[True], outputs[False]))
 
 
 def test_nothing_is_kept_where_gradients_are_taken(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import training_worker
@@ -29,7 +30,9 @@ from fusionlib.errors import FusionError
 from fusionlib.processor import cross_attention_layers, split_heads
 from fusionlib.profiles import ROOT, Recipe, load_profile
 from fusionlib.reference import encode_references
-from fusionlib.training import adapter, latent_store
+from fusionlib.study import load_people
+from fusionlib.training import adapter, latent_store, lesson
+from fusionlib.training.data import load_pictures
 from fusionlib.training.encoders import Encoders
 from fusionlib.training.loop import Batch, _optimizer, fit, step_generator
 from fusionlib.training.monitor import face_attention
@@ -396,6 +399,71 @@ def test_the_monitor_sees_the_average_and_leaves_the_weights(tmp_path: Path) -> 
     fit(network, loss, recipe, tmp_path / "alone")
     assert torch.equal(network.weight, final), "watching changes nothing"
     assert len(seen) == 4 and torch.equal(seen[3], final), "the last look is at what is exported"
+
+
+def test_a_lesson_is_of_people_whom_its_strangers_are_not_among(tmp_path: Path) -> None:
+    profile = load_profile("embedded")
+    before = profile.model_dump()
+    taken = lesson.make_lesson(profile, tmp_path, people=3, steps=8, shown=2)
+    assert profile.model_dump() == before, "the profile is used by other pages, too"
+    pictures = load_pictures(taken.profile.training.shards, profile.resolution)
+    assert len(pictures) == taken.pictures and len(set(pictures.person.tolist())) == 3
+    assert pictures.masks.reshape(len(pictures), -1).any(1).all(), "faces have their masks"
+
+    def is_learned(face: Image.Image) -> bool:
+        return any(np.array_equal(face, other) for other in pictures.pixels)
+
+    assert len(taken.learned) == len(taken.strangers) == 2
+    assert all(map(is_learned, taken.learned)) and not any(map(is_learned, taken.strangers))
+    recipe = taken.profile.recipe("adapter")
+    assert (recipe.steps, recipe.warmup_steps) == (8, 2)
+    assert taken.adapter.is_relative_to(tmp_path) and taken.profile.heldout is None
+    left = len(load_people(profile.heldout)) - lesson.FIRST
+    for people in (1, left + 1):
+        with pytest.raises(FusionError, match=f"people must be from 2 to {left}, not {people}"):
+            lesson.make_lesson(profile, tmp_path, people=people, steps=8)
+    with pytest.raises(FusionError, match="no held-out people to take a lesson with"):
+        lesson.make_lesson(taken.profile, tmp_path, people=3, steps=8)
+
+
+def test_a_lesson_is_looked_at_before_and_after(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[FusionAdapter] = []
+
+    def sheets(_profile: Any, _unet: Any, fusion: FusionAdapter, faces: Any) -> Any:
+        shown.append(fusion)
+        return lambda step: {"clip_score": len(faces), "sheet": step}
+
+    monkeypatch.setattr(lesson, "make_sheets", sheets)
+    trained = tiny_checkpoint / "adapter"
+    profile = load_profile("embedded").model_copy(
+        update={"base_model": str(tiny_checkpoint), "adapter": str(trained)}
+    )
+    faces = [Image.new("RGB", (SIDE, SIDE))] * 2
+    taken = lesson.Lesson(profile, faces, [], 4)
+    looks = {
+        kind: lesson.look(taken, faces, trained=kind == "after") for kind in ("before", "after")
+    }
+    fresh = FusionAdapter.from_unet(tiny_unet_of(tiny_checkpoint)).state_dict()
+    saved = FusionAdapter.from_pretrained(trained).state_dict()
+    for fusion, expected in zip(shown, (fresh, saved), strict=True):
+        assert all(torch.equal(value, expected[n]) for n, value in fusion.state_dict().items())
+    table = lesson.likeness_table(taken, looks)
+    assert list(table.index) == ["before", "after"] and (table["CLIP score"] == 2).all()
+
+
+def test_curves_are_drawn_now_and_then_and_of_bands_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    live = lesson.LiveCurves(every=3600)
+    monkeypatch.setattr(live, "show", lambda log, **_: drawn.append(len(log)))
+    rows = [{"step": 1}]
+    live(rows)
+    live(rows * 2)
+    assert drawn == [1], "the second comes too soon"
+    log = pd.DataFrame({"step": [1, 2], "loss": 1.0, "grad_norm": 1.0, "mse": [9.0, 8.0]})
+    log = log.assign(mse_t0=[3.0, 2.0], mse_t250=4.0, mse_t500=5.0, mse_t750=6.0)
+    assert lesson.curves(log).tobytes() == lesson.curves(log.drop(columns="mse")).tobytes()
 
 
 def test_profiles_extend_others(tmp_path: Path) -> None:

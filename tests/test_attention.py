@@ -199,6 +199,14 @@ def test_a_reference_left_out_takes_its_mask_along() -> None:
     )
 
 
+def test_a_mask_of_one_column_for_all_keys_outlives_a_reference_left_out() -> None:
+    inputs, column = example(faces=2), torch.ones(16, 1, dtype=torch.bool)
+    torch.testing.assert_close(
+        fused_attention(**inputs, strengths=[0, 0.5], mask=column),
+        fused_attention(**inputs, strengths=[0, 0.5]),
+    )
+
+
 def test_strength_zero_for_some_samples_only() -> None:
     """As training drops the reference of some samples: no NaN, neither forward nor backward."""
     inputs = example(faces=1)

@@ -41,9 +41,9 @@ def inputs(batch: int = 2, queries: int = 16) -> dict[str, Any]:
     }
 
 
-def oracle(given: dict[str, Any], lambdas: Tensor, seen: Tensor) -> Tensor:
+def oracle(given: dict[str, Any], lambdas: Tensor, seen: Tensor, alpha: float = 8**-0.5) -> Tensor:
     """By einsum, in float64; ``lambdas`` (batch, references), ``seen`` (queries, references)."""
-    batch, alpha = given["query"].shape[0], 8**-0.5
+    batch = given["query"].shape[0]
     q, kc, vc = (given[name].double() for name in ("query", "text_key", "text_value"))
 
     def attended(logits: Tensor, values: Tensor) -> Tensor:
@@ -102,6 +102,37 @@ def test_a_query_that_sees_no_face_is_given_the_text_alone(backend: Any, strengt
     assert nobody.sum() == 4
     text = decoupled_attention(**given | {"face_keys": [], "face_values": []})
     torch.testing.assert_close(found[:, :, nobody], text[:, :, nobody])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_face_of_strength_zero_is_above_one_that_is_closed(dtype: torch.dtype) -> None:
+    """Each is nearly minus infinity, in the small range of half precision, too."""
+    half = {
+        name: [each.to(dtype) for each in v] if isinstance(v, list) else v.to(dtype)
+        for name, v in inputs().items()
+    }
+    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
+    masks[0, :, :2], masks[1, :, 2:] = True, True
+    groups = group_queries(masks, [0, 1], (4, 4))
+    strengths = [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])]
+    found = decoupled_attention(**half, strengths=strengths, mask=groups, backend="dense")
+    wanted = oracle(half, torch.stack(strengths, 1).double(), masks.flatten(1).T)
+    torch.testing.assert_close(found.double(), wanted, atol=4e-2, rtol=4e-2)
+
+
+def test_a_scale_is_that_of_both_softmaxes() -> None:
+    given, everything = inputs(), torch.ones(16, 2, dtype=torch.bool)
+    found = decoupled_attention(**given, scale=0.9)
+    wanted = oracle(given, torch.ones(2, 2).double(), everything, alpha=0.9)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_mask_of_one_column_closes_all_faces_and_never_the_text() -> None:
+    given, column = inputs(), torch.ones(16, 1, dtype=torch.bool)
+    column[:4] = False
+    found = decoupled_attention(**given, mask=column)
+    wanted = oracle(given, torch.ones(2, 2).double(), column.expand(-1, 2))
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_closed_keys_leave_finite_gradients() -> None:

@@ -296,5 +296,10 @@ def test_fingerprints_of_a_unet(family: Family) -> None:
     pipeline.load_lora_weights(family.folder / "first")
     merged = fingerprint_of_unet(family.merged({"first": 1}).unet)
     torch.testing.assert_close(fingerprint_of_unet(pipeline.unet), merged)
+    weight = pipeline.unet.conv_in.weight
+    pipeline.unet.conv_in.weight = torch.nn.Parameter(weight.to(torch.int8), requires_grad=False)
+    assert fingerprint_of_unet(pipeline.unet) is None, "it is quantised"
+    pipeline.unet.conv_in.weight = weight
+    assert fingerprint_of_unet(pipeline.unet) is not None
     pipeline.unet.conv_in.to("meta")
     assert fingerprint_of_unet(pipeline.unet) is None

@@ -65,6 +65,43 @@ def test_small_neighbours_each_keep_a_cell() -> None:
         scale_identity_masks(masks, (1, 3))
 
 
+def points(count: int, height: int, width: int, *places: tuple[int, int, int]) -> Tensor:
+    """Masks that are empty but for pixels ``(identity, row, column)``."""
+    masks = torch.zeros(count, height, width, dtype=torch.bool)
+    for place in places:
+        masks[place] = True
+    return masks
+
+
+def test_a_cell_is_whose_mask_covers_half_of_it() -> None:
+    masks = points(2, 4, 12)
+    masks[0, :, :6] = masks[1, :, :5] = True  # half of the second cell, and a quarter
+    assert scale_identity_masks(masks, (1, 3)).int().tolist() == [[[1, 1, 0]], [[1, 0, 0]]]
+
+
+def test_the_smallest_face_chooses_its_cell_first() -> None:
+    masks = points(2, 8, 8, (1, 1, 1))
+    masks[0, :4, :4] = ~masks[1, :4, :4]  # all of that cell but for one pixel
+    large, small = scale_identity_masks(masks, (2, 2))
+    assert small.tolist() == [[True, False], [False, False]]
+    assert large.any() and not (large & small).any()
+
+
+def test_a_face_moves_to_the_nearest_cell_that_is_free() -> None:
+    masks = points(3, 8, 8, (1, 3, 1), (2, 3, 2))
+    masks[0] = True
+    masks[0, :4, :4] = False  # the others are wholly the first one's, but it is not so small
+    scaled = scale_identity_masks(masks, (2, 2)).int().tolist()
+    assert scaled == [[[0, 1], [0, 1]], [[1, 0], [0, 0]], [[0, 0], [1, 0]]]
+    wide = points(2, 16, 64, (0, 15, 28), (1, 15, 27))  # the cell above is farther than that beside
+    assert scale_identity_masks(wide, (2, 8)).nonzero().tolist() == [[0, 1, 3], [1, 1, 2]]
+
+
+def test_faces_that_overlap_may_share_a_cell() -> None:
+    scaled = scale_identity_masks(points(2, 8, 8, (0, 3, 3), (1, 3, 3)), (2, 2))
+    assert scaled.nonzero().tolist() == [[0, 0, 0], [1, 0, 0]]
+
+
 @quick
 @given(location_masks(), st.data())
 def test_equation_7_word_by_word(masks: Tensor, data: st.DataObject) -> None:
@@ -171,3 +208,13 @@ def test_groups_that_were_used_without_gradients_serve_with_them() -> None:
     fused_attention(*arguments, mask=groups, backend="dense").sum().backward()
     assert query.grad is not None and query.grad.abs().sum() > 0
     assert groups.logits([3, 16, 16], query.dtype) is groups.logits([3, 16, 16], query.dtype)
+
+
+def test_what_is_kept_of_a_mask_is_not_used_for_other_keys() -> None:
+    masks = torch.zeros(2, 2, 4, dtype=torch.bool)
+    masks[0, :, :2], masks[1, :, 2:] = True, True
+    groups = group_queries(masks, [0, 1], (2, 4))
+    for tokens in ([3, 2, 4], [3, 4, 2]):
+        for dtype in (torch.float32, torch.bfloat16):
+            logits = groups.logits(tokens, dtype)
+            assert logits.dtype == dtype and torch.equal(logits == 0, groups.mask(tokens))

@@ -226,6 +226,20 @@ def test_flex_as_it_is_called_outside_of_tests(monkeypatch: pytest.MonkeyPatch) 
     assert len(groups._block_masks) == 1, "the block mask is made once"
 
 
+def test_flex_with_faces_of_other_sizes_has_another_block_mask() -> None:
+    inputs, masks = two_people()
+    groups = group_queries(masks, [0, 1], (8, 8))
+    long, short = inputs["face_keys"][0], inputs["face_keys"][1][:, :, :20]
+    for faces in ([long, short], [short, long]):
+        given = inputs | {"face_keys": faces, "face_values": faces}
+        torch.testing.assert_close(
+            fused_attention(**given, mask=groups, backend="flex"),
+            fused_attention(**given, mask=groups, backend="dense"),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_flex_on_cuda(dtype: torch.dtype) -> None:

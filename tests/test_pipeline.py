@@ -161,6 +161,16 @@ def test_prompt_embeds(pipeline: FusionPipeline) -> None:
         output_type="np",
     ).images
     assert np.array_equal(images, expected)
+    positive, negative = pipeline.encode_prompt(["a face", "of a"], "cpu", 1, True)
+    several = pipeline(
+        references=[face(1)],
+        prompt_embeds=positive,
+        negative_prompt_embeds=negative,
+        generator=[torch.Generator().manual_seed(i) for i in range(2)],
+        num_inference_steps=3,
+        output_type="np",
+    ).images
+    assert np.array_equal(several, generate(pipeline, ["a face", "of a"], references=[face(1)]))
 
 
 def test_identity_masks(pipeline: FusionPipeline) -> None:
@@ -173,7 +183,7 @@ def test_identity_masks(pipeline: FusionPipeline) -> None:
         pipeline, "a face", references=faces[::-1], identity_masks=left, reference_identity=[1, 0]
     )
     assert same(apart, swapped)
-    drawn = [Image.fromarray(mask.astype(np.uint8) * 255) for mask in left]
+    drawn = [Image.fromarray(np.where(mask, 128, 127).astype(np.uint8)) for mask in left]
     assert np.array_equal(
         apart, generate(pipeline, "a face", references=faces, identity_masks=drawn)
     )
@@ -214,7 +224,7 @@ def test_any_scheduler(tiny_checkpoint: Path, scheduler: type) -> None:
     assert not same(with_face, generate(pipeline, "a face"))
 
 
-@pytest.mark.parametrize("changed", ["embeddings", "weights"])
+@pytest.mark.parametrize("changed", ["embeddings", "weights", "weights, as one did it before"])
 def test_what_a_callback_changes_in_place_counts(pipeline: FusionPipeline, changed: str) -> None:
     """The text is projected once and kept, but not where a callback may have changed it."""
     arguments = {"references": [face(1)], "num_inference_steps": 3}
@@ -235,16 +245,21 @@ def test_what_a_callback_changes_in_place_counts(pipeline: FusionPipeline, chang
             layer.to_k.weight.data.neg_()
         return {}
 
+    def former_callback(step: int, _timestep, _latents) -> None:
+        callback(pipeline, step, _timestep, {})
+
     try:
         expected = generate(pipeline, "a face", **arguments)
         assert len(texts) == 2, "the reference's, and the prompt's once for all steps"
         texts.clear()
         given = {"callback_on_step_end": callback}
         given["callback_on_step_end_tensor_inputs"] = ["prompt_embeds"]
+        if changed.endswith("before"):
+            given = {"callback": former_callback, "callback_steps": 1}
         found = generate(pipeline, "a face", **arguments, **given)
     finally:
         layer.to_k.forward = forward
-        if changed == "weights":
+        if changed != "embeddings":
             layer.to_k.weight.data.neg_()
     _, first, second, third = texts
     assert torch.equal(second, -first) and torch.equal(third, second)
@@ -369,6 +384,13 @@ def test_prepare_reference() -> None:
         ({"references": [face(1)], "identity_masks": np.ones((1, 32, 32))}, "identity_masks"),
         ({"references": [face(1)], "identity_masks": np.zeros((1, 32, 32), bool)}, "is empty"),
         ({"references": [face(1), face(2, (40, 1))]}, r"references\[1\] has 40 x 1 pixels"),
+        (
+            {
+                "references": [face(1), face(2)],
+                "identity_masks": [Image.new("L", (side, 32), "white") for side in (32, 16)],
+            },
+            "identity_masks must be .* of one size",
+        ),
         ({"references": [face(1)], "reference_identity": [0]}, "identity_masks"),
     ],
 )
@@ -439,6 +461,8 @@ def test_masks_fit_the_image_that_latents_make(pipeline: FusionPipeline) -> None
     )
     found = generate(pipeline, "a face", references=faces, latents=noise, **masks)
     assert np.array_equal(found, expected) and found.shape[1:3] == (32, 64)
+    with pytest.raises(FusionError, match=r"shape \(identities, 32, 64\) like the image"):
+        generate(pipeline, "a face", references=faces, latents=noise, identity_masks=left[..., ::2])
 
 
 def test_a_mask_in_the_alpha_channel_and_one_of_nobody(pipeline: FusionPipeline) -> None:

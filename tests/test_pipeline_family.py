@@ -130,6 +130,28 @@ def test_each_is_diffusers_own_pipeline_until_it_is_shown_faces(
     assert np.array_equal(generate(pipelines[cls], "a face", **options), expected)
 
 
+@each_family
+def test_faces_that_are_not_shown_cost_next_to_nothing(
+    cls: type, pipelines: dict[type, Any]
+) -> None:
+    """Nor do they draw from the generator, of which such a scheduler wants more at each step."""
+    pipeline, batches = pipelines[cls], []
+    former = pipeline.scheduler
+    first = pipeline.unet.conv_in  # of what the UNet is called with, the branches are added later
+    hook = first.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    modes = {"timestep_mode": "shared", "guidance_mode": "separate"}
+    try:
+        pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(former.config)
+        expected = generate(pipeline, "a face")
+        unseen = generate(pipeline, "a face", references=[face(1)], strengths=0, **modes)
+    finally:
+        pipeline.scheduler = former
+        hook.remove()
+    assert np.array_equal(unseen, expected)
+    assert batches.count(2) == 6 and set(batches) <= {1, 2}, "no branch more"
+    assert batches.count(1) <= 1, "they are looked at once, if at all"
+
+
 @every_class
 def test_what_is_kept_between_steps_changes_no_bit(cls: type, pipelines: dict[type, Any]) -> None:
     """With a callback the text is projected at each step, without one once, but in some modes."""
@@ -371,6 +393,14 @@ def test_height_or_width_alone(cls: type, pipelines: dict[type, Any]) -> None:
     assert generate(pipelines[cls], "a face", width=24).shape == (1, 32, 24, 3)
 
 
+def test_a_unet_whose_own_size_is_no_square(tiny_checkpoint: Path) -> None:
+    unet = tiny_unet(sample_size=(12, 8))
+    pipeline = quiet(FusionPipeline.from_pretrained(tiny_checkpoint, unet=unet))
+    masks = np.ones((1, 48, 32), dtype=bool)
+    images = generate(pipeline, "a face", references=[face(1)], identity_masks=masks)
+    assert images.shape == (1, 48, 32, 3)
+
+
 @every_class
 def test_masks_have_the_size_of_the_image(cls: type, pipelines: dict[type, Any]) -> None:
     """Which for image to image and ControlNet is that of the image that is given."""
@@ -531,6 +561,9 @@ def test_sdxl_references_are_told_their_size(pipelines: dict[type, Any]) -> None
         pipeline.register_to_config(force_zeros_for_empty_prompt=True)
     text, _, pooled, _ = pipeline.encode_prompt("", device="cpu")
     assert torch.equal(empty, text) and torch.equal(added["text_embeds"], pooled)
+    said, added = pipeline._reference_text(40, 48, prompt="a face")
+    text, _, pooled, _ = pipeline.encode_prompt("a face", device="cpu")
+    assert torch.equal(said, text) and torch.equal(added["text_embeds"], pooled)
 
 
 def test_one_pipeline_after_another_shares_weights_and_leaks_nothing(
@@ -899,6 +932,7 @@ def test_the_second_prompt_of_sdxl_may_be_too_long(
     assert any(w.filename.endswith("test_pipeline.py") for w in warned)  # where it was called
 
 
+nan, inf = float("nan"), float("inf")
 ONE = [face(1)]
 MASK = np.ones((1, 32, 32), dtype=bool)
 
@@ -952,6 +986,11 @@ MASK = np.ones((1, 32, 32), dtype=bool)
             {"references": ONE, "identity_guidance_scale": -1, "guidance_mode": "separate"},
             "identity_guidance_scale must be",
         ),
+        (
+            FusionPipeline,
+            {"references": ONE, "identity_guidance_scale": inf, "guidance_mode": "separate"},
+            "identity_guidance_scale must be",
+        ),
         (FusionPipeline, {"num_images_per_prompt": 0}, "num_images_per_prompt must be"),
         (FusionPipeline, {"num_images_per_prompt": 1.5}, "num_images_per_prompt must be"),
         (FusionPipeline, {"height": 33, "references": ONE}, "height"),
@@ -967,6 +1006,11 @@ MASK = np.ones((1, 32, 32), dtype=bool)
         (
             FusionXLPipeline,
             {"references": ONE, "cross_attention_kwargs": {"scale": "half"}},
+            r"cross_attention_kwargs\[\"scale\"\] must be",
+        ),
+        (
+            FusionPipeline,
+            {"references": ONE, "cross_attention_kwargs": {"scale": nan}},
             r"cross_attention_kwargs\[\"scale\"\] must be",
         ),
         (FusionXLPipeline, {"negative_prompt_2": ["a", 5]}, "negative_prompt_2 must be"),

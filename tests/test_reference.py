@@ -88,6 +88,16 @@ def test_shared_mode_scales_the_input_as_the_scheduler_does(unet: UNet2DConditio
     expected = outputs_of_norm2(unet, (LATENTS + sigma) / (sigma**2 + 1).sqrt(), timestep)
     for name in expected:
         torch.testing.assert_close(hidden_states[name], expected[name])
+    with pytest.raises(FusionError, match="must be the same for all references with EulerDiscrete"):
+        encode_references(
+            unet,
+            torch.cat([LATENTS, LATENTS])[:2],
+            EMPTY_PROMPT[:1],
+            timestep_mode="shared",
+            timestep=scheduler.timesteps[:2],
+            noise=torch.ones_like(torch.cat([LATENTS, LATENTS])[:2]),
+            scheduler=scheduler,
+        )
 
 
 def test_a_batch_is_each_image_alone(unet: UNet2DConditionModel) -> None:
@@ -145,6 +155,11 @@ def test_sdxl_also_takes_text_embeds_and_time_ids() -> None:
     torch.testing.assert_close(both[middle], seen[0])
     with pytest.raises(FusionError, match="added_cond_kwargs must hold text_embeds and time_ids"):
         encode_references(unet, LATENTS, EMPTY_PROMPT)
+    for wrong in (torch.ones(3, 16), torch.ones(1)):
+        with pytest.raises(FusionError, match=r"added_cond_kwargs\['text_embeds'\] must be"):
+            encode_references(
+                unet, LATENTS, EMPTY_PROMPT, added_cond_kwargs=added | {"text_embeds": wrong}
+            )
 
 
 @pytest.mark.parametrize(
@@ -218,6 +233,7 @@ def test_cache_for_a_batch_of_prompts() -> None:
     mixed = ReferenceCache((both[0], cache(1)[0]))  # one for each image, and one for all
     repeated = mixed.repeat_interleave(2)
     assert [r["layer"][0].shape[0] for r in repeated] == [4, 1]
+    assert mixed.batch_size == 2 and repeated.batch_size == 4
 
 
 @pytest.fixture
@@ -295,7 +311,8 @@ def test_a_cache_knows_the_adapter_that_made_it(
     cached = ReferenceCache.load(tmp_path / "faces")
     other = FusionAdapter.from_unet(unet, init="random")
     other.attach(unet)
-    for made_elsewhere in (cached, cached[:1], cached.to(dtype=torch.float16)):
+    stacked = ReferenceCache.stack([cached, cached])
+    for made_elsewhere in (cached, cached[:1], cached.to(dtype=torch.float16), stacked):
         made_by = pytest.raises(FusionError, match="references were made by another adapter")
         with made_by, other.conditioned(made_elsewhere):
             pass

@@ -1,6 +1,7 @@
 """Training: the shared loop, its resumption, the losses, and each of the four models."""
 
 import io
+import itertools
 import json
 import math
 import tarfile
@@ -20,7 +21,7 @@ from fusionlib.profiles import Profile, Recipe, load_profile
 from fusionlib.training import adapter, base, clip, vae
 from fusionlib.training.checkpoints import Start, checkpoint_folder
 from fusionlib.training.data import load_pictures
-from fusionlib.training.denoising import dropout_masks
+from fusionlib.training.denoising import Drawn, denoising_loss, dropout_masks
 from fusionlib.training.export import half, half_module
 from fusionlib.training.loop import Batch, fit, learning_rate, step_generator
 from fusionlib.training.objective import (
@@ -29,9 +30,11 @@ from fusionlib.training.objective import (
     diffusion_target,
     face_weights,
     gaussian_kl,
+    noised,
     reconstruction_loss,
     word_loss,
 )
+from fusionlib.training.sources import Inputs
 
 SIDE = 32
 
@@ -518,6 +521,56 @@ def test_velocity_target_recovers_the_latents() -> None:
     )
 
 
+def test_what_a_unet_predicts_is_what_its_scheduler_says() -> None:
+    latents, noise, timesteps = (
+        torch.zeros(2, 4, 2, 2),
+        torch.ones(2, 4, 2, 2),
+        torch.tensor([1, 9]),
+    )
+    for kind, expected in (("epsilon", noise), ("sample", latents)):
+        scheduler = DDIMScheduler(prediction_type=kind)
+        assert torch.equal(diffusion_target(scheduler, latents, noise, timesteps), expected)
+    with pytest.raises(ValueError, match="unknown prediction_type 'score'"):
+        diffusion_target(DDIMScheduler(prediction_type="score"), latents, noise, timesteps)
+
+
+def test_noisy_samples_are_favoured_by_the_power(monkeypatch: pytest.MonkeyPatch) -> None:
+    """t with a density that grows like t ** (power - 1): its mean is power / (power + 1)."""
+    scheduler, latents = DDIMScheduler(), torch.zeros(20_000, 1, 1, 1)
+    for power in (0.5, 1.0, 2.0):
+        generator = torch.Generator().manual_seed(0)
+        _, timesteps, _ = noised(scheduler, latents, generator, timestep_power=power)
+        assert timesteps.float().mean().item() == pytest.approx(1000 * power / (power + 1), abs=6)
+    nearly_one = 1 - 2**-24  # the largest that can be drawn
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, nearly_one))
+    _, timesteps, _ = noised(scheduler, latents[:1], torch.Generator(), timestep_power=4.0)
+    assert timesteps.tolist() == [999]
+
+
+@pytest.mark.parametrize("gamma", [None, 5.0])
+def test_timesteps_are_weighted_where_a_profile_says_so(gamma: float | None) -> None:
+    changes = {"min_snr_gamma": gamma, "timestep_power": 0.2}  # of which few are noisy
+    settings = load_profile("embedded").training.model_copy(update=changes)
+    latents, text = torch.zeros(4, 4, 2, 2), torch.zeros(4, 3, 8)
+    weights = torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    scheduler, seen = DDIMScheduler(), []
+
+    def predict(drawn: Drawn) -> torch.Tensor:
+        seen.append(drawn)
+        return torch.zeros_like(latents)  # so that the noise is the error
+
+    batch = Batch(0, range(4), 4, step_generator(0))
+    inputs = Inputs(latents, weights, text, latents)
+    terms = denoising_loss(inputs, batch, scheduler, text[:1], settings, predict)
+    alpha = scheduler.alphas_cumprod[seen[0].timesteps][:, None, None, None]
+    error = seen[0].noisy.square() / (1 - alpha)  # of latents that are 0
+    if gamma is not None:
+        by_time = (gamma * (1 - alpha) / alpha).clamp(max=1)
+        assert by_time.min() < 0.5
+        error = error * by_time
+    torch.testing.assert_close(terms["loss"], (error * weights).mean())
+
+
 def test_word_loss_counts_every_word_and_the_end_once() -> None:
     embeddings = torch.eye(5)
     ids = torch.tensor([[3, 1, 2, 4, 4, 4], [3, 2, 4, 4, 4, 4]])  # 4 ends a text and pads it
@@ -544,6 +597,8 @@ def test_face_weights_favour_the_face_and_have_mean_one() -> None:
     expected[1:3, 1:3] *= 5
     torch.testing.assert_close(weights[0, 0], expected)
     assert torch.equal(weights[1], torch.ones(1, 4, 4))  # no mask: the plain error
+    many = masks.repeat(150, 1, 1)  # of which so many at once would take too much memory
+    torch.testing.assert_close(face_weights(many, (4, 4)), weights.repeat(150, 1, 1, 1))
     prediction, target = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     terms = diffusion_loss(prediction, target, weights)
     by_hand = sum(
@@ -563,12 +618,31 @@ def test_losses_against_direct_computation() -> None:
     pixels = torch.randn(2, 3, 4, 4)
     shifted = reconstruction_loss(pixels + 0.5, pixels, torch.ones(2, 1, 4, 4))
     torch.testing.assert_close(shifted, torch.tensor(0.5))  # a constant has no edges
+    off, weight = torch.randn(2, 3, 4, 5), torch.rand(2, 1, 4, 5)
+    parts: list[list[float]] = [[], [], []]
+    for n, c, y, x in itertools.product(range(2), range(3), range(4), range(5)):
+        here, counts = off[n, c, y, x], float(weight[n, 0, y, x])
+        parts[0].append(counts * float(here.abs()))
+        if x:
+            parts[1].append(counts * float((here - off[n, c, y, x - 1]).abs()))
+        if y:
+            parts[2].append(counts * float((here - off[n, c, y - 1, x]).abs()))
+    found = reconstruction_loss(off, torch.zeros_like(off), weight).item()
+    assert found == pytest.approx(sum(sum(part) / len(part) for part in parts), rel=1e-5)
 
     aligned = torch.eye(4)
     perfect = contrastive_loss(aligned, aligned * 3, torch.tensor(math.log(100.0)))
     assert perfect.item() < 1e-6
     none = contrastive_loss(torch.ones(4, 2), torch.ones(4, 2), torch.tensor(1.0))
     assert none.item() == pytest.approx(math.log(4))
+    image, text = torch.randn(5, 3), torch.randn(5, 3)
+    cosine = torch.tensor(
+        [[float(a @ b) / float(a.norm() * b.norm()) for b in text] for a in image]
+    )
+    for warmth, factor in ((2.0, math.exp(2.0)), (9.0, 100.0)):  # which is not let grow beyond 100
+        shares = [(factor * cosine).log_softmax(dim).diagonal() for dim in (0, 1)]
+        both = -(shares[0].mean() + shares[1].mean()) / 2
+        torch.testing.assert_close(contrastive_loss(image, text, torch.tensor(warmth)), both)
 
 
 def test_tokenizer_encodes_any_text(tmp_path: Path) -> None:
