@@ -226,6 +226,7 @@ def study_grid(
                 labels=labels,
                 references=seen,
                 groups=[(text, len(part) // len(titles)) for text in titles] if shown else (),
+                upscale=1 if len(bands) > 1 else 2,  # many pictures: as large as they were made
             )
         )
     return grids[0] if len(grids) == 1 else stacked(grids)
