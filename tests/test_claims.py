@@ -146,17 +146,20 @@ def test_a_claim_of_a_page_that_a_book_goes_without_has_that_for_its_obstacle() 
 
 
 def test_every_claim_of_a_notebook_is_recorded_by_that_notebook_and_no_other() -> None:
-    recorded = {}
+    recorded: dict[str, str] = {}
+    made = {claim.id: claim.tested_by("embedded") for claim in read_claims().values()}
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        here = f"notebooks/{notebook.stem}"
         cells = [cell.source for cell in nbformat.read(notebook, 4).cells]
         named = re.findall(r'record_(?:claim|training)\(\s*out,\s*"([^"]+)"', "\n".join(cells))
         for cell in cells:
             if "record_pairs(" in cell:  # {"claim": (better, other)}, or the name of a pair
-                named += re.findall(r'"([\w-]+)": (?:\(f?"|pair\b)', cell)
+                pairs = re.findall(r'"([\w-]+)": (?:\(f?"|pair\b)', cell)
+                only = re.search(r'experiment="([^"]+)"', cell)  # under the profiles that test here
+                assert only is None or only[1] == here
+                named += [claim for claim in pairs if only is None or made[claim] == here]
         for claim in named:
-            recorded.setdefault(claim, f"notebooks/{notebook.stem}")
-            assert recorded[claim] == f"notebooks/{notebook.stem}", f"{claim} is recorded twice"
-    made = {claim.id: claim.tested_by("embedded") for claim in read_claims().values()}
+            assert recorded.setdefault(claim, here) == here, f"{claim} is recorded twice"
     assert recorded == {
         name: experiment
         for name, experiment in made.items()

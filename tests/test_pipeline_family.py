@@ -1079,6 +1079,6 @@ def test_adapters_that_do_not_fit(
             )
     with pytest.raises(FusionError, match="adapter must be a FusionAdapter"):
         FusionPipeline.from_pretrained(tiny_checkpoint, adapter=5)
-    with pytest.raises(FusionError, match="cannot be loaded"):
+    with pytest.raises(FusionError, match="controlnet must be given"):
         FusionControlNetPipeline.from_pretrained(tiny_checkpoint)  # no controlnet
     assert isinstance(fresh, FusionMixin) and len(generate(fresh, "a", references=ONE)) == 1
