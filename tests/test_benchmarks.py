@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import nbformat
@@ -13,7 +14,17 @@ import torch.nn.functional as F
 import typer
 
 from benchmarks import __main__ as command
-from benchmarks import floor, generation, guidance, masks, memory, study, training, whole
+from benchmarks import (
+    evaluation,
+    floor,
+    generation,
+    guidance,
+    masks,
+    memory,
+    study,
+    training,
+    whole,
+)
 from benchmarks.__main__ import MODULES, choose, measure, overview
 from benchmarks.alternate import Setting, alternate, compare, describe_machine
 from benchmarks.longest import MOST, longest_operators
@@ -37,8 +48,10 @@ from fusionlib.benchmarked import (
 from fusionlib.errors import FusionError
 from fusionlib.evaluation.claims import read_evidence
 from fusionlib.evaluation.statistics import Interval
+from fusionlib.ledger import Ledger
 from fusionlib.optimisations import OPTIMISATIONS, optimisations_table
 from fusionlib.profiles import ROOT, load_profile
+from fusionlib.store import INDEX, Store
 from fusionlib.targets import (
     TARGETS,
     missed_table,
@@ -73,6 +86,50 @@ def test_calls_take_turns_and_each_gets_its_own_time() -> None:
     assert order == ["quick", "slow", "slow", "quick", "quick", "slow"], "one round warms up"
 
 
+def test_a_call_takes_until_its_work_is_done_and_no_work_of_the_one_before() -> None:
+    now, waiting = [0.0], [5.0]
+
+    def synchronise() -> None:
+        now[0] += waiting.pop() if waiting else 0.0
+
+    calls = {name: lambda s=s: waiting.append(s) for name, s in (("slow", 3.0), ("quick", 1.0))}
+    found = alternate(calls, 2, synchronise=synchronise, clock=lambda: now[0])
+    assert found == {"slow": (3.0, 3.0), "quick": (1.0, 1.0)}
+
+
+def test_seconds_become_the_units_of_their_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = {"a": (0.002, 0.004), "b": (0.008, 0.016)}
+    monkeypatch.setattr("benchmarks.alternate.alternate", lambda *_, **__: timed)
+    group = compare("", dict.fromkeys(timed, lambda: None), TINY, per=0.001, unit="ms")
+    assert [row.values for row in group.rows] == [(2.0, 4.0), (8.0, 16.0)] and group.unit == "ms"
+
+    def called(title: str, calls: dict[str, object], setting: Setting, **_: object) -> Group:
+        return Group(title, "s", tuple(Row(name, (8.0, 16.0)) for name in calls))
+
+    for module in (study, evaluation):
+        monkeypatch.setattr(module, "compare", called)
+    batches = {row.name: row.values for row in study._batches(TINY).rows}
+    assert batches == {"batches of 1": (8.0, 16.0), "batches of 2": (4.0, 8.0)}
+    judged = evaluation._evaluation(TINY, [2, 4])
+    assert [row.values for row in judged.rows] == [(4000.0, 8000.0), (2000.0, 4000.0)]
+    assert judged.unit == "ms"
+
+
+def test_a_studys_pace_is_that_of_its_processes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"one": [0.0, 2.0, 4.0], "two": [3.0, 4.0], "late": [9.0]}  # seconds after noon
+
+    def run(arguments: list[str]) -> None:
+        store = Store(arguments[arguments.index("--store") + 1])
+        with Ledger(store.root / "index", INDEX) as rows:
+            for worker, moments in made.items():
+                for second in moments:
+                    when = datetime(2026, 1, 1, 12, tzinfo=UTC) + timedelta(seconds=second)
+                    rows.append({"key": f"{worker}{second}", "created": when, "worker": worker})
+
+    monkeypatch.setattr(study, "run_python", run)
+    assert study._rate({}, 3, "cpu") == pytest.approx(2 / 4 + 1 / 1 + 0)
+
+
 def test_what_slows_a_round_down_slows_both_and_leaves_the_ratio_exact() -> None:
     disturbed = np.array([1.0, 1.0, 9.0, 1.0, 4.0])
     base, other = Row("base", tuple(disturbed)), Row("other", tuple(2 * disturbed))
@@ -81,6 +138,9 @@ def test_what_slows_a_round_down_slows_both_and_leaves_the_ratio_exact() -> None
     assert (ratio.estimate, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
     assert group.interval(other, "difference").estimate == 1.0
     assert group.interval(other, "value").high > 2.0
+    noisy = Row("noisy", tuple(np.random.default_rng(0).random(7)))
+    found = Group("", "s", (base, noisy)).interval(noisy, "value")
+    assert all(Group("", "s", (base, noisy)).interval(noisy, "value") == found for _ in range(5))
 
 
 def test_one_round_gives_no_interval_and_no_verdict() -> None:
@@ -98,6 +158,9 @@ def test_one_round_gives_no_interval_and_no_verdict() -> None:
         (1.0, 1.1, True, "missed"),
         (1.3, 1.4, True, "met"),
         (1.1, 1.3, True, "undecided"),
+        (1.1, 1.2, False, "met"),  # at most, and at least, the limit itself
+        (1.2, 1.3, True, "met"),
+        (1.2, 1.3, False, "undecided"),
     ],
 )
 def test_a_target_is_met_or_missed_by_the_whole_interval(
@@ -151,6 +214,22 @@ def test_a_record_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-20])
     with pytest.raises(FusionError, match=r"generation-embedded-cpu\.json"):
         read_result(path)
+
+
+def test_a_run_that_is_cut_off_leaves_the_former_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = result()
+    path = former.write(tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fusionlib.benchmarked.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        replace(former, seconds=9.0).write(tmp_path)
+    assert read_result(path) == former
+    assert every_result(tmp_path)["generation"] == [former]
 
 
 def test_the_tables_say_which_targets_are_met_and_which_are_missed() -> None:
@@ -291,7 +370,9 @@ def test_what_was_counted_without_a_gpu_is_shown_beside_what_was_timed_on_one(
     tmp_path: Path,
 ) -> None:
     timed = (Row("base model", (1.0,)), Row(generation.CLEAN, (1.1,)), Row("another", (2.0,)))
-    counted = tuple(replace(row, operations=10.0 + i) for i, row in enumerate(timed[:2]))
+    counted = tuple(
+        replace(row, operations=10.0 + i, kernels=20.0 + i) for i, row in enumerate(timed[:2])
+    )
     group = Group("One reference, seconds for a picture", "s", timed)
     gpu = replace(result(), name="generation", size="full", device="cuda", groups=(group,))
     gpu.write(tmp_path)
@@ -301,6 +382,13 @@ def test_what_was_counted_without_a_gpu_is_shown_beside_what_was_timed_on_one(
     small, large = every_result(tmp_path)["generation"]
     assert [row.operations for row in large.groups[0].rows] == [10.0, 11.0, None]
     assert [row.operations for row in small.groups[0].rows] == [None] * 3, "of another size"
+    assert [row.kernels for row in large.groups[0].rows] == [20.0, 21.0, None]
+    own = replace(group, rows=tuple(replace(row, operations=7.0) for row in timed))
+    replace(gpu, device="cpu", groups=(own,)).write(tmp_path)
+    _, cpu, _ = every_result(tmp_path)["generation"]
+    assert (cpu.size, cpu.device) == ("full", "cpu")
+    assert [row.operations for row in cpu.groups[0].rows] == [7.0] * 3, "counted where it was timed"
+    assert [row.kernels for row in cpu.groups[0].rows] == [None] * 3, "of which the CPU starts none"
 
 
 def test_a_target_at_full_size_has_its_floor_before_it_is_measured() -> None:
@@ -367,6 +455,9 @@ def test_the_picture_of_masks_shows_how_many_times_longer_a_dense_one_takes() ->
     assert "8 × 8, CPU: 1.00 for 1, 2.00 for 2, 3.00 for 3." in alt
     table = masks_table([made]).data
     assert list(table["8 × 8, CPU"]) == [f"{n}.00 [{n}.00, {n}.00]" for n in (1, 2, 3)]
+    uneven = (Row("dense", (6.0, 6.6, 5.4)), Row("grouped", (3.0, 3.0, 3.0)))
+    varied = replace(made, groups=(Group(layer_title(2, 8), "ms", uneven),))
+    assert list(masks_table([varied]).data["8 × 8, CPU"].dropna()) == ["2.00 [1.80, 2.20]"]
     assert "<code>python -m benchmarks masks</code>" in masks_table([])._repr_html_()
     assert "Three references" in benchmark_plot([made], "masks", "Three references").info["alt"]
 
@@ -393,6 +484,12 @@ def test_a_training_step_on_cuda_decides_the_claim_that_it_is_cheap(tmp_path: Pa
     assert unsure.verdict == "undecided"
     (found,) = record_training(tmp_path, "cheap-training", [on_cpu, on_gpu], "paper")
     assert found.verdict == "supported" and found.found.interval.estimate == pytest.approx(0.5)
+    uneven = (replace(rows[0], values=(2.0, 2.5, 2.0, 2.4, 3.0)), *rows[1:])
+    varied = replace(on_gpu, groups=(replace(steps[0], rows=uneven),))
+    (wide,) = record_training(tmp_path, "cheap-training", [varied], "paper")
+    interval = wide.found.interval
+    assert 1.4 <= interval.low < interval.estimate < interval.high <= 2.5
+    assert interval.estimate == pytest.approx(2.4 - 0.5)
     assert read_evidence(tmp_path, "paper")["cheap-training"].verdict == "supported"
 
 
@@ -462,6 +559,13 @@ def test_what_decides_a_target_comes_first_and_a_rerun_goes_on(
     commit = "4567"
     command.main("all", out=tmp_path)
     assert len(done) == 3 * len(first) + 1
+    commit = "0123"
+    command.main("all", out=tmp_path)
+    assert len(done) == 3 * len(first) + 1, "all of this commit"
+    elsewhere = here | {"cpu": "another processor"}
+    monkeypatch.setattr("benchmarks.alternate.describe_machine", lambda _: elsewhere)
+    command.main("all", out=tmp_path)
+    assert len(done) == 4 * len(first) + 1, "and none of this machine"
 
 
 def test_a_gpu_is_not_kept_waiting_by_what_it_makes_no_difference_to(
@@ -486,6 +590,14 @@ def test_the_highest_memory_is_found_though_it_was_given_back() -> None:
     assert 60 < grown < 100
     memory.forget_peak(TINY)
     assert memory.highest(TINY) < before + 30
+
+
+def test_a_peak_is_beyond_what_was_held_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([100.0, 160.0])
+    monkeypatch.setattr(memory, "build", lambda *_: lambda: None)
+    monkeypatch.setattr(memory, "held", lambda _: next(told))
+    monkeypatch.setattr(memory, "highest", lambda _: next(told))
+    assert memory.peak(TINY, "picture", memory.LOADED) == 60.0
 
 
 def test_every_system_can_have_its_memory_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,6 +221,8 @@ def test_the_verdict_is_where_the_interval_lies_from_the_threshold(
     found = about((low + high) / 2, low, high)
     assert judge(claim, found) == verdict
     assert judge(claim, replace(found, pairs=71)) == "undecided", "more than a tenth is missing"
+    assert judge(claim, replace(found, pairs=72, people=5)) == verdict, "a tenth, and five, will do"
+    assert judge(claim, replace(found, people=4)) == "undecided"
 
 
 @pytest.mark.parametrize("found", [GAIN, Estimate(Interval(0.2, 0.1, 0.3), 78, 80, 40)])
@@ -250,9 +252,28 @@ def test_records_that_no_longer_speak_of_the_claim_are_passed_over(
     ):
         claims = read_claims(write(path, [SMALL | change]))
         assert read_evidence(tmp_path, "embedded", claims) == {}, change
-    (tmp_path / "claims" / "helps.json").write_text("{}")
+    file = tmp_path / "claims" / "helps.json"
+    file.write_text(file.read_text().replace('"supported"', '"not supported"'))
+    (kept,) = read_evidence(tmp_path, "embedded", read_claims(write(path, [SMALL]))).values()
+    assert kept.verdict == "supported", "of the interval, whatever is written there"
+    file.write_text("{}")
     with pytest.raises(FusionError, match=r"helps.json cannot be read.*run the notebook"):
         read_evidence(tmp_path, "embedded", read_claims(write(path, [SMALL])))
+
+
+def test_evidence_names_the_code_the_versions_and_the_run_that_it_is_of(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_from(run: str) -> str:
+        told = {"profile": "embedded", "path": path}
+        return record_claim(tmp_path, "helps", GAIN, run=run, **told).made_from
+
+    found = {made_from("one"), made_from("one"), made_from("another")}
+    monkeypatch.setattr("fusionlib.evaluation.claims.git_commit", lambda: "0123")
+    found.add(made_from("one"))
+    monkeypatch.setattr("fusionlib.evaluation.claims.package_versions", dict)
+    found.add(made_from("one"))
+    assert len(found) == 4
 
 
 def test_what_cannot_be_tested_cannot_be_recorded(tmp_path: Path, path: Path) -> None:
@@ -270,6 +291,8 @@ def test_what_cannot_be_tested_cannot_be_recorded(tmp_path: Path, path: Path) ->
         (about(-0.04, -0.05, -0.03, people=4), False),  # four decide nothing
         (about(0.01, -0.02, 0.04), True),
         (about(0.01, -0.02, 0.04, people=4), False),  # too few to see it
+        (about(0.01, -0.02, 0.04, people=9), False),
+        (about(0.01, -0.02, 0.04, people=10), True),  # as many as it was seen with
     ],
 )
 def test_a_verdict_that_turned_breaks_unless_there_were_few_people(
@@ -351,6 +374,9 @@ def test_a_blend_gains_only_if_it_nears_both(
     ends = {"first": "first", "second": "second"}
     assert morph_gains(index, pairs, middle="both", **ends).interval.estimate == 0.5
     assert morph_gains(index, pairs, middle="one", **ends).interval.estimate == 0
+    places["second"] = float("nan")  # no face in it, so that there is one gain and not the other
+    lost = morph_gains(index, pairs, middle="both", **ends)
+    assert (lost.pairs, lost.cells) == (0, 2) and np.isnan(lost.interval.estimate)
     with pytest.raises(FusionError, match="no method 'neither'"):
         morph_gains(index, pairs, middle="neither", **ends)
     with pytest.raises(FusionError, match="'alone' needs two references"):
@@ -496,6 +522,17 @@ def test_bars_lie_on_the_side_of_the_line_that_the_interval_does(
     unknown = replace(GAIN, interval=Interval(np.nan, np.nan, np.nan))
     made = record_claim(tmp_path, "helps", unknown, profile="embedded", run="run", path=path)
     assert made.verdict == "undecided" and "nan" not in verdict_plot([made])._html
+
+
+def test_a_small_number_is_told_in_powers_of_ten(tmp_path: Path, path: Path) -> None:
+    for low, high, told in (
+        (-2e-6, 4e-6, "1e-06 [-2e-06, 4e-06]"),
+        (-0.002, 0.004, "0.001 [−0.002, 0.004]"),
+        (0.0, 0.0, "0.000 [0.000, 0.000]"),
+    ):
+        found = about((low + high) / 2, low, high)
+        made = record_claim(tmp_path, "helps", found, profile="embedded", run="run", path=path)
+        assert f": {told} cosine distance" in repr(verdict_plot([made]))
 
 
 @pytest.mark.parametrize(

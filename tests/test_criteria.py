@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from safetensors.numpy import save_file
 from training_data import write_tar
 
@@ -25,7 +26,9 @@ from fusionlib.evaluation import copies, criteria
 from fusionlib.evaluation.criteria import Criterion
 from fusionlib.evaluation.measure import Measurements
 from fusionlib.evaluation.statistics import Interval
-from fusionlib.evaluation.suite import Separation
+from fusionlib.evaluation.suite import Separation, frechet_distance
+from fusionlib.people.identity import sample_person
+from fusionlib.people.view import View, sample_view
 from fusionlib.study import load_people
 from fusionlib.training.record import loss_curves, trained_methods, training_table
 
@@ -177,6 +180,9 @@ class FakeClip:
     def read(self, image: Image.Image, face: object) -> np.ndarray:
         return np.asarray(image, dtype=np.float32).mean(axis=(0, 1)) / 255
 
+    def embed_texts(self, texts: list[str]) -> np.ndarray:
+        return np.array([ImageColor.getrgb(text) for text in texts], np.float32) / 255
+
 
 def test_a_training_set_is_known_by_its_embeddings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -191,7 +197,9 @@ def test_a_training_set_is_known_by_its_embeddings(
         files = {"png": stream.getvalue(), "txt": b"a", "json": json.dumps(record).encode()}
         return {f"{person:04d}{view:02d}": files}
 
-    files = one(0, 0, (250, 10, 10)) | one(0, 1, (10, 250, 10)) | one(1, 0, (10, 10, 250))
+    files = one(0, 0, (250, 10, 10)) | one(7, 3, (0, 0, 0))  # of which the second is damaged
+    files["000703"]["png"] = files["000703"]["png"][:60]
+    files |= one(0, 1, (10, 250, 10)) | one(1, 0, (10, 10, 250))
     write_tar(tmp_path / "00000.tar", files)
     monkeypatch.setattr(copies, "ClipScorer", FakeClip)
     out = tmp_path / "seen.safetensors"
@@ -212,16 +220,71 @@ def test_a_training_set_is_known_by_its_embeddings(
     rows = copies.neighbours([tmp_path / "green.png"], seen, FakeClip(), count=2, size=32)
     assert len(rows) == 1 and len(rows[0]) == 3
     assert (3, 0, 1, 32) in rendered and len(rendered) == 2
+    places = list(zip(seen.person.tolist(), seen.view.tolist(), strict=True))
+    assert places == [(0, 0), (0, 1), (1, 0)], "what cannot be read moves nobody's place"
     near = copies.how_similar({"one": [tmp_path / "green.png"]}, seen, FakeClip())
     unit = np.array([5, 120, 6]) / np.linalg.norm([5, 120, 6])
     other = np.array([10, 250, 10]) / np.linalg.norm([10, 250, 10])
     assert near.loc["one", "largest"] == pytest.approx(float(unit @ other), abs=1e-3)
 
+    marks = {(0, 0): "red", (0, 1): "lime", (1, 0): "blue"}
+    monkeypatch.setattr(
+        copies, "_render", lambda seed, p, v, size: Image.new("RGB", (8, 8), marks[p, v])
+    )
+    asked = np.array([[1.0, 5.0, 2.0], [3.0, 0.0, 9.0]], np.float32)
+    lines = copies.render_nearest(asked, seen, 3, size=8)
+    shown = [[picture.getpixel((0, 0)) for picture in line] for line in lines]
+    red, green, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    assert shown == [[green, blue, red], [blue, red, green]], "the nearest first"
+
+    paths = [tmp_path / f"{number}.png" for number in range(11)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (40, 40), (10, 250, 10 + 2 * number**2)).save(path)
+    told = copies.how_similar({"all": paths}, seen, FakeClip()).loc["all"]
+    best = []
+    for path in paths:
+        colour = np.asarray(Image.open(path), float)[0, 0]
+        best.append(max(seen.embeddings @ (colour / np.linalg.norm(colour))))
+    wanted = [11, np.median(best), np.quantile(best, 0.95), max(best)]
+    assert list(told) == pytest.approx(wanted, abs=1e-6)
+    assert wanted[1] - np.mean(best) > 0.01 and wanted[2] - np.quantile(best, 0.9) > 1e-5
+
     monkeypatch.setattr(FakeClip, "fingerprint", "another")
     with pytest.raises(FusionError, match="another CLIP model"):
         copies.how_similar({"one": [tmp_path / "green.png"]}, seen, FakeClip())
+    with pytest.raises(FusionError, match="another CLIP model"):
+        copies.neighbours([tmp_path / "green.png"], seen, FakeClip())
+    mixed = one(0, 0, (1, 2, 3)) | one(1, 0, (3, 2, 1))
+    mixed["000100"]["json"] = mixed["000100"]["json"].replace(b'"seed": 3', b'"seed": 4')
+    write_tar(tmp_path / "mixed" / "00000.tar", mixed)
+    with pytest.raises(FusionError, match="one rendered data set.* found 2 seeds"):
+        copies.embed_training_set(tmp_path / "mixed", "none", out)
     with pytest.raises(FusionError, match="fusionlib data"):
         copies.load_seen(tmp_path / "nothing.safetensors")
+
+
+def test_a_training_picture_is_rendered_again_as_training_saw_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Other splits show combinations that training leaves out; nothing is rendered here."""
+    plans = []
+
+    def record(person: object, plan: list[View], size: int, **_: object) -> list[object]:
+        plans.append((person, plan))
+        picture = SimpleNamespace(image=np.zeros((size, size, 3), np.uint8))
+        return [picture for _ in plan]
+
+    number, view = next(
+        (number, view)
+        for number in range(50)
+        for view in range(7)
+        if sample_view(3, number, view) != sample_view(3, number, view, split="heldout")
+    )
+    monkeypatch.setattr("fusionlib.people.render.render_views", record)
+    copies._render(3, number, view, 16)
+    ((person, (shown,)),) = plans
+    assert person == sample_person(3, number)
+    assert shown == sample_view(3, number, view, split="train")
 
 
 def test_the_distance_to_renders_needs_equal_numbers(tmp_path: Path) -> None:
@@ -241,6 +304,24 @@ def test_the_distance_to_renders_needs_equal_numbers(tmp_path: Path) -> None:
     assert found.loc["colour", "generated"] == pytest.approx(3 * (60 / 255) ** 2, rel=0.3)
     with pytest.raises(FusionError, match="equal numbers"):
         criteria.distance_to_renders(shifted[:5], first, second, {"colour": FakeClip()})
+
+    class Blind(FakeClip):
+        def read(self, image: Image.Image, face: object) -> np.ndarray | None:
+            colour = super().read(image, face)
+            return None if colour[0] < 0.4 else colour
+
+    def features(paths: list[Path]) -> np.ndarray:
+        colours = np.array([Image.open(path).getpixel((0, 0)) for path in paths]) / 255
+        return colours[np.float32(colours[:, 0]) >= np.float32(0.4)]
+
+    seen = [features(paths) for paths in (shifted, first, second)]
+    least = min(map(len, seen))
+    assert len({len(each) for each in seen}) > 1 and least > 5
+    found = criteria.distance_to_renders(shifted, first, second, {"some": Blind()}).loc["some"]
+    a, b, c = (each[:least] for each in seen)
+    assert found["pictures"] == least
+    assert found["generated"] == pytest.approx(frechet_distance(a, b), rel=1e-3)
+    assert found["renders"] == pytest.approx(frechet_distance(c, b), rel=1e-3)
 
 
 def test_what_is_sampled_is_what_is_rendered_and_drawn() -> None:
@@ -304,6 +385,63 @@ def test_the_autoencoder_is_judged_on_what_it_gives_back(
     assert quality.value == pytest.approx(20 * np.log10(255 / 10), abs=1e-6)
     assert auc.value == 1.0 and auc.looked_at == "4 photographs"
     assert len(list(tmp_path.glob("reconstructions-*/*.png"))) == 4
+
+    class Another:  # trained further: what the first one gave back says nothing of it
+        vae = torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(criteria, "reconstruct", lambda pipeline, images: images)
+    assert criteria.of_autoencoder(Pipeline(), people, FakeClip(), out=tmp_path)[0] == quality
+    assert criteria.of_autoencoder(Another(), people, FakeClip(), out=tmp_path)[0].value == np.inf
+
+    monkeypatch.setattr(criteria, "reconstruct", darker)
+    alike = []  # files of one name in folders of their own
+    for person in people:
+        (tmp_path / person.name).mkdir()
+        for number, path in enumerate((*person.references, *person.others)):
+            Image.open(path).save(tmp_path / person.name / f"{number}.png")
+        paths = [tmp_path / person.name / f"{number}.png" for number in range(2)]
+        alike.append(Person(person.name, (paths[0],), (paths[1],)))
+    again, _ = criteria.of_autoencoder(Pipeline(), alike, FakeClip(), out=tmp_path / "new")
+    assert again.value == pytest.approx(quality.value)
+
+
+def test_clip_is_judged_by_captions_of_what_was_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captions are colours. Two pictures show the same; one that was not held out misleads."""
+    monkeypatch.setattr(criteria, "ClipScorer", FakeClip)
+    rows = [
+        ("red", "red", "sad", True),
+        ("lime", "lime", "glad", True),
+        ("lime", "lime", "glad", True),
+        ("#0000c0", "blue", "angry", True),
+        ("#ff00ff", "red", "calm", False),
+        ("#00ffff", "yellow", "calm", True),
+    ]
+    lines = ["person,file"]
+    for number, (colour, caption, expression, held_out) in enumerate(rows):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{number}.png")
+        record = {"caption": caption, "expression": expression, "held_out": held_out}
+        (tmp_path / f"{number}.json").write_text(json.dumps(record))
+        lines.append(f"{number},{number}.png")
+    (tmp_path / "index.csv").write_text("\n".join(lines))
+    (found,) = criteria.of_clip("none", tmp_path, candidates=4)
+    assert (found.value, found.least, found.looked_at) == (0.8, 0.85, "5 pictures")
+    assert not found.met
+    (tmp_path / "index.csv").write_text("\n".join(lines[:2]))
+    with pytest.raises(FusionError, match="no pictures whose records say held_out"):
+        criteria.of_clip("none", tmp_path)
+
+
+def test_the_classifier_is_held_to_more_than_the_base_model() -> None:
+    accuracy = [Interval(0.94, 0.9, 0.97), Interval(0.96, 0.92, 0.99)]
+    found = pd.DataFrame(
+        {"accuracy": [*accuracy, Interval(1, 1, 1)], "pictures": [40, 41, 42]},
+        index=["expression", "style", "gender"],
+    )
+    expression, style = criteria.of_classifier(found)
+    assert (expression.least, expression.met, style.met) == (0.95, False, True)
+    assert (style.what, style.looked_at) == ("style of renders", "41 renders")
 
 
 def test_what_is_held_out_is_counted_as_it_lies_on_the_disk() -> None:

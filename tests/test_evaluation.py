@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from recognisers import RECOGNISERS, embed, write_recognisers
+from scipy.stats import norm
+from scipy.stats import t as student
 from skimage.metrics import structural_similarity
 from transformers import (
     AutoProcessor,
@@ -27,29 +30,36 @@ from transformers import (
 
 from benchmarks.coverage import coverage, table
 from fusionlib.errors import FusionError
-from fusionlib.evaluation import comparison, observe
+from fusionlib.evaluation import comparison, faces, observe
 from fusionlib.evaluation.alignment import Classifier, ClipScorer
 from fusionlib.evaluation.audit import overflow_facts, pair_up
 from fusionlib.evaluation.comparison import (
     IdentityScores,
+    estimate_mean,
     identity_table,
+    mean_over_people,
     paired_difference,
     recovery,
     with_likeness_kept,
 )
 from fusionlib.evaluation.faces import (
     PACKAGED_WEIGHTS,
+    AlignedFace,
+    FaceFinder,
     align_faces,
     find_face,
     link_packaged_weights,
     with_faces,
 )
 from fusionlib.evaluation.identity import (
+    DeepFaceRecogniser,
+    NetworkRecogniser,
     cosine_distance,
     embed_faces,
     faces_found,
     identity_recovery,
     load_recogniser,
+    load_recognisers,
 )
 from fusionlib.evaluation.measure import measure, measure_identity, with_face_size
 from fusionlib.evaluation.observe import Observations
@@ -157,6 +167,65 @@ def test_a_network_of_ones_own_is_a_recogniser_by_its_folder(
     load_recogniser.cache_clear()
     with pytest.raises(FusionError, match="recogniser could not be loaded"):
         load_recogniser(str(tmp_path / "network"))
+
+
+def small_network(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1])).save_pretrained(
+        folder
+    )
+    ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0).save_pretrained(folder)
+    return folder
+
+
+def test_recognisers_of_one_name_are_called_by_their_folders(tmp_path: Path) -> None:
+    folders = [str(small_network(tmp_path / name / "network")) for name in ("old", "new")]
+    assert list(load_recognisers(folders[:1] * 2)) == ["network"]
+    assert list(load_recognisers(folders)) == folders
+
+
+def test_what_was_read_belongs_to_the_weights_that_read_it(
+    classifier: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An instrument is known by its weights and classes, wherever its folder lies."""
+    here = NetworkRecogniser(small_network(tmp_path / "a" / "network"))
+    there = NetworkRecogniser(small_network(tmp_path / "b" / "network"))
+    other = NetworkRecogniser(small_network(tmp_path / "c" / "network", seed=1))
+    assert here.fingerprint == there.fingerprint != other.fingerprint
+
+    clip = shutil.copytree(tiny_checkpoint / "clip", tmp_path / "clip")
+    before = ClipScorer(str(tiny_checkpoint / "clip")), ClipScorer(str(clip))
+    model = CLIPModel.from_pretrained(clip)
+    with torch.no_grad():
+        model.visual_projection.weight[0, 0] += 1
+    model.save_pretrained(clip)
+    assert before[0].fingerprint == before[1].fingerprint != ClipScorer(str(clip)).fingerprint
+
+    teller = Classifier("it", str(classifier)).fingerprint
+    renamed = shutil.copytree(classifier, tmp_path / "renamed")
+    assert Classifier("it", str(renamed)).fingerprint == teller
+    text = (renamed / "config.json").read_text()
+    (renamed / "config.json").write_text(text.replace('"angry"', '"furious"'))
+    assert Classifier("it", str(renamed)).fingerprint != teller
+    weights = ResNetForImageClassification.from_pretrained(classifier)
+    with torch.no_grad():
+        weights.classifier[1].bias[0] += 1
+    weights.save_pretrained(tmp_path / "trained anew")
+    processor = ConvNextImageProcessor.from_pretrained(classifier)
+    processor.save_pretrained(tmp_path / "trained anew")
+    assert Classifier("it", str(tmp_path / "trained anew")).fingerprint != teller
+
+    prints = set()
+    for level in (1.0, 1.0, 2.0):  # DeepFace's weights are known by what they answer
+        monkeypatch.setattr(
+            DeepFaceRecogniser, "_embed", lambda *_, at=level: np.full(128, at, np.float32)
+        )
+        prints.add(DeepFaceRecogniser("Dlib").fingerprint)
+    assert len(prints) == 2
+
+    finders = {FaceFinder("dlib").fingerprint, FaceFinder("retinaface").fingerprint}
+    monkeypatch.setattr(faces, "package_versions", lambda _: {"deepface": "another"})
+    assert len(finders | {FaceFinder("dlib").fingerprint}) == 3
 
 
 def test_a_picture_without_a_face_is_counted_not_scored(portraits: list[Image.Image]) -> None:
@@ -274,6 +343,21 @@ def test_a_picture_is_looked_at_once_for_all_instruments_and_never_again(
     assert whole.asked == 3
 
 
+def test_a_face_found_by_another_detector_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crop = AlignedFace(np.zeros((8, 8, 3)), ((1.0, 2.0), (3.0, 2.0)))
+    monkeypatch.setattr(observe, "find_face", lambda *_: crop)
+    path = save_png(Image.new("RGB", (64, 64)), tmp_path / "a.png")
+    face, whole = Counting("face", needs_face=True), Counting("whole", needs_face=False)
+    for detector in ("dlib", "retinaface", "dlib"):
+        found = observe.observe(
+            [path], {"a": face, "b": whole}, detector=detector, cache=tmp_path, progress=False
+        )
+        assert found.faces.all()
+    assert (face.asked, whole.asked) == (2, 1)
+
+
 def test_people_without_a_face_are_passed_over(
     tmp_path: Path, portraits: list[Image.Image]
 ) -> None:
@@ -282,6 +366,8 @@ def test_people_without_a_face_are_passed_over(
         for number, which in enumerate([4, 0, 2])
     ]
     assert with_faces(people, 1) == people[1:2] and with_faces(people, 2) == people[1:]
+    half = replace(people[1], references=(*people[1].references, *people[0].references))
+    assert with_faces([half, people[2]], 1) == people[2:], "in each of the references"
     with pytest.raises(FusionError, match="of 2 people, fewer than the 3"):
         with_faces(people, 3)
 
@@ -372,6 +458,8 @@ def test_a_classifier_is_right_where_its_best_label_is_the_wanted_one(
     assert teller.asked_for("expression", "a photo of a person") is None
     assert teller.asked_for("expression", "an angry and a crying person") is None
     assert teller.asked_for("expression", "angryish") is None
+    teller._asked["expression"] |= {"crying out": "angry"}
+    assert teller.asked_for("expression", "a person crying out loud") == "angry", "the longer words"
 
 
 def test_quality_is_that_of_the_formulas_and_of_scikit_image() -> None:
@@ -425,6 +513,31 @@ def test_faces_are_laid_on_one_frame_before_they_are_compared() -> None:
         assert abs(column - place[0]) <= 1 and abs(row - place[1]) <= 1
 
 
+@pytest.mark.parametrize("apart", [50.0, 80.0, 130.0])
+def test_a_region_shows_each_place_of_the_frame_to_a_part_of_a_pixel(apart: float) -> None:
+    """On pictures whose colours say where they are, rising in one channel as they fall in one."""
+    eyes = np.array([[190.25, 200.0], [190.25 + apart, 206.5]])
+    (ax, ay), (bx, by) = EYES
+    # The similarity that takes the frame's eyes to the picture's, solved as linear equations.
+    frame = [[ax, -ay, 1, 0], [ay, ax, 0, 1], [bx, -by, 1, 0], [by, bx, 0, 1]]
+    a, b, c, d = np.linalg.solve(frame, eyes.ravel())
+    v, u = np.mgrid[0:SIDE, 0:SIDE]
+    y, x = np.mgrid[0:500, 0:500]
+    for ramp, expected in ((x, a * u - b * v + c), (y, b * u + a * v + d)):
+        colours = np.stack([0.43 * ramp, 250 - 0.43 * ramp, 0 * ramp], axis=-1)
+        dithered = np.floor(colours + np.random.default_rng(0).random(colours.shape))
+        region = face_region(Image.fromarray(dithered.astype(np.uint8)), eyes).astype(float)
+        places = (region[..., 0] - region[..., 1] + 250) / 0.86
+        assert (places - expected).mean() == pytest.approx(0, abs=0.1)
+
+
+def test_a_region_of_a_large_picture_is_averaged() -> None:
+    stripes = np.zeros((600, 600, 3), np.uint8)
+    stripes[:, ::2] = 255
+    region = face_region(Image.fromarray(stripes), [[200.0, 250.0], [200.0 + 4.02 * 35.24, 250.0]])
+    assert abs(region.mean() - 127.5) < 1 and region.std() < 5
+
+
 @pytest.mark.parametrize("people, least", [(10, 0.91), (20, 0.93), (40, 0.93)])
 def test_the_interval_covers_the_truth_in_95_of_100_studies(people: int, least: float) -> None:
     """1,000 simulated studies: people differ, prompts and seeds of a person do, too."""
@@ -462,6 +575,34 @@ def test_the_paired_interval_of_a_ratio_uses_the_pairing() -> None:
     assert shuffled.high - shuffled.low > 0.01
 
 
+def test_the_interval_is_bca_by_the_book_widened_as_students_t() -> None:
+    """Efron's formulas for the mean of few, skewed numbers, from resamples drawn here."""
+    values = np.random.default_rng(4).lognormal(0, 1, 12)
+    n, mean = len(values), values.mean()
+    means = np.random.default_rng(5).choice(values, (200_000, n)).mean(axis=1)
+    left_out = np.array([np.delete(values, i).mean() for i in range(n)])
+    lean = left_out.mean() - left_out
+    acceleration = (lean**3).sum() / (6 * (lean**2).sum() ** 1.5)
+    bias = norm.ppf((means < mean).mean())
+    z = student.ppf(0.975, n - 1) * np.sqrt(n / (n - 1))
+    ends = [
+        np.quantile(means, norm.cdf(bias + (bias + s) / (1 - acceleration * (bias + s))))
+        for s in (-z, z)
+    ]
+    found = bootstrap(values, resamples=200_000)
+    width = ends[1] - ends[0]
+    assert [found.low, found.high] == pytest.approx(ends, abs=0.015 * width)
+
+
+def test_an_interval_has_a_width_if_anything_of_it_varies() -> None:
+    d = np.random.default_rng(3).uniform(0.2, 0.4, 30)
+    found = bootstrap(d, np.full(30, 0.1), np.full(30, 0.6), statistic=identity_recovery)
+    assert found.estimate == pytest.approx((0.6 - d.mean()) / 0.5)
+    plain = bootstrap(d)  # of a mean, of which this is a straight line
+    assert found.low == pytest.approx((0.6 - plain.high) / 0.5, abs=2e-3)
+    assert found.high == pytest.approx((0.6 - plain.low) / 0.5, abs=2e-3)
+
+
 def test_intervals_are_seeded_and_refuse_what_they_cannot_use() -> None:
     values = np.random.default_rng(2).normal(size=30)
     assert bootstrap(values) == bootstrap(values)
@@ -486,7 +627,7 @@ def test_the_effect_size_is_unbiased_and_known_by_hand() -> None:
     assert effect_size(samples).mean() == pytest.approx(0.5, abs=0.01)  # uncorrected: 0.547
     found = bootstrap(rng.normal(0.5, 1, 400), statistic=effect_size)
     assert found.low < 0.5 < found.high and found.high - found.low < 0.3
-    assert np.isnan(effect_size(np.array([1.0])))
+    assert np.isnan(effect_size(np.array([1.0]))) and np.isnan(effect_size(np.array([1.0, 2.0])))
 
 
 def test_verdicts() -> None:
@@ -494,6 +635,8 @@ def test_verdicts() -> None:
     assert verdict(Interval(-0.2, -0.3, -0.1)) == "not supported"
     assert verdict(Interval(0.1, -0.1, 0.3)) == "undecided"
     assert verdict(Interval(0.1, 0.0, 0.3)) == "undecided"
+    assert verdict(Interval(-0.1, -0.3, 0.0)) == "undecided"
+    assert verdict(Interval(0.0, 0.0, 0.0)) == "undecided", "twice the same pictures"
 
 
 @pytest.fixture
@@ -551,6 +694,12 @@ def test_one_person_alone_has_distances_and_no_scale(angles: dict[str, float]) -
     assert (str(table["distance"].iloc[0]), str(table.loc["m", "recovery"])) == ("–", "–")
     with pytest.raises(FusionError, match="person 'a' needs a reference"):
         measure(index, [Person("a")])
+    with pytest.raises(FusionError, match="'a' has no other pictures"):
+        measure(index, people, quality=False, against="others")
+    with pytest.raises(FusionError, match="needs two people"):
+        measure_identity(index, [replace(people[0], others=(Path("r"),))])
+    with pytest.raises(FusionError, match="No classifier tells age, gender"):
+        measure(index, people, quality=False, traits=["gender", "age"])
 
 
 @pytest.fixture
@@ -631,6 +780,47 @@ def test_people_whom_a_method_leaves_out_count_as_pairs_without_a_number(
         assert difference.verdict == "undecided", "a tenth of the pictures may be missing, no more"
 
 
+def test_a_tenth_without_a_number_and_five_people_are_enough(scores: IdentityScores) -> None:
+    images = scores.images[scores.images["person"] != "p5"]  # p0 has no face in one of ten
+    difference = paired_difference(images, "near", "far")
+    assert (difference.pairs, difference.cells, difference.people) == (9, 10, 5)
+    assert difference.verdict == "supported"
+    four = paired_difference(images[images["person"] != "p4"], "near", "far")
+    assert (four.people, four.verdict) == (4, "undecided")
+
+
+def uneven(**columns: list[float]) -> pd.DataFrame:
+    """Two people by two methods: of ada there are three prompts, of ben there is one."""
+    cells = [("ada", "one"), ("ada", "two"), ("ada", "three"), ("ben", "one")]
+    rows = [(method, *cell, 0) for method in ("new", "old") for cell in cells]
+    return pd.DataFrame(rows, columns=["method", "person", "prompt", "seed"]).assign(**columns)
+
+
+def test_every_person_counts_once_for_each_seed_too() -> None:
+    images = uneven(ssim=[0.5, 0.5, 0.5, 0.1, 0.2, 0.2, 0.2, 0.1])
+    difference = paired_difference(images, "new", "old", "ssim")
+    assert difference.by_seed[0] == difference.interval.estimate == pytest.approx(0.15)
+    assert difference.ahead == 0.5, "ben's two are alike, which is not better"
+
+
+@pytest.mark.parametrize("metric", ["style_correct", "followed"])
+def test_what_a_prompt_does_not_ask_for_is_no_cell(metric: str) -> None:
+    told = [1.0, np.nan, 0.0, 1.0, 0.0, np.nan, np.nan, 0.0]
+    images = uneven(**{metric: told})  # "two" asks for nothing; one of "three" cannot be read
+    difference = paired_difference(images, "new", "old", metric)
+    assert (difference.pairs, difference.cells) == (2, 3)
+    assert difference.interval.estimate == 1
+    mean = estimate_mean(images, metric, "old")
+    assert (mean.pairs, mean.cells) == (2, 2)
+    assert paired_difference(images.assign(ssim=told), "new", "old", "ssim").cells == 4
+
+
+def test_a_copy_among_other_pictures_has_an_infinite_mean() -> None:
+    images = uneven(psnr=[20.0, np.inf, 21.0, 22.0, 19.0, 20.0, 21.0, 22.0])
+    assert mean_over_people(images, "psnr", "new") == Interval(np.inf, np.inf, np.inf)
+    assert mean_over_people(images, "psnr", "old").estimate == 21
+
+
 def test_a_metric_that_grows_is_compared_the_other_way_round(scores: IdentityScores) -> None:
     images = scores.images.assign(ssim=1 - scores.images["distance"])
     assert paired_difference(images, "near", "far", "ssim") == replace(
@@ -695,6 +885,8 @@ def test_printed_values_are_placed_among_pairs_of_their_ssim() -> None:
     few = "(1 have fewer than 5 such pairs)"
     assert (above, within) == (f"2 of 4 {few}", f"1 of 4 {few}")
     assert len(overflow_facts(pairs)) == len(overflow_facts(pairs, quoted)) - 2
+    high = quoted.replace({"value": {28.3: 14.4}})  # among the highest of its pairs, not above them
+    assert list(overflow_facts(pairs, high).values())[-2] == f"1 of 4 {few}"
 
 
 def test_psnr_left_in_8_bits_says_nothing_about_the_pair() -> None:
@@ -705,7 +897,9 @@ def test_psnr_left_in_8_bits_says_nothing_about_the_pair() -> None:
         pair_up(load_people(HELDOUT, 1))
 
 
-def test_a_trait_is_kept_where_the_classifier_sees_what_it_sees_in_the_reference() -> None:
+def test_a_trait_is_kept_where_the_classifier_sees_what_it_sees_in_the_reference(
+    tmp_path: Path,
+) -> None:
     people = load_people(HELDOUT, 12, only={"style": "photo"})
     genders = [json.loads(each.references[0].with_suffix(".json").read_text()) for each in people]
     first = people[0]
@@ -714,7 +908,8 @@ def test_a_trait_is_kept_where_the_classifier_sees_what_it_sees_in_the_reference
         for person, record in zip(people, genders, strict=True)
         if record["gender"] != genders[0]["gender"]
     )
-    rows = [("copy", first.references[0]), ("stranger", other.references[0])]
+    nobody = save_png(Image.new("RGB", (128, 128)), tmp_path / "nobody.png")
+    rows = [("copy", first.references[0]), ("stranger", other.references[0]), ("nobody", nobody)]
     index = pd.DataFrame(
         [(method, first.name, "a photo of a person", 0, str(path)) for method, path in rows],
         columns=["method", "person", "prompt", "seed", "image"],
@@ -731,6 +926,7 @@ def test_a_trait_is_kept_where_the_classifier_sees_what_it_sees_in_the_reference
     images = with_likeness_kept(found.images).set_index("method")
     assert images.loc["copy", ["gender_kept", "hair_color_kept", "likeness"]].tolist() == [1, 1, 1]
     assert images.loc["stranger", "gender_kept"] == 0
+    assert np.isnan(images.loc["nobody", "gender_kept"]), "nothing is kept or lost without a face"
     assert images.loc["stranger", "likeness"] == images.loc["stranger", "hair_color_kept"] / 2
     assert {"gender_kept", "style_correct"} <= set(found.metrics)
     assert "gender kept ↑" in alignment_table(found.images, "here").data

@@ -152,7 +152,7 @@ def test_headless_tables_and_awkward_cells() -> None:
 
 
 def test_latex_has_booktabs_and_no_sign_that_it_would_stumble_over() -> None:
-    cells = {"R ↑ of A_b": ["50% & {more}", "–0.5 ± 1"], "#": ["λ^2", "\\x~$"]}
+    cells = {"R ↑ of A_b": ["50% & {more}", "–0.5 ± 1"], "#": ["λ^2 −1", "\\x~$"]}
     styler = pd.DataFrame(cells, index=["first_row", "<2>"]).style.set_caption("100% “so”")
     (table,) = read_tables(styler.to_html())
     latex = table.latex()
@@ -160,7 +160,7 @@ def test_latex_has_booktabs_and_no_sign_that_it_would_stumble_over() -> None:
     for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption{100\% ``so''}"):
         assert latex.count(rule) == 1
     assert r" & R $\uparrow$ of A\_b & \# \\" in latex
-    assert r"first\_row & 50\% \& \{more\} & $\lambda$\textasciicircum{}2 \\" in latex
+    assert r"first\_row & 50\% \& \{more\} & $\lambda$\textasciicircum{}2 $-$1 \\" in latex
     escaped = (
         r"\textless{}2\textgreater{} & --0.5 $\pm$ 1 & \textbackslash{}x\textasciitilde{}\$ \\"
     )

@@ -77,6 +77,17 @@ def test_a_folder_is_read_by_its_shape(folder: Path) -> None:
     shutil.copy(folder / "ours" / "0.jpg", folder / "theirs" / "0.jpg")
     found = read_folder(folder)
     assert found.index["method"].tolist() == ["ours", "ours", "theirs"] and found.ignored == 0
+    (folder / "references" / "1").mkdir()
+    shutil.move(folder / "references" / "1.jpg", folder / "references" / "1" / "b.jpg")
+    for place in ("references/1", "ours/1"):
+        for name in ("c", "a"):
+            shutil.copy(folder / "ours" / "0.jpg", folder / place / f"{name}.jpg")
+    found = read_folder(folder)
+    names = [path.name for path in found.people[1].references]
+    assert names == ["a.jpg", "b.jpg", "c.jpg"], "the first by name is measured against"
+    ones = found.index[found.index["person"] == "1"]
+    assert [Path(path).name for path in ones["image"]] == ["0.jpg", "a.jpg", "c.jpg"]
+    assert ones["seed"].tolist() == [0, 1, 2]
 
 
 def test_an_exported_study_is_judged_as_the_study_itself(
@@ -135,7 +146,10 @@ def test_an_exported_study_is_judged_as_the_study_itself(
     assert line.endswith("Or delete the file, and `fusionlib study run` makes the picture again.")
     damaged.write_bytes(whole)
 
+    left = tmp_path / ".exported.partial" / "copy" / "zoe"  # by an export that was killed
+    left.mkdir(parents=True)
     out = export_study(store, "mirror", tmp_path / "exported")
+    assert not list(tmp_path.glob(".*")) and not (out / "copy" / "zoe").exists()
     assert sorted(path.name for path in out.iterdir()) == [
         "a_stranger", "copy", "index.csv", "manifest.json", "others", "picky", "references"
     ]  # fmt: skip

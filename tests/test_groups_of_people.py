@@ -11,7 +11,9 @@ from PIL import Image
 
 from fusionlib import FusionPipeline, masks_from_colors
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.group import SIDE, cut_faces, group_summary, who_is_who
+from fusionlib.evaluation.comparison import paired_difference
+from fusionlib.evaluation.group import SIDE, cut_faces, group_summary, mask_gains, who_is_who
+from fusionlib.manifest import sha256_json
 from fusionlib.methods.group import fused_group, load_groups, posed_like_the_next
 from fusionlib.study import Person
 
@@ -121,6 +123,88 @@ def test_who_is_who_sees_the_right_the_swapped_and_the_mixed(
     assert group_summary(faces)["right"]["faces found"] == "3 of 3"
 
 
+def apart(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
+    a, b = np.array(one, float), np.array(other, float)
+    return 1 - a @ b / np.sqrt(a @ a * (b @ b))
+
+
+def test_every_group_is_compared_with_its_own_members(
+    group: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (first,) = load_groups(*group, 3)
+    red, green, blue = COLOURS
+    painted((green, blue, red)).save(tmp_path / "second.jpg", quality=95, subsampling=0)
+    painted((green, red, blue)).save(tmp_path / "made.png")
+    faces, layout = first.references[:3], first.references[3:]
+    second = Person("group 2", (*faces[1:], faces[0], *layout), (tmp_path / "second.jpg",))
+    index = pd.DataFrame(
+        [("made", "group 2", "p", 0, str(tmp_path / "made.png"))],
+        columns=["method", "person", "prompt", "seed", "image"],
+    )
+    found = who_is_who(index, [first, second], 3, MeanColour(), out=tmp_path)
+    assert found.groupby(["method", "person"])["right"].apply(list).to_dict() == {
+        ("made", "group 2"): [1, 0, 0],
+        ("rendered", "group 1"): [1, 1, 1],
+        ("rendered", "group 2"): [1, 1, 1],
+    }
+    made = found[found["method"] == "made"]
+    own = [0, apart(red, blue), apart(blue, red)]
+    others = [
+        (apart(shown, one) + apart(shown, other)) / 2
+        for shown, one, other in ((green, blue, red), (red, green, red), (blue, green, blue))
+    ]
+    assert made["own"].tolist() == pytest.approx(own, abs=0.1)
+    assert made["others"].tolist() == pytest.approx(others, abs=0.1)
+
+
+def test_a_face_that_is_not_found_is_nobodys(group: tuple[Path, Path], tmp_path: Path) -> None:
+    class Sighted(MeanColour):
+        def read(self, image: Image.Image, face: object) -> np.ndarray | None:
+            colour = super().read(image, face)
+            return None if np.ptp(colour) < 50 else colour
+
+    red, green, _ = COLOURS
+    for name, colours in (("first", (120, 120, 120)), ("last", COLOURS[2])):
+        shown = (colours, green, (120, 120, 120)) if name == "first" else (red, green, colours)
+        painted(shown).save(tmp_path / f"{name}.png")
+    index = pd.DataFrame(
+        [(name, "group 1", "p", 0, str(tmp_path / f"{name}.png")) for name in ("first", "last")],
+        columns=["method", "person", "prompt", "seed", "image"],
+    )
+    found = who_is_who(index, load_groups(*group, 3), 3, Sighted(), out=tmp_path)
+    first = found[found["method"] == "first"]
+    assert first["right"].isna().tolist() == [True, False, True]
+    assert first["own"].isna().tolist() == first["others"].isna().tolist() == [True, False, True]
+    assert group_summary(found)["first"]["faces found"] == "1 of 3"
+    assert mask_gains(first)["gain"].isna().tolist() == [True, False, True]
+
+
+def test_another_layout_cuts_the_same_picture_anew(tmp_path: Path) -> None:
+    painted(COLOURS).save(tmp_path / "picture.png")
+    for (top, bottom, left, right), colour in zip(SPOTS, COLOURS, strict=True):
+        mask = np.zeros((1, 128, 128), bool)
+        mask[0, top:bottom, left:right] = True
+        (cut,) = cut_faces(tmp_path / "picture.png", mask, tmp_path / "cut")
+        middle = Image.open(cut).getpixel((SIDE // 2, SIDE // 2))
+        assert np.abs(np.subtract(middle, colour)).max() <= 2
+
+
+def test_every_group_counts_once_and_gains_are_of_single_places() -> None:
+    rows = [("one", seed, place, 1.0, 0.2, 0.5) for seed in range(3) for place in range(2)]
+    rows += [("two", 0, place, 0.0, 0.7, 0.4) for place in range(2)]
+    columns = ["person", "seed", "place", "right", "own", "others"]
+    fused = pd.DataFrame(rows, columns=columns).assign(method="fused", prompt="p")
+    told = group_summary(fused)["fused"]
+    means = [told[name].estimate for name in ("right person", "distance to the right person")]
+    assert means == pytest.approx([0.5, 0.45]) and told["faces found"] == "8 of 8"
+    assert told["to the others"].estimate == pytest.approx(0.45)
+    plain = fused.assign(method="plain", own=0.6, others=0.5)
+    gains = mask_gains(pd.concat([fused, plain]))
+    found = paired_difference(gains, "fused", "plain", "gain")
+    assert (found.pairs, found.cells, found.people) == (8, 8, 2)
+    assert found.interval.estimate == pytest.approx(((0.3 + 0.1) + (-0.3 + 0.1)) / 2)
+
+
 @pytest.fixture(scope="module")
 def pipeline() -> FusionPipeline:
     pipeline = FusionPipeline.from_pretrained(ROOT / "data" / "models" / "embedded")
@@ -151,8 +235,22 @@ def test_a_group_is_what_the_pipeline_makes_of_faces_and_masks(
         difference = np.asarray(made[masked]).astype(int) - np.asarray(expected)
         assert np.abs(difference).max() <= 1
     assert np.abs(np.asarray(made[True]).astype(int) - np.asarray(made[False])).max() > 2
+    masked, unmasked = (fused_group(pipeline, 3, masked=how).settings for how in (True, False))
+    assert masked != unmasked, "one is never taken for the other"
     with pytest.raises(FusionError, match="ControlNet"):
         fused_group(pipeline, 3, depth=1.0)
+
+
+def test_what_follows_a_depth_map_is_named_by_its_scale_and_its_controlnet(
+    pipeline: FusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [fused_group(pipeline, 3).settings]
+    for level in (0.0, 1.0):
+        control = torch.nn.Linear(1, 1)
+        torch.nn.init.constant_(control.weight, level)
+        monkeypatch.setattr(pipeline, "controlnet", control, raising=False)
+        settings += [fused_group(pipeline, 3, depth=depth).settings for depth in (0.5, 1.0)]
+    assert len({sha256_json(each) for each in settings}) == 5
 
 
 def test_everybody_is_posed_like_the_next(tmp_path: Path) -> None:

@@ -271,6 +271,46 @@ def test_prompts_ask_for_what_captions_say() -> None:
     assert teller.asked_for("gender", "a photo of a woman") is None
 
 
+def test_accuracy_is_a_mean_over_people_of_what_the_records_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Red:
+        """Takes what is red for old, and everything else for young."""
+
+        name, fingerprint, dimension, needs_face = "red", "red", 1, False
+        heads = {"age": ["old", "young"], "hat": ["yes", "no"]}
+
+        def __init__(self, *_: str) -> None:
+            pass
+
+        def read(self, image: Image.Image, face: object) -> np.ndarray:
+            return np.array([image.getpixel((0, 0))[0]], np.float32)
+
+        hits = Classifier.hits
+
+        def seen(self, head: str, values: np.ndarray) -> list[str]:
+            return ["old" if value > 100 else "young" for (value,) in values]
+
+    monkeypatch.setattr("fusionlib.evaluation.judges.Classifier", Red)
+    rows = [("a", "red", "old"), ("a", "red", "old"), ("a", "red", "old"), ("a", "blue", None)]
+    rows += [("b", "red", "young"), ("c", "blue", "old"), ("c", "blue", "young")]
+    lines = ["person,file"]
+    for number, (who, colour, age) in enumerate(rows):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{number}.png")
+        record = {"age": age, "style": "photo" if number else "noir"}
+        (tmp_path / f"{number}.json").write_text(json.dumps(record))
+        lines.append(f"{who},{number}.png")
+    (tmp_path / "index.csv").write_text("\n".join(lines))
+    found = classification("red", tmp_path)
+    assert list(found.index) == ["age"], "of hats the records know nothing"
+    age = found.loc["age"]
+    assert age["accuracy"].estimate == pytest.approx((1 + 0 + 0.5) / 3)
+    assert (age["classes"], age["pictures"]) == (2, 6)
+    assert age["commonest"] == pytest.approx(4 / 6)
+    assert classification("red", tmp_path, only={"style": "photo"}).loc["age", "pictures"] == 5
+    assert classification("red", tmp_path, people=2).loc["age", "accuracy"].estimate == 0.5
+
+
 def test_the_committed_identity_network_tells_held_out_people_apart() -> None:
     people = load_people(HELDOUT, 20)
     found = recognition([str(MODELS / "identity")], people)["identity"]

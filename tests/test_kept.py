@@ -71,6 +71,21 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     assert len(rest.asked) == 2
 
 
+def test_a_write_that_is_cut_off_is_no_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(tensors: object, file: Path, metadata: object) -> None:
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(kept, "save_file", half)
+        kept_rows(tmp_path / "rows", "a", 4, Computer())
+    rest = Computer()
+    check(kept_rows(tmp_path / "rows", "a", 4, rest), 4)
+    assert len(rest.asked) == 1
+
+
 def test_runs_side_by_side_share_the_work(tmp_path: Path) -> None:
     """The second run starts while the first is in its first chunk, and leaves it nothing."""
     inner, outer = Computer(), Computer()

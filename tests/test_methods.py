@@ -1,10 +1,12 @@
 """The compared systems: published layouts load, and who it is reaches the picture."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,15 @@ import pytest
 import torch
 from diffusers import (
     ControlNetModel,
+    DDIMScheduler,
+    DDPMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from insightface_files import write_packs
-from PIL import Image
+from PIL import Image, ImageOps
 from published import write_arc2face, write_faceid, write_instantid, write_ip_adapter
 from safetensors.torch import load_file
 from tiny import write_tiny_checkpoint, write_tiny_xl_checkpoint
@@ -27,9 +31,10 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from fusionlib.errors import FusionError, NoFaceError
 from fusionlib.face_embedding import FaceEmbedder, align
 from fusionlib.loading import load_stock
+from fusionlib.manifest import sha256_json
 from fusionlib.methods import KNOWN, Method, Models, build_method
-from fusionlib.methods.common import read_adapter
-from fusionlib.methods.costs import cost_table
+from fusionlib.methods.common import described, read_adapter
+from fusionlib.methods.costs import cost_table, training_record
 from fusionlib.methods.counterparts import ABLATIONS
 from fusionlib.methods.dreambooth import Recipe, Student
 from fusionlib.methods.instantid import COLOURS, draw_points
@@ -194,6 +199,40 @@ def test_published_settings(hub: Hub) -> None:
     assert used["faceid"] == ["det_10g.onnx", "w600k_r50.onnx"]
     assert used["instantid"] == ["scrfd_10g_bnkps.onnx", "glintr100.onnx"]
     assert used["arc2face"] == ["scrfd_10g_bnkps.onnx", "arcface.onnx"]
+
+
+def test_what_determines_a_picture_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of it changes, what was made before is not taken for what is asked for now."""
+    (tmp_path / "one.py").write_text("x = 1")
+    monkeypatch.setattr("fusionlib.__file__", str(tmp_path / "__init__.py"))
+
+    def told(scheduler: Any, weights: str = "a", device: str = "cpu") -> str:
+        pipeline = SimpleNamespace(scheduler=scheduler, device=torch.device(device))
+        return sha256_json(described(pipeline, {"base_model": weights}, ("one.py",)))
+
+    found = [told(DDIMScheduler()), told(DDIMScheduler(num_train_timesteps=500))]
+    found += [told(DDPMScheduler()), told(DDIMScheduler(), "b")]
+    found.append(told(DDIMScheduler(), device="meta"))
+    (tmp_path / "one.py").write_text("x = 2")
+    found.append(told(DDIMScheduler()))
+    monkeypatch.setattr("fusionlib.methods.common.package_versions", lambda _: {"torch": "3"})
+    found.append(told(DDIMScheduler()))
+    assert len(set(found)) == 7 and told(DDIMScheduler()) == found[-1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("arc2face", {"sentence": "a face of a id person"}),
+        ("arc2face", {"word": "photo"}),
+        ("instantid", {"thickness": 0.5}),
+        ("dreambooth", {"identifier": "face"}),
+    ],
+)
+def test_an_option_that_changes_a_picture_is_among_its_settings(
+    hub: Hub, kind: str, options: dict[str, Any]
+) -> None:
+    assert hub.build(kind, **options).settings != hub.build(kind).settings
 
 
 LORA = [
@@ -525,6 +564,66 @@ def test_dreambooths_loss_is_the_persons_and_the_classs(hub: Hub, tmp_path: Path
     assert on_average() < 0.97 * before
     student._set(student._start)
     assert on_average() == pytest.approx(before)  # the base model is still there for the next
+
+
+def test_what_dreambooth_learned_belongs_to_all_that_it_was_learned_by(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load_stock(StableDiffusionPipeline, str(hub.sd), "cpu", "float32")
+
+    def folder(painting: dict[str, Any] | None = None, **changes: Any) -> Path:
+        recipe = Recipe(**{"train": "full", "steps": 4, "learning_rate": 0.1} | changes)
+        return Student(pipeline, recipe, tmp_path, painting or {})._folder
+
+    found = [folder(), folder({"num_inference_steps": 9}), folder(steps=5), folder(seed=1)]
+    assert folder(save_every=7) == found[0], "how often it was saved changes nothing"
+    scheduler = pipeline.scheduler
+    pipeline.scheduler = DDIMScheduler.from_config(scheduler.config, num_train_timesteps=500)
+    found.append(folder())
+    pipeline.scheduler = scheduler
+    monkeypatch.setattr("fusionlib.methods.dreambooth.sha256_file", lambda _: "other code")
+    found.append(folder())
+    with torch.no_grad():
+        next(pipeline.vae.parameters()).add_(1)
+    found.append(folder())
+    assert len(set(found)) == 7
+
+
+def test_seconds_are_of_what_is_done_for_each_person_and_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock of the test's own: what is loaded first, and the first picture, do not count."""
+    now, prepared = [0.0], []
+
+    def prepare(images: Any) -> list[bytes]:
+        now[0] += 1.0 if prepared else 100.0
+        prepared.append([image.tobytes() for image in images])
+        return prepared[-1]
+
+    def generate(prompt: str, faces: Any, seed: int) -> Image.Image:
+        now[0] += 50.0 if seed == 0 else float(seed)
+        return person(1)
+
+    monkeypatch.setattr("fusionlib.methods.costs._now", lambda: now[0])
+    method = Method("new", generate, {}, references=1, prepare=prepare)
+    shown = [person(1), person(2)]
+    row = cost_table(load_profile("embedded"), [method], shown, repeats=4).loc["new"]
+    assert (row["prepare_s"], row["picture_s"]) == (1.0, 2.5)
+    assert prepared == [[ImageOps.mirror(shown[0]).tobytes()], [shown[0].tobytes()]]
+
+
+def test_a_training_record_is_told_in_minutes(tmp_path: Path) -> None:
+    profile = load_profile("embedded").model_copy(
+        update={"counterparts": str(tmp_path), "adapter": str(tmp_path / "adapter")}
+    )
+    (tmp_path / "training").mkdir()
+    run = {"steps": 5, "samples": 40, "seconds": 90.0, "machine": "A CPU", "parameters": 7}
+    for file in ("faceid", "adapter"):
+        (tmp_path / "training" / f"{file}.json").write_text(json.dumps(run))
+    for name in ("faceid", "fused"):
+        record = training_record(profile, name)
+        assert record.pop("minutes") == 1.5 and run.items() > record.items() and len(record) == 4
+    assert training_record(profile, "instantid") == {}
 
 
 def test_dreambooth_names_the_person_in_the_prompt() -> None:

@@ -1,5 +1,6 @@
 """The pipeline a user calls, on a tiny checkpoint in the Stable Diffusion layout."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,16 @@ from diffusers import (
 )
 from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 import fusionlib
 from fusionlib import FusionAdapter, FusionError, FusionPipeline, encode_references
+from fusionlib.loading import adapter_of, quietly
 from fusionlib.pipeline import prepare_reference
 from fusionlib.processor import cross_attention_layers
+from fusionlib.profiles import load_profile
 
 
 def face(seed: int, size: tuple[int, int] = (40, 36)) -> Image.Image:
@@ -408,6 +413,39 @@ def test_models_that_cannot_be_loaded(tiny_checkpoint: Path, tmp_path: Path) -> 
             FusionPipeline.from_pretrained(folder)
         with pytest.raises(FusionError, match=f"The adapter '{folder}' cannot be loaded"):
             FusionPipeline.from_pretrained(tiny_checkpoint, adapter=folder)
+
+
+def test_a_checkpoint_brings_its_own_adapter_or_takes_the_profiles(tmp_path: Path) -> None:
+    profile = load_profile("embedded").model_copy(
+        update={"base_model": str(tmp_path / "base"), "adapter": "the profile's"}
+    )
+    other = tmp_path / "other"
+    for folder in (tmp_path / "base", other):
+        folder.mkdir()
+    assert adapter_of(profile) == adapter_of(profile, str(other)) == "the profile's"
+    (other / "adapter").mkdir()
+    assert adapter_of(profile, str(other)) == "the profile's", "no adapter without config.json"
+    (other / "adapter" / "config.json").touch()
+    assert adapter_of(profile, str(other)) == str(other / "adapter")
+    assert adapter_of(profile) == "the profile's"
+
+
+def test_libraries_are_as_loud_after_loading_as_before() -> None:
+    libraries = (diffusers_logging, transformers_logging)
+    levels = [library.get_verbosity() for library in libraries]
+    try:
+        for library in libraries:
+            library.set_verbosity_info()
+        with pytest.raises(ValueError, match="half way"), quietly():
+            assert not any(library.is_progress_bar_enabled() for library in libraries)
+            for library in libraries:
+                assert library.get_verbosity() == logging.ERROR
+            raise ValueError("half way")
+        for library in libraries:
+            assert library.get_verbosity() == logging.INFO and library.is_progress_bar_enabled()
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
 
 
 def test_importing_the_package_is_light() -> None:

@@ -1,5 +1,6 @@
 """Records of studies: they give back what was measured, and belong to the weights they came of."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -114,6 +116,44 @@ def test_other_weights_than_the_records_are_an_error(
         read_record(tmp_path / "r.parquet", with_adapter("c" * 64))
 
 
+@pytest.mark.parametrize(
+    ("setting", "other", "said"),
+    [("guidance_scale", 3.0, "guidance scale"), ("strengths", (0.5,), "strengths")],
+)
+def test_other_settings_than_the_records_are_an_error(
+    measured: Measurements, study_folder: Path, tmp_path: Path, setting: str, other: Any, said: str
+) -> None:
+    file = study_folder / "manifest.json"
+    kept = json.loads(file.read_text())
+    kept["methods"][0]["settings"] |= {"guidance_scale": 2.0, "strengths": [1.0]}
+    file.write_text(json.dumps(kept))
+    write_record(measured, study_folder, tmp_path / "r.parquet")
+    settings = {"weights": WEIGHTS["fused"], "guidance_scale": 2.0, "strengths": (1.0,)}
+    same = SimpleNamespace(methods=[SimpleNamespace(name="fused", settings=settings)])
+    assert read_record(tmp_path / "r.parquet", same).weights == WEIGHTS
+    changed = SimpleNamespace(name="fused", settings=settings | {setting: other})
+    with pytest.raises(FusionError, match=f"other {said} of 'fused'"):
+        read_record(tmp_path / "r.parquet", SimpleNamespace(methods=[changed]))
+
+
+def test_a_failing_write_leaves_the_former_record(
+    measured: Measurements, study_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "kept" / "small.parquet"
+    write_record(measured, study_folder, file)
+
+    def half(table: object, where: Any, **_: object) -> None:
+        with where if hasattr(where, "write") else open(where, "wb") as opened:
+            opened.write(b"PAR1")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pq, "write_table", half)
+    with pytest.raises(FusionError, match="cannot be written: no space left"):
+        write_record(measured, study_folder, file)
+    assert read_record(file).measured.detector == "dlib"
+    assert list(file.parent.iterdir()) == [file]
+
+
 def test_a_study_without_a_record_is_what_was_measured_now(
     measured: Measurements, study_folder: Path, tmp_path: Path
 ) -> None:
@@ -130,6 +170,13 @@ def test_a_study_without_a_record_is_what_was_measured_now(
     assert recorded(study, without, tmp_path).run.endswith("no face was found: 1 for fused.")
     write_record(measured, study_folder, tmp_path / "kept" / "small.parquet")
     assert "3 people" in recorded(study, measured, tmp_path / "kept").run
+    for change, said in (
+        ({"scales": {"ArcFace": measured.scales["Dlib"]}}, "other recognisers"),
+        ({"detector": "retinaface"}, "another detector"),
+        ({"against": "others"}, "distances to other pictures"),
+    ):
+        with pytest.raises(FusionError, match=said):
+            recorded(study, replace(measured, **change), tmp_path / "kept")
 
 
 def test_what_is_no_record(measured: Measurements, study_folder: Path, tmp_path: Path) -> None:
@@ -161,6 +208,10 @@ def test_a_change_is_counted_beyond_what_changes_anyway() -> None:
     assert fewer.interval.estimate == pytest.approx(1.5) and (fewer.people, fewer.cells) == (2, 3)
     with pytest.raises(FusionError, match="no method 'e'"):
         estimate_change(images, ("a", "e"), ("c", "d"))
+    twice = pd.concat([images, images[images["person"] == "2"].assign(prompt="q")])
+    again = estimate_change(twice, ("a", "b"), ("c", "d"))
+    assert again.interval.estimate == pytest.approx(1.5), "people count once, of all their prompts"
+    assert (again.people, again.pairs, again.cells) == (2, 3, 4)
 
 
 def test_the_best_is_the_nearest_or_the_highest(measured: Measurements) -> None:
@@ -171,3 +222,11 @@ def test_the_best_is_the_nearest_or_the_highest(measured: Measurements) -> None:
     assert best_of(images, "distance", ["fused", "text"]) == "text"
     assert best_of(images, "ssim", ["fused", "text"]) == "fused"
     assert best_of(images, "ssim", ["fused", "faceid"]) == ""
+    person, fused = images["person"], images["method"] == "fused"
+    lost = images.assign(ssim=np.where(fused, 0.2, 0.1))
+    lost.loc[(person == "3") & fused, "ssim"] = np.nan
+    lost.loc[(person == "3") & ~fused, "ssim"] = 0.9
+    assert best_of(lost, "ssim", ["fused", "text"]) == "fused", "where both have a number"
+    few = images[(person == "3") | (images["seed"] == 0)]  # two pictures of "3", one of the others
+    ahead = np.where((few["person"] == "3") == (few["method"] == "text"), 0.5, 0.2)
+    assert best_of(few.assign(ssim=ahead), "ssim", ["fused", "text"]) == "fused", "people count"

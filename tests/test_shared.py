@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_pipeline import face, generate, same
 
-from fusionlib import FusionAdapter, FusionControlNetPipeline, FusionError, FusionPipeline
+from fusionlib import FusionAdapter, FusionError, FusionPipeline
 from fusionlib.processor import in_turn
 
 
@@ -110,10 +110,3 @@ def test_no_pickle_is_read_in_place_of_missing_weights(
     assert (tmp_path / "diffusion_pytorch_model.bin").is_file()
     with pytest.raises(FusionError, match="safetensors"):
         FusionAdapter.from_pretrained(tmp_path)
-
-
-def test_a_controlnet_that_is_missing_is_named(
-    tiny_checkpoint: Path, pipeline: FusionPipeline
-) -> None:
-    with pytest.raises(FusionError, match="controlnet must be given to FusionControlNetPipeline"):
-        FusionControlNetPipeline.from_pretrained(tiny_checkpoint)

@@ -114,6 +114,25 @@ def test_a_notebook_that_fails_is_named_and_left_as_it_was(stored: tuple[Path, s
     assert {path.name for path in (root / "notebooks").iterdir()} == {"fails.ipynb", "shown.ipynb"}
 
 
+def test_a_notebook_whose_outputs_have_a_fault_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_repository(tmp_path / "repository", "1")
+    notebook = root / "notebooks" / "tiny.ipynb"
+    before = notebook.read_bytes()
+
+    def execute(source: Path, executed: Path, *_: object, **__: object) -> None:
+        node = nbformat.read(source, as_version=4)
+        node.cells[-1].outputs = [nbformat.v4.new_output("stream", text="see /home/me/x.png")]
+        executed.parent.mkdir(parents=True)
+        nbformat.write(node, executed)
+
+    monkeypatch.setattr("fusionlib.stored.execute_notebook", execute)
+    with pytest.raises(FusionError, match=r"1 of 1 notebooks(.|\n)*the path /home/me/x\.png"):
+        store_outputs(out=tmp_path / "build", root=root)
+    assert notebook.read_bytes() == before
+
+
 def test_what_is_stored_is_tidy_and_of_the_source(stored: tuple[Path, str, bytes]) -> None:
     path = stored[0] / "notebooks" / "shown.ipynb"
     node = nbformat.read(path, as_version=4)

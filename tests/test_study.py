@@ -387,6 +387,15 @@ def test_who_shows_no_face_is_left_out_and_counted(
     assert pairs_grid(index, people).height == pairs_grid(whole, people).height
     assert pairs_grid(index[index["person"] == "ben"], people).height < grid.height
 
+    first = replace(study, methods=[replace(seeing, prepare=picky), blind])
+    there = run_study(first, tmp_path / "first", progress=False)
+    assert there.groupby(["method", "person"]).size().to_dict() == counts, "for that method alone"
+    two = [replace(seeing, prepare=picky), replace(seeing, name="too", prepare=picky)]
+    two[1] = replace(two[1], settings={"v": 2})
+    run_study(replace(study, methods=two), tmp_path / "both", progress=False)
+    both = left_out(tmp_path / "both" / "studies" / "two")
+    assert both[["method", "person"]].values.tolist() == [["seeing", "ada"], ["too", "ada"]]
+
     cell = next(c for c in cells(study) if (c.method, c.person) == ("seeing", "ada"))
     with Store(store).writing() as shelf:  # another machine's detector found the face
         shelf.add(cell.key, Image.new("RGB", (32, 32)), cell.ingredients, 1.0)
@@ -422,6 +431,8 @@ def test_mistakes_end_in_one_sentence(study: Study, people: list[Person], tmp_pa
     damaged.unlink()
     run_study(study, tmp_path / "store", progress=False)
     assert is_whole(tmp_path / "store", study)  # it was listed again, as the error says
+    rows = Store(tmp_path / "store").index()
+    assert rows[["seconds", "commit"]].isna().all().all(), "nobody knows of what code they are"
     people[0].references[0].unlink()
     with pytest.raises(FusionError, match="no reference image"):
         cells(study)
@@ -589,6 +600,7 @@ def test_changed_weights_are_new_pictures(pipeline, people: list[Person]) -> Non
     assert before[0] == after[0]  # the base model has not changed
     assert before[1].isdisjoint(after[1])
     assert before[1].isdisjoint(keys(fused(pipeline, strengths=[0.5])))
+    assert before[1].isdisjoint(keys(fused(pipeline, reference_prompt="a face")))
 
 
 @pytest.fixture

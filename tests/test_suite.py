@@ -51,6 +51,9 @@ def test_retrieval_of_perfect_and_of_meaningless_embeddings() -> None:
     doubled = np.repeat(images[:100], 2, axis=0)
     assert caption_retrieval(doubled, doubled, [i // 2 for i in range(200)]) == 1
     assert caption_retrieval(doubled, doubled, range(200), candidates=200) == 0
+    texts = rng.normal(size=(400, 16))
+    again = {caption_retrieval(images, texts, facts, candidates=8) for _ in range(4)}
+    assert len(again) == 1, "the others are drawn by the seed"
     with pytest.raises(FusionError, match="needs 31 pictures"):
         caption_retrieval(images[:20], images[:20], facts[:20])
 

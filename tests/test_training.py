@@ -5,14 +5,17 @@ import itertools
 import json
 import math
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image, ImageDraw
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import CLIPModel
 
 from fusionlib import FusionAdapter
@@ -349,6 +352,81 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
         for name in ("unbroken", "broken")
     ]
     assert steps[0] == steps[1]
+
+
+def test_a_resumed_run_counts_on_from_where_it_stopped(tmp_path: Path) -> None:
+    """Samples, seconds, what it began with, and the mean that was half made when it stopped."""
+    seen: list[range] = []
+
+    def loss(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        seen.append(batch.samples)
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+        return _regression(network, batch)
+
+    logs = []
+    for stop in (0, 6):
+        seen.clear()
+        folder = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt) if stop else nullcontext():
+            run = fit(_linear(), loss, RECIPE, folder, start=Start("before", 48))
+        if stop:
+            state = torch.load(folder / "checkpoint.pt", weights_only=True)
+            torch.save(state | {"seconds": 1000.0}, folder / "checkpoint.pt")
+            seen.pop()
+            stop = 0
+            run = fit(_linear(), loss, RECIPE, folder)
+            assert run.seconds >= 1000
+        assert seen == [range(4 * step, 4 * step + 4) for step in range(12)]
+        assert (run.started_from, run.samples_before, run.samples) == ("before", 48, 48)
+        rows = pd.read_csv(folder / "loss.csv")
+        assert rows["step"].tolist() == [10, 12] and rows["samples"].tolist() == [48 + 40, 48 + 48]
+        logs.append(rows.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(*logs)
+
+
+def test_what_a_batch_says_nothing_of_does_not_count(tmp_path: Path) -> None:
+    step = 0
+
+    def loss(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        nonlocal step
+        step += 1
+        told = torch.tensor(float(step) if step % 2 else math.nan)
+        return {**_regression(network, batch), "odd": told, "never": torch.tensor(math.nan)}
+
+    fit(_linear(), loss, RECIPE, tmp_path)
+    rows = pd.read_csv(tmp_path / "loss.csv")
+    assert rows["odd"].tolist() == [np.mean([1, 3, 5, 7, 9]), 11]
+    assert rows["never"].isna().all()
+
+
+def test_gradients_are_clipped_and_every_part_of_a_step_draws_anew(tmp_path: Path) -> None:
+    norms: list[float] = []
+    drawn: list[float] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
+
+    def steep(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        inputs = torch.randn(4, 3, generator=batch.generator)
+        drawn.append(float(inputs[0, 0]))
+        return {"loss": 1e3 * network(inputs).square().mean()}
+
+    recipe = RECIPE.model_copy(update={"steps": 3, "gradient_accumulation": 2})
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        fit(_linear(), steep, recipe, tmp_path)
+    finally:
+        hook.remove()
+    assert norms == pytest.approx([1.0] * 3, rel=1e-4)
+    assert len(set(drawn)) == 6
+
+
+def test_a_run_leaves_its_last_state_however_seldom_it_saves(tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"checkpoint_minutes": 60})
+    fit(_linear(), _regression, recipe, tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 12
 
 
 def test_training_fits_a_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from fusionlib.cli import app
 from fusionlib.errors import FusionError
 from fusionlib.photos import find_faces, prepare_photo
 from fusionlib.profiles import ROOT
+from fusionlib.training import shards
 from fusionlib.training.crops import Crops, face_record
 from fusionlib.training.loop import Batch, step_generator
 from fusionlib.training.pairs import Pairing, PairStream, Skipped
 from fusionlib.training.prepare import Selection, prepare_shards, select, statistics
-from fusionlib.training.shards import Sample, find_shards, index_samples
+from fusionlib.training.shards import MissingShard, Sample, find_shards, index_samples
 
 FACE = ROOT / "data" / "heldout" / "0000_0.jpg"
 
@@ -77,6 +79,8 @@ def test_malformed_samples_are_skipped_and_counted_and_training_goes_on(tmp_path
     again = Skipped(tmp_path / "run")
     again.add(Skipped.all(tmp_path / "run"))
     assert len(Skipped.all(tmp_path / "run")) == 3, "counted once, also over a resumption"
+    Skipped(tmp_path / "run", fresh=True)
+    assert Skipped.all(tmp_path / "run") == {}, "a run that starts over has skipped nothing yet"
 
 
 def test_a_header_that_is_overwritten_is_noticed(tmp_path: Path) -> None:
@@ -129,6 +133,45 @@ def test_the_index_is_read_again_only_when_a_shard_changes(tmp_path: Path) -> No
     assert [s.key for s in changed.samples[6:]] == ["x"]
 
 
+def test_a_shard_of_the_same_size_is_read_again(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "set" / "00000.tar", {"x": sample(1, caption="a face, one")})
+    before = index_samples(tmp_path / "set", tmp_path / "index")
+    status = shard.stat()
+    write_tar(shard, {"x": sample(1, caption="a face, two")})
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert shard.stat().st_size == status.st_size
+    after = index_samples(tmp_path / "set", tmp_path / "index")
+    assert [s.samples[0].captions for s in (before, after)] == [["a face, one"], ["a face, two"]]
+
+
+def test_an_index_of_another_format_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "set" / "00000.tar", {"x": sample(1)})
+    index_samples(tmp_path / "set", tmp_path / "index")
+    (kept,) = (tmp_path / "index").iterdir()
+    kept.write_text(kept.read_text().replace("a face", "as it was read"))
+
+    def caption() -> str:
+        return index_samples(tmp_path / "set", tmp_path / "index").samples[0].captions[0]
+
+    assert caption().startswith("as it was read")
+    monkeypatch.setattr(shards, "FORMAT", shards.FORMAT + 1)
+    assert caption().startswith("a face")
+
+
+def test_a_shard_that_changes_under_a_run_is_never_read_by_halves(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "00000.tar", {"x": sample(1)})
+    (one,) = index_samples(tmp_path).samples
+    before = one.content("jpg")
+    new = write_tar(tmp_path / "elsewhere" / "new", {"x": sample(1, before[::-1])})
+    os.replace(new, shard)  # of the same layout, so that every place in it is as it was
+    assert one.content("jpg") == before[::-1], "what is there, not what was open"
+    os.truncate(shard, one.files["jpg"][1] + 10)
+    with pytest.raises(MissingShard, match=r"00000\.tar became shorter since it was indexed"):
+        one.content("jpg")
+
+
 def test_a_folder_of_files_is_a_set_and_its_subfolders_are_people() -> None:
     samples = index_samples(ROOT / "data" / "heldout").samples
     assert len(samples) == 1400 and len({s.person for s in samples}) == 200
@@ -162,6 +205,8 @@ def test_an_epoch_is_a_permutation_and_pairs_are_of_one_person() -> None:
             assert again.choose(epoch * 20 + number)[:2] == (target, reference), "out of order"
         epochs.append([target for target, _ in chosen])
     assert epochs[0] != epochs[1] != epochs[2]
+    other = Pairing(people, photo, 8, alone=False)
+    assert [other.choose(n)[0] for n in range(20)] != epochs[0], "each run has its own order"
     with pytest.raises(FusionError, match="another photograph"):
         Pairing([None, "a"], [True, True], 0, alone=False)
     assert Pairing([None, "a"], [True, True], 0, alone=True).choose(0)[0] in (0, 1)
@@ -179,6 +224,8 @@ def test_workers_and_ranks_and_resumption_see_the_same_samples(tmp_path: Path) -
         one = whole(turn(number))
         assert torch.equal(one.targets, part(turn(number)).targets)
         if number == 3:
+            assert torch.equal(one.references, resumed(turn(number)).references)
+            resumed(turn(0))  # and back, as nothing that runs in order does
             assert torch.equal(one.references, resumed(turn(number)).references)
         for rank in range(2):  # the same four samples as two ranks draw them
             first = 4 * number + 2 * rank
@@ -245,8 +292,9 @@ def test_preparation_keeps_one_clear_face_and_counts_the_rest(tmp_path: Path) ->
         return image
 
     one = (100, 50, 320)
+    mask = {"mask.png": encoded(Image.new("L", (640, 480), 1), "PNG")}
     samples = {
-        "good": sample(0, encoded(scene(one)), person="ann"),
+        "good": sample(0, encoded(scene(one)), person="ann") | mask,
         "grey": sample(1, encoded(scene(one).convert("L"))),
         "large": sample(2, encoded(scene((900, 700, 2400), size=(5200, 3900)))),
         "two": sample(3, encoded(scene((20, 80, 300), (330, 80, 300)))),
@@ -271,6 +319,7 @@ def test_preparation_keeps_one_clear_face_and_counts_the_rest(tmp_path: Path) ->
     assert not kept.skipped and not kept.damaged and len(kept.samples) == 3
     assert kept.samples[0].person == "ann"
     assert kept.samples[0].content("jpg") == samples["good"]["jpg"], "byte for byte"
+    assert kept.samples[0].content("mask.png") == mask["mask.png"]
     (found,) = find_faces(Image.open(io.BytesIO(samples["large"]["jpg"])))
     assert kept.samples[2].faces == [json.loads(json.dumps(face_record(found)))]
     for held in kept.samples:
@@ -287,6 +336,10 @@ def test_preparation_keeps_one_clear_face_and_counts_the_rest(tmp_path: Path) ->
     assert changed == ["selection.json"]
     assert prepare_shards(raw, tmp_path / "few", pairs=2, workers=2)["kept"] == 3
     assert [p.name for p in sorted((tmp_path / "few").glob("*.tar"))] == ["00000.tar"]
+    assert len(index_samples(tmp_path / "few").samples) == 3
+    (out / "00000.tar").unlink()  # lost, though its statistics are there
+    assert prepare_shards(raw, out, workers=1) == counts
+    assert len(index_samples(out).samples) == 3
     with pytest.raises(FusionError, match="other rules"):
         prepare_shards(raw, out, selection=Selection(max_faces=2), workers=1)
 
@@ -297,3 +350,6 @@ def test_a_picture_of_two_is_kept_where_two_are_allowed() -> None:
         image.paste(Image.open(FACE).convert("RGB").resize((320, 320)), (320 * n, 0))
     facts, reason = select(recorded(image), Selection(max_faces=2, min_face=64, min_side=300))
     assert reason == "kept" and facts is not None and len(facts["faces"]) == 2
+    surest = max(face["score"] for face in facts["faces"])
+    strict = Selection(max_faces=2, min_face=64, min_side=300, min_score=surest + 0.1)
+    assert select(recorded(image), strict) == (None, "face unclear")
