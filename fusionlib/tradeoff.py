@@ -118,7 +118,8 @@ def _annotate(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], str]]
         boxes = [(x + dx, y + dy, x + dx + width, y + dy + height) for dx, dy in corners]
         hidden = [sum(_overlap(box, other) for other in taken) for box in boxes]
         best = int(np.argmin(hidden))
-        taken.append(boxes[best])
+        left, bottom, right, top = boxes[best]
+        taken.append((left - 3, bottom, right + 3, top))  # "0" beside "0.25" is no "00.25"
         axes.annotate(
             text,
             at,
