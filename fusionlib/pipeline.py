@@ -127,8 +127,8 @@ class FusionMixin(DiffusionPipeline):
         loaded = _load_adapter(adapter, pretrained_model_name_or_path, kwargs)
         folder = Path(pretrained_model_name_or_path)
         steered = "controlnet" in inspect.signature(cls.__init__).parameters
-        has_one = not folder.is_dir() or (folder / "controlnet").is_dir()  # what a hub has is known
-        if steered and kwargs.get("controlnet") is None and not has_one:  # only when it is loaded
+        lacking = folder.is_dir() and not (folder / "controlnet").is_dir()  # of a hub nobody knows
+        if steered and lacking and kwargs.get("controlnet") is None:
             raise FusionError(
                 f"controlnet must be given to {cls.__name__}, for {str(folder)!r} has none: load "
                 "one by ControlNetModel.from_pretrained, and pass it as controlnet=."
