@@ -2,7 +2,8 @@
 
 One attention layer for one to four identities, whose keys are joined already, as at all steps but a
 picture's first; then whole pictures of three, with either in all layers, and with what the library
-picks for each. ``flex`` is FlexAttention, on CUDA only. Strengths, which are added like a mask,
+picks for each. ``varlen``, sequences of different lengths in one call of FlashAttention, and
+``flex``, FlexAttention, are for CUDA only. Strengths, which are added like a mask,
 stand beside another way to the same.
 """
 
@@ -37,7 +38,7 @@ def run(setting: Setting) -> list[Group]:
     """
     backends: list[Backend] = ["dense", "grouped"]
     if setting.device == "cuda":
-        backends.append("flex")
+        backends += ["varlen", "flex"]
     often = replace(setting, repeats=5 * setting.repeats)  # of what takes milliseconds
     side, shape = first_layer(setting.size)
     asked = [(often, side, shape)]
