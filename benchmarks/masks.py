@@ -2,18 +2,20 @@
 
 One attention layer for one to four identities, whose keys are joined already, as at all steps but a
 picture's first; then whole pictures of three, with either in all layers, and with what the library
-picks for each. ``varlen``, sequences of different lengths in one call of FlashAttention, and
-``flex``, FlexAttention, are for CUDA only. Strengths, which are added like a mask,
-stand beside another way to the same.
+picks for each. Strengths, which are added like a mask, stand beside another way to the same.
+
+On CUDA there are ``sequences``, the sorted queries in one call (`benchmarks.sequences`), and
+``flex``, FlexAttention. There the processor may be what takes the time, to start kernels. So the
+layers are recorded as graphs, too, and four pictures are made at once: then the GPU sets the pace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -23,11 +25,14 @@ from torch.nn import functional
 from benchmarks.alternate import Call, Setting, compare
 from benchmarks.generation import EACH_STEP, joined_at_each_step
 from benchmarks.models import PROMPT, Models, size_of
+from benchmarks.sequences import in_sequences
 from fusionlib import attention
 from fusionlib.attention import prepared_attention
 from fusionlib.backends import FEW_LOGITS, Attend, Backend, dense
-from fusionlib.benchmarked import Group, layer_title
+from fusionlib.benchmarked import Group, kernels_title, layer_title
 from fusionlib.masking import group_queries
+
+SEQUENCES = "sequences"
 
 
 def run(setting: Setting) -> list[Group]:
@@ -36,9 +41,8 @@ def run(setting: Setting) -> list[Group]:
     Models of the embedded size have few positions: beside their first layer stand those of Stable
     Diffusion 1.5 at 512 x 512 pixels, whose layers a CPU can measure, if not its pictures.
     """
-    backends: list[Backend] = ["dense", "grouped"]
-    if setting.device == "cuda":
-        backends += ["varlen", "flex"]
+    on_gpu = setting.device == "cuda"
+    ways = ["dense", "grouped", *([SEQUENCES, "flex"] if on_gpu else [])]
     often = replace(setting, repeats=5 * setting.repeats)  # of what takes milliseconds
     side, shape = first_layer(setting.size)
     asked = [(often, side, shape)]
@@ -48,17 +52,15 @@ def run(setting: Setting) -> list[Group]:
     asked.append((setting, side // 2, shape))
     asked.append((often, side // 4, shape))
     groups = [
-        layer(rounds, backends, people, side, shape)
+        layer(rounds, ways, people, side, shape)
         for rounds, side, shape in asked
         for people in (1, 2, 3, 4)
     ]
+    if on_gpu:
+        groups += [kernels(often, side, shape) for _, side, shape in asked]
     models = Models(setting)
-    return [
-        *groups,
-        strengths(*asked[0]),
-        strong_pictures(models),
-        pictures(models, backends),
-    ]
+    groups += [strengths(*asked[0]), strong_pictures(models), pictures(models, ways)]
+    return [*groups, four_at_once(models)] if on_gpu else groups
 
 
 def first_layer(size: str) -> tuple[int, tuple[int, int]]:
@@ -82,12 +84,12 @@ def columns(identities: int, side: int) -> Tensor:
 
 
 def layer(
-    setting: Setting, backends: list[Backend], identities: int, side: int, shape: tuple[int, int]
+    setting: Setting, ways: Sequence[str], identities: int, side: int, shape: tuple[int, int]
 ) -> Group:
     """One attention layer of `side` x `side` positions; `shape` is heads, and their width."""
     return compare(
         layer_title(identities, side),
-        layer_calls(setting, backends, identities, side, shape),
+        layer_calls(setting, ways, identities, side, shape),
         setting,
         count=True,
         uncounted=["flex"],  # FlexAttention cannot be called under PyTorch's counter
@@ -96,29 +98,63 @@ def layer(
     )
 
 
+def kernels(setting: Setting, side: int, shape: tuple[int, int]) -> Group:
+    """The same layer of three people, of which the GPU has recorded what to start."""
+    calls = layer_calls(setting, ("dense", "grouped", SEQUENCES), 3, side, shape)
+    return compare(
+        kernels_title(3, side),
+        {way: recorded(call) for way, call in calls.items()},
+        setting,
+        per=0.001 * RECORDED,
+        unit="ms",
+        note=f"The GPU alone: {RECORDED} calls in one CUDA graph.",
+    )
+
+
+RECORDED = 20
+
+
+def recorded(call: Call) -> Call:
+    """Many calls as one CUDA graph, which the processor has only to start."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        call()  # kernels are chosen at the first call, which cannot be recorded
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(RECORDED):
+            call()
+    return graph.replay
+
+
 def layer_calls(
-    setting: Setting,
-    backends: Sequence[Backend],
-    identities: int,
-    side: int,
-    shape: tuple[int, int],
+    setting: Setting, ways: Sequence[str], identities: int, side: int, shape: tuple[int, int]
 ) -> dict[str, Call]:
-    """What `layer` times, by backend."""
+    """What `layer` times, by the way it is done."""
     heads, width = shape
 
     def tensor(tokens: int) -> Tensor:
         return torch.randn(1, heads, tokens, width, **setting.place)
 
     masks = columns(identities, side)
-    sorted_queries = group_queries(masks, range(identities), (side, side)).to(setting.device)
+    mask = group_queries(masks, range(identities), (side, side)).to(setting.device)
     query, text = tensor(side**2), tensor(77)
     faces = [tensor(side**2) for _ in range(identities)]
 
-    def prepared(backend: Backend) -> Attend:
-        mask = sorted_queries
-        return prepared_attention(query, text, text, faces, faces, mask=mask, backend=backend)
+    def prepared(way: str) -> Attend:
+        backend, patched = told(way)
+        with patched:
+            return prepared_attention(query, text, text, faces, faces, mask=mask, backend=backend)
 
-    return {backend: partial(_called, prepared(backend), query) for backend in backends}
+    return {way: partial(_called, prepared(way), query) for way in ways}
+
+
+def told(way: str) -> tuple[Backend, AbstractContextManager[None]]:
+    """The backend of this name, and what else has to be done for it."""
+    if way == SEQUENCES:
+        return "grouped", in_sequences()
+    return cast("Backend", way), nullcontext()
 
 
 @torch.inference_mode()
@@ -169,7 +205,7 @@ def strong_pictures(models: Models) -> Group:
     )
 
 
-def pictures(models: Models, backends: list[Backend]) -> Group:
+def pictures(models: Models, ways: Sequence[str]) -> Group:
     """Three people in a picture, with masks by each backend and without."""
     fused, setting = models.fused, models.setting
     cache = fused.encode_references(models.pictures(3))
@@ -178,8 +214,9 @@ def pictures(models: Models, backends: list[Backend]) -> Group:
     def masked() -> None:
         fused(PROMPT, cache, identity_masks=masks, **models.sampling)
 
-    def by(backend: Backend) -> None:
-        with _by(fused.adapter, backend):
+    def by(way: str) -> None:
+        backend, patched = told(way)
+        with patched, _by(fused.adapter, backend):
             masked()
 
     def up_to(few: int) -> None:
@@ -191,10 +228,30 @@ def pictures(models: Models, backends: list[Backend]) -> Group:
             masked()
 
     calls: dict[str, Call] = {"without masks": lambda: fused(PROMPT, cache, **models.sampling)}
-    calls |= {f"masks, {name}": partial(by, name) for name in backends}
+    calls |= {f"masks, {way}": partial(by, way) for way in ways}
     calls |= {name: partial(up_to, few) for name, few in bounds(setting.device).items()}
     calls[f"masks, by layer, {EACH_STEP}"] = anew
     return compare("Three references, seconds for a picture", calls, setting)
+
+
+def four_at_once(models: Models) -> Group:
+    """Four pictures of three people in one batch, in which kernels take longer than their start."""
+    fused, setting = models.fused, models.setting
+    cache = fused.encode_references(models.pictures(3))
+    masks = columns(3, models.size.resolution)
+
+    def paint(**more: Any) -> None:
+        fused(PROMPT, cache, num_images_per_prompt=4, **models.sampling, **more)
+
+    def by(way: str) -> None:
+        backend, patched = told(way)
+        with patched, _by(fused.adapter, backend):
+            paint(identity_masks=masks)
+
+    calls: dict[str, Call] = {"without masks": paint}
+    calls |= {f"masks, {way}": partial(by, way) for way in ("dense", "grouped", SEQUENCES)}
+    calls["masks, by layer"] = lambda: paint(identity_masks=masks)
+    return compare("Four pictures of three references, seconds for all", calls, setting)
 
 
 def bounds(device: str) -> dict[str, int]:

@@ -23,7 +23,6 @@ from fusionlib.backends import (
     flex,
     grouped,
     usual_backend,
-    varlen,
 )
 from fusionlib.errors import FusionError
 from fusionlib.masking import QueryGroups, aligned, closed_logits
@@ -307,7 +306,7 @@ def _one_softmax(
     """Eq. 4 and 5 over these keys, by the backend."""
     mask, tokens, dtype = seen.mask, seen.tokens, key.dtype
     if isinstance(mask, QueryGroups) and seen.backend != "dense":
-        apply = {"grouped": grouped, "varlen": varlen, "flex": flex}[seen.backend]
+        apply = flex if seen.backend == "flex" else grouped
         return apply(key, value, bias, mask, tokens, scale)
     closed: Tensor | None = None
     if isinstance(mask, QueryGroups):

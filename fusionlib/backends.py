@@ -1,13 +1,11 @@
 """How the softmax of Eq. 4 is computed when some keys are closed to some queries.
 
-Four ways to the same numbers:
+Three ways to the same numbers:
 
 - ``"dense"``: one call of PyTorch's attention with a mask. What is closed is computed, too, and
   then thrown away.
 - ``"grouped"``: the queries are sorted by what they see, and each group attends to its own keys,
   without a mask. Runs everywhere, and nothing closed is computed.
-- ``"varlen"``: the same groups as sequences of different lengths in one call of FlashAttention,
-  however many they are. For CUDA in half precision and without strengths; elsewhere ``"grouped"``.
 - ``"flex"``: FlexAttention over the same sorted queries, as one kernel that leaves closed blocks
   out. Made for CUDA, where it is compiled at the first call; elsewhere it is correct, but slow.
 
@@ -17,7 +15,6 @@ returns a function of the queries, for any number of calls.
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import accumulate
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,7 +24,7 @@ from torch import Tensor
 from fusionlib.errors import FusionError
 from fusionlib.masking import QueryGroups, aligned
 
-Backend = Literal["dense", "grouped", "varlen", "flex"]
+Backend = Literal["dense", "grouped", "flex"]
 """How closed keys are treated. None, wherever a backend may be given, is ``usual_backend``'s."""
 
 Attend = Callable[[Tensor], Tensor]
@@ -130,59 +127,29 @@ def grouped(
         The function of Q.
     """
 
+    def by_group(fused: Tensor, dim: int) -> list[Tensor]:
+        """What each group sees of K', of V' or of the bias."""
+        text, *faces = fused.split(list(tokens), dim)
+        return [
+            fused if len(seen) == len(faces) else torch.cat([text, *(faces[i] for i in seen)], dim)
+            for seen in groups.seen
+        ]
+
     # The text has no bias, so that a group which sees nothing else needs none.
-    biases = [None] * len(groups.seen) if bias is None else _by_group(bias, 1, groups, tokens)
+    biases = [None] * len(groups.seen) if bias is None else by_group(bias, 1)
     added = [
         added_logits(each if seen else None, None, key.dtype)
         for each, seen in zip(biases, groups.seen, strict=True)
     ]
-    keys, values = _by_group(key, 2, groups, tokens), _by_group(value, 2, groups, tokens)
-    attends = [dense(*part, scale) for part in zip(keys, values, added, strict=True)]
+    attends = [
+        dense(*part, scale)
+        for part in zip(by_group(key, 2), by_group(value, 2), added, strict=True)
+    ]
 
     def attend(query: Tensor) -> Tensor:
         parts = _sorted(query, groups.order).split(list(groups.sizes), 2)
         attended = [each(part) for each, part in zip(attends, parts, strict=True)]
         return _sorted(join(attended, 2), groups.inverse)
-
-    return attend
-
-
-def varlen(
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    groups: QueryGroups,
-    tokens: Sequence[int],
-    scale: float | None = None,
-) -> Attend:
-    """The groups of every sample as sequences of one call; the arguments are those of ``grouped``.
-
-    So three kernels do what takes ``grouped`` one for each group and three more. Where there are
-    strengths, or the kernel does not run, this is ``grouped``.
-    """
-    sees_nothing = not tokens[0] and not all(groups.seen)
-    if bias is not None or sees_nothing or not _takes_sequences(key):
-        return grouped(key, value, bias, groups, tokens, scale)
-
-    def packed(fused: Tensor) -> Tensor:
-        """``(batch * sum of what the groups see, heads, head_dim)``, sample by sample."""
-        return torch.cat(_by_group(fused, 2, groups, tokens), 2).transpose(1, 2).flatten(0, 1)
-
-    def starts(lengths: Sequence[int]) -> Tensor:
-        begun = accumulate([*lengths] * len(key), initial=0)
-        return torch.tensor([*begun], dtype=torch.int32).to(key.device)
-
-    seen = [tokens[0] + sum(tokens[1 + i] for i in group) for group in groups.seen]
-    keys, values = packed(key), packed(value)
-    query_starts, key_starts = starts(groups.sizes), starts(seen)
-    longest = max(groups.sizes), max(seen)
-
-    def attend(query: Tensor) -> Tensor:
-        sequences = _sorted(query, groups.order).transpose(1, 2)
-        attended = _attention_of_sequences(
-            sequences.flatten(0, 1), keys, values, query_starts, key_starts, *longest, scale
-        )
-        return _sorted(attended.view(sequences.shape).transpose(1, 2), groups.inverse)
 
     return attend
 
@@ -218,52 +185,6 @@ def flex(
         return _sorted(attended, groups.inverse)
 
     return attend
-
-
-def _by_group(fused: Tensor, dim: int, groups: QueryGroups, tokens: Sequence[int]) -> list[Tensor]:
-    """What each group sees of K', of V' or of the bias."""
-    text, *faces = fused.split(list(tokens), dim)
-    return [
-        fused if len(seen) == len(faces) else torch.cat([text, *(faces[i] for i in seen)], dim)
-        for seen in groups.seen
-    ]
-
-
-def _takes_sequences(key: Tensor) -> bool:
-    """Whether FlashAttention is compiled for such keys."""
-    half = key.dtype in (torch.float16, torch.bfloat16)
-    return key.is_cuda and half and key.shape[-1] % 8 == 0 and key.shape[-1] <= 256
-
-
-def _attention_of_sequences(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_starts: Tensor,
-    key_starts: Tensor,
-    most_queries: int,
-    most_keys: int,
-    scale: float | None,
-) -> Tensor:
-    """Each sequence of ``(tokens, heads, head_dim)`` attends to its own keys, in one kernel.
-
-    The operator, not ``torch.nn.attention.varlen``: that costs its Python, where a processor can
-    hardly keep up with the GPU, and PyTorch before 2.10 is without it.
-    """
-    attended: Tensor = torch.ops.aten._flash_attention_forward(
-        query,
-        key,
-        value,
-        query_starts,
-        key_starts,
-        most_queries,
-        most_keys,
-        0.0,  # dropout
-        False,  # causal
-        False,  # nothing to debug
-        scale=scale,
-    )[0]
-    return attended
 
 
 def join(parts: Sequence[Tensor], dim: int) -> Tensor:

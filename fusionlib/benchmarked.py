@@ -381,6 +381,11 @@ def layer_title(identities: int, side: int) -> str:
     return f"{people}, one layer of {side} x {side} positions"
 
 
+def kernels_title(identities: int, side: int) -> str:
+    """The title of a group of the same layer, of which the GPU's time alone is measured."""
+    return f"The GPU alone: {layer_title(identities, side)}"
+
+
 def _layers(results: Sequence[Result]) -> dict[str, dict[int, Interval]]:
     """How many times longer a dense mask takes than sorted queries, by layer and people."""
     found: dict[str, dict[int, Interval]] = {}
