@@ -57,7 +57,7 @@ TRAINED = (
 """IP-Adapter-Plus stands for FaceID-Plus, FaceID for FaceID-Portrait."""
 ROUNDS = 3
 """At most: memory hardly changes."""
-TOGETHER = 4
+TOGETHER = 8
 """Processes on a GPU at once: the largest takes 16 GB at full size."""
 
 
