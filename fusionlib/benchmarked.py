@@ -381,9 +381,13 @@ def layer_title(identities: int, side: int) -> str:
     return f"{people}, one layer of {side} x {side} positions"
 
 
+GPU_ALONE = "The GPU alone"
+"""How the title of a group begins in which no processor starts the kernels one by one."""
+
+
 def kernels_title(identities: int, side: int) -> str:
     """The title of a group of the same layer, of which the GPU's time alone is measured."""
-    return f"The GPU alone: {layer_title(identities, side)}"
+    return f"{GPU_ALONE}: {layer_title(identities, side)}"
 
 
 def _layers(results: Sequence[Result]) -> dict[str, dict[int, Interval]]:
@@ -436,34 +440,44 @@ def masks_plot(results: Sequence[Result]) -> Any:
     lines = _layers(results)
     if not lines:
         return sentence(missing("masks"))
-    figure = Figure(figsize=(6.5, 3.4), layout="constrained", dpi=150)
-    axes = figure.subplots()
-    axes.axhline(1, color=QUIET, linewidth=0.8, zorder=0)
+    places = list(dict.fromkeys(where.rpartition(", ")[2] for where in lines))
+    figure = Figure(figsize=(7.5, 3.4), layout="constrained", dpi=150)
+    panels = figure.subplots(1, len(places), sharey=True, squeeze=False)[0]
     words = []
-    colours = (MEASURED, INK, QUIET)
-    for number, (where, measured) in enumerate(lines.items()):
-        people = list(measured)
-        found = np.array([(t.low, t.estimate, t.high) for t in measured.values()]).T
-        axes.errorbar(
-            people,
-            found[1],
-            np.nan_to_num([found[1] - found[0], found[2] - found[1]]),
-            color=colours[number % 3],
-            linestyle="--" if where.endswith("GPU") else "-",
-            marker="os^"[number % 3],
-            markersize=5,
-            linewidth=1.6,
-            label=where,
-        )
-        each = zip(people, found[1], strict=True)
-        words.append(f"{where}: {', '.join(f'{digits(t)} for {n}' for n, t in each)}")
-    axes.legend(title="positions", frameon=False, fontsize=8.5, title_fontsize=8.5)
-    axes.set_xticks([1, 2, 3, 4])
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("people in the picture", fontsize=9)
-    axes.set_ylabel("dense mask: times as long as sorted", fontsize=9)
-    axes.tick_params(labelsize=8.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    for axes, place in zip(panels, places, strict=True):
+        axes.axhline(1, color=QUIET, linewidth=0.8, zorder=0)
+        ends = {}
+        for number, (where, measured) in enumerate(
+            (where, measured) for where, measured in lines.items() if where.endswith(place)
+        ):
+            people = list(measured)
+            found = np.array([(t.low, t.estimate, t.high) for t in measured.values()]).T
+            axes.errorbar(
+                people,
+                found[1],
+                np.nan_to_num([found[1] - found[0], found[2] - found[1]]),
+                color=(MEASURED, INK, QUIET)[number % 3],
+                marker="os^D"[number % 4],
+                markersize=5,
+                linewidth=1.6,
+            )
+            ends[where.rpartition(", ")[0]] = people[-1], found[1][-1]
+            each = zip(people, found[1], strict=True)
+            words.append(f"{where}: {', '.join(f'{digits(t)} for {n}' for n, t in each)}")
+        highest = -np.inf
+        for side, (last, height) in sorted(ends.items(), key=lambda end: end[1][1]):
+            highest = max(height, highest + 0.13)  # a line of text
+            axes.annotate(
+                side, (last, height), xytext=(last + 0.14, highest), va="center", fontsize=8.5
+            )
+        axes.set_title(place, loc="left", fontsize=9.5, color=INK)
+        axes.set_xticks([1, 2, 3, 4])
+        axes.set_xlim(0.8, 5)
+        axes.set_xlabel("people in the picture", fontsize=9)
+        axes.tick_params(labelsize=8.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylabel("dense mask: times as long as sorted", fontsize=9)
     alt = "How many times longer a layer takes with a dense mask than with sorted queries, for one "
     return described(Drawing(figure), f"{alt}to four people. {'; '.join(words)}.")
 
@@ -553,13 +567,20 @@ def benchmark_table(results: Sequence[Result], name: str) -> Any:
     if table.index.get_level_values(0).nunique() == 1:
         table = table.droplevel(0)
     table = table.loc[:, (table != "").any()]
+    # What counts comes first: a narrow page shows no more than the first columns.
+    table = table[sorted(table, key=lambda name: name not in ("median (quartiles)", *_COMPARED))]
     notes = [group.note for result in results for group in result.groups if group.note]
     caption = (
         " ".join([*map(_ran, results), *dict.fromkeys(notes)])
         + " Medians over rounds, in brackets the 95% interval."
     )
-    styler: Styler = marked(table.style, "measured", f"Measured here. {caption}")
+    style = table.style
+    style.cell_ids = False  # type: ignore[attr-defined]  # a third of a long table's HTML
+    styler: Styler = marked(style, "measured", f"Measured here. {caption}")
     return styler
+
+
+_COMPARED = ("ratio", "difference")
 
 
 def _cells(group: Group, row: Row) -> dict[str, str]:

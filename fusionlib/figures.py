@@ -657,7 +657,8 @@ def marked(styler: Styler, kind: Literal["quoted", "measured"], caption: str) ->
     words = [name for name in cells if any(isinstance(cell, str) for cell in cells[name])]
     prose = [name for name in words if max(len(str(cell)) for cell in cells[name]) > PROSE]
     styler.format(_unbroken, subset=words)
-    styler.set_properties(subset=prose, **{"text-align": "left", "min-width": "16em"})
+    # `!important`: pandas names a cell by its id, which the table's own rule below outdoes.
+    styler.set_properties(subset=prose, **{"text-align": "left !important", "min-width": "16em"})
     colour = f"var(--{kind}, {QUOTED if kind == 'quoted' else MEASURED})"
     # Only lines and text are coloured: the page's background may be light or dark.
     return styler.set_caption(caption).set_table_styles(

@@ -18,6 +18,7 @@ from fusionlib.benchmarked import (
     Row,
     bracketed,
     digits,
+    kernels_title,
     layer_title,
     sentence,
     with_code,
@@ -90,6 +91,16 @@ OPTIMISATIONS = (
         "kept, for large layers",
     ),
     Optimisation(
+        "The same, by the GPU alone",
+        "less time: as many operations fewer", "masks", kernels_title(3, 64), "grouped", "dense",
+        "kept",
+    ),
+    Optimisation(
+        "The same in a layer of 32 x 32 positions, by the GPU alone",
+        "less time: as many operations fewer", "masks", kernels_title(3, 32), "grouped", "dense",
+        "dropped on CUDA: up to this size a layer is given the mask",
+    ),
+    Optimisation(
         "The same in a layer of 8 x 8 positions",
         None, "masks", layer_title(3, 8), "grouped", "dense",
         "dropped: small layers are given the mask",
@@ -99,6 +110,19 @@ OPTIMISATIONS = (
         "less time: fewer kernels to start", "masks", "Three references", "masks, by layer",
         "masks, grouped",
         "kept, as the default",
+    ),
+    Optimisation(
+        "The sorted groups as sequences of different lengths, in one call of FlashAttention",
+        "less time: three kernels to start in place of seven", "masks", "Three references",
+        "masks, sequences", "masks, grouped",
+        "dropped: it gains no more than a mask does in small layers, and in large ones its kernel "
+        "takes longer than the one that PyTorch chooses",
+    ),
+    Optimisation(
+        "The same in a layer of 64 x 64 positions, by the GPU alone",
+        "no more time: the operations are the same", "masks", kernels_title(3, 64), "sequences",
+        "grouped",
+        "dropped",
     ),
     Optimisation(
         "The same in one kernel, by FlexAttention",

@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import typer
+from torch import Tensor
 
 from benchmarks import __main__ as command
 from benchmarks import (
@@ -21,6 +24,7 @@ from benchmarks import (
     guidance,
     masks,
     memory,
+    sequences,
     study,
     training,
     whole,
@@ -30,6 +34,7 @@ from benchmarks.alternate import Setting, alternate, compare, describe_machine
 from benchmarks.longest import MOST, longest_operators
 from benchmarks.models import Models
 from benchmarks.operations import count_kernels, count_operations
+from fusionlib.attention import prepared_attention
 from fusionlib.benchmarked import (
     NAMES,
     Group,
@@ -40,6 +45,7 @@ from fusionlib.benchmarked import (
     benchmark_plot,
     benchmark_table,
     every_result,
+    kernels_title,
     layer_title,
     masks_plot,
     masks_table,
@@ -49,6 +55,7 @@ from fusionlib.errors import FusionError
 from fusionlib.evaluation.claims import read_evidence
 from fusionlib.evaluation.statistics import Interval
 from fusionlib.ledger import Ledger
+from fusionlib.masking import group_queries
 from fusionlib.optimisations import OPTIMISATIONS, optimisations_table
 from fusionlib.profiles import ROOT, load_profile
 from fusionlib.store import INDEX, Store
@@ -429,6 +436,7 @@ def test_targets_name_what_is_measured() -> None:
     """A name that no benchmark uses would stay "not measured" for ever."""
     sides = {"embedded": masks.first_layer("embedded")[0], "full": masks.first_layer("full")[0]}
     layers = {layer_title(3, side) for side in (*sides.values(), sides["full"] // 2)}
+    layers |= {kernels_title(3, side) for side in (sides["full"], sides["full"] // 2)}
     measured = {
         "generation": set(generation.build(Models(TINY))),
         "training": set(training.systems(TINY)),
@@ -442,9 +450,83 @@ def test_targets_name_what_is_measured() -> None:
             assert wanted.group in layers, wanted
     measured["training"].add(training.PLAIN)
     measured["masks"] |= {"dense", "one more channel", "added matrix"}
+    measured["masks"] |= {masks.SEQUENCES, f"masks, {masks.SEQUENCES}"}
     measured["masks"].add(f"masks, by layer, {generation.EACH_STEP}")
     for one in OPTIMISATIONS:
         assert {one.row, one.without} <= measured.get(one.benchmark, {one.row, one.without}), one
+
+
+def one_by_one(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_starts: Tensor,
+    key_starts: Tensor,
+    most_queries: int,
+    most_keys: int,
+    scale: float | None,
+) -> Tensor:
+    """What FlashAttention does with sequences of different lengths, by its definition."""
+    found = torch.full_like(query, torch.nan)
+    assert len(query_starts) == len(key_starts)
+    for i in range(len(query_starts) - 1):
+        asked = slice(int(query_starts[i]), int(query_starts[i + 1]))
+        seen = slice(int(key_starts[i]), int(key_starts[i + 1]))
+        assert len(query[asked]) <= most_queries and len(key[seen]) <= most_keys
+        logits = torch.einsum("qhd,khd->hqk", query[asked], key[seen])
+        logits = logits * (scale or query.shape[-1] ** -0.5)
+        found[asked] = torch.einsum("hqk,khd->qhd", logits.softmax(-1), value[seen])
+    return found
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("attention", ["concatenated", "decoupled"])
+def test_sequences_are_the_groups_of_every_sample(
+    scale: float | None, attention: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequences, "of_sequences", one_by_one)
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    located = torch.zeros(3, 6, 7, dtype=torch.bool)
+    located[0, :, :3] = located[1, 1:, 2:5] = located[2, :4, 5:] = True  # two of them overlap
+    groups = group_queries(located, [0, 1, 2, 1], (6, 7))
+    query, text = draw(2, 3, 42, 8), draw(2, 3, 5, 8)
+    faces = [draw(2, 3, tokens, 8) for tokens in (3, 4, 9, 2)]
+    given = (query, text, -text, faces, [-face for face in faces])
+    more: dict[str, Any] = {"attention": attention, "mask": groups, "scale": scale}
+    if attention == "decoupled":  # where somebody is seen by every query
+        more["mask"] = group_queries(located[[0, 2]], [0, 1, 1, 1], (6, 7))
+    wanted = prepared_attention(*given, **more, backend="dense")(query)
+    backend, patched = masks.told(masks.SEQUENCES)
+    with patched:
+        found = prepared_attention(*given, **more, backend=backend)(query)
+        if attention == "concatenated":  # elsewhere a strength scales what is attended to
+            with pytest.raises(ValueError, match="leave strengths at 1"):
+                prepared_attention(*given, **more, backend=backend, strengths=[1, 1, 0.5, 1])
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gpu_is_asked_for_its_own_time_and_for_four_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without one: what is recorded is called, and sequences attend by their definition."""
+    monkeypatch.setattr(masks, "recorded", lambda call: call)
+    monkeypatch.setattr(sequences, "of_sequences", one_by_one)
+    alone = masks.kernels(TINY, 4, (2, 8))
+    assert alone.title == kernels_title(3, 4) and alone.unit == "ms"
+    assert [row.name for row in alone.rows] == ["dense", "grouped", masks.SEQUENCES]
+    four = masks.four_at_once(Models(TINY))
+    ways = ["dense", "grouped", masks.SEQUENCES, "by layer"]
+    assert [row.name for row in four.rows] == ["without masks", *(f"masks, {way}" for way in ways)]
+
+
+@pytest.mark.gpu
+def test_the_kernel_of_sequences_is_its_definition() -> None:
+    draw = partial(torch.randn, device="cuda", dtype=torch.float16)
+    query, key, value = draw(30, 2, 40), draw(50, 2, 40), draw(50, 2, 40)
+    starts = [torch.tensor(s, dtype=torch.int32).cuda() for s in ([0, 10, 30], [0, 45, 50])]
+    found = sequences.of_sequences(query, key, value, *starts, 20, 45, None)
+    wanted = one_by_one(query.double(), key.double(), value.double(), *starts, 20, 45, None)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-2, atol=1e-2)
 
 
 def test_the_picture_of_masks_shows_how_many_times_longer_a_dense_one_takes() -> None:

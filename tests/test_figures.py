@@ -346,7 +346,8 @@ def test_an_interval_stays_in_one_line_and_long_texts_are_read_from_the_left() -
     rows = {"a": {"x": Interval(0.5, 0.4, 0.6), "n": "3, 4", "why": "because " * 10}}
     html = summary_table(rows, "A run.").to_html()
     assert "0.500 [0.400,\u00a00.600]" in html and ">3, 4<" in html
-    assert re.search(r"row0_col2 \{\s*text-align: left;", html) and "row0_col1 {" not in html
+    assert re.search(r"row0_col2 \{\s*text-align: left !important;", html)
+    assert "row0_col1 {" not in html
 
 
 def test_headings_do_not_run_into_each_other() -> None:
