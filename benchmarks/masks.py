@@ -49,8 +49,7 @@ def run(setting: Setting) -> list[Group]:
     if setting.size == "embedded" and not on_gpu:
         side, shape = first_layer("full")
         asked.append((setting, side, shape))
-    if setting.size != "embedded" or not on_gpu:  # of which there is one size with attention
-        asked += [(setting, side // 2, shape), (often, side // 4, shape)]
+    asked += [(setting, side // 2, shape), (often, side // 4, shape)]
     groups = [
         layer(rounds, ways, people, side, shape)
         for rounds, side, shape in asked

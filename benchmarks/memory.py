@@ -57,8 +57,8 @@ TRAINED = (
 """IP-Adapter-Plus stands for FaceID-Plus, FaceID for FaceID-Portrait."""
 ROUNDS = 3
 """At most: memory hardly changes."""
-TOGETHER = 8
-"""Processes on a GPU at once: the largest takes 16 GB at full size."""
+TOGETHER, LARGEST = 8, 17e9
+"""Processes on a GPU at once, where each finds the bytes that the largest takes at full size."""
 
 
 def run(setting: Setting) -> list[Group]:
@@ -67,7 +67,7 @@ def run(setting: Setting) -> list[Group]:
     asked += [("step", name) for name in TRAINED]
     asked *= min(setting.repeats, ROUNDS)
     # What PyTorch allocated on a GPU does not depend on who else is there; how a process grew may.
-    with ThreadPoolExecutor(TOGETHER if setting.device == "cuda" else 1) as several:
+    with ThreadPoolExecutor(together(setting)) as several:
         found = [*several.map(lambda one: in_a_process(setting, *one), asked)]
     peaks: dict[tuple[str, str], list[float]] = {}
     for one, value in zip(asked, found, strict=True):
@@ -81,6 +81,13 @@ def run(setting: Setting) -> list[Group]:
         group("A picture with one reference", "picture", PAINTED),
         group("A training step of one picture", "step", TRAINED),
     ]
+
+
+def together(setting: Setting) -> int:
+    """How many processes may measure at the same time."""
+    if setting.device != "cuda":
+        return 1
+    return max(1, min(TOGETHER, int(torch.cuda.get_device_properties(0).total_memory // LARGEST)))
 
 
 def _group(title: str, peaks: dict[str, list[float]]) -> Group:

@@ -34,8 +34,8 @@ FEW_LOGITS = {"cpu": 150_000, "cuda": 5_000_000}
 """Up to so many logits, N_q times N_k, a layer is faster with a dense mask: what it computes in
 vain takes less time than to sort and to start a kernel for each group. Both were measured
 (``book/records/benchmarks``), CUDA's on an H200. A layer of 16 x 16 positions has as many as the
-CPU's with two people, one of 32 x 32 as CUDA's with four: there the mask is faster, for the GPU
-alone, too."""
+CPU's with two people, one of 32 x 32 as CUDA's with four: there the mask is faster, and with three
+so it is for the GPU alone."""
 
 
 def usual_backend(queries: int, keys: int, device: str = "cpu") -> Backend:

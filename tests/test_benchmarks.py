@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -503,6 +504,16 @@ def test_sequences_are_the_groups_of_every_sample(
             with pytest.raises(ValueError, match="leave strengths at 1"):
                 prepared_attention(*given, **more, backend=backend, strengths=[1, 1, 0.5, 1])
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("gigabytes", "processes"), [(12, 1), (24, 1), (80, 4), (150, 8)])
+def test_no_more_systems_share_a_gpu_than_fit_it(
+    gigabytes: int, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    assert memory.together(replace(TINY, device="cuda")) == processes
+    assert memory.together(TINY) == 1
 
 
 def test_a_gpu_is_asked_for_its_own_time_and_for_four_pictures(
