@@ -227,11 +227,12 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 "The adapter is attached to another unet: detach it there first, or load it twice."
             )
         self._check_fit(unet)
-        for name, layer in self._layers_of(unet):
-            if not any(mine is self._processors.get(name) for mine in fused_processors(layer)):
-                self._processors[name] = FusedAttnProcessor(layer.processor)
-                layer.set_processor(self._processors[name])
-        self._unet = weakref.ref(unet)
+        with in_turn(unet):
+            for name, layer in self._layers_of(unet):
+                if not any(mine is self._processors.get(name) for mine in fused_processors(layer)):
+                    self._processors[name] = FusedAttnProcessor(layer.processor)
+                    layer.set_processor(self._processors[name])
+            self._unet = weakref.ref(unet)
 
     def detach(self, unet: Any) -> None:
         """Give the UNet's layers the processors back that they had before ``attach``.
@@ -245,15 +246,16 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         unet = getattr(unet, "_orig_mod", unet)
         if self.unet is not unet:
             raise FusionError("The adapter is not attached to this unet.")
-        for name, layer in self._layers_of(unet):
-            mine = self._processors[name]
-            if layer.processor is mine:
-                layer.set_processor(mine.former)
-            for processor in fused_processors(layer):  # another adapter was attached after this one
-                if processor.former is mine:
-                    processor.former = mine.former
-        self._unet = None
-        self._processors = {}
+        with in_turn(unet):
+            for name, layer in self._layers_of(unet):
+                mine = self._processors[name]
+                if layer.processor is mine:
+                    layer.set_processor(mine.former)
+                for processor in fused_processors(layer):  # another's, attached after this one
+                    if processor.former is mine:
+                        processor.former = mine.former
+            self._unet = None
+            self._processors = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the UNet, which a copy does not share: ``attach`` knows its own again."""

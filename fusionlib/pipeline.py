@@ -382,7 +382,8 @@ class FusionMixin(DiffusionPipeline):
         """
         self._check_arguments(prompt, kwargs)
         images = self._count_images(prompt, num_images_per_prompt, kwargs)
-        self._warn_of_what_is_cut(prompt, kwargs)
+        with in_turn(self.unet):  # to tokenize in one thread undoes how another's are padded
+            self._warn_of_what_is_cut(prompt, kwargs)
         if (kwargs.get("height") is None) != (kwargs.get("width") is None):
             # Some of diffusers' pipelines would drop the one that is given.
             kwargs["height"], kwargs["width"] = self._output_size(kwargs)

@@ -67,6 +67,31 @@ def test_a_thread_waits_until_another_shows_no_faces_any_more(pipeline: FusionPi
         assert np.array_equal(waiting.result(), alone)
 
 
+def test_a_thread_that_waits_leaves_the_shared_tokenizer_alone(
+    pipeline: FusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A fast tokenizer keeps how it was last told to pad: another thread's tokens would be cut.
+    read, waits, other = Event(), Event(), of_its_own(pipeline)
+    tokenize, count = type(other.tokenizer).__call__, other._count_images
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        read.set()
+        return tokenize(*args, **kwargs)
+
+    def about_to_read(*args: Any) -> int:
+        waits.set()
+        return count(*args)
+
+    monkeypatch.setattr(type(other.tokenizer), "__call__", seen)
+    monkeypatch.setattr(other, "_count_images", about_to_read)  # the last before it reads
+    with ThreadPoolExecutor(1) as thread:
+        with in_turn(pipeline.unet):
+            waiting = thread.submit(generate, other, "a face")
+            assert waits.wait(60) and not read.wait(0.3)
+        waiting.result()
+    assert read.is_set()
+
+
 def test_a_copy_of_a_pipeline_is_one_of_its_own(pipeline: FusionPipeline) -> None:
     shown = generate(pipeline, "a face", references=[face(1)])
     twin = copy.deepcopy(pipeline)
