@@ -114,6 +114,22 @@ def generate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Names the noise: same seed, same picture.")] = 0,
+    count: Annotated[
+        int,
+        typer.Option(
+            help="Paint so many pictures, of this seed and those that follow it. With more than "
+            "one, the seed is added to each file's name: `image.png` becomes `image-0.png` and so "
+            "on.",
+        ),
+    ] = 1,
+    height: Annotated[
+        int | None,
+        typer.Option(help="Height of the picture in pixels.", show_default="the model's own"),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(help="Width of the picture in pixels.", show_default="the model's own"),
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
     guidance_scale: Annotated[
         float | None,
@@ -168,8 +184,16 @@ def generate(
     """
     if not prompt.strip():
         raise FusionError("The prompt is empty: say with --prompt what to paint.")
-    if not 0 <= seed < 2**63:
-        raise FusionError(f"The seed {seed} is not a number from 0 to 2^63 - 1.")
+    if count < 1:
+        raise FusionError(f"--count must be 1 or more, not {count}.")
+    for each in (seed, seed + count - 1):
+        if not 0 <= each < 2**63:
+            raise FusionError(f"The seed {each} is not a number from 0 to 2^63 - 1.")
+    for name, side in (("height", height), ("width", width)):
+        if side is not None and side < 1:
+            raise FusionError(f"--{name} must be a number of pixels, not {side}.")
+    seeds = range(seed, seed + count)
+    files = [out if count == 1 else out.parent / f"{out.stem}-{each}{out.suffix}" for each in seeds]
     paths, masks = list(reference or []), list(mask or [])
     strengths = strengths_of(strength, len(paths))
     identities = identities_of(identity, len(paths), len(masks))
@@ -190,7 +214,8 @@ def generate(
     check_model(base_model or settings.base_model, file="model_index.json", what="base model")
     if adapter is not None:
         check_model(adapter, file="config.json", what="adapter")
-    prepare_output(out)
+    for file in files:
+        prepare_output(file)
 
     from fusionlib.layout import masks_from_files
     from fusionlib.manifest import git_commit, package_versions, sha256_file
@@ -202,11 +227,13 @@ def generate(
         settings, base_model=base_model, adapter=adapter, device=device, dtype=dtype
     )
     layout: dict[str, Any] = {}
+    if height is not None or width is not None:
+        layout["height"], layout["width"] = pipeline.image_size(height, width)
     if masks:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the pipeline warns of overlaps, too
-            located = masks_from_files(masks, size=pipeline._image_size(None, None), resize=True)
-        layout = {"identity_masks": located, "reference_identity": identities}
+            located = masks_from_files(masks, size=pipeline.image_size(height, width), resize=True)
+        layout |= {"identity_masks": located, "reference_identity": identities}
     method = fused(
         pipeline,
         strengths=strengths,
@@ -215,13 +242,7 @@ def generate(
         negative_prompt=negative_prompt or None,
         **layout,
     )
-    started = time.perf_counter()
-    with plain_warnings():
-        image = method.generate(prompt, method.prepare(faces), seed)
-    seconds = time.perf_counter() - started
     record = {
-        "prompt": prompt,
-        "seed": seed,
         "references": [
             {"file": path.name, "sha256": sha256_file(path), **cut}
             for path, cut in zip(paths, cuts, strict=True)
@@ -241,8 +262,14 @@ def generate(
         record["identity_masks"] = [
             {"file": path.name, "sha256": sha256_file(path)} for path in masks
         ]
-    save_png(image, out, record)
-    typer.echo(f"{out}: {image.width}x{image.height} pixels, seed {seed}, {seconds:.1f} s")
+    started = time.perf_counter()
+    with plain_warnings():
+        shown = method.prepare(faces)
+        for file, each in zip(files, seeds, strict=True):
+            image = method.generate(prompt, shown, each)
+            save_png(image, file, {"prompt": prompt, "seed": each, **record})
+            seconds, started = time.perf_counter() - started, time.perf_counter()
+            typer.echo(f"{file}: {image.width}x{image.height} pixels, seed {each}, {seconds:.1f} s")
     if faces and profile == "embedded" and base_model is None:
         typer.echo(EMBEDDED_NOTE, err=True)
 

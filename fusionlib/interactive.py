@@ -150,7 +150,7 @@ class Studio(anywidget.AnyWidget):
         self._threads = torch.get_num_threads()  # clicks may come in another thread, with others
         self._encoded: dict[Any, Any] = {}
         self._at: Shot | None = None
-        self._own_size = height, width = pipeline._image_size(None, None)
+        self._own_size = height, width = pipeline.image_size()
         steps = profile.num_inference_steps if profile is not None else 20
         super().__init__(
             faces=[_url(_thumbnail(load_image(person.references[0]))) for person in people],

@@ -242,6 +242,12 @@ class FusionMixin(DiffusionPipeline):
             former.detach(self.unet)
         self.register_modules(adapter=loaded)
 
+    def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Height and width in pixels of what is generated: the model's own where they are None."""
+        size = self.unet.config.sample_size
+        rows, columns = (size, size) if isinstance(size, int) else size
+        return height or rows * self.vae_scale_factor, width or columns * self.vae_scale_factor
+
     @torch.no_grad()
     def encode_references(
         self,
@@ -286,7 +292,7 @@ class FusionMixin(DiffusionPipeline):
         images = [image for group in groups for image in group]
         if not images:
             return ReferenceCache(())
-        size = self._image_size(height, width)
+        size = self.image_size(height, width)
         text, added = self._reference_text(*size, lora_scale, prompt)
         hidden_states = encode_references(
             self.unet,
@@ -619,7 +625,7 @@ class FusionMixin(DiffusionPipeline):
         lora_scale: float | None,
     ) -> AtEachStep:
         """A function from a timestep to each reference's K_f and V_f, noised to that timestep."""
-        size = self._image_size(None, None)
+        size = self.image_size()
         empty_prompt, added = self._reference_text(*size, lora_scale)
         latents = self._encode_images([image for group in groups for image in group], *size)
         # (references, images, channels, h, w): each image has its own references or the one group
@@ -650,12 +656,6 @@ class FusionMixin(DiffusionPipeline):
 
         return encode
 
-    def _image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width in pixels, the model's own where they are not given."""
-        size = self.unet.config.sample_size
-        rows, columns = (size, size) if isinstance(size, int) else size
-        return height or rows * self.vae_scale_factor, width or columns * self.vae_scale_factor
-
     def _output_size(self, arguments: dict[str, Any]) -> tuple[int, int]:
         """Height and width of the generated image: those of ``latents`` or ``image``, if given."""
         height, width = arguments.get("height"), arguments.get("width")
@@ -667,7 +667,7 @@ class FusionMixin(DiffusionPipeline):
         while isinstance(image, list | tuple) and image:
             image = image[0]
         if image is None:
-            return self._image_size(height, width)
+            return self.image_size(height, width)
         if isinstance(image, Image.Image):
             rows, columns = image.height, image.width
         elif isinstance(image, Tensor):

@@ -92,6 +92,44 @@ def test_same_command_same_bytes_and_other_seed_other_picture(
     assert np.abs(a - c).max() > 5
 
 
+def test_several_pictures_of_a_chosen_size_are_those_of_their_seeds(
+    tiny_profile: Path, face: Path, tmp_path: Path
+) -> None:
+    common = ("--profile", tiny_profile, "--prompt", "a face", "--reference", face)
+    size = ("--height", 64, "--width", 48)
+    generate(*common, *size, "--seed", 3, "--count", 2, "--out", tmp_path / "many.png")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"many-3.png", "many-4.png"}
+    for seed in (3, 4):
+        many, one = tmp_path / f"many-{seed}.png", tmp_path / "one.png"
+        generate(*common, *size, "--seed", seed, "--out", one)
+        assert many.read_bytes() == one.read_bytes()
+        assert load_image(one).size == (48, 64)
+        record = read_metadata(many)
+        assert (record["seed"], record["height"], record["width"]) == (seed, 64, 48)
+    generate(*common, "--width", 64, "--out", tmp_path / "wide.png")
+    assert load_image(tmp_path / "wide.png").size == (64, 32), "one side leaves the other's own"
+
+
+def test_masks_are_scaled_to_the_chosen_size(
+    tiny_profile: Path, couple: Path, tmp_path: Path
+) -> None:
+    for name, place in (("left", 0), ("right", 32)):
+        mask = Image.new("L", (64, 32))
+        mask.paste(255, (place, 0, place + 32, 32))
+        mask.save(tmp_path / f"{name}.png")
+    common = ["--profile", tiny_profile, "--prompt", "two faces", "--height", 64, "--width", 128]
+    for face, name in enumerate(("left", "right")):
+        common += ["--reference", couple, "--face", face, "--mask", tmp_path / f"{name}.png"]
+    generate(*common, "--out", tmp_path / "both.png")
+    swapped = [{"0": "1", "1": "0"}.get(str(each), each) for each in common]
+    generate(*swapped, "--out", tmp_path / "swapped.png")
+    both, other = (
+        np.asarray(Image.open(tmp_path / f"{n}.png")).astype(int) for n in ("both", "swapped")
+    )
+    assert both.shape == (64, 128, 3)
+    assert np.abs(both - other).max() > 5
+
+
 def test_strength_zero_is_the_base_model_bit_by_bit(
     tiny_profile: Path, face: Path, tmp_path: Path
 ) -> None:
@@ -317,6 +355,14 @@ MISTAKES = {
     "guidance NaN": ({"--guidance-scale": "nan"}, "guidance scale nan"),
     "no steps": ({"--steps": "0"}, "from 1 to 1000"),
     "negative seed": ({"--seed": "-1"}, "seed -1"),
+    "seeds that end too late": (
+        {"--seed": str(2**63 - 1), "--count": "2"},
+        f"seed {2**63} is not a number",
+    ),
+    "no pictures": ({"--count": "0"}, "--count must be 1 or more, not 0"),
+    "several pictures in a folder": ({"--out": Path("."), "--count": "2"}, "must end in .png"),
+    "negative height": ({"--height": "-8"}, "--height must be a number of pixels, not -8"),
+    "a width between latents": ({"--width": "33"}, "divisible by 8 but are 32 and 33"),
     "unknown type": ({"--dtype": "int8"}, "none of float32"),
     "unknown device": ({"--device": "abacus"}, "'abacus' is not there"),
 }
