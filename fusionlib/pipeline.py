@@ -347,7 +347,9 @@ class FusionMixin(DiffusionPipeline):
                 ``guidance_scale``, which is the joint mode again.
             timestep_mode: ``"clean"`` encodes the references once, without noise; ``"shared"``
                 encodes them again at each step, noised to the step's timestep, by noise that is
-                drawn from ``generator`` once, after the image's own.
+                drawn from ``generator`` once, after the image's own. What the faces are then
+                changes from step to step, and schedulers that extrapolate over four of them (PNDM,
+                LMS) may diverge under strong guidance; DDIM, Euler and DPM-Solver did not.
             num_images_per_prompt: How many images to make of each prompt.
             **kwargs: Everything else that the diffusers pipeline takes: ``height`` and ``width``,
                 ``guidance_scale``, ``generator``, ``image``, ``callback_on_step_end`` and so on.
