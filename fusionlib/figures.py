@@ -661,21 +661,18 @@ def marked(styler: Styler, kind: Literal["quoted", "measured"], caption: str) ->
     styler.set_properties(subset=prose, **{"text-align": "left !important", "min-width": "16em"})
     colour = f"var(--{kind}, {QUOTED if kind == 'quoted' else MEASURED})"
     # Only lines and text are coloured: the page's background may be light or dark.
+    frame = f"border-left: 5px {'double' if kind == 'quoted' else 'solid'} {colour};"
+    over = f"caption-side: top; text-align: left; color: {colour}; padding: 0 0 .4em .6em;"
+    heads = [f"th.col_heading.col{at}" for at, name in enumerate(cells) if name in prose]
+    rules = {
+        "": f"{frame} border-collapse: collapse; margin: 1em 0;",
+        "caption": over,
+        "th, td": "text-align: right; padding: .3em .9em;",
+        "th.row_heading": "text-align: left; font-weight: normal;",
+        **dict.fromkeys(heads, "text-align: left;"),
+    }
     return styler.set_caption(caption).set_table_styles(
-        [
-            {
-                "selector": "",
-                "props": f"border-left: 5px {'double' if kind == 'quoted' else 'solid'} {colour};"
-                "border-collapse: collapse; margin: 1em 0;",
-            },
-            {
-                "selector": "caption",
-                "props": f"caption-side: top; text-align: left; color: {colour};"
-                "padding: 0 0 .4em .6em;",
-            },
-            {"selector": "th, td", "props": "text-align: right; padding: .3em .9em;"},
-            {"selector": "th.row_heading", "props": "text-align: left; font-weight: normal;"},
-        ]
+        [{"selector": selector, "props": props} for selector, props in rules.items()]
     )
 
 

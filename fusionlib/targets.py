@@ -223,7 +223,7 @@ def targets_table(results: Mapping[str, Sequence[Result]]) -> Any:
     """
     rows = [_row(wanted, results) for wanted in TARGETS]
     table = pd.DataFrame(rows).set_index(["where", "what"])
-    table.index.names = ["", ""]
+    table.index.names = [None, None]
     caption = (
         "Measured here. A target is met or missed where the whole 95% interval says so. The floor "
         "is counted and not measured: operations in the same ratio. Beside it, for CUDA, stand the "
@@ -260,7 +260,7 @@ def missed_table(results: Mapping[str, Sequence[Result]]) -> Any:
     ]
     shown = ["target", "found", "tried"]  # the rest stands in the table of all targets
     table = pd.DataFrame(rows).set_index(["where", "what"])[shown]
-    table.index.names = ["", ""]
+    table.index.names = [None, None]
     return marked(table.style, "measured", "Measured here: the targets that are missed.")
 
 
@@ -377,11 +377,10 @@ def _row(wanted: Wanted, results: Mapping[str, Sequence[Result]]) -> dict[str, s
         "what": wanted.told,
         "target": f"{wanted.target} {wanted.unit}".strip(),
         "found": "",
-        "outcome": "not measured" + (": wants CUDA" if on_gpu else ""),
+        "outcome": f"not measured: {wanted.command}",
         "floor, counted": known(Group.floor),
         "kernels, counted": known(Group.kernel_ratio) if on_gpu else "",
         "time in kernels": known(Group.busy_ratio) if on_gpu else "",
-        "measured by": wanted.command,
     }
     if place:
         found = place[0].found(place[1], wanted.target)

@@ -347,6 +347,7 @@ def test_an_interval_stays_in_one_line_and_long_texts_are_read_from_the_left() -
     html = summary_table(rows, "A run.").to_html()
     assert "0.500 [0.400,\u00a00.600]" in html and ">3, 4<" in html
     assert re.search(r"row0_col2 \{\s*text-align: left !important;", html)
+    assert re.search(r"th.col_heading.col2 \{\s*text-align: left;", html)
     assert "row0_col1 {" not in html
 
 
