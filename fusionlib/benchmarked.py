@@ -419,9 +419,9 @@ def masks_table(results: Sequence[Result]) -> Any:
     layers = _layers(results)
     if not layers:
         return _Sentence(missing("masks"))
-    table = pd.DataFrame({where: pd.Series(times) for where, times in layers.items()})
+    table = pd.DataFrame({where: pd.Series(times) for where, times in layers.items()}).T
     table = table.map(lambda times: bracketed(times) if isinstance(times, Interval) else "")
-    table.index.name = "people"
+    table = table.rename(columns=lambda people: "1 person" if people == 1 else f"{people} people")
     shown = [result for result in results if _layers([result])]
     caption = " ".join(map(_ran, shown)) + " Ratios of medians, in brackets the 95% interval."
     styler: Styler = marked(table.style, "measured", f"Measured here. {caption}")
