@@ -243,7 +243,15 @@ class FusionMixin(DiffusionPipeline):
         self.register_modules(adapter=loaded)
 
     def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """Height and width in pixels of what is generated: the model's own where they are None."""
+        """The size of a picture for which some of it, or nothing, is asked.
+
+        Args:
+            height: In pixels; None means the model's own.
+            width: Likewise.
+
+        Returns:
+            Height and width in pixels.
+        """
         size = self.unet.config.sample_size
         rows, columns = (size, size) if isinstance(size, int) else size
         return height or rows * self.vae_scale_factor, width or columns * self.vae_scale_factor
