@@ -78,7 +78,7 @@ browser: $(STAMP)  ## look at every page of the built book in Chromium, narrow a
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy fusionlib
+	$(BIN)/mypy fusionlib companion
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks $(ARGS)

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
+from companion.cli.options import one_sentence
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT
-from fusionlib.terminal import one_sentence
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def main(
 
 def choose(name: str, size: str, device: str) -> list[str]:
     """The benchmarks of this name, or all; first those that decide a target."""
-    from fusionlib.targets import targets_of
+    from companion.pages.benchmark_tables import targets_of
 
     chosen = [
         one for one in MODULES if name in (one, "all") and MODULES[one].measures(size, device)
@@ -145,8 +145,8 @@ def choose(name: str, size: str, device: str) -> list[str]:
 
 def is_done(name: str, size: str, device: str, profile: bool, folder: Path) -> bool:
     """Whether there is a record of this commit, of this machine, and with a profile if asked."""
-    from fusionlib.benchmarked import find_results
-    from fusionlib.manifest import git_commit
+    from companion.pages.benchmark_records import find_results
+    from fusionlib.support.provenance import git_commit
 
     def of(commit: str | None) -> str | None:
         return commit.removesuffix("-dirty") if commit else None  # a record makes it dirty, too
@@ -171,7 +171,7 @@ def _same(device: str) -> dict[str, object]:
 
 def overview(folder: Path) -> str:
     """A line for each benchmark: what it measures, and how long that took, by its records."""
-    from fusionlib.benchmarked import find_results
+    from companion.pages.benchmark_records import find_results
 
     lines = []
     for name, benchmark in MODULES.items():
@@ -220,10 +220,10 @@ def measure(
     """
     from benchmarks.alternate import Setting, describe_machine
     from benchmarks.models import size_of
-    from fusionlib.benchmarked import Result, in_words
-    from fusionlib.loading import quietly, torch_place
-    from fusionlib.manifest import git_commit
-    from fusionlib.targets import targets_of, with_targets
+    from companion.pages.benchmark_records import Result, in_words
+    from companion.pages.benchmark_tables import targets_of, with_targets
+    from fusionlib.profiles.loading import quietly, torch_place
+    from fusionlib.support.provenance import git_commit
 
     size_of(size)
     usual = "bfloat16" if name in ("training", "memory") and device == "cuda" else DTYPES[device]

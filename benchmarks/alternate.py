@@ -2,7 +2,7 @@
 
 Each round calls all of them, forwards and then backwards, so that whatever else the machine does,
 and whatever a call leaves behind for the next, falls on all alike. Medians, ratios and their
-intervals follow from the rounds (`fusionlib.benchmarked.Group`).
+intervals follow from the rounds (`companion.pages.benchmark_records.Group`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from fusionlib.benchmarked import Group, Of, Row
-from fusionlib.manifest import processor
+from companion.pages.benchmark_records import Group, Of, Row
+from companion.pages.benchmark_tables import Wanted
+from companion.publishing.tasks import cores
 from fusionlib.profiles import ROOT
-from fusionlib.schedule import cores
-from fusionlib.targets import Wanted
+from fusionlib.support.provenance import processor
 
 Call = Callable[[], object]
 

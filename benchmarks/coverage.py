@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.stats
 from numpy.typing import NDArray
 
-from fusionlib.evaluation.statistics import Interval, bootstrap
+from companion.evaluation.statistics import Interval, bootstrap
 from fusionlib.profiles import ROOT
 
 Values = NDArray[np.float64]

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from benchmarks.alternate import Setting, compare
 from benchmarks.startup import process
-from fusionlib.benchmarked import Group
-from fusionlib.evaluation.audit import SAME, pair_up
-from fusionlib.evaluation.measure import measure
-from fusionlib.ledger import Ledger
+from companion.append_table import AppendTable
+from companion.evaluation.measure import measure
+from companion.pages.benchmark_records import Group
+from companion.pages.psnr_audit import SAME, pair_up
+from companion.person import load_people
+from companion.studies.store import INDEX, Store
+from companion.studies.study import study_status
 from fusionlib.profiles import load_profile
-from fusionlib.store import INDEX, Store
-from fusionlib.study import load_people, study_status
 
 
 def run(setting: Setting) -> list[Group]:
@@ -44,7 +45,7 @@ def fill(store: Store, cells: int) -> None:
         for number in range(cells)
     ]
     store.declare("large", grid, {"people": []})
-    with Ledger(store.root / "index", INDEX) as ledger:
+    with AppendTable(store.root / "index", INDEX) as ledger:
         for cell in grid[::2]:
             ledger.append(
                 {

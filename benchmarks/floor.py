@@ -22,9 +22,9 @@ from benchmarks import generation, masks, training
 from benchmarks.alternate import Setting, say
 from benchmarks.models import Models
 from benchmarks.operations import count_kernels, count_operations
+from companion.pages.benchmark_records import Group, Row, layer_title
 from fusionlib.adapter import MOST_KEPT, FusionAdapter
-from fusionlib.backends import FEW_LOGITS
-from fusionlib.benchmarked import Group, Row, layer_title
+from fusionlib.kernels import FEW_LOGITS
 from fusionlib.reference import encode_references
 from fusionlib.training import denoising
 
@@ -185,7 +185,7 @@ def _backward(loss_of: Callable[[int], Tensor]) -> None:
 
 def _few(few: int, call: Steps, steps: int) -> None:
     """With another bound of what a few logits are: nobody has set one for the meta device."""
-    with patch.dict("fusionlib.backends.FEW_LOGITS", {META: few}):
+    with patch.dict("fusionlib.kernels.FEW_LOGITS", {META: few}):
         call(steps)
 
 

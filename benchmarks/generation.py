@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.alternate import Call, Setting, compare
 from benchmarks.models import PROMPT, Models
-from fusionlib.benchmarked import Group
+from companion.pages.benchmark_records import Group
 
 EACH_STEP = "joined at each step"
 CLEAN, SHARED = "fused, clean cache", "fused, shared timestep"

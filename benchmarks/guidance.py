@@ -16,12 +16,13 @@ from pathlib import Path
 import pandas as pd
 import typer
 
-from fusionlib.evaluation.comparison import with_prompt_followed
-from fusionlib.evaluation.measure import measure
-from fusionlib.loading import load_pipeline
-from fusionlib.methods.fusion import text_only
+from companion.evaluation.comparison import with_prompt_followed
+from companion.evaluation.measure import measure
+from companion.methods.fusion import text_only
+from companion.person import load_people
+from companion.studies.study import Study, run_study
 from fusionlib.profiles import ROOT, Profile, load_profile
-from fusionlib.study import Study, load_people, run_study
+from fusionlib.profiles.loading import load_pipeline
 
 SCALES = (1.5, 2.0, 2.5, 3.0, 4.0)
 
@@ -33,7 +34,7 @@ def table(
 
     Args:
         profile: with a classifier.
-        store: of the pictures, see `fusionlib.study.run_study`.
+        store: of the pictures, see `companion.studies.study.run_study`.
         scales: to compare.
         noises: pictures of each prompt and scale.
     """

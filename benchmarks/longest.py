@@ -9,7 +9,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from fusionlib.benchmarked import Operator
+from companion.pages.benchmark_records import Operator
 
 MOST = 10
 

@@ -26,11 +26,10 @@ from benchmarks.alternate import Call, Setting, compare
 from benchmarks.generation import EACH_STEP, joined_at_each_step
 from benchmarks.models import PROMPT, Models, size_of
 from benchmarks.sequences import in_sequences
+from companion.pages.benchmark_records import Group, kernels_title, layer_title
 from fusionlib import attention
 from fusionlib.attention import prepared_attention
-from fusionlib.backends import FEW_LOGITS, Attend, Backend, dense
-from fusionlib.benchmarked import Group, kernels_title, layer_title
-from fusionlib.masking import group_queries
+from fusionlib.kernels import FEW_LOGITS, Attend, Backend, dense, group_queries
 
 SEQUENCES = "sequences"
 
@@ -219,7 +218,7 @@ def pictures(models: Models, ways: Sequence[str]) -> Group:
             masked()
 
     def up_to(few: int) -> None:
-        with patch.dict("fusionlib.backends.FEW_LOGITS", {setting.device: few}):
+        with patch.dict("fusionlib.kernels.FEW_LOGITS", {setting.device: few}):
             masked()
 
     def anew() -> None:

@@ -25,7 +25,7 @@ import torch
 from benchmarks import generation, training
 from benchmarks.alternate import Call, Setting, say
 from benchmarks.models import PROMPT, Models
-from fusionlib.benchmarked import Group, Row
+from companion.pages.benchmark_records import Group, Row
 from fusionlib.errors import FusionError
 
 LOADED = "base model, only loaded"

@@ -37,12 +37,12 @@ from transformers import (
 )
 
 from benchmarks.alternate import Setting
+from companion.methods.counterpart_training import DecoupledTokens
+from companion.methods.dreambooth import Recipe
 from fusionlib.adapter import FusionAdapter
 from fusionlib.errors import FusionError
-from fusionlib.methods.dreambooth import Recipe
 from fusionlib.pipeline import FusionPipeline
 from fusionlib.profiles import load_profile
-from fusionlib.training.method import DecoupledTokens
 
 PROMPT = "a photo of a laughing person in the snow"
 FACE = 512

@@ -29,10 +29,11 @@ def main() -> None:
 
     from scipy.stats import rankdata
 
-    from fusionlib.evaluation.identity import cosine_distance, embed_faces, faces_found
-    from fusionlib.people.identity import sample_person
-    from fusionlib.people.render import render_views
-    from fusionlib.people.view import sample_view
+    from companion.evaluation.identity import cosine_distance, faces_found
+    from companion.faces.recognisers import embed_faces
+    from companion.people.appearance import sample_person
+    from companion.people.render import render_views
+    from companion.people.view import sample_view
 
     numbers = range(options.first, options.first + options.people)
 

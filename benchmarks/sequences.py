@@ -1,6 +1,6 @@
 """Groups of queries as sequences of one call of FlashAttention: tried, and not what is used.
 
-`fusionlib.backends.grouped` starts a kernel for each group. FlashAttention takes sequences of
+`fusionlib.kernels.grouped` starts a kernel for each group. FlashAttention takes sequences of
 different lengths in one, so that a layer starts three, however many people there are.
 """
 
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from fusionlib import attention
-from fusionlib.backends import Attend
-from fusionlib.masking import QueryGroups
+from fusionlib.kernels import Attend, QueryGroups
 
 
 @contextmanager

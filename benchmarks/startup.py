@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.alternate import Call, Setting, compare
-from fusionlib.benchmarked import Group
+from companion.pages.benchmark_records import Group
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT
 

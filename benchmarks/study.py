@@ -15,9 +15,9 @@ import yaml
 from benchmarks.alternate import Setting, compare, say
 from benchmarks.models import PROMPT, Models
 from benchmarks.startup import run_python
-from fusionlib.benchmarked import Group, Row
-from fusionlib.schedule import cores
-from fusionlib.store import Store
+from companion.pages.benchmark_records import Group, Row
+from companion.publishing.tasks import cores
+from companion.studies.store import Store
 
 
 def run(setting: Setting) -> list[Group]:

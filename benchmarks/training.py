@@ -18,15 +18,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.alternate import Call, Setting, compare
 from benchmarks.models import FACE, Models, add_lora
+from companion.methods.counterpart_training import DecoupledTokens, IdentityNet
+from companion.pages.benchmark_records import Group
 from fusionlib.adapter import FusionAdapter
-from fusionlib.benchmarked import Group
 from fusionlib.profiles import Recipe, Training
 from fusionlib.reference import encode_references
 from fusionlib.training.adapter import Conditioned, Task
 from fusionlib.training.checkpoints import RANDOM
+from fusionlib.training.denoising import diffusion_loss, noised
 from fusionlib.training.loop import Batch, step_generator
-from fusionlib.training.method import DecoupledTokens, IdentityNet
-from fusionlib.training.objective import diffusion_loss, noised
 from fusionlib.training.pairs import as_pixels
 from fusionlib.training.sources import Inputs
 
@@ -271,7 +271,7 @@ def _trained(network: nn.Module) -> list[nn.Parameter]:
 
 
 def _dreambooth(models: Models) -> tuple[Step, list[nn.Parameter]]:
-    """The step of `fusionlib.methods.dreambooth`: a picture of the person and one of the class."""
+    """The step of `companion.methods.dreambooth`: a picture of the person and one of the class."""
     latents, text = _latents(models, 0, 2), _text(models, 2)
     trained = add_lora(models.unet.train())
     return _denoising(models, latents, lambda: text), trained

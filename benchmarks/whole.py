@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.alternate import Setting, compare
 from benchmarks.startup import process
-from fusionlib.benchmarked import Group, Row
+from companion.pages.benchmark_records import Group, Row
 from fusionlib.errors import FusionError
 from fusionlib.profiles import load_profile
 
@@ -66,7 +66,7 @@ def stages(record: Path) -> Group:
     """Minutes of each stage of a reproduction, the longest first.
 
     Args:
-        record: the ``manifest.json`` that `fusionlib.reproduce` wrote.
+        record: the ``manifest.json`` that `companion.publishing.reproduce` wrote.
 
     Raises:
         FusionError: it is damaged, or of no stage.

@@ -15,39 +15,32 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from fusionlib.attention import Attention, Strength, check_strengths, is_number
-from fusionlib.backends import Backend, check_backend
-from fusionlib.errors import FusionError
-from fusionlib.masking import (
-    QueryGroups,
+from fusionlib.attention import Attention
+from fusionlib.checks import (
+    Strength,
+    check_layer_names,
     check_masks,
     check_reference_identity,
-    group_queries,
-    mask_pyramid,
+    check_strengths,
+    is_number,
 )
-from fusionlib.processor import (
-    FusedAttnProcessor,
-    LayerConditioning,
-    cross_attention_layers,
-    fused_processors,
-    in_turn,
-)
-from fusionlib.reference import (
+from fusionlib.errors import FusionError
+from fusionlib.kernels import Backend, QueryGroups, check_backend, group_queries
+from fusionlib.masking import mask_pyramid
+from fusionlib.processor import FusedAttnProcessor, LayerConditioning, fused_processors, in_turn
+from fusionlib.reference_cache import (
     LayerKeysValues,
     ReferenceCache,
     fingerprint_of_unet,
     same_fingerprint,
-    sampled,
+    sample_of_weights,
 )
+from fusionlib.unet_layers import LayerChoice, cross_attention_layers, layer_dimensions
 
 Initialisation = Literal["self_attention", "zero_value", "random"]
 
 MOST_KEPT = 2**28
 """Bytes up to which keys and values are kept joined for all steps of a picture."""
-
-LayerChoice = Literal["down", "mid", "up"] | int
-"""Layers of a UNet: on its way down, in its middle or on its way up; or, by a number, those of one
-resolution: 0 is the full one, 1 half of it, and so on."""
 
 
 class FusionAdapter(ModelMixin, ConfigMixin):
@@ -149,7 +142,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 f'init must be "self_attention", "zero_value" or "random", not {init!r}.'
             )
         unet = getattr(unet, "_orig_mod", unet)
-        adapter = cls(_dimensions(unet, layers), attention, layers)
+        adapter = cls(layer_dimensions(unet, layers), attention, layers)
         if init != "random":
             modules = dict(unet.named_modules())
             for name in adapter.config["layers"]:
@@ -282,7 +275,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         layers: Mapping[str, Sequence[int]] = self.config["layers"]
         if self.config["chosen"] is not None and isinstance(hidden_states, Mapping):
             hidden_states = {name: h for name, h in hidden_states.items() if name in layers}
-        _check_names("hidden_states", hidden_states, layers)
+        check_layer_names("hidden_states", hidden_states, layers)
         projected = {}
         for name, (query_dim, _) in layers.items():
             hidden = hidden_states[name]
@@ -350,7 +343,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         weights = [weight for _, weight in sorted(self.named_parameters())]
         if any(weight.is_meta for weight in weights):
             return None
-        return sampled([weight.flatten()[:8] for weight in weights])
+        return sample_of_weights([weight.flatten()[:8] for weight in weights])
 
     @contextmanager
     def conditioned(
@@ -384,7 +377,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             batch_size: How many samples, at the end of the UNet's batch, see the references; the
                 others (the unconditional branch of guidance) see the text only. None means all.
             backend: With masks, how the closed keys are treated: ``"dense"``, ``"grouped"`` or
-                ``"flex"`` (see ``fusionlib.backends``); None is ``"dense"`` in layers of few
+                ``"flex"`` (see ``fusionlib.kernels``); None is ``"dense"`` in layers of few
                 positions and ``"grouped"`` in the others.
             same_text: Says that inside of the block neither the text's tensors nor the UNet's
                 weights are changed in place. Keys and values are then joined once for all steps
@@ -518,7 +511,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             )
         layers: Mapping[str, Sequence[int]] = self.config["layers"]
         for index, reference in enumerate(references):
-            _check_names(f"references[{index}]", reference, layers)
+            check_layer_names(f"references[{index}]", reference, layers)
             for name, (_, inner_dim) in layers.items():
                 pair = reference[name]
                 several = pair if isinstance(pair, tuple | list) else (pair,)
@@ -548,7 +541,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
 
     def _check_fit(self, unet: Any) -> None:
         mine = {name: tuple(dimensions) for name, dimensions in self.config["layers"].items()}
-        theirs = _dimensions(unet, self.config["chosen"])
+        theirs = layer_dimensions(unet, self.config["chosen"])
         if mine != theirs:
             name = next(n for n in (mine | theirs) if mine.get(n) != theirs.get(n))
             raise FusionError(
@@ -556,40 +549,6 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 f"{mine.get(name, 'missing')} in the adapter and {theirs.get(name, 'missing')} in "
                 "the unet; use the base model that the adapter was trained with."
             )
-
-
-def _dimensions(
-    unet: Any, choice: Sequence[LayerChoice] | None = None
-) -> dict[str, tuple[int, int]]:
-    """``(query_dim, inner_dim)`` of each cross-attention layer that is chosen, by its name."""
-    layers = cross_attention_layers(unet)
-    if choice is not None:
-        levels = len(unet.config["block_out_channels"])
-        if isinstance(choice, str) or not choice or not all(map(_is_choice, choice)):
-            raise FusionError(
-                'layers must be None or a list of "down", "mid", "up" and of numbers of at least '
-                f"0, not {choice!r}."
-            )
-        layers = {
-            name: layer
-            for name, layer in layers.items()
-            if name.partition("_block")[0] in choice or _level(name, levels) in choice
-        }
-        if not layers:
-            raise FusionError(f"unet has no cross-attention where layers={list(choice)!r} says.")
-    return {name: (layer.query_dim, layer.inner_dim) for name, layer in layers.items()}
-
-
-def _is_choice(each: Any) -> bool:
-    return each in ("down", "mid", "up") or (isinstance(each, int) and each >= 0)
-
-
-def _level(name: str, levels: int) -> int:
-    """How often the resolution was halved where a layer stands, by its name in the UNet."""
-    place, number, *_ = name.split(".")
-    if place == "mid_block":
-        return levels - 1
-    return int(number) if place == "down_blocks" else levels - 1 - int(number)
 
 
 def _submodule(root: nn.Module, name: str) -> Any:
@@ -616,16 +575,3 @@ def _joined_bytes(references: Sequence[LayerKeysValues], batch_size: int | None)
         for pair in reference.values()
         for tensor in pair
     )
-
-
-def _check_names(argument: str, given: Mapping[str, Any], layers: Mapping[str, Any]) -> None:
-    if not isinstance(given, Mapping):
-        raise FusionError(
-            f"{argument} must be a dictionary of the adapter's layers, not {type(given).__name__}."
-        )
-    if given.keys() != layers.keys():
-        odd = sorted(given.keys() ^ layers.keys(), key=str)
-        raise FusionError(
-            f"{argument} must hold exactly the adapter's {len(layers)} layers; "
-            f"{odd[0]!r} is {'not one of them' if odd[0] in given else 'missing'}."
-        )

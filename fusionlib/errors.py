@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-MOST_MISFITS = 3
+MOST_EXPLAINED = 3
 """A file of another kind misses everything: more than these are only counted."""
 
 
@@ -35,7 +35,7 @@ class NoFaceError(FusionError):
     """
 
 
-def misfits(error: ValidationError) -> str:
+def explain_validation(error: ValidationError) -> str:
     """Where a file does not fit its schema and why, without pydantic's types and addresses.
 
     Args:
@@ -50,5 +50,11 @@ def misfits(error: ValidationError) -> str:
         unknown = one["type"] == "extra_forbidden"
         why = "there is no such entry" if unknown else one["msg"].removeprefix("Value error, ")
         found.append(f"{where}: {why}")
-    more = len(found) - MOST_MISFITS
-    return "; ".join(found[:MOST_MISFITS]) + (f"; and {more} more" if more > 0 else "")
+    more = len(found) - MOST_EXPLAINED
+    return "; ".join(found[:MOST_EXPLAINED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, or what it is called if it says nothing."""
+    said = str(error).strip().split("\n")[0].rstrip(".")
+    return said or type(error).__name__

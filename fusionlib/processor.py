@@ -14,10 +14,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fusionlib.attention import Attention, Strength, prepared_attention
-from fusionlib.backends import Attend, Backend, dense, join
+from fusionlib.attention import Attention, prepared_attention
+from fusionlib.checks import Strength
 from fusionlib.errors import FusionError
-from fusionlib.masking import QueryGroups
+from fusionlib.kernels import Attend, Backend, QueryGroups, dense, join
+from fusionlib.unet_layers import split_heads
 
 _LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _MAKING = threading.Lock()
@@ -206,38 +207,9 @@ def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def split_heads(tokens: Tensor, heads: int) -> Tensor:
-    """``(batch, tokens, heads * head_dim)`` to ``(batch, heads, tokens, head_dim)``."""
-    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
 def fused_processors(layer: Any) -> Iterator[FusedAttnProcessor]:
     """The fused processors of a layer, from the one attached last to the one attached first."""
     processor = layer.processor
     while isinstance(processor, FusedAttnProcessor):
         yield processor
         processor = processor.former
-
-
-def cross_attention_layers(unet: Any) -> dict[str, Any]:
-    """Every cross-attention layer of a ``UNet2DConditionModel``, by its name in the UNet.
-
-    The names are the UNet's own, such as
-    ``"down_blocks.0.attentions.0.transformer_blocks.0.attn2"``.
-
-    Raises:
-        FusionError: If there is none.
-    """
-    unet = getattr(unet, "_orig_mod", unet)  # torch.compile's
-    if not isinstance(unet, nn.Module):
-        raise FusionError(f"unet must be a UNet2DConditionModel, not {type(unet).__name__}.")
-    layers = {
-        name: module
-        for name, module in unet.named_modules()
-        if name.endswith(".attn2") and getattr(module, "is_cross_attention", False)
-    }
-    if not layers:
-        raise FusionError(
-            f"unet has no cross-attention layer (attn2) to attach to: {type(unet).__name__}."
-        )
-    return layers

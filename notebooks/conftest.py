@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fusionlib.notebooks import comes_after
-from fusionlib.stored import ADDRESS, CHECKED, TABLE_ID
+from companion.publishing.notebooks import comes_after
+from companion.publishing.stored_outputs import ADDRESS, CHECKED, TABLE_ID
 
 UNCOMPARED = ("application/pdf", "stderr")
 """Kinds of outputs that are not compared, besides nbval's: pictures, widgets."""
@@ -49,7 +49,7 @@ def broken(cell: Any, notebook: str) -> str:
         cell: an `nbformat` node.
         notebook: whose cell it is.
     """
-    from fusionlib.evaluation.claims import read_claims
+    from companion.claims.claims import read_claims
 
     said = []
     if CHECKED in cell.metadata.get("tags", []):

@@ -16,7 +16,7 @@ from typing import Any
 
 import websocket
 
-from fusionlib.book import find_browser
+from companion.publishing.book import find_browser
 from fusionlib.errors import FusionError
 
 PATIENCE = 60.0

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fusionlib.face_embedding import TEMPLATE
+from companion.faces.arcface import TEMPLATE
 
 POINTS = ((TEMPLATE - TEMPLATE.mean(0)) / 8).astype(np.float32)
 """``(5, 2)``: where the detector sees a face's points, from its middle, in strides of the frame."""

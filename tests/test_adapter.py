@@ -22,8 +22,8 @@ from fusionlib import (
     encode_references,
     group_queries,
 )
-from fusionlib.backends import grouped
-from fusionlib.processor import cross_attention_layers
+from fusionlib.kernels import grouped
+from fusionlib.unet_layers import cross_attention_layers
 
 FIRST = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 

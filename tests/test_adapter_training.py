@@ -24,21 +24,23 @@ from tiny import tiny_unet
 from training_data import SIDE, write_profile, write_set, write_tar
 from typer.testing import CliRunner
 
+from companion.evaluation.training_monitor import face_attention
+from companion.pages import training_lesson as lesson
+from companion.person import load_people
 from fusionlib import FusionAdapter, FusionPipeline
 from fusionlib.cli import app
 from fusionlib.errors import FusionError
-from fusionlib.processor import cross_attention_layers, split_heads
 from fusionlib.profiles import ROOT, Recipe, load_profile
 from fusionlib.reference import encode_references
-from fusionlib.study import load_people
-from fusionlib.training import adapter, latent_store, lesson
-from fusionlib.training.data import load_pictures
+from fusionlib.training import adapter
+from fusionlib.training import cached as latent_store
+from fusionlib.training.denoising import banded, min_snr_weights, noised
 from fusionlib.training.encoders import Encoders
 from fusionlib.training.loop import Batch, _optimizer, fit, step_generator
-from fusionlib.training.monitor import face_attention
-from fusionlib.training.objective import banded, min_snr_weights, noised
 from fusionlib.training.pairs import Pairing
+from fusionlib.training.pictures import load_pictures
 from fusionlib.training.shards import index_samples
+from fusionlib.unet_layers import cross_attention_layers, split_heads
 
 HELDOUT = ROOT / "data" / "heldout"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -534,8 +536,9 @@ def test_overfitting_one_pair_reproduces_that_person(tmp_path: Path) -> None:
     To the target, that is: the recogniser has two pictures of one person apart by as much as two
     people, if one laughs. All as the autoencoder shows them: what it loses, no adapter brings back.
     """
-    from fusionlib.evaluation.identity import cosine_distance, embed_faces
-    from fusionlib.evaluation.quality import reconstruct
+    from companion.evaluation.identity import cosine_distance
+    from companion.evaluation.quality import reconstruct
+    from companion.faces.recognisers import embed_faces
 
     pair = photographs(60)[:2]
     recipe = {"steps": 1000, "batch_size": 8, "learning_rate": 2e-3, "warmup_steps": 10}

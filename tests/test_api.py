@@ -17,8 +17,8 @@ from docutils import nodes
 from docutils.utils import new_document
 
 import fusionlib
+from companion.publishing.toc import toc_pages
 from fusionlib.profiles import ROOT
-from fusionlib.toc import toc_pages
 
 PAGE = (ROOT / "book" / "api.md").read_text()
 ENTRIES = re.findall(

@@ -35,8 +35,10 @@ from benchmarks.alternate import Setting, alternate, compare, describe_machine
 from benchmarks.longest import MOST, longest_operators
 from benchmarks.models import Models
 from benchmarks.operations import count_kernels, count_operations
-from fusionlib.attention import prepared_attention
-from fusionlib.benchmarked import (
+from companion.append_table import AppendTable
+from companion.claims.claims import read_evidence
+from companion.evaluation.statistics import Interval
+from companion.pages.benchmark_records import (
     NAMES,
     Group,
     Operator,
@@ -52,23 +54,22 @@ from fusionlib.benchmarked import (
     masks_table,
     read_result,
 )
-from fusionlib.errors import FusionError
-from fusionlib.evaluation.claims import read_evidence
-from fusionlib.evaluation.statistics import Interval
-from fusionlib.ledger import Ledger
-from fusionlib.masking import group_queries
-from fusionlib.optimisations import OPTIMISATIONS, optimisations_table
-from fusionlib.profiles import ROOT, load_profile
-from fusionlib.store import INDEX, Store
-from fusionlib.targets import (
+from companion.pages.benchmark_tables import (
+    OPTIMISATIONS,
     TARGETS,
     missed_table,
+    optimisations_table,
     profile_table,
     record_training,
     targets_of,
     targets_table,
     with_targets,
 )
+from companion.studies.store import INDEX, Store
+from fusionlib.attention import prepared_attention
+from fusionlib.errors import FusionError
+from fusionlib.kernels import group_queries
+from fusionlib.profiles import ROOT, load_profile
 
 TINY = Setting(size="tiny", repeats=1)
 MACHINE = {"cpu": "a processor", "cores": 2, "threads": 1, "load": 0.0, "torch": "2"}
@@ -128,7 +129,7 @@ def test_a_studys_pace_is_that_of_its_processes_together(monkeypatch: pytest.Mon
 
     def run(arguments: list[str]) -> None:
         store = Store(arguments[arguments.index("--store") + 1])
-        with Ledger(store.root / "index", INDEX) as rows:
+        with AppendTable(store.root / "index", INDEX) as rows:
             for worker, moments in made.items():
                 for second in moments:
                     when = datetime(2026, 1, 1, 12, tzinfo=UTC) + timedelta(seconds=second)
@@ -236,7 +237,7 @@ def test_a_run_that_is_cut_off_leaves_the_former_record(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fusionlib.benchmarked.os.replace", killed)
+    monkeypatch.setattr("companion.pages.benchmark_records.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         replace(former, seconds=9.0).write(tmp_path)
     assert read_result(path) == former
@@ -646,7 +647,7 @@ def test_what_decides_a_target_comes_first_and_a_rerun_goes_on(
         done.append(name)
         replace(result(), name=name, machine=here, commit="0123").write(tmp_path)
 
-    monkeypatch.setattr("fusionlib.manifest.git_commit", lambda: commit)
+    monkeypatch.setattr("fusionlib.support.provenance.git_commit", lambda: commit)
     monkeypatch.setattr(command, "measure", made)
     command.main("all", out=tmp_path, minutes=0.0)
     assert done == [], "no minutes"

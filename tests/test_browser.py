@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from browser import Tab, browser, executable, served
 
+from companion.publishing.toc import toc_pages
 from fusionlib.profiles import ROOT
-from fusionlib.toc import toc_pages
 
 BOOK = Path(os.environ.get("FUSIONLIB_BOOK", ROOT / "build" / "book"))
 PAGES = [f"{page}.html" for page in toc_pages(ROOT)] + ["search.html", "genindex.html"]

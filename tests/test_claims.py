@@ -17,8 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from fusionlib.errors import FusionError
-from fusionlib.evaluation.claims import (
+from companion.claims.claims import (
     CLAIMS,
     Claim,
     broken,
@@ -32,9 +31,10 @@ from fusionlib.evaluation.claims import (
     record_pairs,
     status,
 )
-from fusionlib.evaluation.comparison import (
+from companion.embedded.recogniser import MARGIN, SCALE
+from companion.embedded.vae import SIDES
+from companion.evaluation.comparison import (
     MIN_PAIRED,
-    MIN_PEOPLE,
     Estimate,
     IdentityScores,
     PairedDifference,
@@ -45,14 +45,8 @@ from fusionlib.evaluation.comparison import (
     with_accepted,
     with_prompt_followed,
 )
-from fusionlib.evaluation.morph import morph_gains
-from fusionlib.evaluation.statistics import Interval, bootstrap
-from fusionlib.profiles import ROOT, load_profile
-from fusionlib.study import Person
-from fusionlib.training.identity import MARGIN, SCALE
-from fusionlib.training.record import training_hours
-from fusionlib.training.vae import SIDES
-from fusionlib.verdicts import (
+from companion.evaluation.statistics import MIN_PEOPLE, Interval, bootstrap
+from companion.figures.verdicts import (
     claim_table,
     verdict_counts,
     verdict_plot,
@@ -60,6 +54,11 @@ from fusionlib.verdicts import (
     verdict_summary,
     verdict_table,
 )
+from companion.pages.morphing import morph_gains
+from companion.pages.training_records import training_hours
+from companion.person import Person
+from fusionlib.errors import FusionError
+from fusionlib.profiles import ROOT, load_profile
 
 NOTEBOOK = ROOT / "notebooks" / "claims.ipynb"
 GAIN = PairedDifference(
@@ -269,9 +268,9 @@ def test_evidence_names_the_code_the_versions_and_the_run_that_it_is_of(
         return record_claim(tmp_path, "helps", GAIN, run=run, **told).made_from
 
     found = {made_from("one"), made_from("one"), made_from("another")}
-    monkeypatch.setattr("fusionlib.evaluation.claims.git_commit", lambda: "0123")
+    monkeypatch.setattr("companion.claims.claims.git_commit", lambda: "0123")
     found.add(made_from("one"))
-    monkeypatch.setattr("fusionlib.evaluation.claims.package_versions", dict)
+    monkeypatch.setattr("companion.claims.claims.package_versions", dict)
     found.add(made_from("one"))
     assert len(found) == 4
 
@@ -366,7 +365,7 @@ def test_a_blend_gains_only_if_it_nears_both(
         distance = [abs(places[method] - target) for method in index["method"]]
         return type("Measured", (), {"images": index.assign(**{"distance Dlib": distance})})
 
-    monkeypatch.setattr("fusionlib.evaluation.morph.measure", fake)
+    monkeypatch.setattr("companion.pages.morphing.measure", fake)
     pairs = [Person(name, (Path("0.png"), Path("1.png"))) for name in ("a+b", "c+d")]
     index = pd.DataFrame(
         [(method, pair.name) for pair in pairs for method in places], columns=["method", "person"]

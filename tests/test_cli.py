@@ -15,12 +15,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fusionlib.cli import app
-from fusionlib.images import load_image, read_metadata
-from fusionlib.manifest import sha256_file
-from fusionlib.photos import prepare_photo
+from fusionlib.inputs.images import load_image, read_metadata
+from fusionlib.inputs.photos import prepare_photo
 from fusionlib.pipeline import FusionPipeline
 from fusionlib.profiles import load_profile
-from fusionlib.reference import ReferenceCache
+from fusionlib.reference_cache import ReferenceCache
+from fusionlib.support.provenance import sha256_file
 
 HELDOUT = Path(__file__).resolve().parent.parent / "data" / "heldout"
 
@@ -403,7 +403,7 @@ def test_numbers_of_strengths_and_references_must_agree(
 
 def test_a_real_process_prints_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    command = [sys.executable, "-m", "fusionlib.cli", "generate", "--prompt", "a face"]
+    command = [sys.executable, "-m", "fusionlib", "generate", "--prompt", "a face"]
     command += ["--reference", str(tmp_path / "notes.txt"), "--out", str(tmp_path / "a.png")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1

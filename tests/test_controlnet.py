@@ -14,14 +14,14 @@ from PIL import Image
 from tiny import RESOLUTION, tiny_unet, write_tiny_checkpoint
 from training_data import encoded, sample, write_tar
 
+from companion.embedded import controlnet
+from companion.embedded.controlnet import Controlled, as_control, new_controlnet
 from fusionlib import FusionControlNetPipeline, masks_from_colors
 from fusionlib.errors import FusionError
 from fusionlib.profiles import Profile, Recipe, load_profile
-from fusionlib.training import controlnet
-from fusionlib.training.controlnet import Controlled, as_control, new_controlnet
-from fusionlib.training.data import load_pictures
-from fusionlib.training.latents import cached_latents
-from fusionlib.training.objective import noised
+from fusionlib.training.cached import cached_latents
+from fusionlib.training.denoising import noised
+from fusionlib.training.pictures import load_pictures
 
 FACTOR = 4  # of the tiny autoencoder
 

@@ -16,23 +16,25 @@ from safetensors.torch import load_file, save_file
 from training_data import disc, write_profile, write_set
 from typer.testing import CliRunner
 
-from fusionlib import face_embedding
+from companion.faces import arcface as face_embedding
+from companion.faces.arcface import TEMPLATE, FoundFace
+from companion.methods import Models, build_method, counterparts
+from companion.methods import counterpart_training as method
+from companion.methods import reference_views as views
+from companion.methods.common import read_adapter
+from companion.methods.counterparts import ABLATIONS, FILE
+from companion.methods.instantid import over_the_unet
+from companion.methods.ip_adapter import add_adapter
+from companion.methods.reference_views import Views
+from companion.studies.costs import cost_table, write_costs
+from companion.studies.declaration import load_declaration
 from fusionlib.cli import app
-from fusionlib.declaration import load_declaration
 from fusionlib.errors import FusionError
-from fusionlib.face_embedding import TEMPLATE, FoundFace
-from fusionlib.loading import load_stock
-from fusionlib.methods import Models, build_method, counterparts
-from fusionlib.methods.common import read_adapter
-from fusionlib.methods.costs import cost_table, write_costs
-from fusionlib.methods.counterparts import ABLATIONS, FILE
-from fusionlib.methods.instantid import over_the_unet
-from fusionlib.methods.ip_adapter import add_adapter
 from fusionlib.profiles import ROOT, Profile, load_profile
-from fusionlib.training import adapter, method, views
+from fusionlib.profiles.loading import load_stock
+from fusionlib.training import adapter
 from fusionlib.training.loop import Batch, step_generator
 from fusionlib.training.sources import first_people
-from fusionlib.training.views import Views
 
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0}
 WORDS = {"sentence": "a face", "word": "face"}

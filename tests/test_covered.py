@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from companion.pages.covered_faces import CLOTH, cover_face, cover_first
+from companion.person import Person, load_people
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.covered import CLOTH, cover_face, cover_first
-from fusionlib.images import load_image
+from fusionlib.inputs.images import load_image
 from fusionlib.profiles import load_profile
-from fusionlib.study import Person, load_people
 
 
 @pytest.mark.parametrize("turn", [0, 90, 180, 270])

@@ -12,7 +12,12 @@ from PIL import Image, ImageColor
 from safetensors.numpy import save_file
 from training_data import write_tar
 
-from fusionlib.cards import (
+from companion.evaluation.measure import Measurements
+from companion.evaluation.separation import Separation, frechet_distance
+from companion.evaluation.statistics import Interval
+from companion.pages import copies
+from companion.pages import suite_criteria as criteria
+from companion.pages.data_and_model_cards import (
     captioned,
     criteria_table,
     heldout_counts,
@@ -20,17 +25,13 @@ from fusionlib.cards import (
     sampled,
     spread,
 )
-from fusionlib.declaration import load_declaration
+from companion.pages.suite_criteria import Criterion
+from companion.pages.training_records import loss_curves, trained_methods, training_table
+from companion.people.appearance import sample_person
+from companion.people.view import View, sample_view
+from companion.person import load_people
+from companion.studies.declaration import load_declaration
 from fusionlib.errors import FusionError
-from fusionlib.evaluation import copies, criteria
-from fusionlib.evaluation.criteria import Criterion
-from fusionlib.evaluation.measure import Measurements
-from fusionlib.evaluation.statistics import Interval
-from fusionlib.evaluation.suite import Separation, frechet_distance
-from fusionlib.people.identity import sample_person
-from fusionlib.people.view import View, sample_view
-from fusionlib.study import load_people
-from fusionlib.training.record import loss_curves, trained_methods, training_table
 
 ROOT = Path(__file__).resolve().parent.parent
 HELDOUT = ROOT / "data/heldout"
@@ -280,7 +281,7 @@ def test_a_training_picture_is_rendered_again_as_training_saw_it(
         for view in range(7)
         if sample_view(3, number, view) != sample_view(3, number, view, split="heldout")
     )
-    monkeypatch.setattr("fusionlib.people.render.render_views", record)
+    monkeypatch.setattr("companion.people.render.render_views", record)
     copies._render(3, number, view, 16)
     ((person, (shown,)),) = plans
     assert person == sample_person(3, number)
@@ -357,7 +358,7 @@ def test_captions_and_pictures_belong_together() -> None:
 def test_the_autoencoder_is_judged_on_what_it_gives_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fusionlib.study import Person
+    from companion.person import Person
 
     people, rng = [], np.random.default_rng(0)
     for name in ("a", "b"):

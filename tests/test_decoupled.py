@@ -18,7 +18,8 @@ from fusionlib import (
     fused_attention,
     group_queries,
 )
-from fusionlib.processor import FusedAttnProcessor, cross_attention_layers
+from fusionlib.processor import FusedAttnProcessor
+from fusionlib.unet_layers import cross_attention_layers
 
 NAMES = (
     "down_blocks.0", "down_blocks.1", "up_blocks.0", "up_blocks.0", "up_blocks.1", "up_blocks.1",

@@ -9,13 +9,13 @@ import pandas as pd
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
-from fusionlib.described import as_html, described, publish_alt
-from fusionlib.evaluation.paper import read_quoted
-from fusionlib.evaluation.statistics import Interval
-from fusionlib.figures import picture_grid, psnr_plot
+from companion.claims.quoted import read_quoted
+from companion.evaluation.statistics import Interval
+from companion.figures.display import as_html, publish_alt, with_alt_text
+from companion.figures.grids import picture_grid
+from companion.figures.plots import psnr_plot, trade_off_plot
+from companion.pages.training_lesson import curves
 from fusionlib.profiles import ROOT
-from fusionlib.tradeoff import trade_off_plot
-from fusionlib.training.lesson import curves
 
 
 def plain() -> Image.Image:
@@ -25,7 +25,9 @@ def plain() -> Image.Image:
 def test_a_notebook_stores_the_words_beside_the_pixels() -> None:
     formatter = InteractiveShell.instance().display_formatter
     before, _ = formatter.format(plain(), include=["image/png"])
-    data, metadata = formatter.format(described(plain(), "A red square."), include=["image/png"])
+    data, metadata = formatter.format(
+        with_alt_text(plain(), "A red square."), include=["image/png"]
+    )
     assert data == before
     assert metadata == {"image/png": {"alt": "A red square."}}
 
@@ -85,7 +87,7 @@ def test_an_author_has_the_last_word_on_the_page() -> None:
 
 
 def test_a_picture_that_is_glued_keeps_its_words() -> None:
-    made = described(Image.new("RGB", (4, 3), "red"), 'a "red" <field>')
+    made = with_alt_text(Image.new("RGB", (4, 3), "red"), 'a "red" <field>')
     html = as_html(made)._repr_html_()
     assert 'alt="a &quot;red&quot; &lt;field&gt;"' in html
     data = re.search(r'base64,([^"]+)"', html)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from skimage.measure import label as components
 
-from fusionlib import FusionPipeline
-from fusionlib.attention_figures import (
+from companion.evaluation.attention_maps import AttentionShares
+from companion.figures.attention import (
     attention_film,
     overlay,
     paint_watched,
@@ -20,7 +20,7 @@ from fusionlib.attention_figures import (
     word_maps,
     words_of,
 )
-from fusionlib.diagrams import (
+from companion.figures.diagrams import (
     FACE,
     TRAINED,
     Layer,
@@ -29,11 +29,11 @@ from fusionlib.diagrams import (
     pipeline_drawing,
     read_layers,
 )
-from fusionlib.drawing import Drawing
+from companion.figures.display import VectorFigure
+from companion.pages.reference_order import order_effect, reversal, without_strength
+from fusionlib import FusionPipeline
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.order import order_effect, reversal, without_strength
-from fusionlib.gaze import Gaze
-from fusionlib.images import load_image
+from fusionlib.inputs.images import load_image
 from fusionlib.profiles import ROOT, load_profile
 
 PROMPT = "a photo of a laughing person in the snow"
@@ -51,7 +51,7 @@ def patches(image: Image.Image, colour: str, least: int = 50) -> int:
 
 
 @pytest.fixture(scope="module")
-def painted() -> tuple[Any, Image.Image, list[Gaze]]:
+def painted() -> tuple[Any, Image.Image, list[AttentionShares]]:
     """A picture of the small model and what its queries looked at."""
     torch.set_num_threads(1)
     pipeline = FusionPipeline.from_pretrained(ROOT / "data/models/embedded")
@@ -106,8 +106,8 @@ def test_words_are_found_again_in_their_tokens(painted: Any) -> None:
     assert len(words["a"]) == 2
 
 
-def gaze(weights: list[list[float]], tokens: tuple[int, ...], layer: str = "x") -> Gaze:
-    return Gaze(layer, 5.0, torch.tensor([weights]), tokens)
+def gaze(weights: list[list[float]], tokens: tuple[int, ...], layer: str = "x") -> AttentionShares:
+    return AttentionShares(layer, 5.0, torch.tensor([weights]), tokens)
 
 
 def test_maps_are_means_and_coarse_ones_are_enlarged() -> None:
@@ -184,7 +184,7 @@ def test_weights_are_counted_as_published(systems: Any) -> None:
     lora = sum(128 * (6 * 2 * w + 2 * (w + 768)) * layers for w, layers in widths.items())
     project = 512 * 1024 + 1024 + 1024 * 3072 + 3072 + 2 * 768
     assert found["faceid"] == new + project + lora
-    drawing = Drawing(systems.overview(found))
+    drawing = VectorFigure(systems.overview(found))
     assert patches(drawing, systems.FACE, least=100) == 1 + sum(  # one in the legend
         system.squares for system in systems.SYSTEMS.values()
     )

@@ -29,11 +29,10 @@ from transformers import (
 )
 
 from benchmarks.coverage import coverage, table
-from fusionlib.errors import FusionError
-from fusionlib.evaluation import comparison, faces, observe
-from fusionlib.evaluation.alignment import Classifier, ClipScorer
-from fusionlib.evaluation.audit import overflow_facts, pair_up
-from fusionlib.evaluation.comparison import (
+from companion.evaluation import comparison
+from companion.evaluation import readings as observe
+from companion.evaluation.alignment import Classifier, ClipScorer
+from companion.evaluation.comparison import (
     IdentityScores,
     estimate_mean,
     identity_table,
@@ -42,7 +41,13 @@ from fusionlib.evaluation.comparison import (
     recovery,
     with_likeness_kept,
 )
-from fusionlib.evaluation.faces import (
+from companion.evaluation.identity import cosine_distance, faces_found, identity_recovery
+from companion.evaluation.measure import measure, measure_identity, with_face_size
+from companion.evaluation.quality import EYES, SIDE, face_region, psnr, psnr_8bit_overflow, ssim
+from companion.evaluation.readings import Observations
+from companion.evaluation.statistics import MIN_PEOPLE, Interval, bootstrap, effect_size, verdict
+from companion.faces import aligned as faces
+from companion.faces.aligned import (
     PACKAGED_WEIGHTS,
     AlignedFace,
     FaceFinder,
@@ -51,37 +56,19 @@ from fusionlib.evaluation.faces import (
     link_packaged_weights,
     with_faces,
 )
-from fusionlib.evaluation.identity import (
+from companion.faces.recognisers import (
     DeepFaceRecogniser,
     NetworkRecogniser,
-    cosine_distance,
     embed_faces,
-    faces_found,
-    identity_recovery,
     load_recogniser,
     load_recognisers,
 )
-from fusionlib.evaluation.measure import measure, measure_identity, with_face_size
-from fusionlib.evaluation.observe import Observations
-from fusionlib.evaluation.quality import (
-    EYES,
-    SIDE,
-    face_region,
-    psnr,
-    psnr_8bit_overflow,
-    ssim,
-)
-from fusionlib.evaluation.statistics import (
-    MIN_PEOPLE,
-    Interval,
-    bootstrap,
-    effect_size,
-    verdict,
-)
-from fusionlib.figures import alignment_table
-from fusionlib.images import load_image, save_png
+from companion.figures.tables import alignment_table
+from companion.pages.psnr_audit import overflow_facts, pair_up
+from companion.person import Person, load_people
+from fusionlib.errors import FusionError
+from fusionlib.inputs.images import load_image, save_png
 from fusionlib.profiles import load_profile
-from fusionlib.study import Person, load_people
 
 HELDOUT = Path(__file__).resolve().parent.parent / "data" / "heldout"
 
@@ -278,7 +265,7 @@ def test_unknown_models_end_in_one_sentence() -> None:
 def test_nothing_is_printed_and_warnings_still_reach_the_user(deepface_home: Path) -> None:
     script = (
         "import warnings\n"
-        "from PIL import Image; from fusionlib.evaluation.identity import embed_faces\n"
+        "from PIL import Image; from companion.faces.recognisers import embed_faces\n"
         "embed_faces([Image.new('RGB', (64, 64))])\n"
         "with warnings.catch_warnings(record=True) as caught:\n"
         "    warnings.warn('still heard')\n"
@@ -652,7 +639,7 @@ def angles(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         )
 
     known: dict[str, float] = {}
-    monkeypatch.setattr("fusionlib.evaluation.measure.observe", look)
+    monkeypatch.setattr("companion.evaluation.measure.observe", look)
     return known
 
 

@@ -18,16 +18,16 @@ from IPython.core.formatters import format_display_data
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fusionlib.book import fit_page, one_page
-from fusionlib.drawing import Drawing
-from fusionlib.exports import export_notebook, find_figures, pdf_of_pixels
-from fusionlib.tables import read_tables
+from companion.figures.display import VectorFigure
+from companion.publishing.book import fit_page, one_page
+from companion.publishing.exports import export_notebook, find_figures, pdf_of_pixels
+from companion.publishing.html_tables import read_tables
 
 
-def drawn(text: str = "a label") -> Drawing:
+def drawn(text: str = "a label") -> VectorFigure:
     figure = Figure(figsize=(2, 1), dpi=100)
     figure.text(0.1, 0.5, text)
-    return Drawing(figure)
+    return VectorFigure(figure)
 
 
 def cell(shown: Any, **mystnb: Any) -> Any:

@@ -9,9 +9,9 @@ from insightface_files import POINTS, recogniser_matrix, write_detector, write_p
 from PIL import Image
 from skimage.transform import SimilarityTransform
 
+from companion.faces.arcface import TEMPLATE, FaceEmbedder, align, load_embedder
 from fusionlib.errors import FusionError, NoFaceError
-from fusionlib.face_embedding import TEMPLATE, FaceEmbedder, align, load_embedder
-from fusionlib.photos import find_faces
+from fusionlib.inputs.photos import find_faces
 from fusionlib.profiles import ROOT
 
 HELDOUT = ROOT / "data" / "heldout"
@@ -69,7 +69,7 @@ def test_a_face_is_found_where_it_is(packs: Path, size: tuple[int, int]) -> None
 def test_of_overlapping_finds_the_strongest_stays_and_the_largest_of_all_counts(
     packs: Path,
 ) -> None:
-    from fusionlib import face_embedding
+    from companion.faces import arcface as face_embedding
 
     embedder = FaceEmbedder("buffalo_l", packs / "buffalo_l")
     image = bright(64, 64, (640, 640), side=16)  # four cells, eight anchors
@@ -95,7 +95,7 @@ def test_a_vector_is_what_the_network_makes_of_the_aligned_face(packs: Path) -> 
 def test_a_face_too_large_for_the_first_frame_is_sought_in_smaller_ones(
     packs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fusionlib import face_embedding
+    from companion.faces import arcface as face_embedding
 
     tried, detect = [], face_embedding._detect
 

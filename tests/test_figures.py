@@ -10,32 +10,27 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fusionlib.errors import FusionError
-from fusionlib.evaluation.comparison import IdentityScores, identity_table
-from fusionlib.evaluation.paper import read_quoted
-from fusionlib.evaluation.statistics import Interval
-from fusionlib.evaluation.suite import Separation
-from fusionlib.figures import (
-    WIDEST,
+from companion.claims.quoted import read_quoted
+from companion.evaluation.comparison import IdentityScores, identity_table
+from companion.evaluation.separation import Separation
+from companion.evaluation.statistics import Interval
+from companion.figures.grids import WIDEST, pairs_grid, picture_grid, prompt_grid, study_grid
+from companion.figures.plots import distance_plot, paired_plot, psnr_plot
+from companion.figures.tables import (
     alignment_table,
     classification_table,
-    distance_plot,
     measured_table,
-    paired_plot,
-    pairs_grid,
-    picture_grid,
-    prompt_grid,
     prompts_table,
-    psnr_plot,
     quoted_table,
     recognition_table,
     run_label,
     side_by_side,
-    study_grid,
     summary_table,
 )
-from fusionlib.methods import Method
-from fusionlib.study import Person, Study, run_study
+from companion.methods import Method
+from companion.person import Person
+from companion.studies.study import Study, run_study
+from fusionlib.errors import FusionError
 
 PAPER = Path(__file__).resolve().parent.parent / "data" / "paper"
 RED, GREEN, BLUE, GREY = "#ff0000", "#00ff00", "#0000ff", "#808080"

@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from companion.methods import Method
+from companion.person import load_people
+from companion.studies.picture_folder import export_study, read_folder
+from companion.studies.records import read_record
+from companion.studies.study import Study, read_study, run_study
 from fusionlib.cli import app
 from fusionlib.errors import FusionError, NoFaceError
-from fusionlib.evaluation.folder import export_study, read_folder
-from fusionlib.evaluation.records import read_record
-from fusionlib.images import load_image
-from fusionlib.methods import Method
-from fusionlib.study import Study, load_people, read_study, run_study
+from fusionlib.inputs.images import load_image
 
 HELDOUT = Path(__file__).resolve().parent.parent / "data" / "heldout"
 
@@ -325,7 +326,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_measured(
     def measured(*_: object, **__: object) -> None:
         pytest.fail("all was measured first")
 
-    monkeypatch.setattr("fusionlib.evaluation.measure.measure", measured)
+    monkeypatch.setattr("companion.evaluation.measure.measure", measured)
     inside_a_file = folder / "references" / "0.jpg" / "a"
     for option, file, says in (
         ("--out", f"{inside_a_file}.csv", "cannot be written"),

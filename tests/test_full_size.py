@@ -31,9 +31,10 @@ from training_data import disc, encoded, sample, write_profile, write_tar
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fusionlib import FusionAdapter
-from fusionlib.manifest import sha256_modules
-from fusionlib.pipeline import FusionPipeline, FusionXLPipeline
+from fusionlib.pipeline import FusionPipeline
+from fusionlib.pipeline_variants import FusionXLPipeline
 from fusionlib.profiles import load_profile
+from fusionlib.support.provenance import sha256_modules
 from fusionlib.training import adapter as training
 
 pytestmark = pytest.mark.slow

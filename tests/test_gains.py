@@ -10,15 +10,15 @@ from PIL import Image
 from tiny import RESOLUTION
 from training_data import disc
 
+from companion.pages import reference_gains as gains
+from companion.pages.data_and_model_cards import gains_table
+from companion.pages.reference_gains import reference_gains, trained_adapters
+from companion.person import Person
 from fusionlib.adapter import FusionAdapter
-from fusionlib.cards import gains_table
 from fusionlib.errors import FusionError
-from fusionlib.loading import load_pipeline
 from fusionlib.profiles import Profile, load_profile
+from fusionlib.profiles.loading import load_pipeline
 from fusionlib.reference import encode_references
-from fusionlib.study import Person
-from fusionlib.training import gains
-from fusionlib.training.gains import reference_gains, trained_adapters
 
 
 @pytest.fixture

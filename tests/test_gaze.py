@@ -7,9 +7,9 @@ import torch
 from tiny import tiny_unet
 from torch import Tensor
 
+from companion.evaluation.attention_maps import AttentionShares, record_attention
 from fusionlib import FusionAdapter, encode_references, identity_attention_mask
-from fusionlib.gaze import Gaze, watch
-from fusionlib.processor import cross_attention_layers, split_heads
+from fusionlib.unet_layers import cross_attention_layers, split_heads
 
 TEXT, SIDE = 7, 8
 
@@ -26,7 +26,9 @@ def scene() -> tuple[Any, FusionAdapter, list[Any], Tensor, Tensor]:
     return unet, adapter, list(seen), torch.randn(1, 4, SIDE, SIDE), text
 
 
-def looked(scene: Any, of: Any, **conditions: Any) -> tuple[Tensor, list[Gaze], dict[str, Tensor]]:
+def looked(
+    scene: Any, of: Any, **conditions: Any
+) -> tuple[Tensor, list[AttentionShares], dict[str, Tensor]]:
     """What comes out, what was seen, and each layer's hidden state."""
     unet, adapter, faces, image, text = scene
     inputs: dict[str, Tensor] = {}
@@ -38,7 +40,11 @@ def looked(scene: Any, of: Any, **conditions: Any) -> tuple[Tensor, list[Gaze], 
         layer.register_forward_pre_hook(keep(name))
         for name, layer in cross_attention_layers(unet).items()
     ]
-    with torch.no_grad(), adapter.conditioned(faces, **conditions), watch(unet, of) as gazes:
+    with (
+        torch.no_grad(),
+        adapter.conditioned(faces, **conditions),
+        record_attention(unet, of) as gazes,
+    ):
         out = unet(image, 10, text).sample
     for handle in handles:
         handle.remove()
@@ -92,7 +98,7 @@ def test_a_mask_closes_what_equation_7_closes(scene: Any) -> None:
 
 def test_without_faces_the_last_samples_look_at_the_text_alone(scene: Any) -> None:
     unet, _, _, image, text = scene
-    with torch.no_grad(), watch(unet, "keys", last=1) as gazes:
+    with torch.no_grad(), record_attention(unet, "keys", last=1) as gazes:
         unet(image.expand(2, -1, -1, -1), 5, torch.cat([text * 0, text]))
     for gaze in gazes:
         assert gaze.weights.shape[::2] == (1, TEXT) and not gaze.faces.any()

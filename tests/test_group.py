@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusionlib.errors import FusionError
-from fusionlib.layout import masks_from_colors
-from fusionlib.people import dataset, group
-from fusionlib.people.caption import EXPRESSION_PHRASES, MOST_WORDS, STYLE_PHRASES, role_name
-from fusionlib.people.group import (
+from companion.people import dataset
+from companion.people import groups as group
+from companion.people.appearance import Person, sample_person
+from companion.people.caption import EXPRESSION_PHRASES, MOST_WORDS, STYLE_PHRASES, role_name
+from companion.people.groups import (
     Group,
     GroupPicture,
     choose_members,
@@ -27,10 +27,11 @@ from fusionlib.people.group import (
     group_attributes,
     sample_group,
 )
-from fusionlib.people.identity import Person, sample_person
-from fusionlib.people.render import inverse_depth
-from fusionlib.people.view import EXPRESSIONS, View, is_held_out
-from fusionlib.training.data import load_pictures
+from companion.people.render import inverse_depth
+from companion.people.view import EXPRESSIONS, View, is_held_out
+from fusionlib.errors import FusionError
+from fusionlib.inputs.layout import masks_from_colors
+from fusionlib.training.pictures import load_pictures
 
 PEOPLE = range(40, 70)
 
@@ -254,8 +255,8 @@ def test_rendered_groups_are_what_they_say() -> None:
     pytest.importorskip("pyvista")
     from scipy.spatial import Delaunay
 
-    from fusionlib.people import render
-    from fusionlib.photos import find_faces
+    from companion.people import render
+    from fusionlib.inputs.photos import find_faces
 
     seen, expected = 0, 0
     # The detector knows photographs, and few of the other styles.

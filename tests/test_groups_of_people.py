@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from companion.evaluation.comparison import paired_difference
+from companion.evaluation.groups import SIDE, cut_faces, group_summary, mask_gains, who_is_who
+from companion.methods.groups import fused_group, load_groups, posed_like_the_next
+from companion.person import Person
 from fusionlib import FusionPipeline, masks_from_colors
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.comparison import paired_difference
-from fusionlib.evaluation.group import SIDE, cut_faces, group_summary, mask_gains, who_is_who
-from fusionlib.manifest import sha256_json
-from fusionlib.methods.group import fused_group, load_groups, posed_like_the_next
-from fusionlib.study import Person
+from fusionlib.support.provenance import sha256_json
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))

@@ -13,12 +13,12 @@ import pytest
 import yaml
 from tiny_book import make_repository
 
-from fusionlib.book import build_book
+from companion.publishing.book import build_book
+from companion.publishing.notebooks import find_notebooks
+from companion.publishing.reproduce import reproduce
+from companion.publishing.toc import toc_pages
 from fusionlib.errors import FusionError
-from fusionlib.notebooks import find_notebooks
 from fusionlib.profiles import ROOT
-from fusionlib.reproduce import reproduce
-from fusionlib.toc import toc_pages
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from fusionlib.errors import FusionError
-from fusionlib.images import image_grid, load_image, prepare_output, read_metadata, save_png
-from fusionlib.manifest import (
+from fusionlib.inputs.images import image_grid, load_image, prepare_output, read_metadata, save_png
+from fusionlib.support.provenance import (
     git_commit,
     manifest,
     package_versions,

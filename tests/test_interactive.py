@@ -12,15 +12,15 @@ import yaml
 from PIL import Image, ImageColor
 from typer.testing import CliRunner
 
+from companion.person import Person
+from companion.studio.interactive import COLORS, Studio, open_studio
 from fusionlib.cli import app
 from fusionlib.errors import FusionError
-from fusionlib.images import load_image, read_metadata
-from fusionlib.interactive import COLORS, Studio, studio
-from fusionlib.layout import masks_from_boxes
-from fusionlib.loading import load_pipeline
+from fusionlib.inputs.images import load_image, read_metadata
+from fusionlib.inputs.layout import masks_from_boxes
 from fusionlib.pipeline import FusionPipeline
 from fusionlib.profiles import Profile, load_profile
-from fusionlib.study import Person
+from fusionlib.profiles.loading import load_pipeline
 
 HELDOUT = Path(__file__).resolve().parent.parent / "data" / "heldout"
 SIDE = 32  # pixels, of the tiny checkpoint
@@ -53,7 +53,7 @@ def pipeline(profile: Profile) -> FusionPipeline:
 
 @pytest.fixture
 def room(pipeline: FusionPipeline, profile: Profile, tmp_path: Path) -> Studio:
-    return studio(pipeline, PEOPLE, profile=profile, folder=tmp_path / "saved")
+    return open_studio(pipeline, PEOPLE, profile=profile, folder=tmp_path / "saved")
 
 
 def click(room: Studio, name: str, argument: Any = None, **typed: Any) -> None:
@@ -321,4 +321,4 @@ def test_a_page_without_a_kernel_gets_a_still(room: Studio) -> None:
 
 def test_a_studio_needs_people(pipeline: FusionPipeline) -> None:
     with pytest.raises(FusionError, match="at least one person"):
-        studio(pipeline, [])
+        open_studio(pipeline, [])

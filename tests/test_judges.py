@@ -13,20 +13,21 @@ from PIL import Image
 from training_data import SIDE, encoded, sample, write_tar
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
+from companion.embedded import augment as changes
+from companion.embedded import classifier
+from companion.embedded import recogniser as identity
+from companion.embedded.augment import augment, moved
+from companion.embedded.classifier import load_labelled
+from companion.embedded.faces import KEPT_SIDE, load_faces
+from companion.embedded.losses import arcface_loss, heads_loss
+from companion.evaluation.alignment import Classifier
+from companion.faces import aligned as evaluation_faces
+from companion.faces.aligned import find_face
+from companion.pages.judging_judges import classification, recognition
+from companion.person import load_people
 from fusionlib.errors import FusionError
-from fusionlib.evaluation import faces as evaluation_faces
-from fusionlib.evaluation.alignment import Classifier
-from fusionlib.evaluation.faces import find_face
-from fusionlib.evaluation.judges import classification, recognition
-from fusionlib.images import load_image
+from fusionlib.inputs.images import load_image
 from fusionlib.profiles import Profile, Recipe, load_profile
-from fusionlib.study import load_people
-from fusionlib.training import augment as changes
-from fusionlib.training import classifier, identity
-from fusionlib.training.augment import augment, moved
-from fusionlib.training.classifier import load_labelled
-from fusionlib.training.faces import KEPT_SIDE, load_faces
-from fusionlib.training.objective import arcface_loss, heads_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 HELDOUT = ROOT / "data" / "heldout"
@@ -291,7 +292,7 @@ def test_accuracy_is_a_mean_over_people_of_what_the_records_know(
         def seen(self, head: str, values: np.ndarray) -> list[str]:
             return ["old" if value > 100 else "young" for (value,) in values]
 
-    monkeypatch.setattr("fusionlib.evaluation.judges.Classifier", Red)
+    monkeypatch.setattr("companion.pages.judging_judges.Classifier", Red)
     rows = [("a", "red", "old"), ("a", "red", "old"), ("a", "red", "old"), ("a", "blue", None)]
     rows += [("b", "red", "young"), ("c", "blue", "old"), ("c", "blue", "young")]
     lines = ["person,file"]

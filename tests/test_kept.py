@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fusionlib.errors import FusionError
-from fusionlib.training import kept
-from fusionlib.training.kept import kept_rows
+from fusionlib.training import cached as kept
+from fusionlib.training.cached import kept_rows
 
 
 class Computer:

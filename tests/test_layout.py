@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from fusionlib.errors import FusionError
-from fusionlib.layout import (
+from fusionlib.inputs.layout import (
     masks_from_boxes,
     masks_from_colors,
     masks_from_faces,

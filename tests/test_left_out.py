@@ -9,13 +9,13 @@ import pytest
 import yaml
 from tiny_book import make_repository, write_notebook
 
-from fusionlib.book import assemble_book
+from companion.publishing.book import assemble_book
+from companion.publishing.notebooks import find_notebooks, fit_parameters
+from companion.publishing.preflight import PICTURES
+from companion.publishing.reproduce import reproduce
+from companion.publishing.toc import prune_toc, toc_pages, unlink
 from fusionlib.errors import FusionError
-from fusionlib.notebooks import find_notebooks, fit_parameters
 from fusionlib.profiles import ROOT, load_profile
-from fusionlib.readiness import PICTURES
-from fusionlib.reproduce import reproduce
-from fusionlib.toc import prune_toc, toc_pages, unlink
 
 DECLARED = 'profile = "none"\nout = "."\nnumber = 1'
 

@@ -17,14 +17,15 @@ from tiny import write_tiny_xl_checkpoint
 from torch import Tensor
 
 from fusionlib import FusionError, ReferenceCache
-from fusionlib.pipeline import (
+from fusionlib.pipeline import FusionPipeline
+from fusionlib.pipeline_variants import (
     FusionImg2ImgPipeline,
-    FusionPipeline,
     FusionXLImg2ImgPipeline,
     FusionXLPipeline,
 )
-from fusionlib.processor import cross_attention_layers, fused_processors
-from fusionlib.reference import fingerprint_of_unet, sampled
+from fusionlib.processor import fused_processors
+from fusionlib.reference_cache import fingerprint_of_unet, sample_of_weights
+from fusionlib.unet_layers import cross_attention_layers
 
 FILE = "pytorch_lora_weights.safetensors"
 TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -278,12 +279,15 @@ def test_a_sample_of_weights_whatever_their_type_and_the_defaults() -> None:
     small = [rows[0].to(torch.float8_e4m3fn), rows[1].half()]  # layerwise casting keeps some
     mixed = [rows[0].half(), rows[1].bfloat16()]
     for given in (rows, small, mixed):
-        found = sampled(given)
+        found = sample_of_weights(given)
         assert found.dtype == torch.float32 and torch.equal(found, expected)
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
-            assert torch.equal(sampled(rows), expected) and sampled(rows).dtype == torch.float32
+            assert (
+                torch.equal(sample_of_weights(rows), expected)
+                and sample_of_weights(rows).dtype == torch.float32
+            )
     finally:
         torch.set_default_dtype(torch.float32)
 

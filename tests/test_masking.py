@@ -15,7 +15,8 @@ from fusionlib import (
     identity_attention_mask,
     scale_identity_masks,
 )
-from fusionlib.masking import closed_logits, mask_pyramid
+from fusionlib.kernels import closed_logits
+from fusionlib.masking import mask_pyramid
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 

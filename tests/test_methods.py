@@ -28,18 +28,19 @@ from safetensors.torch import load_file
 from tiny import write_tiny_checkpoint, write_tiny_xl_checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from companion.faces.arcface import FaceEmbedder, align
+from companion.methods import KNOWN, Method, Models, build_method
+from companion.methods.common import described, read_adapter
+from companion.methods.counterparts import ABLATIONS
+from companion.methods.dreambooth import Recipe, Student
+from companion.methods.instantid import COLOURS, draw_points
+from companion.person import Person
+from companion.studies.costs import cost_table, training_record
+from companion.studies.study import Study, run_study
 from fusionlib.errors import FusionError, NoFaceError
-from fusionlib.face_embedding import FaceEmbedder, align
-from fusionlib.loading import load_stock
-from fusionlib.manifest import sha256_json
-from fusionlib.methods import KNOWN, Method, Models, build_method
-from fusionlib.methods.common import described, read_adapter
-from fusionlib.methods.costs import cost_table, training_record
-from fusionlib.methods.counterparts import ABLATIONS
-from fusionlib.methods.dreambooth import Recipe, Student
-from fusionlib.methods.instantid import COLOURS, draw_points
 from fusionlib.profiles import load_profile
-from fusionlib.study import Person, Study, run_study
+from fusionlib.profiles.loading import load_stock
+from fusionlib.support.provenance import sha256_json
 
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 64, "width": 64}
 SYSTEMS = [kind for kind in KNOWN if kind not in ("text-only", "fused", *ABLATIONS)]
@@ -215,7 +216,7 @@ def test_what_determines_a_picture_is_told(tmp_path: Path, monkeypatch: pytest.M
     found.append(told(DDIMScheduler(), device="meta"))
     (tmp_path / "one.py").write_text("x = 2")
     found.append(told(DDIMScheduler()))
-    monkeypatch.setattr("fusionlib.methods.common.package_versions", lambda _: {"torch": "3"})
+    monkeypatch.setattr("companion.methods.common.package_versions", lambda _: {"torch": "3"})
     found.append(told(DDIMScheduler()))
     assert len(set(found)) == 7 and told(DDIMScheduler()) == found[-1]
 
@@ -581,7 +582,7 @@ def test_what_dreambooth_learned_belongs_to_all_that_it_was_learned_by(
     pipeline.scheduler = DDIMScheduler.from_config(scheduler.config, num_train_timesteps=500)
     found.append(folder())
     pipeline.scheduler = scheduler
-    monkeypatch.setattr("fusionlib.methods.dreambooth.sha256_file", lambda _: "other code")
+    monkeypatch.setattr("companion.methods.dreambooth.sha256_file", lambda _: "other code")
     found.append(folder())
     with torch.no_grad():
         next(pipeline.vae.parameters()).add_(1)
@@ -604,7 +605,7 @@ def test_seconds_are_of_what_is_done_for_each_person_and_picture(
         now[0] += 50.0 if seed == 0 else float(seed)
         return person(1)
 
-    monkeypatch.setattr("fusionlib.methods.costs._now", lambda: now[0])
+    monkeypatch.setattr("companion.studies.costs._now", lambda: now[0])
     method = Method("new", generate, {}, references=1, prepare=prepare)
     shown = [person(1), person(2)]
     row = cost_table(load_profile("embedded"), [method], shown, repeats=4).loc["new"]

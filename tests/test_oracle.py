@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fusionlib import fused_attention, group_queries, identity_attention_mask
-from fusionlib.backends import usual_backend
+from fusionlib.kernels import usual_backend
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionlib.pages import faults
+from companion.publishing.page_checks import broken_pages
 
 GOOD = """<html><head><link rel="stylesheet" href="_static/page.css?v=1"></head><body>
 <h1 id="top">Here</h1>
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_sound_pages_have_no_faults(folder: Path) -> None:
-    assert faults(folder) == []
+    assert broken_pages(folder) == []
 
 
 @pytest.mark.parametrize(
@@ -53,5 +53,5 @@ def test_each_fault_is_named(folder: Path, right: str, wrong: str, fault: str) -
     (folder.parent / "secret.html").write_text("outside")
     assert right in GOOD
     (folder / "index.html").write_text(GOOD.replace(right, wrong))
-    (found,) = faults(folder)
+    (found,) = broken_pages(folder)
     assert found.startswith(f"index.html: {fault}")

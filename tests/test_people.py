@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusionlib.errors import FusionError
-from fusionlib.people import dataset, shade
-from fusionlib.people.caption import (
+from companion.people import dataset, shade
+from companion.people.appearance import SHAPE_MEAN, SHAPE_SPREAD, Person, sample_person, skin_color
+from companion.people.caption import (
     EXPRESSION_PHRASES,
     MOST_WORDS,
     SCENE_PHRASES,
@@ -27,17 +27,11 @@ from fusionlib.people.caption import (
     describe,
     role_name,
 )
-from fusionlib.people.glasses import FRAMES
-from fusionlib.people.hairstyle import (
-    DYED,
-    HAIR_COLORS,
-    HAIR_STYLES,
-    hair_phrase,
-    hairline_margin,
-)
-from fusionlib.people.head import expression_actions
-from fusionlib.people.identity import SHAPE_MEAN, SHAPE_SPREAD, Person, sample_person, skin_color
-from fusionlib.people.outfit import (
+from companion.people.colors import stream
+from companion.people.glasses import FRAMES
+from companion.people.hairstyle import DYED, HAIR_COLORS, HAIR_STYLES, hair_phrase, hairline_margin
+from companion.people.head import expression_actions
+from companion.people.outfit import (
     CLOTHES,
     HEADWEAR,
     ROLES,
@@ -45,11 +39,11 @@ from fusionlib.people.outfit import (
     sample_clothes,
     sample_headwear,
 )
-from fusionlib.people.render import inverse_depth
-from fusionlib.people.sampling import stream
-from fusionlib.people.scenery import SCENES, draw_background, surround
-from fusionlib.people.styles import apply_style
-from fusionlib.people.view import EXPRESSIONS, STYLES, is_held_out, sample_view
+from companion.people.render import inverse_depth
+from companion.people.scenery import SCENES, draw_background, surround
+from companion.people.styles import apply_style
+from companion.people.view import EXPRESSIONS, STYLES, is_held_out, sample_view
+from fusionlib.errors import FusionError
 
 HELDOUT = Path(__file__).parents[1] / "data" / "heldout"
 
@@ -498,7 +492,7 @@ def test_unknown_names_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", CLOTHES)
 def test_cloth_is_painted_as_large_as_the_front_of_a_body(kind: str) -> None:
-    from fusionlib.people.wardrobe import paint_cloth
+    from companion.people.wardrobe import paint_cloth
 
     clothes = Clothes(kind, "plain", "red", (0.7, 0.1, 0.1), (0.1, 0.2, 0.7), 3)
     first = paint_cloth(clothes)
@@ -509,7 +503,7 @@ def test_cloth_is_painted_as_large_as_the_front_of_a_body(kind: str) -> None:
 
 
 def test_patterns_show() -> None:
-    from fusionlib.people.wardrobe import paint_cloth
+    from companion.people.wardrobe import paint_cloth
 
     spread = {
         pattern: paint_cloth(
@@ -697,7 +691,7 @@ def test_sampling_needs_no_renderer() -> None:
     import subprocess
 
     code = (
-        "import sys, fusionlib.people.dataset, fusionlib.people.caption;"
+        "import sys, companion.people.dataset, companion.people.caption;"
         "sys.exit(bool({'anny', 'pyvista', 'vtk', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -733,10 +727,10 @@ def test_the_committed_heldout_set_is_whole() -> None:
 @pytest.mark.slow
 def test_hair_and_headwear_fit_every_head() -> None:
     pytest.importorskip("anny")
-    from fusionlib.people.hair import hair_mesh
-    from fusionlib.people.head import load_head_model
-    from fusionlib.people.headwear import HEADWEAR, headwear_mesh
-    from fusionlib.people.scalp import skull
+    from companion.people.hair import hair_mesh
+    from companion.people.head import load_head_model
+    from companion.people.headwear import HEADWEAR, headwear_mesh
+    from companion.people.scalp import skull
 
     model = load_head_model()
     marks = model.landmarks
@@ -804,7 +798,7 @@ def test_the_renderer_makes_the_committed_people_again() -> None:
 def test_two_figures_on_one_stage_have_masks_and_distances_of_their_own() -> None:
     pytest.importorskip("anny")
     pytest.importorskip("pyvista")
-    from fusionlib.people import render
+    from companion.people import render
 
     view = sample_view(0, 1, 0)
     camera = render.portrait_camera(view)
@@ -833,7 +827,7 @@ def test_two_figures_on_one_stage_have_masks_and_distances_of_their_own() -> Non
 def test_a_portrait_is_deterministic_with_a_face_in_its_middle_and_a_depth() -> None:
     pytest.importorskip("anny")
     pytest.importorskip("pyvista")
-    from fusionlib.people.render import render_views
+    from companion.people.render import render_views
 
     person, view = sample_person(0, 3), sample_view(0, 3, 0)
     first, again = (render_views(person, [view], 64)[0] for _ in range(2))
@@ -850,8 +844,8 @@ def test_a_portrait_is_deterministic_with_a_face_in_its_middle_and_a_depth() -> 
 def test_clothes_fit_every_body(kind: str) -> None:
     """They wrap the neck without entering it, and leave the face free."""
     pytest.importorskip("anny")
-    from fusionlib.people.head import load_head_model
-    from fusionlib.people.wardrobe import NECK, dress
+    from companion.people.head import load_head_model
+    from companion.people.wardrobe import NECK, dress
 
     model = load_head_model()
     clothes = Clothes(kind, "plain", "red", (0.7, 0.1, 0.1), (0.1, 0.2, 0.7), 3)

@@ -6,12 +6,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from companion.person import frame_people, load_people
+from companion.studies.prompts import read_pairs
 from fusionlib.cli import app
 from fusionlib.errors import FusionError
-from fusionlib.photographed import frame_people
 from fusionlib.profiles import ROOT
-from fusionlib.prompts import read_pairs
-from fusionlib.study import load_people
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusionlib import photos
 from fusionlib.errors import FusionError
-from fusionlib.photos import Face, find_faces, packaged_models, prepare_photo, read_photo
+from fusionlib.inputs import photos
+from fusionlib.inputs.photos import Face, find_faces, packaged_models, prepare_photo, read_photo
 
 HELDOUT = Path(__file__).resolve().parent.parent / "data" / "heldout"
 

@@ -21,10 +21,10 @@ from transformers.utils import logging as transformers_logging
 
 import fusionlib
 from fusionlib import FusionAdapter, FusionError, FusionPipeline, encode_references
-from fusionlib.loading import adapter_of, quietly
 from fusionlib.pipeline import prepare_reference
-from fusionlib.processor import cross_attention_layers
 from fusionlib.profiles import load_profile
+from fusionlib.profiles.loading import adapter_of, quietly
+from fusionlib.unet_layers import cross_attention_layers
 
 
 def face(seed: int, size: tuple[int, int] = (40, 36)) -> Image.Image:

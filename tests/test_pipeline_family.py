@@ -31,19 +31,17 @@ from torch._dynamo.utils import counters
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from fusionlib import FusionAdapter, FusionError
-from fusionlib.pipeline import (
+from fusionlib.pipeline import FusionMixin, FusionPipeline, prepare_reference
+from fusionlib.pipeline_variants import (
     FusionControlNetImg2ImgPipeline,
     FusionControlNetPipeline,
     FusionImg2ImgPipeline,
-    FusionMixin,
-    FusionPipeline,
     FusionXLControlNetImg2ImgPipeline,
     FusionXLControlNetPipeline,
     FusionXLImg2ImgPipeline,
     FusionXLPipeline,
-    prepare_reference,
 )
-from fusionlib.processor import cross_attention_layers
+from fusionlib.unet_layers import cross_attention_layers
 
 SD = (
     FusionPipeline,

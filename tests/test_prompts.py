@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from companion.people.appearance import sample_person
+from companion.people.caption import EXPRESSION_PHRASES, SCENE_PHRASES, STYLE_PHRASES, describe
+from companion.people.outfit import ROLES
+from companion.people.scenery import SCENES
+from companion.people.view import EXPRESSIONS, STYLES, is_held_out, sample_view
+from companion.studies.prompts import EXPRESSIONS as ASKED
+from companion.studies.prompts import STYLES as PAINTED
+from companion.studies.prompts import expression_prompts, read_pairs, style_prompts
 from fusionlib.errors import FusionError
-from fusionlib.people.caption import EXPRESSION_PHRASES, SCENE_PHRASES, STYLE_PHRASES, describe
-from fusionlib.people.identity import sample_person
-from fusionlib.people.outfit import ROLES
-from fusionlib.people.scenery import SCENES
-from fusionlib.people.view import EXPRESSIONS, STYLES, is_held_out, sample_view
-from fusionlib.prompts import EXPRESSIONS as ASKED
-from fusionlib.prompts import STYLES as PAINTED
-from fusionlib.prompts import expression_prompts, read_pairs, style_prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ROOT / "data" / "prompts" / "suite.csv"

@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from companion.evaluation.comparison import best_of, estimate_change, paired_difference
+from companion.evaluation.measure import Measurements
+from companion.methods import Method
+from companion.person import Person
+from companion.studies.records import read_record, recorded, write_record
+from companion.studies.store import Store
+from companion.studies.study import Study
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.comparison import best_of, estimate_change, paired_difference
-from fusionlib.evaluation.measure import Measurements
-from fusionlib.evaluation.records import read_record, recorded, write_record
-from fusionlib.methods import Method
-from fusionlib.store import Store
-from fusionlib.study import Person, Study
 
 WEIGHTS = {"fused": {"base_model": "a" * 64, "adapter": "b" * 64}, "text": {"base_model": "a" * 64}}
 

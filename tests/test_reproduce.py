@@ -14,11 +14,10 @@ from browser import executable
 from tiny_book import make_repository, write_notebook
 from typer.testing import CliRunner
 
-from fusionlib import cli
-from fusionlib.benchmarked import Group, Result, Row
-from fusionlib.book import build_pdf, find_browser
-from fusionlib.errors import FusionError
-from fusionlib.notebooks import (
+from companion.cli import app as cli
+from companion.pages.benchmark_records import Group, Result, Row
+from companion.publishing.book import build_pdf, find_browser
+from companion.publishing.notebooks import (
     choose_notebooks,
     comes_after,
     find_notebooks,
@@ -26,10 +25,10 @@ from fusionlib.notebooks import (
     reads,
     run_notebook,
 )
+from companion.publishing.reproduce import _longest_first, reproduce
+from companion.publishing.tasks import Stage, run_in_order, write_stamp
+from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT, load_profile
-from fusionlib.reproduce import _longest_first, reproduce
-from fusionlib.schedule import run_in_order
-from fusionlib.stages import Stage, write_stamp
 
 DECLARED = 'profile = "none"\nout = "."\nnumber = 1\nwords = []'
 
@@ -158,7 +157,7 @@ def test_a_value_of_another_type_is_refused(
 
 SHOW = """
 from matplotlib.figure import Figure
-from fusionlib.drawing import Drawing
+from companion.figures.display import Drawing
 figure = Figure(figsize=(2, 1))
 figure.text(0.1, 0.5, str(number))
 display(Drawing(figure))
@@ -322,7 +321,7 @@ def test_the_command_parses_its_options_and_fails_in_one_sentence(
         called.update(options)
         raise FusionError("1 of 2 notebooks failed.")
 
-    monkeypatch.setattr("fusionlib.reproduce.reproduce", run)
+    monkeypatch.setattr("companion.publishing.reproduce.reproduce", run)
     line = "reproduce --only fig3 --only table1 -p num_people=8 -p prompts=[a,b] --jobs 2"
     done = CliRunner().invoke(cli.app, line.split())
     assert done.exit_code == 1 and done.output.startswith("Error: 1 of 2")
@@ -339,7 +338,9 @@ def test_a_chromium_is_named_or_found_or_its_lack_is_one_clear_sentence(
 ) -> None:
     for name in ("PATH", "CHROME_PATH", "PLAYWRIGHT_BROWSERS_PATH"):
         monkeypatch.setenv(name, "")
-    monkeypatch.setattr("fusionlib.book.BROWSERS", ("chromium",))  # macOS has places of its own
+    monkeypatch.setattr(
+        "companion.publishing.book.BROWSERS", ("chromium",)
+    )  # macOS has places of its own
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(FusionError, match="apt install chromium"):
         find_browser()

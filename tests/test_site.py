@@ -11,10 +11,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from fusionlib.book import build_book
-from fusionlib.notebooks import read_source
+from companion.publishing.book import build_book
+from companion.publishing.notebooks import read_source
+from companion.publishing.toc import toc_pages
 from fusionlib.profiles import ROOT
-from fusionlib.toc import toc_pages
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
 URL = CONFIG["repository"]["url"]

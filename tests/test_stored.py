@@ -17,11 +17,9 @@ import pytest
 from PIL import Image
 from tiny_book import make_repository
 
-from fusionlib.book import assemble_book
-from fusionlib.errors import FusionError
-from fusionlib.notebooks import read_source, run_notebook
-from fusionlib.profiles import ROOT
-from fusionlib.stored import (
+from companion.publishing.book import assemble_book
+from companion.publishing.notebooks import read_source, run_notebook
+from companion.publishing.stored_outputs import (
     CHECKED,
     JPEG_WIDTH,
     LARGE_DRAWING,
@@ -35,6 +33,8 @@ from fusionlib.stored import (
     store_outputs,
     tidy_outputs,
 )
+from fusionlib.errors import FusionError
+from fusionlib.profiles import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -76,7 +76,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 from PIL import Image
-from fusionlib.described import described
+from companion.figures.display import described
 print("this is passing by", file=sys.stderr)
 print(object(), __import__("os").path.abspath("../data"))
 noise = np.random.default_rng(0).normal(128, 20, (32, 32, 3)).clip(0, 255).astype("uint8")
@@ -127,7 +127,7 @@ def test_a_notebook_whose_outputs_have_a_fault_is_left_as_it_was(
         executed.parent.mkdir(parents=True)
         nbformat.write(node, executed)
 
-    monkeypatch.setattr("fusionlib.stored.execute_notebook", execute)
+    monkeypatch.setattr("companion.publishing.stored_outputs.execute_notebook", execute)
     with pytest.raises(FusionError, match=r"1 of 1 notebooks(.|\n)*the path /home/me/x\.png"):
         store_outputs(out=tmp_path / "build", root=root)
     assert notebook.read_bytes() == before

@@ -19,31 +19,30 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from fusionlib import ledger
-from fusionlib.cli import app
-from fusionlib.declaration import Declaration, load_declaration, resized
-from fusionlib.errors import FusionError, NoFaceError
-from fusionlib.figures import pairs_grid, study_grid
-from fusionlib.images import read_metadata
-from fusionlib.loading import load_pipeline
-from fusionlib.manifest import sha256_file
-from fusionlib.methods import Method, Models
-from fusionlib.methods.fusion import fused, text_only
-from fusionlib.profiles import load_profile
-from fusionlib.store import Store
-from fusionlib.study import (
+from companion import append_table as ledger
+from companion.figures.grids import pairs_grid, study_grid
+from companion.methods import Method, Models
+from companion.methods.fusion import fused, text_only
+from companion.person import Person, load_people
+from companion.studies.declaration import Declaration, load_declaration, resized
+from companion.studies.store import Store
+from companion.studies.study import (
     BLOCK,
-    Person,
     Share,
     Study,
     cells,
     left_out,
-    load_people,
     noise_seed,
     read_study,
     run_study,
     study_status,
 )
+from fusionlib.cli import app
+from fusionlib.errors import FusionError, NoFaceError
+from fusionlib.inputs.images import read_metadata
+from fusionlib.profiles import load_profile
+from fusionlib.profiles.loading import load_pipeline
+from fusionlib.support.provenance import sha256_file
 
 runner = CliRunner()
 

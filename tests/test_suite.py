@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from companion.evaluation.separation import caption_retrieval, frechet_distance, nearest, told_apart
+from companion.pages.training_records import FOLDERS
 from fusionlib.errors import FusionError
-from fusionlib.evaluation.suite import caption_retrieval, frechet_distance, nearest, told_apart
 from fusionlib.profiles import load_profile
-from fusionlib.training.record import FOLDERS
 
 
 def test_the_auc_is_the_share_of_pairs_in_the_right_order() -> None:

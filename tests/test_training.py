@@ -18,25 +18,26 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import CLIPModel
 
+from companion.embedded import clip, vae
+from companion.embedded import unet as base
+from companion.embedded.losses import contrastive_loss, gaussian_kl, reconstruction_loss, word_loss
 from fusionlib import FusionAdapter
 from fusionlib.errors import FusionError
 from fusionlib.profiles import Profile, Recipe, load_profile
-from fusionlib.training import adapter, base, clip, vae
+from fusionlib.training import adapter
 from fusionlib.training.checkpoints import Start, checkpoint_folder
-from fusionlib.training.data import load_pictures
-from fusionlib.training.denoising import Drawn, denoising_loss, dropout_masks
-from fusionlib.training.export import half, half_module
-from fusionlib.training.loop import Batch, fit, learning_rate, step_generator
-from fusionlib.training.objective import (
-    contrastive_loss,
+from fusionlib.training.denoising import (
+    Drawn,
+    denoising_loss,
     diffusion_loss,
     diffusion_target,
-    face_weights,
-    gaussian_kl,
+    dropout_masks,
     noised,
-    reconstruction_loss,
-    word_loss,
 )
+from fusionlib.training.encoders import face_weights
+from fusionlib.training.export import half, half_module
+from fusionlib.training.loop import Batch, fit, learning_rate, step_generator
+from fusionlib.training.pictures import load_pictures
 from fusionlib.training.sources import Inputs
 
 SIDE = 32

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fusionlib.cli import app
 from fusionlib.errors import FusionError
-from fusionlib.photos import find_faces, prepare_photo
+from fusionlib.inputs.photos import find_faces, prepare_photo
 from fusionlib.profiles import ROOT
 from fusionlib.training import shards
 from fusionlib.training.crops import Crops, face_record

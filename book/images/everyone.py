@@ -6,10 +6,10 @@ The study is `data/studies/everyone.yaml`; what `fusionlib study run` made of it
 import argparse
 from pathlib import Path
 
-from fusionlib.declaration import load_declaration
-from fusionlib.figures import study_grid
+from companion.figures.grids import study_grid
+from companion.studies.declaration import load_declaration
+from companion.studies.study import run_study
 from fusionlib.profiles import ROOT
-from fusionlib.study import run_study
 
 PROMPT = "a photo of a laughing person"
 

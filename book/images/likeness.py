@@ -6,11 +6,11 @@ prompts and the same seed; the people were chosen for their differences, the pic
 
 from pathlib import Path
 
-from fusionlib.figures import picture_grid
-from fusionlib.images import load_image
-from fusionlib.loading import load_pipeline
-from fusionlib.methods.fusion import fused
+from companion.figures.grids import picture_grid
+from companion.methods.fusion import fused
+from fusionlib.inputs.images import load_image
 from fusionlib.profiles import load_profile
+from fusionlib.profiles.loading import load_pipeline
 
 PEOPLE = (14, 36, 43, 72, 84)
 PROMPTS = {

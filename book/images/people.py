@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from fusionlib.figures import picture_grid
-from fusionlib.images import load_image
+from companion.figures.grids import picture_grid
+from fusionlib.inputs.images import load_image
 from fusionlib.profiles import load_profile
 
 PEOPLE, VIEWS = (3, 6, 31, 37), 7

@@ -22,8 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
-from fusionlib.adapter import FusionAdapter
-from fusionlib.diagrams import (
+from companion.figures.diagrams import (
     CARD,
     FACE,
     FROZEN,
@@ -40,9 +39,10 @@ from fusionlib.diagrams import (
     softmax,
     squares,
 )
-from fusionlib.images import load_image
-from fusionlib.processor import cross_attention_layers
+from fusionlib.adapter import FusionAdapter
+from fusionlib.inputs.images import load_image
 from fusionlib.profiles import Profile, load_profile
+from fusionlib.unet_layers import cross_attention_layers
 
 FOLDER = Path(__file__).with_name("systems")
 PERSON = "0014"  # held out
@@ -513,7 +513,7 @@ def write(figure: Figure, path: Path) -> None:
 
 def trained_here(profile: Profile) -> dict[str, int]:
     """Weights that each counterpart trains in the small model."""
-    from fusionlib.training.method import budgets
+    from companion.methods.counterpart_training import budgets
 
     return {str(name): int(count) for name, count in budgets(profile)["parameters"].items()}
 

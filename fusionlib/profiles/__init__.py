@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fusionlib.errors import FusionError, misfits
+from fusionlib.errors import FusionError, explain_validation
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository: relative paths in a profile start here."""
@@ -87,9 +87,9 @@ class Training(_Strict):
         text_dropout: share of the adapter's samples without the text.
         reference_dropout: share of the adapter's samples without the reference.
         both_dropout: share of the adapter's samples without both.
-        timestep_power: which timesteps the adapter sees, `fusionlib.training.objective.noised`.
-        min_snr_gamma: of `fusionlib.training.objective.min_snr_weights`; None leaves it out.
-        sample_every: steps between the adapter's sample sheets, `fusionlib.training.monitor`; 0 for
+        timestep_power: which timesteps the adapter sees, `fusionlib.training.denoising.noised`.
+        min_snr_gamma: of `fusionlib.training.denoising.min_snr_weights`; None leaves it out.
+        sample_every: steps between the adapter's sample sheets, `companion.evaluation.training_monitor`; 0 for
             none.
         sample_prompts: what they show, each with the same references.
         labels: fields of the pictures' records that the classifier learns to tell; those that a
@@ -151,7 +151,7 @@ class Profile(_Strict):
         guidance_scale: classifier-free guidance.
         recognisers: what judges identity: names in DeepFace, or folders of networks.
         classifier: folder or hub id of the model that tells whether a picture shows what the prompt
-            asks for, `fusionlib.evaluation.alignment.Classifier`.
+            asks for, `companion.evaluation.alignment.Classifier`.
         traits: heads of the classifier that tell what stays of a person whatever the prompt says:
             gender, hair.
         detector: DeepFace detector that finds and aligns faces.
@@ -232,7 +232,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         profile = Profile.model_validate(_read(path))
     except ValidationError as error:
         raise FusionError(
-            f"the profile {path} does not fit at {misfits(error)} "
+            f"the profile {path} does not fit at {explain_validation(error)} "
             "(fusionlib/profiles/embedded.yaml is one that fits)"
         ) from error
     paths = ("base_model", "adapter", "counterparts", "clip_model", "controlnet")

@@ -27,13 +27,13 @@ from fusionlib.profiles import Profile, Training
 from fusionlib.reference import encode_references
 from fusionlib.training.checkpoints import Start, checkpoint_folder, load_frozen, start_weights
 from fusionlib.training.crops import Crops
-from fusionlib.training.data import load_pictures
 from fusionlib.training.denoising import Drawn, denoising_loss
 from fusionlib.training.encoders import Encoders
 from fusionlib.training.export import own_folder, save_adapter
 from fusionlib.training.log import Row
-from fusionlib.training.loop import Batch, Run, fit, training_device
+from fusionlib.training.loop import Batch, Monitor, Run, fit, training_device
 from fusionlib.training.pairs import Pairing, Skipped
+from fusionlib.training.pictures import load_pictures
 from fusionlib.training.shards import SampleSet, index_samples
 from fusionlib.training.sources import (
     Source,
@@ -266,6 +266,7 @@ def train(
     start_from: Path | None = None,
     watch: Callable[[list[Row]], None] | None = None,
     name: str = "adapter",
+    make_monitor: Callable[[Profile, Task], Monitor] | None = None,
 ) -> Run:
     """Train the adapter on pairs of pictures and write its folder.
 
@@ -277,7 +278,10 @@ def train(
         resume: go on from the checkpoint if there is one.
         start_from: the folder of an adapter to begin with, rather than with the self-attention.
         watch: called with the rows of ``loss.csv`` whenever there is a new one.
-        name: of the run and its records.
+        name: Name of the run and of its records.
+        make_monitor: Makes what looks at the training every ``sample_every`` steps, such as the
+            sample sheets of ``companion.evaluation.training_monitor``. None looks at nothing; the
+            command ``fusionlib train adapter`` passes the sample sheets.
 
     Raises:
         FusionError: a model or shard is missing, or the folder holds a whole pipeline.
@@ -285,15 +289,14 @@ def train(
     recipe, folder = profile.recipe("adapter"), run_folder(profile, name)
     target = own_folder(Path(out or profile.adapter))
     task = prepare(profile, start_from=start_from, resume=resume, name=name)
-    sheets: Any = None
-    if profile.training.sample_every and PartialState().is_main_process:
-        from fusionlib.training.monitor import make_monitor
-
-        sheets = make_monitor(profile, task)
+    look: Monitor | None = None
+    if make_monitor and profile.training.sample_every and PartialState().is_main_process:
+        look = make_monitor(profile, task)
 
     def monitor(step: int) -> Mapping[str, float | Image.Image]:
+        assert look is not None
         task.network.release()  # what is left of the last batch
-        return sheets(step)
+        return look(step)
 
     run = fit(
         task.network,
@@ -306,7 +309,7 @@ def train(
         resume=resume,
         name=name,
         start=task.start,
-        monitor=monitor if sheets else None,
+        monitor=monitor if look else None,
         monitor_every=profile.training.sample_every,
         watch=watch,
     )

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from fusionlib.errors import FusionError
-from fusionlib.manifest import sha256_modules
+from fusionlib.support.provenance import sha256_modules
 
 
 def checkpoint_folder(name: str) -> Path:

@@ -1,7 +1,7 @@
 """What is shown of a picture in training: the target's square, and the reference's.
 
 The paper says nothing of either; these are ours. A reference is cut as a user's photograph is
-(`fusionlib.photos.prepare_photo`). A target is a square that holds the face with a part of the
+(`fusionlib.inputs.photos.prepare_photo`). A target is a square that holds the face with a part of the
 scene, for the prompt speaks of both. Where a set has one picture of each person, as LAION-Face
 does, that picture is the reference too: then the reference has to look different, or the adapter
 learns to copy pixels rather than to know a face.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from fusionlib.errors import FusionError
-from fusionlib.photos import FRAME, Face, crop_face
+from fusionlib.inputs.photos import FRAME, Face, crop_face
 from fusionlib.training.shards import Sample
 
 Rng = np.random.Generator

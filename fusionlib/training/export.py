@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fusionlib.errors import FusionError
-from fusionlib.manifest import git_commit
 from fusionlib.profiles import ROOT, Profile
+from fusionlib.support.provenance import git_commit
 from fusionlib.training.loop import Run
 
 

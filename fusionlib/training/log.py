@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fusionlib.images import save_png
+from fusionlib.inputs.images import save_png
 
 Row = dict[str, Any]
 """One line of a CSV file, by column."""

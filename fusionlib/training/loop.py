@@ -34,8 +34,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from fusionlib.errors import FusionError
-from fusionlib.images import write_atomically
 from fusionlib.profiles import Recipe
+from fusionlib.support.files import write_atomically
 from fusionlib.training.checkpoints import RANDOM, Start
 from fusionlib.training.log import Log, Row
 

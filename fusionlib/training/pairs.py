@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fusionlib.errors import FusionError
-from fusionlib.images import write_atomically
+from fusionlib.support.files import write_atomically
 from fusionlib.training.crops import Crops, Rng, Shown
 from fusionlib.training.loop import Batch
 from fusionlib.training.shards import MissingShard, SampleSet

@@ -23,8 +23,8 @@ import webdataset
 from tqdm.auto import tqdm
 
 from fusionlib.errors import FusionError
-from fusionlib.images import write_atomically
-from fusionlib.photos import find_faces
+from fusionlib.inputs.photos import find_faces
+from fusionlib.support.files import write_atomically
 from fusionlib.training.crops import face_from_record, face_record
 from fusionlib.training.shards import PICTURES, Sample, find_shards, index_samples, scan_shard
 

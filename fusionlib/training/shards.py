@@ -27,9 +27,9 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from fusionlib.errors import FusionError
-from fusionlib.images import write_atomically
-from fusionlib.manifest import sha256_json
-from fusionlib.photos import read_photo
+from fusionlib.inputs.photos import read_photo
+from fusionlib.support.files import write_atomically
+from fusionlib.support.provenance import sha256_json
 
 logger = logging.getLogger(__name__)
 

@@ -19,14 +19,12 @@ from tqdm.auto import tqdm
 
 from fusionlib.errors import FusionError
 from fusionlib.reference import encode_references
+from fusionlib.training.cached import LatentStore, cached_latents, embed_captions
 from fusionlib.training.crops import Crops
-from fusionlib.training.data import Pictures
-from fusionlib.training.encoders import Encoders
-from fusionlib.training.latent_store import LatentStore
-from fusionlib.training.latents import cached_latents, embed_captions
+from fusionlib.training.encoders import Encoders, face_weights
 from fusionlib.training.loop import Batch
-from fusionlib.training.objective import face_weights
 from fusionlib.training.pairs import Pairing, PairStream, Skipped
+from fusionlib.training.pictures import Pictures
 from fusionlib.training.shards import SampleSet
 
 

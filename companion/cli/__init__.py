@@ -1,0 +1,1 @@
+"""The command line ``fusionlib``, one module for each group of commands."""

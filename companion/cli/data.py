@@ -1,0 +1,150 @@
+"""``fusionlib people`` and ``fusionlib data``: synthetic people, and photographs to train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from companion.cli.options import ProfileOption, one_sentence
+from fusionlib.errors import FusionError
+
+people_app = typer.Typer(no_args_is_help=True, help="Synthetic people: render a data set of faces.")
+data_app = typer.Typer(no_args_is_help=True, help="Photographs to train on: select and count them.")
+
+
+@people_app.command()
+@one_sentence
+def render(
+    out: Annotated[Path, typer.Argument(help="Folder to write, made as needed.")],
+    people: Annotated[int, typer.Option(help="How many people.")] = 2000,
+    views: Annotated[int, typer.Option(help="Pictures of each person.")] = 4,
+    seed: Annotated[int, typer.Option(help="Names the whole data set.")] = 0,
+    size: Annotated[int, typer.Option(help="Side of the pictures, pixels.")] = 128,
+    first_person: Annotated[
+        int,
+        typer.Option(help="Number of the first person; sets that share nobody do not overlap."),
+    ] = 0,
+    workers: Annotated[int, typer.Option(help="Processes, when writing shards.")] = 2,
+    split: Annotated[str, typer.Option(help="A name that goes into the records.")] = "train",
+    files: Annotated[
+        bool,
+        typer.Option("--files", help="Write plain files and an index.csv, for small sets."),
+    ] = False,
+    groups: Annotated[
+        int,
+        typer.Option(
+            help="Pictures of two or three of these people beside those of one; with `--files`, "
+            "instead of them."
+        ),
+    ] = 0,
+) -> None:
+    """Render people who do not exist, from many sides, with captions, face masks and depth maps.
+
+    Writes webdataset shards (`00000.tar`, ...) that `fusionlib train` reads. The pictures depend on
+    the seed alone, not on the number of workers. A run that was stopped goes on, and a set is made
+    larger by the same command with more `--people`. Needs the extra packages of
+    `pip install "fusionlib[people]"`.
+    """
+    from companion.people.dataset import export_files, export_groups, render_dataset
+
+    numbers = {"people": people, "seed": seed, "size": size, "first_person": first_person}
+    if files and groups:
+        export_groups(out, **numbers, groups=groups, split=split)
+    elif files:
+        export_files(out, **numbers, views=views, split=split)
+    else:
+        render_dataset(out, **numbers, views=views, workers=workers, split=split, groups=groups)
+
+
+@data_app.command()
+@one_sentence
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="What img2dataset downloaded: a folder of webdataset shards, a pattern such as "
+            "`raw/{00000..00031}.tar`, or a folder of pictures with a text file each."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder of the new shards, made as needed.")],
+    pairs: Annotated[
+        int | None,
+        typer.Option(help="Stop after the shard that brings so many.", show_default="all"),
+    ] = None,
+    max_faces: Annotated[int, typer.Option(help="Drop pictures of more people.")] = 1,
+    min_face: Annotated[int, typer.Option(help="Smallest side of the face, pixels.")] = 128,
+    min_side: Annotated[int, typer.Option(help="Smallest side of the picture, pixels.")] = 400,
+    min_score: Annotated[float, typer.Option(help="Smallest confidence of the detector.")] = 0.5,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+) -> None:
+    """Keep the pictures that show one clear face, and record where it is.
+
+    Writes webdataset shards that `fusionlib train adapter` reads with `crop: face`. The pictures
+    are copied as they are. A run that was stopped goes on.
+    """
+    if min(max_faces, workers, pairs or 1) < 1:
+        raise FusionError("--max-faces, --workers and --pairs must be 1 or more.")
+    from fusionlib.training.prepare import Selection, prepare_shards
+
+    selection = Selection(max_faces, min_face, min_side, min_score)
+    counts = prepare_shards(source, out, pairs=pairs, selection=selection, workers=workers)
+    for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]):
+        typer.echo(f"{count:>10,}  {reason}")
+
+
+@data_app.command()
+@one_sentence
+def people(
+    source: Annotated[Path, typer.Argument(help="A folder of pictures for each person.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+    size: Annotated[int, typer.Option(help="Side of the pictures, pixels.")] = 512,
+) -> None:
+    """Make photographs of people who agreed the held-out people of a profile (its `heldout:`).
+
+        FOLDER/ada/1.jpg   the reference: the first by name, from the front, in even light
+        FOLDER/ada/2.jpg   another picture of her, to measure by
+        FOLDER/bob/...
+
+    Each face is found, turned level and cropped. Pictures of no face or of several are left out and
+    named. The folder gets an index.csv with the columns person, view, file and style.
+    """
+    if size < 64:
+        raise FusionError(f"The size must be 64 pixels or more, not {size}.")
+    from companion.person import frame_people
+
+    counts, problems = frame_people(source, out, size)
+    for problem in problems:
+        typer.echo(f"Left out: {problem}", err=True)
+    for pictures, who in sorted(counts.items()):
+        typer.echo(f"{who:>6,}  people with {pictures} photographs")
+
+
+@data_app.command()
+@one_sentence
+def statistics(
+    shards: Annotated[
+        str, typer.Argument(help="A folder of shards or of plain files, or a pattern of shards.")
+    ],
+) -> None:
+    """Count what a training set holds: samples, people, captions, faces and their sizes."""
+    from fusionlib.training.prepare import statistics as count
+
+    for name, value in count(shards).items():
+        typer.echo(f"{name:<40}{value}")
+
+
+@data_app.command()
+@one_sentence
+def embed(
+    shards: Annotated[Path, typer.Argument(help="Rendered people, of `fusionlib people render`.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    profile: ProfileOption = "embedded",
+) -> None:
+    """Keep what the profile's CLIP model sees in a training set, to look for copies of it later."""
+    from companion.pages.copies import embed_training_set
+    from fusionlib.profiles import load_profile
+
+    count = embed_training_set(shards, load_profile(profile).clip_model, out)
+    typer.echo(f"{count:,} pictures in {out}")

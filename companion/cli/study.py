@@ -1,0 +1,435 @@
+"""``fusionlib study run | status | export`` and ``fusionlib evaluate``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from companion.cli.options import DeviceOption, ProfileOption, one_sentence
+from fusionlib.errors import FusionError
+
+if TYPE_CHECKING:
+    from companion.evaluation.measure import Measurements
+    from companion.studies.study import Share
+
+app = typer.Typer(no_args_is_help=True, help="Studies: run, look at, export.")
+
+LAUNCHED = {
+    "count": ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"),
+    "number": ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"),
+    "gpu": ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"),
+}
+"""Where `accelerate launch` leaves a process's place among the others: as torchrun or an MPI."""
+
+StoreArgument = Annotated[Path, typer.Argument(help="Folder of the store.")]
+NameArgument = Annotated[str, typer.Argument(help="Name of the study.")]
+
+
+@app.command()
+@one_sentence
+def run(
+    file: Annotated[Path, typer.Argument(help="The study's YAML file.")],
+    store: Annotated[
+        Path, typer.Option(help="Folder of the store, made as needed; studies may share it.")
+    ] = Path("build/study"),
+    workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            help="Make one part only: `1/3`, `2/3` and `3/3` on three machines make the whole. "
+            "Under `accelerate launch` each process takes its own part.",
+            show_default="the whole",
+        ),
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Make the pictures of a study: every method, person, prompt and seed.
+
+    A study that was stopped or killed goes on, and pictures that another study made of the same
+    ingredients are found. However many processes there are, the pictures are the same. On many
+    GPUs: `accelerate launch -m fusionlib study run FILE`. The file says what is compared:
+
+        name: first-look
+        profile: embedded
+        methods: [text-only, {method: fused, strengths: [1]}]
+        people: {count: 4, only: {style: photo}}
+        prompts: [a photo of a laughing person, a photo of an angry person]
+        seeds: 2
+    """
+    from companion.studies.declaration import load_declaration
+
+    declared = load_declaration(file)
+    part, own_device = _share(share)
+    if workers < 1:
+        raise FusionError(f"The number of workers must be 1 or more, not {workers}.")
+    if workers > 1:
+        if part.count > 1:
+            raise FusionError(
+                "--workers divides the whole study: leave out --share, or accelerate."
+            )
+        _run_workers(workers, [str(file), "--store", str(store)], device)
+    else:
+        from companion.studies.study import run_study
+
+        # The other processes are at the same place: one bar is enough.
+        progress = None if part.number == 0 else False
+        run_study(declared.study(device or own_device), store, share=part, progress=progress)
+    if part.number == 0:
+        _print_status(store, [declared.name])
+        _print_left_out(store / "studies" / declared.name)
+
+
+@app.command()
+@one_sentence
+def costs(
+    file: Annotated[Path, typer.Argument(help="The study's YAML file.")],
+    device: DeviceOption = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Keep the seconds in this CSV file, too.", show_default="(not kept)"),
+    ] = None,
+) -> None:
+    """Measure what each method of a study costs, beside what its training did.
+
+    Trainable parameters, steps and minutes are those that the training recorded; seconds are
+    measured now, on the study's first person, and mean something on an idle machine only.
+    """
+    from companion.studies.costs import cost_table, write_costs
+    from companion.studies.declaration import load_declaration
+    from fusionlib.inputs.images import load_image
+    from fusionlib.profiles import load_profile
+
+    declared = load_declaration(file)
+    study = declared.study(device)
+    references = [load_image(path) for path in study.people[0].references]
+    table = cost_table(
+        load_profile(declared.profile), study.methods, references, prompt=study.all_prompts[0]
+    )
+    if record is not None:
+        write_costs(table, record)
+    typer.echo(table.to_string(float_format="{:.2f}".format, na_rep="-"))
+
+
+def _share(option: str | None) -> tuple[Share, str | None]:
+    """The part to make, by the option or as accelerate set it, and the device it goes with."""
+    from companion.studies.study import Share
+
+    if option is not None:
+        number, _, count = option.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise FusionError(f"The share {option!r} must be like 1/3, 2/3 or 3/3.")
+        return Share(int(number) - 1, int(count)), None
+    place = {
+        what: next((int(os.environ[name]) for name in names if name in os.environ), None)
+        for what, names in LAUNCHED.items()
+    }
+    if (place["count"] or 1) == 1:
+        return Share(), None
+    import torch
+
+    # Nothing has to be said between the processes, so no group of them is formed.
+    device = f"cuda:{place['gpu'] or 0}" if torch.cuda.is_available() else "cpu"
+    return Share(place["number"] or 0, place["count"] or 1), device
+
+
+def _run_workers(count: int, arguments: list[str], device: str | None) -> None:
+    """Start processes, each with its part; if one fails, stop the others and say why."""
+    command = [sys.executable, "-m", "fusionlib", "study", "run", *arguments]
+    command += ["--device", device] if device else []
+    with ExitStack() as opened:
+        # Files, not pipes: a worker that nobody listens to must not wait for room in one.
+        said = [opened.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
+        processes = [
+            subprocess.Popen(
+                [*command, "--share", f"{number}/{count}"],
+                stdout=subprocess.DEVNULL,
+                stderr=None if number == 1 else said[number - 1],  # one bar is enough
+            )
+            for number in range(1, count + 1)
+        ]
+        try:
+            while any(process.poll() is None for process in processes):
+                if any(process.poll() for process in processes):
+                    break
+                time.sleep(0.2)
+            for number, process in enumerate(processes, start=1):
+                if process.poll():
+                    said[number - 1].seek(0)
+                    reason = said[number - 1].read().strip().splitlines()[-1:] or ["see above"]
+                    raise FusionError(
+                        f"Worker {number} of {count} failed ({reason[0]}): the same command goes "
+                        "on where it stopped."
+                    )
+        finally:
+            for process in processes:
+                process.terminate()
+                process.wait()
+
+
+@app.command()
+@one_sentence
+def status(
+    store: StoreArgument = Path("build/study"),
+    name: Annotated[
+        str | None, typer.Argument(help="Name of a study.", show_default="all of the store")
+    ] = None,
+) -> None:
+    """Print how far the studies of a store are, and how long the rest would take one process."""
+    from companion.studies.store import Store
+
+    known = Store(store).studies()
+    if not known:
+        raise FusionError(f"{store} holds no studies: give the folder of a store.")
+    _print_status(store, [name] if name else known)
+
+
+def _print_status(store: Path, names: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from companion.studies.study import study_status
+
+    table = Table(title=f"studies of {store}")
+    for column in ("study", "method", "done", "of", "left out", "time left"):
+        table.add_column(column, justify="left" if column in ("study", "method") else "right")
+    for name in names:
+        for method, row in study_status(store, name).iterrows():
+            counts = [f"{row[column]:.0f}" for column in ("done", "cells", "left_out")]
+            over = row["done"] + row["left_out"] == row["cells"]
+            left = "" if over else _duration(row["seconds"])
+            table.add_row(name, str(method), *counts, left)
+    Console().print(table)
+
+
+def _print_left_out(folder: Path) -> None:
+    from companion.studies.study import left_out
+
+    for _, row in left_out(folder).iterrows():
+        typer.echo(f"Left out for {row['method']}: {row['person']} ({row['reason']})", err=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds != seconds:  # no picture was timed yet
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    return (
+        f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes}:{seconds:02}"
+    )
+
+
+@app.command()
+@one_sentence
+def export(
+    store: StoreArgument,
+    name: NameArgument,
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")],
+) -> None:
+    """Lay a finished study out as a folder with speaking names, which `evaluate` can read."""
+    from companion.studies.picture_folder import export_study
+
+    typer.echo(f"{export_study(store, name, out)}: pictures, references, index.csv, manifest.json")
+
+
+@one_sentence
+def evaluate(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A finished study (STORE/studies/NAME), or any folder: see below."),
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="The method that the others are compared with.", show_default="the first"
+        ),
+    ] = None,
+    profile: ProfileOption = "embedded",
+    recogniser: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A face recogniser: a name in DeepFace, or the folder of a network. Repeatable.",
+            show_default="the profile's",
+        ),
+    ] = None,
+    detector: Annotated[
+        str | None,
+        typer.Option(help="A face detector of DeepFace.", show_default="the profile's"),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            help="CLIP model of the CLIP score: a folder or hub id, or `none`.",
+            show_default="the profile's",
+        ),
+    ] = None,
+    classifier: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An image classifier, a folder or hub id: whether it sees what the prompt asks "
+            "for. One whose classes are not called like `expression/laughing` says by "
+            "`expression=FOLDER` what it tells. Repeatable; `none` for none.",
+            show_default="the profile's",
+        ),
+    ] = None,
+    against: Annotated[
+        Literal["reference", "others"],
+        typer.Option(
+            help="What distances lead to: the person's first reference, or the pictures of the "
+            "person that no method saw."
+        ),
+    ] = "reference",
+    out: Annotated[
+        Path | None, typer.Option(help="Also write all numbers, a row for each picture, as CSV.")
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also keep a finished study's numbers and manifest in a file, .parquet, that a "
+            "notebook can show without making the pictures again."
+        ),
+    ] = None,
+    cache: Annotated[
+        Path, typer.Option(help="Folder for what was read off pictures; kept for the next time.")
+    ] = Path("build/observations"),
+) -> None:
+    """Print how good pictures are: whom they show, what the prompt asked for, and face quality.
+
+    Distances are cosine distances between face embeddings, and R says where they lie between
+    another person (0) and another picture of the same person (1). SSIM and PSNR compare the face
+    with the reference's. Each number comes with the 95% interval over people. Pictures without a
+    face, and files that cannot be read, are counted, never scored.
+
+    Any folder of pictures and references can be judged:
+
+        FOLDER/references/ada.jpg   a picture of each person (or ada/*.jpg)
+        FOLDER/others/ada/*.jpg     if you have them: more pictures, which give the scale
+        FOLDER/METHOD/ada/*.png     what a method made of them
+        FOLDER/index.csv            for prompts: image, person, method, prompt, seed
+    """
+    from companion.evaluation.measure import measure
+    from companion.studies.picture_folder import read_folder
+    from companion.studies.study import read_study
+    from fusionlib.profiles import load_profile
+    from fusionlib.support.files import check_writable, write_atomically
+
+    for file in filter(None, (out, record)):
+        check_writable(file)
+    given = [text for text in classifier or [] if text != "none"]
+    classifiers: dict[str, str | None] = dict(map(_classifier, given))
+    ignored, remedy = 0, ""
+    if (folder / "cells.parquet").exists():
+        index, people = read_study(folder)
+        remedy = " Or delete the file, and `fusionlib study run` makes the picture again."
+        _print_left_out(folder)
+        if index.empty:
+            raise FusionError(f"{folder} has no picture: every person was left out.")
+    else:
+        found = read_folder(folder)
+        index, people, ignored = found.index, found.people, found.ignored
+    methods = list(index["method"].unique())
+    if baseline is not None and baseline not in methods:
+        raise FusionError(f"The study has no method {baseline!r}: it has {', '.join(methods)}.")
+    settings = load_profile(profile)
+    if classifier is None:
+        classifiers = {"classifier": settings.classifier}
+    prompted = index["prompt"].str.strip().astype(bool).all()
+    scorer = clip or settings.clip_model
+    measured = measure(
+        index,
+        people,
+        recognisers=recogniser or settings.recognisers,
+        detector=detector or settings.detector,
+        clip=scorer if prompted and scorer != "none" else None,
+        classifiers=classifiers,
+        traits=settings.traits,
+        against=against,
+        cache=cache,
+        strict=False,
+    )
+    _print_measurements(folder.name, measured, len(people), baseline or methods[0])
+    skipped = measured.images["unreadable"].dropna()
+    for problem in skipped:
+        typer.echo(f"Skipped: {problem}{remedy}", err=True)
+    if ignored:
+        typer.echo(f"Ignored: {ignored} file(s) that are no pictures.", err=True)
+    if len(skipped) == len(index):
+        raise FusionError(f"None of the {len(index)} pictures in {folder} can be read.")
+    if out is not None:
+        text = measured.images.to_csv(index=False)
+        try:
+            write_atomically(out, lambda file: file.write(text.encode()))
+        except OSError as error:
+            raise FusionError(f"The table {out} cannot be written: {error}.") from error
+    if record is not None:
+        from companion.studies.records import write_record
+
+        if len(skipped):
+            raise FusionError(f"{len(skipped)} picture(s) cannot be read: no record was written.")
+        write_record(measured, folder, record)
+
+
+def _classifier(text: str) -> tuple[str, str]:
+    """What a classifier is called, by the option, and its folder."""
+    what, equals, folder = text.partition("=")
+    if not equals:
+        return Path(text).name, text
+    if not what or not folder:
+        raise FusionError(f"The classifier {text!r} must be like FOLDER or expression=FOLDER.")
+    return what, folder
+
+
+def _print_measurements(title: str, measured: Measurements, people: int, baseline: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from companion.evaluation.comparison import identity_table, mean_over_people, paired_difference
+
+    console = Console()
+    whom = f"{people} {'person' if people == 1 else 'people'}"
+    for recogniser in measured.scales:
+        scores = measured.identity(recogniser)
+        table = Table(title=f"{title}: {whom}, {recogniser} ({scores.detector} detector)")
+        for column in ("", "cosine distance", "recovery R", "faces found"):
+            table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
+        for name, row in identity_table(scores).iterrows():
+            scale = row["images"] is None or row["images"] != row["images"]
+            table.add_row(
+                str(name).replace("another picture of the ", ""),
+                str(row["distance"]),
+                f"{row['recovery'].estimate:.0f}" if scale else str(row["recovery"]),
+                "" if scale else f"{row['found']:.0f} of {row['images']:.0f}",
+            )
+        console.print(table)
+    methods = list(measured.images["method"].unique())
+    more = [metric for metric in measured.metrics if not metric.startswith("distance ")]
+    table = Table(title=f"{title}: prompt and face quality")
+    for column in ("method", "metric", "mean over people", "pictures"):
+        table.add_column(column, justify="left" if column in ("method", "metric") else "right")
+    for method in methods:
+        for metric in more:
+            values = measured.images.loc[measured.images["method"] == method, metric]
+            mean = mean_over_people(measured.images, metric, method)
+            count = f"{values.notna().sum()} of {len(values)}"
+            table.add_row(method, metric.replace("_", " "), str(mean), count)
+    console.print(table)
+    for method in methods:
+        if method != baseline:
+            for metric in measured.metrics:
+                if metric == "psnr_8bit_overflow":  # means nothing, so a better one neither
+                    continue
+                found = paired_difference(measured.images, method, baseline, metric)
+                what = "nearer" if metric.startswith("distance ") else "better"
+                console.print(
+                    f"{method} against {baseline}, {metric.replace('_', ' ')} (above 0 is {what}): "
+                    f"{found.interval} ({found.pairs} of {found.cells} pairs of pictures, "
+                    f"{found.people} people): {found.verdict}",
+                    markup=False,
+                    highlight=False,
+                )

@@ -1,0 +1,1 @@
+"""The small models of the embedded profile, trained from scratch."""

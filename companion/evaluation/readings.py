@@ -1,0 +1,159 @@
+"""Observations: what instruments read off single pictures, each read once and kept.
+
+A recogniser's embedding, a CLIP embedding, a classifier's probabilities: each depends on one
+picture and on one instrument alone. So each is kept under the hash of the picture's file and the
+fingerprint of the instrument, and however often a picture is compared, it is looked at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from companion.append_table import AppendTable
+from companion.faces.aligned import FaceFinder, find_face
+from companion.faces.recognisers import Instrument
+from fusionlib.errors import FusionError
+from fusionlib.inputs.images import load_image
+from fusionlib.support.provenance import sha256_file
+
+SCHEMA = pa.schema({"image": pa.string(), "value": pa.list_(pa.float32())})
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What was read off pictures, in their order.
+
+    Attributes:
+        values: for each instrument ``(pictures, dimension)``; a row of NaN where there was nothing
+            to read.
+        faces: ``(pictures,)``: whether a face was found.
+        eyes: ``(pictures, 2, 2)``: x and y of the eye on the left and of that on the right, NaN
+            where there is no face.
+        unreadable: for each picture what is wrong with its file, or None.
+    """
+
+    values: Mapping[str, NDArray[np.float32]]
+    faces: NDArray[np.bool_]
+    eyes: NDArray[np.float32]
+    unreadable: list[str | None]
+
+
+def observe(
+    paths: Sequence[Path],
+    instruments: Mapping[str, Instrument] | None = None,
+    *,
+    detector: str = "dlib",
+    cache: str | Path | None = None,
+    strict: bool = False,
+    progress: bool | None = None,
+) -> Observations:
+    """Read instruments off pictures; detection is done once for each picture, for all of them.
+
+    Args:
+        paths: image files.
+        instruments: what to read, besides whether there is a face; by the name to call it.
+        detector: of DeepFace.
+        cache: folder in which everything that was read is kept, also if the process is killed;
+            several processes may share it.
+        strict: whether a file that is no image is an error, or noted and passed over.
+        progress: whether to show a bar; by default where a terminal can.
+
+    Raises:
+        FusionError: `strict`, and a file cannot be read; or the detector is not there.
+    """
+    finder = FaceFinder(detector)
+    instruments = instruments or {}
+    everything: list[Instrument] = [finder, *instruments.values()]
+    problems: dict[str, str] = {}  # by the hash, as everything else
+    hashes: list[str] = []
+    for path in paths:
+        try:
+            hashes.append(sha256_file(path))
+        except OSError as error:
+            hashes.append(f"no file {path}")
+            problems[hashes[-1]] = f"{path} cannot be read ({error.strerror})."
+
+    ledgers = [_ledger(instrument, finder, cache) for instrument in everything]
+    known = [_known(ledger, hashes) for ledger in ledgers]
+    todo = {
+        digest: path
+        for digest, path in zip(hashes, paths, strict=True)
+        if digest not in problems and any(digest not in values for values in known)
+    }
+    with ExitStack() as stack:
+        for ledger in ledgers:
+            if ledger is not None:
+                stack.enter_context(ledger)
+        disable = None if progress is None else not progress
+        for digest, path in tqdm(todo.items(), desc="measuring", unit="image", disable=disable):
+            try:
+                image = load_image(path)
+            except FusionError as error:
+                problems[digest] = str(error)
+                continue
+            new = [digest not in values for values in known]
+            look = any(n and one.needs_face for n, one in zip(new, everything, strict=True))
+            face = find_face(image, detector) if look else None
+            for instrument, ledger, values, missing in zip(
+                everything, ledgers, known, new, strict=True
+            ):
+                if missing:
+                    value = instrument.read(image, face)
+                    values[digest] = value
+                    if ledger is not None:
+                        ledger.append({"image": digest, "value": value})
+
+    unreadable = [problems.get(digest) for digest in hashes]
+    if strict and problems:
+        raise FusionError(next(iter(problems.values())))
+    eyes, *stacked = (
+        _stack(values, hashes, instrument.dimension)
+        for instrument, values in zip(everything, known, strict=True)
+    )
+    faces = np.array([known[0].get(digest) is not None for digest in hashes], dtype=bool)
+    by_name = dict(zip(instruments, stacked, strict=True))
+    return Observations(by_name, faces, eyes.reshape(-1, 2, 2), unreadable)
+
+
+def _ledger(
+    instrument: Instrument, finder: FaceFinder, cache: str | Path | None
+) -> AppendTable | None:
+    if cache is None:
+        return None
+    what = f"{instrument.name} {instrument.fingerprint}"
+    if instrument.needs_face:
+        what += f" {finder.fingerprint}"
+    digest = hashlib.sha256(what.encode()).hexdigest()[:16]
+    name = re.sub(r"[^\w.-]+", "_", instrument.name)
+    return AppendTable(Path(cache) / f"{name}-{digest}", SCHEMA)
+
+
+def _known(
+    ledger: AppendTable | None, hashes: Sequence[str]
+) -> dict[str, NDArray[np.float32] | None]:
+    if ledger is None:
+        return {}
+    rows = ledger.read()
+    rows = rows[rows["image"].isin(set(hashes))]
+    return dict(zip(rows["image"], rows["value"], strict=True))
+
+
+def _stack(
+    values: Mapping[str, NDArray[np.float32] | None], hashes: Sequence[str], dimension: int
+) -> NDArray[np.float32]:
+    stacked = np.full((len(hashes), dimension), np.nan, dtype=np.float32)
+    for row, digest in zip(stacked, hashes, strict=True):
+        value = values.get(digest)
+        if value is not None:
+            row[:] = value
+    return stacked

@@ -1,0 +1,1 @@
+"""Figures and tables, as notebooks show them."""

@@ -1,0 +1,343 @@
+"""Pictures of attention: what the queries of a painted picture look at, laid over it.
+
+Each cell of a map is one query of a layer. The more of its attention goes where the map says, the
+stronger the colour: blue for words, orange and green for faces. The number in the corner is the
+mean over the whole picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from companion.evaluation.attention_maps import AttentionShares, Columns, record_attention
+from companion.figures.diagrams import FACE, INK, TEXT, Layer, layer_rows
+from companion.figures.grids import label_font, picture_grid
+from companion.figures.tables import marked
+from fusionlib.errors import FusionError
+from fusionlib.masking import identity_attention_mask
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+SECOND = "#17876a"
+"""The colour of a second face."""
+
+SIDE = 192
+"""Height of a picture in these figures, in pixels."""
+
+
+def share_map(
+    gazes: Sequence[AttentionShares], columns: Sequence[int] | slice, size: tuple[int, int]
+) -> Tensor:
+    """How much of each query's attention goes to some columns, the mean over gazes.
+
+    Args:
+        gazes: of any layers and calls; coarser maps are enlarged without smoothing.
+        columns: of `AttentionShares.weights`, summed.
+        size: the latents' height and width.
+
+    Returns:
+        Shares from 0 to 1, ``(h, w)``.
+
+    Raises:
+        FusionError: there are no gazes, or a layer's positions do not come of this size.
+    """
+    maps = []
+    for gaze in gazes:
+        shares = gaze.weights[..., columns].sum(-1).mean(0)
+        height, width = size
+        while height * width > len(shares) and height * width > 1:
+            height, width = -(-height // 2), -(-width // 2)
+        if height * width != len(shares):
+            raise FusionError(f"size {size} does not lead to a layer of {len(shares)} positions.")
+        small = shares.reshape(1, 1, height, width)
+        maps.append(torch.nn.functional.interpolate(small, size, mode="nearest")[0, 0])
+    if not maps:
+        raise FusionError("There are no gazes: watch the UNet while it paints.")
+    return torch.stack(maps).mean(0)
+
+
+def overlay(
+    picture: Image.Image,
+    share: Tensor,
+    colour: str,
+    *,
+    top: float | None = None,
+    label: bool = True,
+) -> Image.Image:
+    """A picture in grey under a map of shares, and their mean in the corner.
+
+    Args:
+        picture: any size.
+        share: ``(h, w)``, from 0 to 1.
+        colour: of the share ``top``, full strength.
+        top: None takes the map's own largest.
+        label: whether the mean stands in the corner.
+    """
+    width = round(SIDE * picture.width / picture.height)
+    grey = picture.convert("L").resize((width, SIDE), Image.Resampling.LANCZOS)
+    under = np.asarray(grey, np.float32)[..., None].repeat(3, 2) * 0.6 + 255 * 0.4
+    strength = (share / max(top or float(share.max()), 1e-6)).clamp(0, 1).numpy()
+    cells = Image.fromarray((strength * 255).astype(np.uint8))
+    alpha = np.asarray(cells.resize((width, SIDE), Image.Resampling.NEAREST), np.float32) / 255
+    ink = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
+    alpha = alpha[..., None] * 0.9
+    made = Image.fromarray((under * (1 - alpha) + ink * alpha).round().astype(np.uint8))
+    if not label:
+        return made
+    mean, font, draw = float(share.mean()), label_font(SIDE // 9), ImageDraw.Draw(made)
+    text = f"{mean:.0%}" if mean >= 0.0995 else f"{mean:.1%}"
+    left, upper, right, lower = draw.textbbox((6, SIDE - 6), text, font=font, anchor="lb")
+    draw.rounded_rectangle((left - 4, upper - 4, right + 4, lower + 4), 4, fill="white")
+    draw.text((6, SIDE - 6), text, fill=INK, font=font, anchor="lb")
+    return made
+
+
+def attention_film(
+    picture: Image.Image,
+    gazes: Sequence[AttentionShares],
+    layers: Sequence[Layer],
+    size: tuple[int, int],
+    *,
+    frames: int = 5,
+) -> Image.Image:
+    """The faces' share of every query's attention: a row for each layer, a column for a timestep.
+
+    All maps have one scale, from nothing to all of the attention.
+
+    Args:
+        picture: that was painted.
+        gazes: noted on the way.
+        layers: which, of `companion.figures.diagrams.read_layers`.
+        size: the latents' height and width.
+        frames: how many of the timesteps, evenly spread.
+    """
+    times = list(dict.fromkeys(gaze.timestep for gaze in gazes))
+    chosen = [times[round(i)] for i in np.linspace(0, len(times) - 1, min(frames, len(times)))]
+    rows = []
+    for layer in layers:
+        row: list[Image.Image | None] = []
+        for time in chosen:
+            now = [g for g in gazes if g.layer == layer.name and g.timestep == time]
+            text = 1 if now[0].weights.shape[-1] == len(now[0].tokens) else now[0].tokens[0]
+            row.append(overlay(picture, share_map(now, slice(text, None), size), FACE, top=1.0))
+        rows.append(row)
+    labels = [f"{layer.place} {layer.size[0]}×{layer.size[1]}" for layer in layers]
+    heads = [f"t = {time:.0f}" for time in chosen]
+    return picture_grid(rows, columns=heads, labels=labels, upscale=1)
+
+
+def looked_at(
+    reference: Image.Image, gazes: Sequence[AttentionShares], layers: Sequence[Layer]
+) -> Image.Image:
+    """Which places of the first reference are looked at, layer by layer.
+
+    A map's strongest cell is the place that is looked at most there; the number is the share of a
+    query's attention that the whole reference has.
+
+    Args:
+        reference: its picture.
+        gazes: of every key, noted while a picture was painted.
+        layers: which.
+    """
+    row: list[Image.Image | None] = []
+    for layer in layers:
+        mine = [gaze for gaze in gazes if gaze.layer == layer.name and len(gaze.tokens) > 1]
+        text, count = mine[0].tokens[:2]
+        by_key = torch.stack([g.weights[..., text : text + count].mean((0, 1)) for g in mine])
+        places = by_key.mean(0).reshape(layer.size)
+        row.append(overlay(reference, places * count, FACE))
+    return picture_grid([row], columns=[layer.place for layer in layers], upscale=1)
+
+
+def words_of(tokenizer: Any, prompt: str) -> dict[str, list[int]]:
+    """The words of a prompt, each with the numbers of its tokens; the start token is number 0."""
+    found: dict[str, list[int]] = {}
+    word = ""
+    numbers: list[int] = []
+    for number, token in enumerate(tokenizer.tokenize(prompt), start=1):
+        word, numbers = word + token.removesuffix("</w>"), [*numbers, number]
+        if token.endswith("</w>"):
+            found[word] = found.get(word, []) + numbers
+            word, numbers = "", []
+    return found
+
+
+def word_maps(
+    painted: dict[str, tuple[Image.Image, Sequence[AttentionShares]]],
+    words: dict[str, list[int]],
+    size: tuple[int, int],
+) -> Image.Image:
+    """What each word gets of the finest layers' attention, and what the face gets, if there is one.
+
+    A row's numbers sum to 100%. A column has one scale, so that rows compare.
+
+    Args:
+        painted: for each row its label, picture and gazes of every key.
+        words: which to show, of `words_of`; the others are one column, with the start token, the
+            end and the padding.
+        size: the latents' height and width.
+    """
+    maps: dict[str, dict[str, Tensor]] = {}
+    for label, (_, gazes) in painted.items():
+        finest = [g for g in gazes if g.weights.shape[1] == size[0] * size[1]]
+        text = finest[0].tokens[0]
+        shown = [number for numbers in words.values() for number in numbers]
+        columns: dict[str, list[int]] = {f"“{word}”": at for word, at in words.items()}
+        columns["other text"] = [number for number in range(text) if number not in shown]
+        columns["face"] = list(range(text, finest[0].weights.shape[-1]))
+        maps[label] = {head: share_map(finest, at, size) for head, at in columns.items() if at}
+    heads = list(dict.fromkeys(head for found in maps.values() for head in found))
+    tops = {h: max(float(found[h].max()) for found in maps.values() if h in found) for h in heads}
+    rows = [
+        [
+            _plain(picture),
+            *(
+                overlay(picture, maps[label][h], FACE if h == "face" else TEXT, top=tops[h])
+                if h in maps[label]
+                else None
+                for h in heads
+            ),
+        ]
+        for label, (picture, _) in painted.items()
+    ]
+    return picture_grid(rows, columns=["picture", *heads], labels=list(painted), upscale=1)
+
+
+def reference_maps(
+    painted: dict[str, tuple[Image.Image, Sequence[AttentionShares]]], size: tuple[int, int]
+) -> Image.Image:
+    """How pictures of two references share the attention of the finest layers, over all steps.
+
+    Args:
+        painted: for each row its label, picture and gazes of text and references.
+        size: the latents' height and width.
+    """
+    found = {}
+    for label, (_, gazes) in painted.items():
+        finest = [g for g in gazes if g.weights.shape[1] == size[0] * size[1]]
+        found[label] = [share_map(finest, [column], size) for column in range(3)]
+    top = max(float(share.max()) for maps in found.values() for share in maps[1:])
+    rows = [
+        [
+            _plain(painted[label][0]),
+            overlay(painted[label][0], text, TEXT, top=1.0),
+            overlay(painted[label][0], first, FACE, top=top),
+            overlay(painted[label][0], second, SECOND, top=top),
+        ]
+        for label, (text, first, second) in found.items()
+    ]
+    heads = ["picture", "text", "reference 1", "reference 2"]
+    return picture_grid(rows, columns=heads, labels=list(painted), upscale=1)
+
+
+def mask_maps(
+    picture: Image.Image, gazes: Sequence[AttentionShares], masks: Tensor, size: tuple[int, int]
+) -> Image.Image:
+    """For each of two people, where Eq. 7 lets them be seen, and where they are looked at.
+
+    Args:
+        picture: of both.
+        gazes: of text and references.
+        masks: boolean ``(2, H, W)``.
+        size: the latents' height and width.
+    """
+    open_ = identity_attention_mask(masks, [0, 1], size, 1, [1, 1]).float()
+    plain = _plain(picture)
+    rows = []
+    for person, colour in enumerate((FACE, SECOND)):
+        may = open_[:, 1 + person].reshape(size)
+        does = share_map(gazes, [1 + person], size)
+        inside = Image.fromarray(masks[person].numpy()).convert("L").resize(plain.size)
+        rows.append(
+            [
+                Image.composite(plain, overlay(picture, may * 0, colour, label=False), inside),
+                overlay(picture, may, colour),
+                overlay(picture, does, colour, top=1.0),
+            ]
+        )
+    heads = ["the mask", "may look (Eq. 7)", "looks"]
+    return picture_grid(rows, columns=heads, labels=["reference 1", "reference 2"], upscale=1)
+
+
+def paint_watched(
+    pipeline: Any,
+    prompt: str,
+    references: Any = None,
+    *,
+    of: Columns = "sources",
+    seed: int = 0,
+    **arguments: Any,
+) -> tuple[Image.Image, list[AttentionShares]]:
+    """Paint a picture and note what its queries look at.
+
+    Args:
+        pipeline: with an adapter.
+        prompt: what to paint.
+        references: what ``pipeline.encode_references`` made of faces, whose own pass is not to be
+            watched; None: the text alone.
+        of: what is told apart.
+        seed: of the noise.
+        arguments: further ones of the pipeline's call.
+    """
+    noise = torch.Generator("cpu").manual_seed(seed)
+    with record_attention(pipeline.unet, of, last=1) as gazes:
+        made = pipeline(prompt, references=references, generator=noise, **arguments)
+    picture: Image.Image = made.images[0]
+    return picture, gazes
+
+
+def layer_table(layers: Sequence[Layer], run: str) -> Styler:
+    """Lay out what each layer is and what it looks at, read while a picture was painted.
+
+    Args:
+        layers: of `companion.figures.diagrams.read_layers`.
+        run: see `companion.figures.tables.run_label`.
+    """
+    table = pd.DataFrame(layer_rows(layers)).set_index("layer").rename_axis(None)
+    return marked(table.style, "measured", f"Read from the models as they painted. {run}")
+
+
+def order_table(effect: pd.DataFrame, run: str) -> Styler:
+    """Lay out what the order of the references changes.
+
+    Args:
+        effect: of `companion.pages.reference_order.order_effect`.
+        run: see `companion.figures.tables.run_label`.
+    """
+    names = {"control": "the last one left out (a control)"}
+    shown = pd.DataFrame(
+        {
+            "largest difference, of 1": effect["largest"].map("{:.1e}".format),
+            "largest difference, of 255": effect["grey_levels"].map(str),
+            "values that differ": [
+                f"{differing:,} of {count:,}"
+                for differing, count in zip(effect["differing"], effect["count"], strict=True)
+            ],
+        }
+    ).rename(index=names)
+    return marked(shown.style, "measured", f"Measured here, against the order 1, 2, 3 … {run}")
+
+
+def noise_picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    """The noise that a seed names, three of its channels shown as colours.
+
+    Args:
+        seed: of `paint_watched`.
+        size: the latents' height and width.
+    """
+    noise = torch.randn(3, *size, generator=torch.Generator("cpu").manual_seed(seed))
+    colours = (noise / 4 + 0.5).clamp(0, 1).mul(255).byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(colours).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    width = round(SIDE * picture.width / picture.height)
+    return picture.convert("RGB").resize((width, SIDE), Image.Resampling.LANCZOS)

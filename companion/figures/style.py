@@ -1,0 +1,10 @@
+"""Colours and rules that all figures share."""
+
+from __future__ import annotations
+
+INK, QUIET, WORSE = "#22272e", "#6b7280", "#d1495b"
+
+
+QUOTED, MEASURED = "#7a5195", "#00796b"
+"""Colours of the two kinds of numbers: purple is quoted from the paper, teal was measured here. The
+book's style sheet has the same, and lighter ones for dark pages."""

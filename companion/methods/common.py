@@ -1,0 +1,223 @@
+"""What the compared systems share: weights found and read, and a picture as a study wants it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import fusionlib
+from companion.methods import Method, Models, Prepare
+from fusionlib.errors import FusionError
+from fusionlib.support.provenance import package_versions, sha256_file, sha256_json, sha256_modules
+
+Call = Callable[[str, Any], dict[str, Any]]
+"""``call(prompt, prepared)``: the arguments with which a method calls its pipeline."""
+
+Weights = dict[str, dict[str, Tensor]]
+"""An IP-Adapter checkpoint: ``image_proj`` and ``ip_adapter``, each a state dict."""
+
+
+PAINTING = ("", "inputs/")
+"""Folders of fusionlib whose sources take part in painting; training and profiles do not."""
+
+
+@contextmanager
+def as_recorded(threads: int) -> Iterator[None]:
+    """Make sums in the same order whatever else the process does: the same bytes again."""
+    cudnn = torch.backends.cudnn
+    before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark
+    torch.set_num_threads(threads)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
+
+
+def described(pipeline: Any, weights: Mapping[str, str], code: Sequence[str]) -> dict[str, Any]:
+    """What determines a pipeline's pictures besides its call's arguments.
+
+    Args:
+        pipeline: of diffusers.
+        weights: hashes of the weights it computes with, by name.
+        code: Sources besides fusionlib's own and this one whose edits can change a picture, relative
+            to the package ``companion``.
+    """
+    scheduler = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
+    method, companion = Path(fusionlib.__file__).parent, Path(__file__).parents[1]
+    sources = sorted(file for folder in PAINTING for file in method.glob(f"{folder}*.py"))
+    sources += [companion / name for name in ("methods/common.py", *code)]
+    return {
+        "weights": dict(weights),
+        "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler},
+        "code": sha256_json([sha256_file(source) for source in sources]),
+        "versions": package_versions(("torch", "diffusers", "transformers")),
+        "device": pipeline.device.type,
+    }
+
+
+def make_method(
+    name: str,
+    models: Models,
+    pipeline: Any,
+    *,
+    call: Call,
+    prepare: Prepare,
+    sampling: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    code: Sequence[str],
+    needs: Sequence[str],
+    citation: str,
+    references: int = 1,
+) -> Method:
+    """A method that computes with a diffusers pipeline of its own.
+
+    Args:
+        name: in tables.
+        models: says how many threads of the CPU make a picture, and what a study's methods share.
+        pipeline: loaded, with whatever the method adds to it; hashed as it is.
+        call: makes the arguments of the pipeline's call that depend on prompt and person.
+        prepare: makes of a person's references what `call` takes.
+        sampling: the other arguments: they stand over those that a study's methods share.
+        settings: further choices that determine a picture.
+        code: sources of the method, beside this one.
+        needs: folders or hub ids of the weights.
+        citation: a key of ``book/references.bib``.
+        references: how many the method sees.
+
+    Raises:
+        FusionError: the pipeline's call has no such argument, or the number is no positive one.
+    """
+    if not (isinstance(references, int) and references >= 1):
+        raise FusionError(f"references must be a whole number of at least 1, not {references!r}.")
+    arguments = {**(models.sampling or {}), **sampling}
+    known = inspect.signature(type(pipeline).__call__).parameters
+    unknown = sorted(set(arguments) - set(known))
+    if unknown:
+        raise FusionError(f"The method {name!r} has no option {unknown[0]!r}.")
+    threads = models.threads or torch.get_num_threads()
+
+    def prepare_as_recorded(images: Sequence[Image.Image]) -> Any:
+        with as_recorded(threads):
+            return prepare(images)
+
+    def generate(prompt: str, prepared: Any, noise_seed: int) -> Image.Image:
+        # Always drawn on the CPU: the seed alone names the noise, whatever the device.
+        generator = torch.Generator("cpu").manual_seed(noise_seed)
+        with as_recorded(threads), torch.no_grad():
+            output = pipeline(**arguments, **call(prompt, prepared), generator=generator)
+        image: Image.Image = output.images[0]
+        return image
+
+    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    record = described(pipeline, {"pipeline": sha256_modules(modules)}, code)
+    if record["device"] == "cpu":
+        record["threads"] = threads
+    return Method(
+        name=name,
+        generate=generate,
+        settings={**arguments, **settings, **record},
+        references=references,
+        prepare=prepare_as_recorded,
+        needs=tuple(needs),
+        citation=citation,
+    )
+
+
+def guided(models: Models, sampling: Mapping[str, Any]) -> bool:
+    """Whether a picture is made with classifier-free guidance, from these and shared arguments."""
+    scale = {"guidance_scale": 7.5, **(models.sampling or {}), **sampling}["guidance_scale"]
+    return bool(scale > 1)
+
+
+def locate(source: str, file: str, what: str) -> Path:
+    """A weight file of a folder or of a hub repository, downloaded if it is not here yet.
+
+    Args:
+        source: the folder, laid out as it is published, or the hub id.
+        file: its path in there.
+        what: how to call it in the error.
+
+    Raises:
+        FusionError: it is not there; the sentence says how to get it.
+    """
+    folder = Path(source).expanduser()
+    path = folder / file
+    if path.is_file():
+        return path
+    if folder.exists() or folder.parent.is_dir() or source.count("/") != 1:
+        raise FusionError(
+            f"{what} needs the file {path}, which is not there: put the published file there, or "
+            "give weights= the folder that holds it."
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(source, file))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:  # no network: an OSError
+        raise FusionError(
+            f"{what} needs {file} of {source}, which cannot be downloaded here: where there is a "
+            f"network, run `hf download {source} {file} --local-dir FOLDER`, and give weights= "
+            "that folder."
+        ) from error
+
+
+def read_adapter(path: Path) -> Weights:
+    """Read an IP-Adapter checkpoint in either published format, without running any code of it.
+
+    Args:
+        path: ``.safetensors``, with the parts' names before a dot, or ``.bin``, a pickle of two
+            dictionaries, of which only tensors and containers are unpickled.
+
+    Raises:
+        FusionError: the file is damaged, or is no such checkpoint.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = {"image_proj": {}, "ip_adapter": {}}
+            for name, tensor in load_file(path).items():
+                part, _, rest = name.partition(".")
+                content[part][rest] = tensor
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        return {part: dict(content[part]) for part in ("image_proj", "ip_adapter")}
+    except Exception as error:  # torch, pickle and safetensors each have errors of their own
+        raise FusionError(
+            f"{path} is no IP-Adapter checkpoint with the parts image_proj and ip_adapter "
+            f"({type(error).__name__}): download it again."
+        ) from error
+
+
+def load_part(cls: Any, source: str, subfolder: str, what: str, dtype: torch.dtype) -> Any:
+    """Load one model of a published folder or hub repository by its class's ``from_pretrained``.
+
+    Args:
+        cls: of diffusers or transformers.
+        source: the folder or hub id.
+        subfolder: of the model in there.
+        what: the method, as an error calls it.
+        dtype: of the weights.
+
+    Raises:
+        FusionError: it is not there, or its weights do not fit its ``config.json``.
+    """
+    from fusionlib.profiles.loading import quietly
+
+    locate(source, f"{subfolder}/config.json", what)
+    try:
+        with quietly():
+            return cls.from_pretrained(source, subfolder=subfolder, torch_dtype=dtype).eval()
+    except Exception as error:  # diffusers, transformers and the hub each have errors of their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FusionError(f"{what} cannot load {source}/{subfolder}: {reason}") from error

@@ -1,0 +1,548 @@
+"""Counterparts of the compared systems, trained alike: over one frozen base, on the same people.
+
+Two things make a system here: which views of the reference it is shown, and which modules it adds
+to the UNet and trains. The loop, the samples, the noise, the dropouts and the length are those of
+the adapter (`fusionlib.training.adapter`), so that only the design differs. The ablations of fused
+attention are that trainer itself, with one entry of the profile changed.
+
+The recogniser that some of them read is dlib's, and never the judge that the profile trains
+(`companion.embedded.recogniser`), which has to stay a stranger to all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import PartialState
+from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+from diffusers.models.embeddings import (
+    ImageProjection,
+    IPAdapterFaceIDImageProjection,
+    IPAdapterFaceIDPlusImageProjection,
+    IPAdapterPlusImageProjection,
+    MultiIPAdapterImageProjection,
+)
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from companion.embedded.controlnet import keep_size
+from companion.evaluation.training_monitor import make_monitor
+from companion.faces.arcface import DlibEmbedder
+from companion.methods.arc2face import Sentence
+from companion.methods.counterparts import ABLATIONS, COUNTERPARTS, FILE, SENTENCE, WORD
+from companion.methods.published_layout import save_ip_adapter
+from companion.methods.reference_views import Views, load_views
+from fusionlib.adapter import FusionAdapter
+from fusionlib.errors import FusionError
+from fusionlib.profiles import Profile, Training
+from fusionlib.training import adapter as fused
+from fusionlib.training.checkpoints import checkpoint_folder, load_frozen
+from fusionlib.training.denoising import Drawn, denoising_loss
+from fusionlib.training.export import copy_record, half, half_module, own_folder
+from fusionlib.training.loop import Batch, Run, fit, training_device
+from fusionlib.training.pictures import load_pictures
+from fusionlib.training.sources import Source, memory_source
+from fusionlib.unet_layers import cross_attention_layers
+
+RESAMPLER = 64
+"""Width of the resamplers of IP-Adapter Plus and InstantID, one head of attention."""
+
+HINTS = (8, 16, 32, 32)
+"""Channels of the layers that read InstantID's drawing, each half the size of the one before."""
+
+
+class Counterpart(nn.Module):
+    """The frozen UNet, and what a system adds to it. What requires a gradient is trained.
+
+    Args:
+        unet: frozen; changed.
+
+    Attributes:
+        views: of the reference that `forward` is given, names in `companion.methods.reference_views.NAMES`.
+    """
+
+    views: tuple[str, ...] = ()
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, text: Tensor, seen: dict[str, Tensor]
+    ) -> Tensor:
+        """The prediction, shaped like ``noisy``; ``seen`` holds the views."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained, in float16, as its authors publish theirs."""
+        raise NotImplementedError
+
+
+class DecoupledTokens(Counterpart):
+    """IP-Adapter and its kin: a few tokens of the reference, and an attention of their own.
+
+    The layers are diffusers'. As in IP-Adapter's own training, the new keys and values begin as
+    copies of the text's.
+
+    Args:
+        unet: frozen; changed.
+        projection: from a view to tokens, one of diffusers'.
+        tokens: how many it makes.
+        views: the view that is projected, and for Plus the one that its tokens read.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, projection: nn.Module, tokens: int, *views: str
+    ) -> None:
+        super().__init__(unet)
+        self.views = views
+        width = unet.config.cross_attention_dim
+        processors = dict(unet.attn_processors)
+        for name, layer in cross_attention_layers(unet).items():
+            added = IPAdapterAttnProcessor2_0(layer.inner_dim, width, num_tokens=[tokens])
+            for part in ("k", "v"):
+                (linear,) = getattr(added, f"to_{part}_ip")
+                linear.load_state_dict(getattr(layer, f"to_{part}").state_dict())
+            processors[f"{name}.processor"] = added.requires_grad_(True).to(unet.device).float()
+        unet.set_attn_processor(processors)
+        unet.encoder_hid_proj = MultiIPAdapterImageProjection([projection])
+        unet.encoder_hid_proj.to(unet.device).float()
+        unet.config.encoder_hid_dim_type = "ip_image_proj"
+
+    @property
+    def projection(self) -> Any:
+        """From a view to tokens."""
+        return self.unet.encoder_hid_proj.image_projection_layers[0]
+
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, text: Tensor, seen: dict[str, Tensor]
+    ) -> Tensor:
+        """See `Counterpart`."""
+        embeds = seen[self.views[0]][:, None]  # one reference each
+        if hasattr(self.projection, "clip_embeds"):
+            self.projection.clip_embeds = seen[self.views[1]][:, None]
+        return self.unet(
+            noisy,
+            timesteps,
+            text,
+            added_cond_kwargs={"image_embeds": [embeds]},
+            return_dict=False,
+            **self._control(noisy, timesteps, embeds, seen),
+        )[0]
+
+    def _control(
+        self, noisy: Tensor, timesteps: Tensor, embeds: Tensor, seen: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        return {}
+
+    def save(self, folder: Path) -> None:
+        """``ip-adapter.safetensors``."""
+        save_ip_adapter(self.unet, folder / FILE)
+
+
+class IdentityNet(DecoupledTokens):
+    """InstantID: the same, and a ControlNet that sees landmarks and, for a text, the tokens.
+
+    A whole ControlNet would have more weights than all else that is compared. This one is a frozen
+    copy of the UNet's way down, of which the layers that read the drawing, and those that hand the
+    result over, are trained.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        projection: nn.Module,
+        tokens: int,
+        *views: str,
+        factor: int,
+    ) -> None:
+        halvings = factor.bit_length() - 1
+        hints = (*HINTS[:halvings], *HINTS[-1:] * (halvings - len(HINTS)), HINTS[-1])
+        controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=hints)
+        keep_size(controlnet.controlnet_cond_embedding)
+        super().__init__(unet, projection, tokens, *views)
+        nn.Module.to(controlnet.requires_grad_(False), unet.device, unet.dtype)  # quietly
+        self.controlnet = controlnet
+        for part in (
+            controlnet.controlnet_cond_embedding,
+            controlnet.controlnet_down_blocks,
+            controlnet.controlnet_mid_block,
+        ):
+            part.requires_grad_(True).float()
+
+    def _control(
+        self, noisy: Tensor, timesteps: Tensor, embeds: Tensor, seen: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        tokens = self.unet.encoder_hid_proj([embeds])[0].flatten(1, 2)
+        down, middle = self.controlnet(
+            noisy, timesteps, tokens, controlnet_cond=seen["drawing"], return_dict=False
+        )
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+    def save(self, folder: Path) -> None:
+        """``ip-adapter.safetensors``, and ``ControlNetModel/`` with the trained layers alone."""
+        super().save(folder)
+        self.controlnet.save_config(folder / "ControlNetModel")
+        trained = {
+            name: half(parameter)
+            for name, parameter in self.controlnet.named_parameters()
+            if parameter.requires_grad
+        }
+        save_file(trained, folder / "ControlNetModel" / "diffusion_pytorch_model.safetensors")
+
+
+class FaceSentence(Counterpart):
+    """Arc2Face: the recogniser's vector in place of a word, and a text encoder that learns to read.
+
+    The published one retrains the whole UNet, too; here that stays the common, frozen one. What a
+    picture's caption says is not seen.
+    """
+
+    views = ("vector",)
+
+    def __init__(self, unet: UNet2DConditionModel, encoder: Any, tokenizer: Any) -> None:
+        super().__init__(unet)
+        self.encoder = encoder.to(unet.device).float()
+        self.encoder.requires_grad_(True)
+        self.encoder.get_input_embeddings().requires_grad_(False)
+        self._sentence = Sentence(tokenizer, SENTENCE, WORD)
+        self._nothing = Sentence(tokenizer, "", WORD)
+
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, text: Tensor, seen: dict[str, Tensor]
+    ) -> Tensor:
+        """See `Counterpart`."""
+        vectors = seen["vector"]
+        nobody = ~vectors.any(dim=1)[:, None, None]  # the unconditional branch: an empty prompt
+        said = self._sentence.encode(self.encoder, vectors)
+        empty = self._nothing.encode(self.encoder, vectors)
+        states = torch.where(nobody, empty, said)
+        return self.unet(noisy, timesteps, states.to(noisy), return_dict=False)[0]
+
+    def save(self, folder: Path) -> None:
+        """``encoder/``."""
+        half_module(self.encoder).save_pretrained(folder / "encoder")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the frozen models that a counterpart has to fit.
+
+    Attributes:
+        embedding: numbers of CLIP's image embedding.
+        patches: width of CLIP's hidden states.
+        text: width of the UNet's text.
+        factor: pixels for one position of the latents.
+    """
+
+    embedding: int
+    patches: int
+    text: int
+    factor: int
+
+
+def _ip_adapter(unet: Any, sizes: Sizes, base: Path) -> Counterpart:
+    projection = ImageProjection(sizes.embedding, sizes.text, num_image_text_embeds=4)
+    return DecoupledTokens(unet, projection, 4, "embedding")
+
+
+def _ip_adapter_plus(unet: Any, sizes: Sizes, base: Path) -> Counterpart:
+    return DecoupledTokens(unet, _resampler(sizes.patches, sizes.text), 16, "patches")
+
+
+def _faceid(unet: Any, sizes: Sizes, base: Path, tokens: int = 4) -> Counterpart:
+    projection = IPAdapterFaceIDImageProjection(
+        DlibEmbedder.width, sizes.text, mult=2, num_tokens=tokens
+    )
+    return DecoupledTokens(unet, projection, tokens, "vector")
+
+
+def _faceid_plus(unet: Any, sizes: Sizes, base: Path) -> Counterpart:
+    projection = IPAdapterFaceIDPlusImageProjection(
+        embed_dims=sizes.text,
+        output_dims=sizes.text,
+        hidden_dims=sizes.patches,
+        id_embeddings_dim=DlibEmbedder.width,
+        heads=1,
+    )
+    projection.shortcut = True  # version 2
+    # The width and depth of the resampler are the layout's. Its feed-forward parts, most of its
+    # weights, are held at zero, or it would be several times the others' size.
+    for block in projection.layers:
+        for parameter in block.ff.parameters():
+            parameter.requires_grad_(False)
+        nn.init.zeros_(block.ff[1].net[2].weight)
+    return DecoupledTokens(unet, projection, 4, "vector", "face_patches")
+
+
+def _instantid(unet: Any, sizes: Sizes, base: Path) -> Counterpart:
+    projection = _OfOneVector(**_resampler_sizes(DlibEmbedder.width, sizes.text))
+    return IdentityNet(unet, projection, 16, "vector", "drawing", factor=sizes.factor)
+
+
+def _arc2face(unet: Any, sizes: Sizes, base: Path) -> Counterpart:
+    encoder = load_frozen(CLIPTextModel, base / "text_encoder")
+    return FaceSentence(unet, encoder, CLIPTokenizer.from_pretrained(base / "tokenizer"))
+
+
+def _resampler_sizes(given: int, width: int) -> dict[str, int]:
+    sizes = {"embed_dims": given, "output_dims": width, "hidden_dims": RESAMPLER}
+    return sizes | {"heads": 1, "num_queries": 16}
+
+
+def _resampler(given: int, width: int) -> nn.Module:
+    return IPAdapterPlusImageProjection(**_resampler_sizes(given, width))
+
+
+class _OfOneVector(IPAdapterPlusImageProjection):
+    """A resampler over a sequence of one vector; diffusers loads it as any other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens: Tensor = super().forward(x if x.ndim == 3 else x[:, None])
+        return tokens
+
+
+BUILDERS: dict[str, Callable[[Any, Sizes, Path], Counterpart]] = {
+    "ip-adapter": _ip_adapter,
+    "ip-adapter-plus": _ip_adapter_plus,
+    "faceid": _faceid,
+    "faceid-plus": _faceid_plus,
+    "faceid-portrait": partial(_faceid, tokens=16),
+    "instantid": _instantid,
+    "arc2face": _arc2face,
+}
+"""How each is made: ``builder(unet, sizes, checkpoint folder)``."""
+
+NAMES = (*ABLATIONS, *BUILDERS)
+"""What `train_method` trains. DreamBooth is not among them: it learns each person when a study asks
+for pictures of that person."""
+
+
+@dataclass
+class Task:
+    """All that a counterpart's run is made of.
+
+    Attributes:
+        network: what is trained.
+        source: of the batches.
+        views: of the training set.
+        scheduler: of the noise.
+        empty_prompt: its embedding, ``(1, tokens, width)``, in the compute dtype.
+        settings: dropout, timesteps, weights.
+    """
+
+    network: Counterpart
+    source: Source
+    views: Views
+    scheduler: Any
+    empty_prompt: Tensor
+    settings: Training
+
+    def loss(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Draw a batch and compute its loss; a `LossFunction`."""
+        inputs = self.source(batch)
+        assert inputs.rows is not None
+        targets, references = inputs.rows
+
+        def predict(drawn: Drawn) -> Tensor:
+            seen = self.views.of(targets, references, drawn.no_reference)
+            prediction: Tensor = network(drawn.noisy, drawn.timesteps, drawn.text, seen)
+            return prediction
+
+        return denoising_loss(
+            inputs, batch, self.scheduler, self.empty_prompt, self.settings, predict
+        )
+
+
+def build_network(profile: Profile, name: str, unet: Any = None) -> Counterpart:
+    """A counterpart with its first weights, the same for the same seed.
+
+    Args:
+        profile: the base model and CLIP.
+        name: in `BUILDERS`.
+        unet: the base model's, frozen; by default it is loaded.
+
+    Raises:
+        FusionError: a model is not there.
+    """
+    base = checkpoint_folder(profile.base_model)
+    unet = load_frozen(UNet2DConditionModel, base / "unet") if unet is None else unet
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(profile.seed)
+        return BUILDERS[name](unet, _sizes(profile, base, unet), base)
+
+
+def _sizes(profile: Profile, base: Path, unet: Any) -> Sizes:
+    clip = json.loads((checkpoint_folder(profile.clip_model) / "config.json").read_text())
+    return Sizes(
+        embedding=clip["projection_dim"],
+        patches=clip["vision_config"]["hidden_size"],
+        text=unet.config.cross_attention_dim,
+        factor=profile.resolution // unet.config.sample_size,
+    )
+
+
+def prepare(profile: Profile, name: str) -> Task:
+    """Load the frozen models and the training set of a profile, and make a counterpart.
+
+    Raises:
+        FusionError: a model or a shard is missing, or the set is not held in memory.
+    """
+    recipe, settings = profile.recipe("adapter"), profile.training
+    if settings.stream:
+        raise FusionError(
+            f"{name} is trained on a set that fits in memory: set training.stream: false in the "
+            f"profile {profile.name!r}."
+        )
+    folder = fused.run_folder(profile, name)
+    device, dtype = training_device(), fused.DTYPES[recipe.mixed_precision]
+    base = checkpoint_folder(profile.base_model)
+    unet = load_frozen(UNet2DConditionModel, base / "unet", dtype).to(device)
+    pictures = load_pictures(settings.shards, profile.resolution)
+    empty_prompt, source = memory_source(
+        pictures, profile.seed, base, folder.parent / "latents", device,
+        people_share=settings.people_share,
+    )  # fmt: skip
+    network = build_network(profile, name, unet).to(device)
+    with PartialState().main_process_first():  # the others find the files
+        views = load_views(profile, pictures, network.views, folder.parent / "views", device)
+    return Task(
+        network=network,
+        source=source,
+        views=views,
+        scheduler=DDIMScheduler.from_pretrained(base / "scheduler"),
+        empty_prompt=empty_prompt.to(device, dtype),
+        settings=settings,
+    )
+
+
+def changed(profile: Profile, name: str) -> Profile:
+    """The profile with the changes that make an ablation.
+
+    Args:
+        profile: of the adapter.
+        name: in `ABLATIONS`.
+    """
+    changes = dict(ABLATIONS[name])
+    recipe = profile.recipe("adapter")
+    share = changes.pop("steps_share", 1.0)
+    changes["adapter"] = recipe.model_copy(update={"steps": max(1, round(share * recipe.steps))})
+    return profile.model_copy(update={"training": profile.training.model_copy(update=changes)})
+
+
+def train_method(
+    profile: Profile,
+    name: str,
+    out: Path | None = None,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    resume: bool = True,
+) -> Run:
+    """Train a counterpart or an ablation, and write its folder.
+
+    Args:
+        profile: base model, the adapter's recipe, and shards.
+        name: one of `NAMES`.
+        out: the folder; default ``profile.counterparts`` and the name.
+        minutes: stop after this time with a checkpoint.
+        steps: overrides the recipe's length.
+        resume: go on from the checkpoint if there is one.
+
+    Raises:
+        FusionError: there is no such method, the profile has no place for it, or a model or shard
+            is missing.
+    """
+    if name == "dreambooth":
+        raise FusionError(
+            "dreambooth learns each person by itself, when a study makes pictures of that person: "
+            "there is nothing to train before."
+        )
+    if name not in NAMES:
+        raise FusionError(f"There is no method {name!r} to train: use one of {', '.join(NAMES)}.")
+    if out is None and profile.counterparts is None:
+        raise FusionError(
+            f"The profile {profile.name!r} names no folder for it: give --out, or counterparts: in "
+            "the profile."
+        )
+    place = Path(out) if out is not None else Path(str(profile.counterparts)) / name
+    own_folder(place)
+    if name in ABLATIONS:
+        settings = changed(profile, name)
+        options: dict[str, Any] = {"minutes": minutes, "steps": steps, "resume": resume}
+        return fused.train(settings, place, name=name, make_monitor=make_monitor, **options)
+    task, folder = prepare(profile, name), fused.run_folder(profile, name)
+    run = fit(
+        task.network,
+        task.loss,
+        profile.recipe("adapter"),
+        folder,
+        seed=profile.seed,
+        steps=steps,
+        minutes=minutes,
+        resume=resume,
+        name=name,
+    )
+    state = PartialState()
+    if state.is_main_process:
+        _save(task.network, name, place, profile, run, folder)
+    state.wait_for_everyone()
+    return run
+
+
+def _save(
+    network: Counterpart, name: str, place: Path, profile: Profile, run: Run, folder: Path
+) -> None:
+    """Write a counterpart's folder, as a whole, and its record beside it."""
+    partial = place.with_name(place.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    network.save(partial)
+    facts = {
+        "method": name,
+        "profile": profile.name,
+        "base_model": Path(profile.base_model).name,
+        "trained_parameters": run.parameters,
+        "steps": run.steps,
+        "options": COUNTERPARTS[name],
+    }
+    (partial / "config.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    shutil.rmtree(place, ignore_errors=True)
+    partial.rename(place)
+    copy_record(place, folder)
+
+
+def budgets(profile: Profile) -> pd.DataFrame:
+    """How many numbers each method trains, before any of them is trained.
+
+    Args:
+        profile: the base model and its adapter's options.
+
+    Returns:
+        Indexed by method, the profile's own adapter first: ``parameters``, ``of the adapter's``
+        (their ratio to the first row), ``views`` of the reference that it reads.
+    """
+    base = checkpoint_folder(profile.base_model)
+    unet = load_frozen(UNet2DConditionModel, base / "unet")
+    counts: dict[str, tuple[int, str]] = {}
+    for name in ("fused", *ABLATIONS):
+        settings = profile.training if name == "fused" else changed(profile, name).training
+        made = FusionAdapter.from_unet(unet, settings.init, settings.attention, settings.layers)
+        counts[name] = (made.num_parameters(), "the UNet's own hidden states")
+    for name in BUILDERS:
+        network = build_network(profile, name)
+        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        counts[name] = (trained, ", ".join(network.views))
+    table = pd.DataFrame.from_dict(counts, orient="index", columns=["parameters", "views"])
+    table.insert(1, "of the adapter's", table["parameters"] / table["parameters"].iloc[0])
+    return table.rename_axis("method")

@@ -1,0 +1,1 @@
+"""What a single page of the book needs, a module a page."""

@@ -1,0 +1,255 @@
+"""What a picture shows, in words and as fields.
+
+A caption is put together from phrases, in one of several orders, with what is said left to chance:
+the text model is to learn words, not templates. The words are those of the prompts in the paper and
+the notebooks ("a photo of a laughing person", "astronaut in a garden", "line art of ...").
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from companion.people.appearance import Person
+from companion.people.colors import stream
+from companion.people.hairstyle import hair_phrase
+from companion.people.view import View, is_held_out
+
+MOST_WORDS = 20
+"""Words of the longest caption: with a small BPE that is at most about 31 tokens."""
+
+# For each style how a caption begins, and what may follow it instead.
+STYLE_PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "photo": (
+        (
+            "a photo of",
+            "a photo of",
+            "a photo of",
+            "a portrait photo of",
+            "a picture of",
+            "photo of",
+        ),
+        ("photo", "portrait photo", "photograph"),
+    ),
+    "noir": (
+        ("a film noir picture of", "a black and white photo of", "a film noir portrait of"),
+        ("film noir", "black and white film noir", "film noir style"),
+    ),
+    "line art": (
+        ("line art of", "line art of", "a line drawing of", "a line art drawing of"),
+        ("line art", "line drawing", "line art style"),
+    ),
+    "watercolor": (
+        ("a watercolor painting of", "a watercolor of", "watercolor of"),
+        ("watercolor", "watercolor painting", "watercolor style"),
+    ),
+    "faded film": (
+        ("a faded film photo of", "an old faded photo of", "a faded film picture of"),
+        ("faded film", "faded film photo", "old faded film"),
+    ),
+    "neon": (
+        ("a neon portrait of", "a neon photo of", "a neon picture of"),
+        ("neon", "neon lights", "neon style"),
+    ),
+    "comic": (
+        ("a comic of", "a comic book drawing of", "a comic drawing of"),
+        ("comic", "comic book style", "comic style"),
+    ),
+}
+SCENE_PHRASES: dict[str, tuple[str, ...]] = {
+    "studio": ("in a studio", "in front of a plain wall"),
+    "beach": ("on a beach", "at the beach", "by the sea"),
+    "city": ("in a city", "on a city street", "in the city"),
+    "night": ("at night", "in the city at night", "on a city street at night"),
+    "snow": ("in the snow", "in the snow", "in a snowy forest"),
+    "jungle": ("in a jungle", "in the jungle"),
+    "forest": ("in a forest", "in the forest", "in the woods"),
+    "garden": ("in a garden", "in a garden", "in a flower garden"),
+    "library": ("in a library", "in front of bookshelves"),
+    "desert": ("in a desert", "in the desert"),
+    "mountains": ("in the mountains", "in front of mountains"),
+    "kitchen": ("in a kitchen", "in the kitchen"),
+    "farm": ("on a farm", "in a field on a farm"),
+    "space": ("in space", "in outer space", "among the stars"),
+}
+TIME_PHRASES = {"sunset": "at sunset", "autumn": "in autumn"}
+# Before the noun, and after everything else.
+EXPRESSION_PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "neutral": (("calm", "serious"), ("with a neutral expression", "with a neutral face")),
+    "laughing": (
+        ("laughing", "laughing", "laughing", "smiling", "happy"),
+        ("laughing", "laughing", "smiling broadly"),
+    ),
+    "angry": (("angry", "angry", "angry", "furious"), ("looking angry", "with an angry face")),
+    "crying": (("crying", "crying", "crying", "sad"), ("crying", "crying", "in tears")),
+    "surprised": (
+        ("surprised", "surprised", "surprised", "astonished"),
+        ("looking surprised", "with a surprised face"),
+    ),
+    "disgusted": (
+        ("disgusted",),
+        ("looking disgusted", "disgusted", "with a disgusted face"),
+    ),
+}
+BEARD_PHRASES = {
+    "stubble": "stubble",
+    "short": "a short beard",
+    "moustache": "a moustache",
+    "goatee": "a goatee",
+    "full": "a full beard",
+}
+
+
+def role_name(person: Person, view: View) -> str:
+    """The role as a word: `royal` is a king or a queen."""
+    if view.role == "royal":
+        return "queen" if person.gender == "woman" else "king"
+    return view.role
+
+
+def article(words: str) -> str:
+    """The words with `a` or `an` before them."""
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+
+
+def listed(parts: list[str]) -> str:
+    """One or more phrases as a list in a sentence: `a, b and c`."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def one_of(rng: np.random.Generator, phrases: tuple[str, ...]) -> str:
+    """One of the phrases, drawn with equal shares."""
+    return phrases[int(rng.integers(len(phrases)))]
+
+
+def _clothes_phrase(view: View) -> str:
+    c = view.clothes
+    pattern = "" if c.pattern in ("plain", "knitted") else f"{c.pattern} "
+    return article(f"{pattern or c.color_name + ' '}{c.kind}")
+
+
+def _noun(rng: np.random.Generator, person: Person, view: View) -> tuple[str, str]:
+    """The noun and what follows it: ("woman", ""), ("astronaut", ""), ("man", "as a chef")."""
+    role, gender = role_name(person, view), person.gender
+    if view.role == "person":
+        return (gender if rng.random() < 0.65 else "person"), ""
+    if view.role == "royal" or rng.random() < 0.6:
+        return role, ""
+    if rng.random() < 0.5:
+        return f"{'female' if gender == 'woman' else 'male'} {role}", ""
+    return (gender if rng.random() < 0.6 else "person"), f"as {article(role)}"
+
+
+def _traits(rng: np.random.Generator, person: Person, view: View) -> list[str]:
+    """What `with ...` says: hair, beard, glasses; each is mentioned or not."""
+    traits = []
+    hatted = view.headwear not in ("none", "helmet")
+    if person.hair.style != "bald" and rng.random() < (0.3 if hatted else 0.5):
+        traits.append(hair_phrase(person.hair))
+    if person.beard != "none" and rng.random() < 0.6:
+        traits.append(BEARD_PHRASES[person.beard])
+    if person.glasses != "none" and rng.random() < 0.65:
+        traits.append("glasses")
+    return traits
+
+
+def _worn(rng: np.random.Generator, view: View) -> list[str]:
+    worn = []
+    # The clothes of a role go with its name.
+    if view.role == "person" and view.style not in ("noir", "line art") and rng.random() < 0.3:
+        worn.append(_clothes_phrase(view))
+    if view.headwear != "none" and rng.random() < 0.4:
+        worn.append(article(view.headwear))
+    return worn
+
+
+def describe(person: Person, view: View, wording: int = 0) -> str:
+    """A caption of the picture; its words are chosen by the view's `caption_seed` and `wording`.
+
+    It names the style (a photo may do without), nearly always the expression, usually the scene,
+    sometimes gender, age, hair, beard, glasses, clothes and headwear; at most `MOST_WORDS` words.
+    """
+    rng = stream("caption", view.caption_seed, *([wording] if wording else []))
+    before, after = EXPRESSION_PHRASES[view.expression]
+    plain = rng.random() < 0.2  # as short as a prompt: "a photo of a laughing person"
+    adjectives, last = [], ""
+    if view.expression == "neutral":
+        if plain:
+            pass
+        elif rng.random() < 0.2:
+            last = one_of(rng, after)
+        elif rng.random() < 0.1:
+            adjectives.append(one_of(rng, before))
+    elif plain or rng.random() < 0.7:
+        adjectives.append(one_of(rng, before))
+    else:
+        last = one_of(rng, after)
+    if not plain and rng.random() < 0.45:
+        adjectives.append(person.age_word)
+    if person.hair.style == "bald" and view.headwear == "none" and not plain and rng.random() < 0.7:
+        adjectives.append("bald")
+    noun, role = _noun(rng, person, view)
+    traits, worn = ([], []) if plain else (_traits(rng, person, view), _worn(rng, view))
+    if plain and view.role == "person":
+        noun = "person"
+    place = one_of(rng, SCENE_PHRASES[view.scene]) if rng.random() < (0.6 if plain else 0.9) else ""
+    if place and view.time in TIME_PHRASES and rng.random() < 0.5:
+        place += f" {TIME_PHRASES[view.time]}"
+    begin, follow = STYLE_PHRASES[view.style]
+    start, end = one_of(rng, begin), ""
+    order = rng.random()
+    bare = rng.random() < 0.4  # without the article: "astronaut in a garden"
+    if order > 0.62:
+        start, end = "", one_of(rng, follow)
+        if view.style == "photo" and rng.random() < 0.5:
+            end = ""
+    if order > 0.88:
+        start, bare = one_of(rng, ("portrait of", "a close-up of", "a portrait of")), False
+    place_first = rng.random() < 0.3
+    text = ""
+    # The least important words go first where there are too many.
+    for drop in (None, worn, traits, traits, traits):
+        if drop:
+            drop.pop()
+        subject = " ".join([*adjectives, noun])
+        subject = subject if bare and not start else article(subject)
+        details = [role] if role else []
+        details += [f"with {listed(traits)}"] if traits else []
+        details += [f"wearing {listed(worn)}"] if worn else []
+        details = [place, *details] if place_first else [*details, place]
+        words = " ".join(w for w in (start, subject, *details) if w)
+        text = ", ".join(w for w in (words, last, end) if w)
+        if len(text.replace("-", " ").split()) <= MOST_WORDS:
+            break
+    return text
+
+
+def attributes(person: Person, view: View) -> dict[str, Any]:
+    """The fields that the picture's JSON holds beside its caption: labels for classifiers."""
+    return {
+        "expression": view.expression,
+        "style": view.style,
+        "scene": view.scene,
+        "time": view.time,
+        "role": role_name(person, view),
+        "clothes": view.clothes.kind,
+        "clothes_pattern": view.clothes.pattern,
+        "clothes_color": view.clothes.color_name,
+        "headwear": view.headwear,
+        "gender": person.gender,
+        "age": person.age,
+        "age_word": person.age_word,
+        "hair": hair_phrase(person.hair) or "bald",
+        "hair_style": person.hair.style,
+        "hair_color": person.hair.color_name,
+        "beard": person.beard,
+        "glasses": person.glasses,
+        "eyes": person.eye_name,
+        "yaw": round(view.yaw, 3),
+        "pitch": round(view.pitch, 3),
+        "light_azimuth": round(view.light_azimuth, 3),
+        "light_elevation": round(view.light_elevation, 3),
+        "light_strength": round(view.light_strength, 3),
+        "held_out": is_held_out(view.style, view.scene, view.expression, view.role),
+    }

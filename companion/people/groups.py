@@ -1,0 +1,369 @@
+"""Two or three people in one picture: who stands where, the rendering, the words.
+
+`sample_group(seed, index, members)` fixes the picture; the people are those of the pictures of one
+person, by number, so that each of them has references. They stand side by side at slightly
+different depths and heights, turn a little to each other, share place, light and style, and have
+expressions and clothes of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from companion.people.appearance import Person, sample_person
+from companion.people.caption import (
+    EXPRESSION_PHRASES,
+    MOST_WORDS,
+    SCENE_PHRASES,
+    STYLE_PHRASES,
+    TIME_PHRASES,
+    article,
+    attributes,
+    listed,
+    one_of,
+    role_name,
+)
+from companion.people.colors import stream
+from companion.people.hairstyle import hair_phrase
+from companion.people.head import load_head_model
+from companion.people.outfit import sample_clothes, sample_headwear
+from companion.people.render import Figure, photograph, pose, sit, view_light
+from companion.people.scalp import smoothstep
+from companion.people.scenery import draw_background, surround
+from companion.people.shade import Camera
+from companion.people.styles import LENS_STYLES, apply_style
+from companion.people.view import EXPRESSIONS, View, is_held_out, sample_view
+from fusionlib.errors import FusionError
+
+Array = np.ndarray
+
+SIZES = (2, 3)
+FIRST_VIEW = 100  # views below belong to the pictures of one person
+# What all members of a group share; the rest of a view is each one's own.
+_SCENE = (
+    "light_azimuth",
+    "light_elevation",
+    "light_strength",
+    "light_color",
+    "fill_color",
+    "rim_strength",
+    "softness",
+    "scene",
+    "time",
+    "style",
+)
+_WIDE = ("straw hat", "brimmed hat", "helmet")  # would reach into the neighbour's head
+FIELD_OF_VIEW = 14.0  # degrees: a portrait lens, little perspective
+EYE_LINE = 0.42  # of the picture's height, from the top
+
+
+@dataclass(frozen=True)
+class Member:
+    """One person of a group.
+
+    Attributes:
+        person: number of the person.
+        place: metres to the right in the picture, away from the camera, and up, from the middle.
+        view: turn of the head (degrees), expression, clothes, and the group's scene.
+    """
+
+    person: int
+    place: tuple[float, float, float]
+    view: View
+
+
+@dataclass(frozen=True)
+class Group:
+    """One picture of several people.
+
+    Attributes:
+        index: number of the group.
+        seed: of the data set.
+        members: from left to right.
+        width: metres that the picture shows at the depth of the middle.
+    """
+
+    index: int
+    seed: int
+    members: tuple[Member, ...]
+    width: float
+
+    @property
+    def scene(self) -> View:
+        """A view that holds what the members share: place, light, style."""
+        return self.members[0].view
+
+
+@dataclass(frozen=True)
+class GroupPicture:
+    """A finished picture.
+
+    Attributes:
+        image: (size, size, 3) uint8.
+        masks: (n, size, size) bool, the visible part of each member's face; disjoint.
+        depth: (size, size) float32, metres from the camera along its axis, infinite where the
+            background is.
+    """
+
+    image: Array
+    masks: Array
+    depth: Array
+
+
+def choose_members(seed: int, index: int, people: range) -> tuple[int, ...]:
+    """Who is in group number `index`: two or three different people, by number.
+
+    Raises:
+        FusionError: If there are fewer than three people to choose from.
+    """
+    if len(people) < max(SIZES):
+        raise FusionError(
+            f"Groups need at least {max(SIZES)} people to choose from, not {len(people)}: "
+            "raise the number of people."
+        )
+    rng = stream("members", seed, index)
+    count = SIZES[int(rng.integers(len(SIZES)))]
+    return tuple(people[int(n)] for n in rng.choice(len(people), count, replace=False))
+
+
+def sample_group(seed: int, index: int, members: Sequence[int], *, split: str = "train") -> Group:
+    """Sample picture number `index` of several people.
+
+    Args:
+        seed: Seed of the data set.
+        index: Number of the group.
+        members: Two or three different people, by number, from left to right.
+        split: In `train`, nobody shows a combination that is held out (`is_held_out`).
+
+    Raises:
+        FusionError: For another number of people, or one person twice.
+    """
+    if len(members) not in SIZES or len(set(members)) < len(members):
+        raise FusionError(f"members must be two or three different people, not {list(members)}.")
+    rng = stream("group", seed, index)
+    count = len(members)
+    # Heads are about 0.2 m wide with their hair: the gaps let shoulders overlap, and no heads.
+    gaps = rng.uniform(0.195, 0.225, 1) if count == 2 else rng.uniform(0.180, 0.198, 2)
+    across = np.concatenate([[0.0], gaps.cumsum()])
+    across -= across[-1] / 2
+    if count == 2:
+        away = rng.permutation([0.0, rng.uniform(0.03, 0.09)])
+    else:  # the middle one stands behind the others, or before them
+        middle = rng.uniform(0.10, 0.15) * (1 if rng.random() < 0.75 else -1)
+        away = np.array([rng.normal(0, 0.015), middle, rng.normal(0, 0.015)])
+    away -= away.mean()
+    up = np.clip(rng.normal(0, 0.014, count), -0.025, 0.025) + 0.22 * away
+    scene = sample_view(seed, members[0], FIRST_VIEW + index, split=split)
+    train = split == "train"
+    placed = []
+    moods = _moods(rng, scene, count, train)
+    for person, mood, x, y, z in zip(members, moods, across, away, up, strict=True):
+        own = sample_view(seed, person, FIRST_VIEW + index, split=split)
+        apart = train and is_held_out(scene.style, scene.scene, mood, own.role)
+        role = "person" if apart else own.role
+        hat = sample_headwear(rng, role, scene.scene)
+        view = replace(
+            own,
+            expression=mood,
+            yaw=float(np.clip(rng.normal(75 * x, 6.0), -22, 22)),
+            pitch=float(rng.uniform(-5, 5)),
+            roll=float(np.clip(rng.normal(12 * x, 2.5), -6, 6)),
+            role=role,
+            clothes=sample_clothes(rng, role, scene.scene),
+            headwear="none" if hat.kind in _WIDE else hat.kind,
+            headwear_color=hat.color,
+            **{name: getattr(scene, name) for name in _SCENE},
+        )
+        placed.append(Member(person, (float(x), float(y), float(z)), view))
+    width = rng.uniform(0.42, 0.47) if count == 2 else rng.uniform(0.55, 0.59)
+    return Group(index, seed, tuple(placed), float(width))
+
+
+def _moods(rng: np.random.Generator, scene: View, count: int, train: bool) -> list[str]:
+    """Mostly an expression each, so that a caption has something to tell apart; else one for all.
+
+    In training none that is held out from this style and scene.
+    """
+    names = [
+        str(name)
+        for name in rng.permutation(EXPRESSIONS)
+        if not (train and is_held_out(scene.style, scene.scene, str(name)))
+    ]
+    return names[:1] * count if rng.random() < 0.25 else (names * count)[:count]
+
+
+def render_group(group: Group, size: int = 128) -> GroupPicture:
+    """Render a group at `size` pixels (drawn at twice that, then reduced).
+
+    Raises:
+        FusionError: If `anny` or `pyvista` is missing, or `size` is too small.
+    """
+    if size < 16:
+        raise FusionError(f"The picture size must be at least 16 pixels, not {size}.")
+    pixels = 2 * size
+    figures = [
+        _placed(pose(sit(sample_person(group.seed, member.person)), member.view), member)
+        for member in group.members
+    ]
+    rng, scene = stream("group scene", group.seed, group.index), group.scene
+    blur = 1.0 if scene.style in LENS_STYLES else 0.35
+    background = draw_background(scene.scene, pixels, rng, time=scene.time, blur=blur)
+    camera = _camera(group)
+    light = view_light(scene, camera)
+    shot = photograph(figures, camera, light, background, reach=0.7 * group.width)
+    cover = (shot.figure > 0).astype(np.float32)
+    image = np.clip(shot.image, 0, 255).astype(np.uint8)
+    image = surround(image, cover, background, scene.scene, rng)
+    styled = apply_style(image, scene.style, rng, figure=cover)
+    # More than half of a pixel belongs to one person at most.
+    masks = [
+        _quarters(shot.face & (shot.figure == number)).mean(-1) > 0.5
+        for number in range(1, len(figures) + 1)
+    ]
+    reduced = Image.fromarray(styled).resize((size, size), Image.Resampling.LANCZOS)
+    # The nearest of the four: a mean with the infinite background is no distance.
+    return GroupPicture(np.asarray(reduced), np.stack(masks), _quarters(shot.depth).min(-1))
+
+
+def _quarters(array: Array) -> Array:
+    """(P, P) at twice the picture's size to (P / 2, P / 2, 4)."""
+    half = len(array) // 2
+    return array.reshape(half, 2, half, 2).swapaxes(1, 2).reshape(half, half, 4)
+
+
+def _camera(group: Group) -> Camera:
+    """Straight on, so far away that the picture is as wide as the group wants it."""
+    distance = group.width / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2))
+    focus = load_head_model().landmarks.eyes + np.array([0, 0, (EYE_LINE - 0.5) * group.width])
+    toward = np.array([0.0, -1.0, 0.0])
+    return Camera(
+        position=focus + distance * toward,
+        toward=toward,
+        right=np.array([1.0, 0.0, 0.0]),
+        up=np.array([0.0, 0.0, 1.0]),
+        angle=FIELD_OF_VIEW,
+        near=float(distance) - 0.7,
+        far=float(distance) + 0.7,
+    )
+
+
+def _placed(figure: Figure, member: Member) -> Figure:
+    """The figure with hanging arms, turned, and moved to its place."""
+    parts = {}
+    for name, part in figure.parts.items():
+        mesh, before = part.mesh, part.mesh.points
+        if name == "neck" and part.normals is not None:
+            # Sleeves that follow the arms down must not let the shoulders show through.
+            under = smoothstep(np.abs(before[:, 0]), 0.085, 0.13)[:, None]
+            before = before - 0.014 * under * part.normals
+        points, normals = _turned(before, part.normals, member)
+        parts[name] = replace(part, mesh=replace(mesh, points=points), normals=normals)
+    points, normals = _turned(figure.face_points, figure.face_normals, member)
+    assert normals is not None
+    return replace(figure, face_points=points, face_normals=normals, parts=parts)
+
+
+def _turned(points: Array, normals: Array | None, member: Member) -> tuple[Array, Array | None]:
+    """(V, 3) points and normals of a person who stands in a group.
+
+    The model spreads its arms: they are let down about the shoulders. The head turns about the
+    neck, and the shoulders follow a third of the way.
+    """
+    from scipy.spatial.transform import Rotation
+
+    view, place = member.view, np.asarray(member.place)
+    marks = load_head_model().landmarks
+    side = np.sign(points[:, 0])
+    below = marks.chin[2] - points[:, 2]
+    arm = smoothstep(np.abs(points[:, 0]), 0.13, 0.22) * smoothstep(below, -0.02, 0.04)
+    shoulder = np.stack([0.165 * side, 0 * side, 0 * side + marks.chin[2] - 0.075], 1)
+    down = Rotation.from_rotvec(np.radians(36.0) * (arm * side)[:, None] * np.array([0, 1, 0]))
+    points = shoulder + down.apply(points - shoulder)
+
+    head = smoothstep(points[:, 2] - marks.chin[2], -0.09, 0.0)[:, None]
+    yaw = -np.radians(view.yaw) * (0.35 + 0.65 * head)
+    nod = head * np.radians([view.pitch, view.roll])
+    neck = np.array([0.0, -0.03, marks.chin[2] - 0.01])
+    turn = Rotation.from_rotvec(np.concatenate([nod, yaw], 1))
+    points = neck + turn.apply(points - neck) + place
+    if normals is not None:
+        normals = turn.apply(down.apply(normals))
+    return points, normals
+
+
+def describe_group(group: Group, wording: int = 0) -> str:
+    """A caption of the picture, in one of many wordings; says style, people and place.
+
+    From "two people in a garden, photo" to "a photo of a laughing woman with long red hair and an
+    angry man"; at most `MOST_WORDS` words.
+    """
+    scene = group.scene
+    rng = stream("group caption", group.seed, group.index, wording)
+    people = [sample_person(group.seed, member.person) for member in group.members]
+    said = [_said(rng, p, m.view) for p, m in zip(people, group.members, strict=True)]
+    number = {2: "two", 3: "three"}[len(people)]
+    together = f"{number} {_together(people) if rng.random() < 0.5 else 'people'}"
+    place = f" {one_of(rng, SCENE_PHRASES[scene.scene])}" if rng.random() < 0.85 else ""
+    if place and scene.time in TIME_PHRASES and rng.random() < 0.5:
+        place += f" {TIME_PHRASES[scene.time]}"
+    begin, follow = STYLE_PHRASES[scene.style]
+    start, end = f"{one_of(rng, begin)} ", ""
+    if rng.random() < 0.3:
+        start, end = "", f", {one_of(rng, follow)}"
+    form = rng.random()
+    text = ""
+    # The least important words go first where there are too many.
+    for words in range(len(said[0]) if form > 0.25 else 1):
+        each = listed([wordings[words] for wordings in said])
+        subject = together if form < 0.25 else each if form < 0.65 else f"{together}, {each},"
+        text = f"{start}{subject}{place}{end}".replace(",,", ",").removesuffix(",")
+        if len(text.replace("-", " ").split()) <= MOST_WORDS:
+            break
+    return text
+
+
+def _together(people: list[Person]) -> str:
+    """`women`, `men` or, for both, `people`."""
+    genders = {person.gender for person in people}
+    return {"woman": "women", "man": "men"}[genders.pop()] if len(genders) == 1 else "people"
+
+
+def _said(rng: np.random.Generator, person: Person, view: View) -> list[str]:
+    """One member in ever fewer words: `a laughing old man with glasses`, ..., `a laughing man`."""
+    before, _ = EXPRESSION_PHRASES[view.expression]
+    shown = view.expression != "neutral" and rng.random() < 0.85
+    mood = [one_of(rng, before)] if shown else []
+    more = [person.age_word] if rng.random() < 0.3 else []
+    if person.hair.style == "bald" and view.headwear == "none" and rng.random() < 0.5:
+        more.append("bald")
+    if view.role != "person" and rng.random() < 0.8:
+        noun = role_name(person, view)
+    else:
+        noun = person.gender if rng.random() < 0.85 else "person"
+    traits = (
+        [hair_phrase(person.hair)] if person.hair.style != "bald" and rng.random() < 0.35 else []
+    )
+    if person.glasses != "none" and rng.random() < 0.5:
+        traits.append("glasses")
+    full = article(" ".join([*mood, *more, noun]))
+    with_traits = f"{full} with {listed(traits)}" if traits else full
+    return [with_traits, full, article(" ".join([*mood, noun])), article(noun)]
+
+
+def group_attributes(group: Group) -> dict[str, Any]:
+    """The fields that the picture's JSON holds beside its caption."""
+    return {
+        "people": [member.person for member in group.members],
+        "style": group.scene.style,
+        "scene": group.scene.scene,
+        "time": group.scene.time,
+        "members": [
+            attributes(sample_person(group.seed, member.person), member.view)
+            for member in group.members
+        ],
+    }

@@ -1,0 +1,606 @@
+"""From a person and a view to a picture, its face mask and its depth, off-screen with `pyvista`.
+
+A sitter (what all pictures of a person share) is posed for a view, which gives a figure. Figures
+are put on a stage and photographed: the rasteriser draws what is where, `shade` lights it. One
+figure makes a portrait (`render_views`); several, moved apart by `move`, make a group
+(`photograph`).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from companion.people import shade
+from companion.people.appearance import Person
+from companion.people.beard import beard_mesh
+from companion.people.colors import stream
+from companion.people.eyes import eye_mesh, lash_mesh
+from companion.people.glasses import glasses_mesh
+from companion.people.hair import hair_mesh
+from companion.people.head import expression_actions, load_head_model, vertex_normals
+from companion.people.headwear import SHINY, headwear_mesh
+from companion.people.mesh import Mesh
+from companion.people.mouth import teeth_mesh
+from companion.people.scenery import draw_background, surround
+from companion.people.shade import Camera, Light, Maps, ShadowMap
+from companion.people.skin import (
+    U0,
+    U1,
+    V0,
+    V1,
+    Complexion,
+    paint_expression,
+    paint_face,
+    texture_map,
+)
+from companion.people.styles import LENS_STYLES, apply_style
+from companion.people.view import View
+from companion.people.wardrobe import dress
+from fusionlib.errors import FusionError
+
+Array = np.ndarray
+
+PICTURE_HEIGHT = 0.270  # metres of the head's plane that the picture shows
+BARE = 46  # gloss of skin that has no texture, as a material
+MAX_FIGURES = 12
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture.
+
+    `image`: (size, size, 3) uint8. `mask`: (size, size) uint8, 255 on the face. `depth`: (size,
+    size) float32, metres from the camera along its axis, infinite where the background is.
+    """
+
+    image: Array
+    mask: Array
+    depth: Array
+
+
+@dataclass(frozen=True)
+class Part:
+    """A mesh in plain colours, what it is made of (a code of `shade`), and its normals if known."""
+
+    mesh: Mesh
+    material: int
+    normals: Array | None = None
+    uv: Array | None = None
+    texture: Array | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A posed head ready to draw: the textured face and the plainly coloured parts."""
+
+    face_points: Array
+    face_normals: Array
+    surface: Complexion
+    parts: dict[str, Part]
+
+
+@dataclass(frozen=True)
+class Sitter:
+    """What all pictures of a person share: aligned neutral vertices, hair, the face's surface.
+
+    `turn`: (3, 3), right-multiplied, takes the model's displacements to aligned coordinates.
+    """
+
+    person: Person
+    neutral: Array
+    turn: Array
+    hair: Part | None
+    surface: Complexion
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A photograph before its style: (P, P, ...) arrays at the stage's pixels.
+
+    `image`: 0..255 float32. `figure`: 0 where the background is, else the figure's number from 1.
+    `face`: bool, where a figure shows its face. `depth`: metres, infinite in the background.
+    """
+
+    image: Array
+    figure: Array
+    face: Array
+    depth: Array
+
+
+def _require_pyvista() -> Any:
+    try:
+        import pyvista
+    except ImportError as error:
+        raise FusionError(
+            "Rendering people needs the package 'pyvista', which is not installed: "
+            "install the extra with pip install 'fusionlib[people]'."
+        ) from error
+    return pyvista
+
+
+@functools.lru_cache(maxsize=2)
+def _plotter(pixels: int) -> Any:
+    pyvista = _require_pyvista()
+    from vtkmodules.vtkCommonCore import vtkLogger
+
+    # Without a display VTK warns, then draws off-screen as it should.
+    vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_ERROR)
+    plotter = pyvista.Plotter(  # in a notebook, too, it draws for us and shows nothing
+        off_screen=True, notebook=False, window_size=(pixels, pixels), lighting="none"
+    )
+    plotter.set_background("black")
+    plotter.ren_win.SetMultiSamples(0)  # drawn at twice the size, so reduced with four samples
+    plotter.show(auto_close=False)
+    return plotter
+
+
+def sit(person: Person) -> Sitter:
+    """Prepare a person for their pictures (about a tenth of a second)."""
+    model = load_head_model()
+    raw = model.neutral(person)
+    scale, rotation, shift = model.alignment(raw)
+    turn = scale * rotation.T
+    neutral = raw @ turn + shift
+    return Sitter(person, neutral, turn, _hair(person, neutral), paint_face(person))
+
+
+def _hair(person: Person, neutral: Array, under: str = "none") -> Part | None:
+    """A person's hair, if any, as it is `under` a headwear."""
+    mesh = hair_mesh(person, neutral, under)
+    return None if mesh is None else Part(mesh, shade.HAIR, mesh.normals)
+
+
+def _lid_actions(gaze: tuple[float, float]) -> dict[str, float]:
+    """The upper lids follow the eyes up and down (degrees, down is positive)."""
+    down = gaze[1] / 30
+    name = "eyeLookDown" if down > 0 else "eyeLookUp"
+    return {f"{name}{side}": min(abs(down), 0.4) for side in ("Left", "Right")}
+
+
+def pose(sitter: Sitter, view: View) -> Figure:
+    """Shape the person for a view: expression, hair, eyes, glasses, clothes."""
+    model, person, neutral = load_head_model(), sitter.person, sitter.neutral
+    gaze = (
+        float(np.clip(-0.85 * view.yaw + view.gaze[0], -20, 20)),
+        float(np.clip(-0.85 * view.pitch + view.gaze[1], -10, 10)),
+    )
+    actions = expression_actions(view.expression, view.intensity, view.play)
+    for name, value in _lid_actions(gaze).items():
+        actions[name] = actions.get(name, 0.0) + value
+    points = neutral + model.displacement(actions) @ sitter.turn
+
+    skin_faces = np.concatenate([model.faces["head"], model.faces["neck"], model.faces["body"]])
+    normals = vertex_normals(points, skin_faces)
+    skin = np.tile(np.asarray(person.skin), (len(points), 1))
+    parts: dict[str, Part] = {}
+    neck = np.concatenate([model.faces["neck"], model.faces["body"]])
+    parts["neck"] = Part(Mesh(points, neck, skin * [1.0, 0.96, 0.95]), BARE, normals)
+    socket = Mesh(points, model.faces["socket"], skin * [0.75, 0.50, 0.48])
+    parts["socket"] = Part(socket, BARE)
+    mouth = np.tile([0.30, 0.09, 0.09], (len(points), 1))
+    parts["mouth"] = Part(Mesh(points, model.faces["mouth"], mouth), BARE)
+    tongue = np.tile([0.72, 0.36, 0.36], (len(points), 1))
+    parts["tongue"] = Part(Mesh(points, model.faces["tongue"], tongue), 70)
+    if any(name in actions for name in ("jawOpen", "mouthUpperUpLeft", "mouthLowerDownLeft")):
+        parts["teeth"] = Part(teeth_mesh(person, points, neutral), shade.WET)
+
+    centres = []
+    for side in ("eye.L", "eye.R"):
+        eye = neutral[np.unique(model.faces[side])]
+        low, high = eye.min(0), eye.max(0)
+        centre = (low + high) / 2
+        radius = float((high - low)[[0, 2]].mean() / 2)
+        ball, cornea = eye_mesh(person, centre, radius, gaze)
+        parts[side] = Part(ball, shade.EYE, cornea)
+        centres.append(centre)
+    parts["lashes"] = Part(lash_mesh(person, points, neutral), shade.CLOTH)
+
+    hair = sitter.hair
+    if view.headwear != "none":
+        hair = _hair(person, neutral, view.headwear)
+        hat = headwear_mesh(view.headwear, view.headwear_color, neutral)
+        if hat is not None:
+            shiny = view.headwear in SHINY
+            parts["headwear"] = Part(hat, shade.FRAME if shiny else shade.CLOTH, hat.normals)
+    if hair is not None:
+        parts["hair"] = hair
+    beard = beard_mesh(person, points, normals)
+    if beard is not None:
+        parts["beard"] = Part(beard, shade.HAIR)
+    marks = model.landmarks
+    bridge = model.uv_vertex[
+        (np.abs(model.template[model.uv_vertex, 0]) < 0.012)
+        & (np.abs(model.template[model.uv_vertex, 2] - marks.eyes[2]) < 0.010)
+    ]
+    glasses = glasses_mesh(
+        person, (centres[0], centres[1]), float(neutral[bridge, 1].min()) - 0.003
+    )
+    if glasses is not None:
+        parts["glasses"] = Part(glasses, shade.FRAME)
+
+    for name, cloth in dress(view.clothes, points).items():
+        parts[name] = Part(cloth.mesh, shade.CLOTH, cloth.normals, cloth.uv, cloth.texture)
+    surface = paint_expression(sitter.surface, view.expression, view.intensity)
+    return Figure(points[model.uv_vertex], normals[model.uv_vertex], surface, parts)
+
+
+def move(figure: Figure, rotation: Array, offset: Array) -> Figure:
+    """The figure turned and moved, rigidly.
+
+    Args:
+        figure: What to move.
+        rotation: (3, 3) rotation about the point between the template's eyes.
+        offset: (3,) metres, after the rotation.
+    """
+    pivot = load_head_model().landmarks.eyes
+
+    def moved(points: Array) -> Array:
+        return (points - pivot) @ rotation.T + pivot + offset
+
+    parts = {}
+    for name, part in figure.parts.items():
+        mesh = part.mesh
+        normals = None if part.normals is None else part.normals @ rotation.T
+        parts[name] = replace(part, mesh=replace(mesh, points=moved(mesh.points)), normals=normals)
+    return replace(
+        figure,
+        face_points=moved(figure.face_points),
+        face_normals=figure.face_normals @ rotation.T,
+        parts=parts,
+    )
+
+
+def portrait_camera(view: View) -> Camera:
+    """The camera of a view: turned round the head, as far away as its lens asks."""
+    marks = load_head_model().landmarks
+    focus = marks.eyes + np.array([0.0, 0.045, -0.021])
+    yaw, pitch = np.radians([view.yaw, view.pitch])
+    # Turning the head by yaw is moving the camera round it the other way.
+    toward = np.array([np.sin(yaw) * np.cos(pitch), -np.cos(yaw) * np.cos(pitch), np.sin(pitch)])
+    height = PICTURE_HEIGHT * view.jitter[2]
+    distance = height / 2 / np.tan(np.radians(view.lens / 2))
+    right = np.array([np.cos(yaw), np.sin(yaw), 0.0])
+    up = np.cross(right, -toward)
+    focus = focus + height * (view.jitter[0] * right + view.jitter[1] * up)
+    roll = np.radians(view.roll)
+    right, up = (
+        np.cos(roll) * right + np.sin(roll) * up,
+        np.cos(roll) * up - np.sin(roll) * right,
+    )
+    return Camera(
+        position=focus + distance * toward,
+        toward=toward,
+        right=right,
+        up=up,
+        angle=view.lens,
+        near=max(distance - 0.5, 0.1),
+        far=distance + 0.6,
+    )
+
+
+def view_light(view: View, camera: Camera) -> Light:
+    """The lamps of a view: a key light, a fill light across from it and a rim light behind."""
+    azimuth, elevation = np.radians([view.light_azimuth, view.light_elevation])
+    side = np.sign(view.light_azimuth) or 1.0
+
+    def direction(around: float, above: float) -> Array:
+        level = np.cos(around) * camera.toward + np.sin(around) * camera.right
+        return np.cos(above) * level + np.sin(above) * camera.up
+
+    key = np.asarray(view.light_color)
+    strength = view.light_strength
+    fill = np.asarray(view.fill_color)
+    return Light(
+        key=direction(azimuth, elevation),
+        key_color=(0.55 + 1.0 * strength) * key**2.2,
+        fill=direction(-0.6 * side, 0.15),
+        fill_color=0.50 * (1.0 - 0.75 * strength) * fill**2.2,
+        rim=direction(-2.35 * side, 0.55),
+        rim_color=0.9 * view.rim_strength * (0.5 * key + 0.5 * fill) ** 2.2,
+        ambient=0.27,
+        softness=view.softness,
+    )
+
+
+def _poly(points: Array, faces: Array) -> Any:
+    pyvista = _require_pyvista()
+    cells = np.empty((len(faces), 4), np.int64)
+    cells[:, 0], cells[:, 1:] = 3, faces
+    return pyvista.PolyData(points.astype(np.float32), cells)
+
+
+_FACE_PARTS = {
+    *("face", "eye.L", "eye.R", "lashes", "socket", "mouth", "tongue", "teeth", "beard"),
+    "glasses",
+}
+
+
+@dataclass(frozen=True)
+class _Prop:
+    """What stands on the stage: an actor, and its textures by the name of what they show."""
+
+    actor: Any
+    textures: dict[str, Any]
+
+    def show(self, name: str) -> None:
+        """Wear the texture of this name, or else the vertices' own."""
+        texture = self.textures.get(name)
+        self.actor.SetTexture(texture)
+        mapper = self.actor.GetMapper()
+        mapper.SetScalarVisibility(texture is None)
+        if texture is None:
+            mapper.SelectColorArray(name)
+
+
+def _texture(image: Array) -> Any:
+    texture = _require_pyvista().Texture(np.ascontiguousarray(image))
+    texture.interpolate = True
+    return texture
+
+
+def _bytes(values: Array) -> Array:
+    return (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _prop(points: Array, faces: Array, normals: Array, colors: dict[str, Array]) -> Any:
+    """An actor without light whose vertices carry several colourings, (V, 3) each in 0..1."""
+    from vtkmodules.util.numpy_support import numpy_to_vtk
+    from vtkmodules.vtkRenderingCore import vtkActor, vtkPolyDataMapper
+
+    poly = _poly(points, faces)
+    for name, values in {"normal": normals * 0.5 + 0.5, **colors}.items():
+        array = numpy_to_vtk(_bytes(values), deep=True)
+        array.SetName(name)
+        poly.GetPointData().AddArray(array)
+    mapper = vtkPolyDataMapper()
+    mapper.SetInputData(poly)
+    mapper.SetScalarModeToUsePointFieldData()
+    actor = vtkActor()
+    actor.SetMapper(mapper)
+    actor.GetProperty().LightingOff()
+    actor.GetProperty().SetColor(1.0, 1.0, 1.0)
+    return actor
+
+
+def _code(number: int) -> int:
+    """The green of a figure's code, from its number (0 the first)."""
+    return 255 - 16 * number
+
+
+def _plain_parts(figure: Figure, green: int) -> Any:
+    """All parts in plain colours as one actor: the fewer there are, the sooner they are drawn."""
+    points, faces, normals, colors, codes, start = [], [], [], [], [], 0
+    for name, part in figure.parts.items():
+        if part.texture is not None:
+            continue
+        mesh = part.mesh
+        shading = part.normals
+        if shading is None:
+            shading = vertex_normals(mesh.points, mesh.faces)
+        used = np.zeros(len(mesh.points), bool)
+        used[mesh.faces] = True
+        number = np.cumsum(used) - 1
+        points.append(mesh.points[used])
+        normals.append(shading[used])
+        colors.append(mesh.colors[used])
+        faces.append(number[mesh.faces] + start)
+        code = np.array([255 if name in _FACE_PARTS else 0, green, part.material]) / 255
+        codes.append(np.broadcast_to(code, (len(points[-1]), 3)))
+        start += len(points[-1])
+    return _prop(
+        np.concatenate(points),
+        np.concatenate(faces),
+        np.concatenate(normals),
+        {"color": np.concatenate(colors), "code": np.concatenate(codes)},
+    )
+
+
+def _painted_part(part: Part, green: int) -> _Prop:
+    """A part with a texture of its own: a garment."""
+    assert part.texture is not None and part.uv is not None and part.normals is not None
+    code = np.array([0, green, part.material]) / 255
+    colors = {"code": np.broadcast_to(code, part.mesh.points.shape)}
+    actor = _prop(part.mesh.points, part.mesh.faces, part.normals, colors)
+    _wrap(actor, part.uv)
+    return _Prop(actor, {"color": _texture(part.texture)})
+
+
+def _wrap(actor: Any, uv: Array) -> None:
+    """Give an actor's vertices their (V, 2) texture coordinates."""
+    from vtkmodules.util.numpy_support import numpy_to_vtk
+
+    coordinates = numpy_to_vtk(uv.astype(np.float32), deep=True)
+    actor.GetMapper().GetInput().GetPointData().SetTCoords(coordinates)
+
+
+def _stage(plotter: Any, figures: list[Figure]) -> list[_Prop]:
+    """Put the figures on the stage."""
+    model = load_head_model()
+    plotter.renderer.RemoveAllViewProps()
+    uv = np.stack([(model.uv[:, 0] - U0) / (U1 - U0), (model.uv[:, 1] - V0) / (V1 - V0)], 1)
+    props = []
+    for number, figure in enumerate(figures):
+        green = _code(number)
+        gloss = figure.surface.gloss * (shade.SKIN_MAX / 255)
+        codes = np.stack([texture_map().face, np.full_like(gloss, green / 255), gloss], -1)
+        face = _prop(figure.face_points, model.uv_faces, figure.face_normals, {})
+        _wrap(face, uv)
+        textures = {"color": _bytes(figure.surface.color), "code": _bytes(codes)}
+        props.append(_Prop(face, {name: _texture(image) for name, image in textures.items()}))
+        props.append(_Prop(_plain_parts(figure, green), {}))
+        painted = [part for part in figure.parts.values() if part.texture is not None]
+        props += [_painted_part(part, green) for part in painted]
+    for prop in props:
+        plotter.renderer.AddActor(prop.actor)
+    return props
+
+
+def _shot(plotter: Any) -> Array:
+    plotter.ren_win.Render()
+    return np.asarray(plotter.image)
+
+
+def _distance(plotter: Any, pixels: int) -> Array:
+    """(P, P) the z-buffer, 0 near to 1 far, of what was drawn last; row 0 at the top."""
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+    from vtkmodules.vtkCommonCore import vtkFloatArray
+
+    values = vtkFloatArray()
+    plotter.ren_win.GetZbufferData(0, 0, pixels - 1, pixels - 1, values)
+    return vtk_to_numpy(values).reshape(pixels, pixels)[::-1].astype(np.float64)
+
+
+def _aim(plotter: Any, position: Array, toward: Array, up: Array, near: float, far: float) -> Any:
+    from vtkmodules.vtkRenderingCore import vtkCamera
+
+    camera = vtkCamera()
+    camera.SetPosition(*position)
+    camera.SetFocalPoint(*(position - toward))
+    camera.SetViewUp(*up)
+    camera.SetClippingRange(near, far)
+    plotter.renderer.SetActiveCamera(camera)
+    return camera
+
+
+def _survey(plotter: Any, props: list[_Prop], camera: Camera, pixels: int) -> tuple[Maps, Array]:
+    """What the camera sees; and the (P, P, 3) code pass: face, figure, material."""
+    aim = _aim(plotter, camera.position, camera.toward, camera.up, camera.near, camera.far)
+    aim.SetViewAngle(camera.angle)
+    shots = {}
+    for name in ("color", "normal", "code"):
+        for prop in props:
+            prop.show(name)
+        shots[name] = _shot(plotter)
+    z = _distance(plotter, pixels)
+    color, normal, code = shots["color"], shots["normal"], shots["code"]
+    near, far = camera.near, camera.far
+    depth = np.where(z < 1, near * far / (far - z * (far - near)), np.inf).astype(np.float32)
+    cover = code[..., 1] > 0
+    maps = Maps(
+        color=color,
+        normal=shade.unit(normal.astype(np.float32) / 127.5 - 1),
+        material=code[..., 2],
+        depth=np.where(cover, depth, np.inf).astype(np.float32),
+        cover=cover,
+    )
+    return maps, code
+
+
+def _shadows(plotter: Any, light: Light, centre: Array, reach: float, pixels: int) -> ShadowMap:
+    """What the key light sees within `reach` metres of the centre."""
+    up = np.array([0.0, 0.0, 1.0]) if abs(light.key[2]) < 0.95 else np.array([0.0, 1.0, 0.0])
+    right = shade.unit(np.cross(up, light.key))
+    up = np.cross(light.key, right)
+    near, far = 1.0, 1.0 + 4 * reach
+    back = near + 2 * reach
+    aim = _aim(plotter, centre + back * light.key, light.key, up, near, far)
+    aim.ParallelProjectionOn()
+    aim.SetParallelScale(reach)
+    plotter.ren_win.Render()
+    depth = near + _distance(plotter, pixels) * (far - near) - back
+    return ShadowMap(depth.astype(np.float32), centre, light.key, right, up, reach)
+
+
+def photograph(
+    figures: list[Figure],
+    camera: Camera,
+    light: Light,
+    background: Array,
+    centre: Array | None = None,
+    reach: float = 0.24,
+) -> Shot:
+    """Photograph one or several figures.
+
+    Args:
+        figures: At most 12, each at its place (see `move`).
+        camera: From where.
+        light: The lamps.
+        background: (P, P, 3) uint8 picture behind them; its side is the photograph's.
+        centre: (3,) middle of what casts shadows, metres; a head at its own place without.
+        reach: Metres round it within which shadows are computed.
+
+    Raises:
+        FusionError: For no figures or too many, or if `pyvista` is missing.
+    """
+    if not 1 <= len(figures) <= MAX_FIGURES:
+        raise FusionError(
+            f"A photograph shows 1 to {MAX_FIGURES} figures, not {len(figures)}: change the list."
+        )
+    pixels = len(background)
+    plotter = _plotter(pixels)
+    props = _stage(plotter, figures)
+    maps, code = _survey(plotter, props, camera, pixels)
+    if centre is None:
+        centre = load_head_model().landmarks.eyes + np.array([0.0, 0.06, -0.03])
+    shadows = _shadows(plotter, light, centre, reach, pixels)
+    lit = shade.develop(shade.shade(maps, camera, light, shadows, background))
+    image = np.where(maps.cover[..., None], lit, background.astype(np.float32))
+    figure = np.where(maps.cover, (255 - code[..., 1].astype(int) + 8) // 16 + 1, 0)
+    return Shot(image, figure.astype(np.uint8), (code[..., 0] > 127) & maps.cover, maps.depth)
+
+
+def inverse_depth(depth: Array) -> Array:
+    """(H, W) metres to uint8 as depth ControlNets take it: near is bright, the background 0.
+
+    The nearest point is 255 and the farthest of a figure 64, linear in 1 / metres.
+    """
+    seen = np.isfinite(depth)
+    out = np.zeros(depth.shape, np.uint8)
+    if seen.any():
+        inverse = 1 / depth[seen].astype(np.float64)
+        span = max(float(np.ptp(inverse)), 1e-9)
+        out[seen] = np.round(64 + 191 * (inverse - inverse.min()) / span)
+    return out
+
+
+def _reduce(image: Array, size: int) -> Array:
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def render_views(person: Person, views: list[View], size: int = 128) -> list[Picture]:
+    """Render pictures of one person at `size` pixels (drawn at twice that, then reduced).
+
+    Raises:
+        FusionError: If `anny` or `pyvista` is missing, or `size` is too small.
+    """
+    if size < 16:
+        raise FusionError(f"The picture size must be at least 16 pixels, not {size}.")
+    sitter = sit(person)
+    return [_render(sitter, view, size) for view in views]
+
+
+def _largest_blob(mask: Array) -> Array:
+    from scipy.ndimage import label
+
+    labels, count = label(mask)
+    if count < 2:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax()
+
+
+def _render(sitter: Sitter, view: View, size: int) -> Picture:
+    pixels = 2 * size
+    rng = stream("scene", sitter.person.seed, sitter.person.index, view.index)
+    background = draw_background(
+        view.scene, pixels, rng, time=view.time, blur=1.0 if view.style in LENS_STYLES else 0.35
+    )
+    camera = portrait_camera(view)
+    shot = photograph([pose(sitter, view)], camera, view_light(view, camera), background)
+    image, cover = (
+        np.clip(shot.image, 0, 255).astype(np.uint8),
+        (shot.figure > 0).astype(np.float32),
+    )
+    image = surround(image, cover, background, view.scene, rng)
+    styled = apply_style(image, view.style, rng, figure=cover)
+    face = _reduce(shot.face.astype(np.uint8) * 255, size) > 127
+    mask = _largest_blob(face).astype(np.uint8) * 255
+    # The nearest of the four: a mean with the infinite background is no distance.
+    depth = shot.depth.reshape(size, 2, size, 2).min((1, 3))
+    return Picture(_reduce(styled, size), mask, depth)

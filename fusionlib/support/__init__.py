@@ -1,0 +1,1 @@
+"""Files and provenance, without a word about the method."""

@@ -1,0 +1,59 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from fusionlib.errors import FusionError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader never meets half of it; its folder is made as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def short(path: Path) -> str:
+    """A path as seen from the current folder, where that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
+def check_writable(path: str | Path) -> Path:
+    """Make sure that a file can be written to a path, before hours of work are spent on it.
+
+    Creates missing parent folders.
+
+    Raises:
+        FusionError: the path is a folder, or cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise FusionError(f"The output {path} is a folder: give the name of a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise FusionError(
+            f"The output {path} cannot be written ({error.strerror}): choose another folder."
+        ) from error
+    return path
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call ``write(file)`` on a temporary neighbour of `path`, then move it into place."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        # mkstemp makes files that only their owner may read; images are for everybody.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
