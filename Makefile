@@ -73,7 +73,7 @@ bench: $(STAMP)  ## measure what things cost, small models on the CPU, on an idl
 	$(BIN)/python -m benchmarks all --minutes 60 $(ARGS)
 
 browser: $(STAMP)  ## look at every page of the built book in Chromium, narrow and wide, light and dark
-	FUSIONLIB_BOOK=$(abspath $(OUT))/book $(BIN)/python -m pytest -m browser tests/test_browser.py $(ARGS)
+	FUSIONLIB_BOOK=$(abspath $(OUT))/book $(BIN)/python -m pytest -m browser tests/publishing/test_browser.py $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

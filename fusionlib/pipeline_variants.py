@@ -160,7 +160,7 @@ class FusionXLPipeline(FusionXLMixin, StableDiffusionXLPipeline):
 
         >>> from PIL import Image
         >>> from fusionlib import FusionXLPipeline
-        >>> from tests.tiny import write_tiny_xl_checkpoint
+        >>> from tests.helpers.tiny import write_tiny_xl_checkpoint
         >>> sdxl = write_tiny_xl_checkpoint("build/tiny-sdxl")  # or an SDXL checkpoint
         >>> pipeline = FusionXLPipeline.from_pretrained(sdxl, adapter=sdxl / "adapter")
         >>> face = Image.open("data/heldout/0000_0.jpg")
@@ -186,7 +186,7 @@ class FusionXLImg2ImgPipeline(FusionXLMixin, StableDiffusionXLImg2ImgPipeline):
 
         >>> from PIL import Image
         >>> from fusionlib import FusionXLImg2ImgPipeline, FusionXLPipeline
-        >>> from tests.tiny import write_tiny_xl_checkpoint  # random weights, 32 x 32 pixels
+        >>> from tests.helpers.tiny import write_tiny_xl_checkpoint  # random weights, 32 x 32 pixels
         >>> sdxl = write_tiny_xl_checkpoint("build/tiny-sdxl")
         >>> pipeline = FusionXLPipeline.from_pretrained(sdxl)
         >>> restyle = FusionXLImg2ImgPipeline.from_pipe(pipeline)
@@ -211,7 +211,7 @@ class FusionXLControlNetPipeline(FusionXLMixin, StableDiffusionXLControlNetPipel
         >>> from diffusers import ControlNetModel
         >>> from PIL import Image
         >>> from fusionlib import FusionXLControlNetPipeline, FusionXLPipeline
-        >>> from tests.tiny import write_tiny_xl_checkpoint  # random weights, 32 x 32 pixels
+        >>> from tests.helpers.tiny import write_tiny_xl_checkpoint  # random weights, 32 x 32 pixels
         >>> sdxl = write_tiny_xl_checkpoint("build/tiny-sdxl")
         >>> pipeline = FusionXLPipeline.from_pretrained(sdxl)
         >>> for_depth, for_pose = (
@@ -246,7 +246,7 @@ class FusionXLControlNetImg2ImgPipeline(FusionXLMixin, StableDiffusionXLControlN
         >>> from diffusers import ControlNetModel
         >>> from PIL import Image
         >>> from fusionlib import FusionXLControlNetImg2ImgPipeline, FusionXLPipeline
-        >>> from tests.tiny import write_tiny_xl_checkpoint  # random weights, 32 x 32 pixels
+        >>> from tests.helpers.tiny import write_tiny_xl_checkpoint  # random weights, 32 x 32 pixels
         >>> sdxl = write_tiny_xl_checkpoint("build/tiny-sdxl")
         >>> pipeline = FusionXLPipeline.from_pretrained(sdxl)
         >>> controlnet = ControlNetModel.from_unet(

@@ -11,6 +11,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the hub for som
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random-weight Stable Diffusion folder of 32x32 pixels, with ``clip/`` and ``adapter/``."""
-    from tiny import write_tiny_checkpoint
+    from tests.helpers.tiny import write_tiny_checkpoint
 
     return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))

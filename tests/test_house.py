@@ -11,7 +11,6 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from tiny_book import make_repository
 
 from companion.publishing.book import build_book
 from companion.publishing.notebooks import find_notebooks
@@ -19,6 +18,7 @@ from companion.publishing.reproduce import reproduce
 from companion.publishing.toc import toc_pages
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT
+from tests.helpers.tiny_book import make_repository
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
