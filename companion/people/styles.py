@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFilter
 
-from companion.people.scenery import noise
+from companion.people.scenery.sheet import noise
 from fusionlib.errors import FusionError
 
 Array = np.ndarray
