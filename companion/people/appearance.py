@@ -170,7 +170,7 @@ class Brows:
 
 
 @dataclass(frozen=True)
-class Person:
+class Appearance:
     """One synthetic identity. Lengths in metres, colours in linear 0..1 sRGB."""
 
     index: int
@@ -225,7 +225,7 @@ def _sample_shape(rng: np.random.Generator, gender: str) -> dict[str, float]:
     return shape
 
 
-def sample_person(seed: int, index: int) -> Person:
+def sample_person(seed: int, index: int) -> Appearance:
     """Sample the identity number `index` of the data set with this `seed`.
 
     Args:
@@ -303,7 +303,7 @@ def sample_person(seed: int, index: int) -> Person:
         (float(rng.uniform(-0.05, 0.05)), float(rng.uniform(-0.09, 0.03)))
         for _ in range(int(rng.choice([0, 1, 2], p=[0.6, 0.28, 0.12])))
     )
-    return Person(
+    return Appearance(
         index=index,
         seed=seed,
         gender=gender,

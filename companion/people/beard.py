@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.colors import stream
 from companion.people.head import load_head_model
 from companion.people.mesh import Mesh, ribbons
@@ -42,7 +42,7 @@ def _candidates(beard: str) -> tuple[Array, Array, Array]:
     return faces[kept], share[kept] / max(share.sum(), 1e-12), weight[kept]
 
 
-def beard_mesh(person: Person, points: Array, normals: Array) -> Mesh | None:
+def beard_mesh(person: Appearance, points: Array, normals: Array) -> Mesh | None:
     """Strands over a face with these vertices, or None where no beard is long enough to stand off.
 
     Args:

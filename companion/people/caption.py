@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.colors import stream
 from companion.people.hairstyle import hair_phrase
 from companion.people.view import View, is_held_out
@@ -101,7 +101,7 @@ BEARD_PHRASES = {
 }
 
 
-def role_name(person: Person, view: View) -> str:
+def role_name(person: Appearance, view: View) -> str:
     """The role as a word: `royal` is a king or a queen."""
     if view.role == "royal":
         return "queen" if person.gender == "woman" else "king"
@@ -129,7 +129,7 @@ def _clothes_phrase(view: View) -> str:
     return article(f"{pattern or c.color_name + ' '}{c.kind}")
 
 
-def _noun(rng: np.random.Generator, person: Person, view: View) -> tuple[str, str]:
+def _noun(rng: np.random.Generator, person: Appearance, view: View) -> tuple[str, str]:
     """The noun and what follows it: ("woman", ""), ("astronaut", ""), ("man", "as a chef")."""
     role, gender = role_name(person, view), person.gender
     if view.role == "person":
@@ -141,7 +141,7 @@ def _noun(rng: np.random.Generator, person: Person, view: View) -> tuple[str, st
     return (gender if rng.random() < 0.6 else "person"), f"as {article(role)}"
 
 
-def _traits(rng: np.random.Generator, person: Person, view: View) -> list[str]:
+def _traits(rng: np.random.Generator, person: Appearance, view: View) -> list[str]:
     """What `with ...` says: hair, beard, glasses; each is mentioned or not."""
     traits = []
     hatted = view.headwear not in ("none", "helmet")
@@ -164,7 +164,7 @@ def _worn(rng: np.random.Generator, view: View) -> list[str]:
     return worn
 
 
-def describe(person: Person, view: View, wording: int = 0) -> str:
+def describe(person: Appearance, view: View, wording: int = 0) -> str:
     """A caption of the picture; its words are chosen by the view's `caption_seed` and `wording`.
 
     It names the style (a photo may do without), nearly always the expression, usually the scene,
@@ -225,7 +225,7 @@ def describe(person: Person, view: View, wording: int = 0) -> str:
     return text
 
 
-def attributes(person: Person, view: View) -> dict[str, Any]:
+def attributes(person: Appearance, view: View) -> dict[str, Any]:
     """The fields that the picture's JSON holds beside its caption: labels for classifiers."""
     return {
         "expression": view.expression,

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.colors import stream
 from companion.people.head import HeadModel, load_head_model
 from companion.people.mesh import Mesh, grid_faces, join, ribbons
@@ -37,16 +37,14 @@ def _eyeball() -> tuple[Array, Array, Array, Array]:
     return sphere(rings), sphere(bulge), faces, np.repeat(rings, _SPOKES)
 
 
-def eye_mesh(
-    person: Person, centre: Array, radius: float, gaze: tuple[float, float]
-) -> tuple[Mesh, Array]:
-    """One eyeball and its (V, 3) normals.
+def eye_mesh(person: Appearance, centre: Array, radius: float, gaze: tuple[float, float]) -> Mesh:
+    """Return one eyeball.
 
     Args:
-        person: Whose eye.
-        centre: (3,) metres.
-        radius: Metres.
-        gaze: Degrees to the person's left and downwards.
+        person: Person whose eye it is.
+        centre: (3,) centre in metres.
+        radius: Radius in metres.
+        gaze: Direction of the gaze, degrees to the person's left and downwards.
     """
     points, normals, faces, polar = _eyeball()
     yaw, pitch = np.radians(gaze)
@@ -79,7 +77,7 @@ def eye_mesh(
         - 0.12 * smoothstep(points[:, 2], -0.15, -0.5)
     )
     colors = np.clip(colors * shade[:, None], 0, 1)
-    return Mesh(centre + radius * points, faces, colors), normals
+    return Mesh(centre + radius * points, faces, colors, normals)
 
 
 @functools.lru_cache(maxsize=1)
@@ -113,7 +111,7 @@ def _along(points: Array, t: Array) -> tuple[Array, Array]:
     return out, tangent / np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-9)
 
 
-def lash_mesh(person: Person, points: Array, neutral: Array) -> Mesh:
+def lash_mesh(person: Appearance, points: Array, neutral: Array) -> Mesh:
     """Upper and lower lashes of both eyes.
 
     Args:

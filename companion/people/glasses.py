@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.mesh import Mesh, join, tube
 
 Array = np.ndarray
@@ -33,7 +33,7 @@ FRAMES: dict[str, _Frame] = {
 }
 
 
-def glasses_mesh(person: Person, eyes: tuple[Array, Array], front: float) -> Mesh | None:
+def glasses_mesh(person: Appearance, eyes: tuple[Array, Array], front: float) -> Mesh | None:
     """Frames round the two eye centres (left, right), or None.
 
     Args:

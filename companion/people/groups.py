@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from companion.people.appearance import Person, sample_person
+from companion.people.appearance import Appearance, sample_person
 from companion.people.caption import (
     EXPRESSION_PHRASES,
     MOST_WORDS,
@@ -32,11 +31,18 @@ from companion.people.colors import stream
 from companion.people.hairstyle import hair_phrase
 from companion.people.head import load_head_model
 from companion.people.outfit import sample_clothes, sample_headwear
-from companion.people.render import Figure, photograph, pose, sit, view_light
+from companion.people.render import (
+    Figure,
+    check_size,
+    nearest_depth,
+    pose,
+    quarters,
+    sit,
+    take_picture,
+    transform,
+)
 from companion.people.scalp import smoothstep
-from companion.people.scenery import draw_background, surround
 from companion.people.shade import Camera
-from companion.people.styles import LENS_STYLES, apply_style
 from companion.people.view import EXPRESSIONS, View, is_held_out, sample_view
 from fusionlib.errors import FusionError
 
@@ -203,37 +209,19 @@ def render_group(group: Group, size: int = 128) -> GroupPicture:
     Raises:
         FusionError: If `anny` or `pyvista` is missing, or `size` is too small.
     """
-    if size < 16:
-        raise FusionError(f"The picture size must be at least 16 pixels, not {size}.")
-    pixels = 2 * size
+    check_size(size)
     figures = [
         _placed(pose(sit(sample_person(group.seed, member.person)), member.view), member)
         for member in group.members
     ]
-    rng, scene = stream("group scene", group.seed, group.index), group.scene
-    blur = 1.0 if scene.style in LENS_STYLES else 0.35
-    background = draw_background(scene.scene, pixels, rng, time=scene.time, blur=blur)
-    camera = _camera(group)
-    light = view_light(scene, camera)
-    shot = photograph(figures, camera, light, background, reach=0.7 * group.width)
-    cover = (shot.figure > 0).astype(np.float32)
-    image = np.clip(shot.image, 0, 255).astype(np.uint8)
-    image = surround(image, cover, background, scene.scene, rng)
-    styled = apply_style(image, scene.style, rng, figure=cover)
+    rng, camera = stream("group scene", group.seed, group.index), _camera(group)
+    image, shot = take_picture(figures, camera, group.scene, rng, size, reach=0.7 * group.width)
     # More than half of a pixel belongs to one person at most.
     masks = [
-        _quarters(shot.face & (shot.figure == number)).mean(-1) > 0.5
+        quarters(shot.face & (shot.figure == number)).mean(-1) > 0.5
         for number in range(1, len(figures) + 1)
     ]
-    reduced = Image.fromarray(styled).resize((size, size), Image.Resampling.LANCZOS)
-    # The nearest of the four: a mean with the infinite background is no distance.
-    return GroupPicture(np.asarray(reduced), np.stack(masks), _quarters(shot.depth).min(-1))
-
-
-def _quarters(array: Array) -> Array:
-    """(P, P) at twice the picture's size to (P / 2, P / 2, 4)."""
-    half = len(array) // 2
-    return array.reshape(half, 2, half, 2).swapaxes(1, 2).reshape(half, half, 4)
+    return GroupPicture(image, np.stack(masks), nearest_depth(shot))
 
 
 def _camera(group: Group) -> Camera:
@@ -253,19 +241,15 @@ def _camera(group: Group) -> Camera:
 
 
 def _placed(figure: Figure, member: Member) -> Figure:
-    """The figure with hanging arms, turned, and moved to its place."""
-    parts = {}
-    for name, part in figure.parts.items():
-        mesh, before = part.mesh, part.mesh.points
-        if name == "neck" and part.normals is not None:
-            # Sleeves that follow the arms down must not let the shoulders show through.
-            under = smoothstep(np.abs(before[:, 0]), 0.085, 0.13)[:, None]
-            before = before - 0.014 * under * part.normals
-        points, normals = _turned(before, part.normals, member)
-        parts[name] = replace(part, mesh=replace(mesh, points=points), normals=normals)
-    points, normals = _turned(figure.face_points, figure.face_normals, member)
-    assert normals is not None
-    return replace(figure, face_points=points, face_normals=normals, parts=parts)
+    """Let the figure's arms hang, turn it and move it to its place."""
+    neck = figure.parts["neck"]
+    skin = neck.mesh
+    # Sleeves that follow the arms down must not let the shoulders show through.
+    assert skin.normals is not None
+    under = smoothstep(np.abs(skin.points[:, 0]), 0.085, 0.13)[:, None]
+    skin = replace(skin, points=skin.points - 0.014 * under * skin.normals)
+    figure = replace(figure, parts={**figure.parts, "neck": replace(neck, mesh=skin)})
+    return transform(figure, lambda points, normals: _turned(points, normals, member))
 
 
 def _turned(points: Array, normals: Array | None, member: Member) -> tuple[Array, Array | None]:
@@ -327,13 +311,13 @@ def describe_group(group: Group, wording: int = 0) -> str:
     return text
 
 
-def _together(people: list[Person]) -> str:
+def _together(people: list[Appearance]) -> str:
     """`women`, `men` or, for both, `people`."""
     genders = {person.gender for person in people}
     return {"woman": "women", "man": "men"}[genders.pop()] if len(genders) == 1 else "people"
 
 
-def _said(rng: np.random.Generator, person: Person, view: View) -> list[str]:
+def _said(rng: np.random.Generator, person: Appearance, view: View) -> list[str]:
     """One member in ever fewer words: `a laughing old man with glasses`, ..., `a laughing man`."""
     before, _ = EXPRESSION_PHRASES[view.expression]
     shown = view.expression != "neutral" and rng.random() < 0.85

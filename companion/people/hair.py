@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.colors import stream
 from companion.people.hairstyle import Hair, covers_ears, hairline_margin
 from companion.people.head import load_head_model
-from companion.people.headwear import pressed
-from companion.people.mesh import Mesh, join
+from companion.people.headwear import hair_room
+from companion.people.mesh import Mesh, dot, join, unit
 from companion.people.scalp import (
     COLUMNS,
     HEAD_CENTRE,
@@ -38,7 +38,7 @@ _WHORL = np.array([0.10, 0.52, 0.85], np.float32)  # from here hair radiates, a 
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class _Growth:
     """How a style grows. Lengths in metres at the top, the sides and the back.
 
     `thick`: height of the uppermost locks over the skull. `gravity`: length after which a lock
@@ -63,52 +63,44 @@ class _Recipe:
     clump: float = 0.35
 
 
-_RECIPES: dict[str, _Recipe] = {
-    "horseshoe": _Recipe(0.032, 0.030, 0.025, "whorl", 0.012, lift=0.5, mess=0.35, steps=6),
-    "buzz": _Recipe(0.005, 0.004, 0.004, "whorl", 0.002, lift=0.8, mess=0.4, count=2600, steps=2,
+_GROWTH: dict[str, _Growth] = {
+    "horseshoe": _Growth(0.032, 0.030, 0.025, "whorl", 0.012, lift=0.5, mess=0.35, steps=6),
+    "buzz": _Growth(0.005, 0.004, 0.004, "whorl", 0.002, lift=0.8, mess=0.4, count=2600, steps=2,
                     width=0.0022, clump=0.0),
-    "cropped": _Recipe(0.016, 0.010, 0.010, "whorl", 0.005, lift=0.7, mess=0.35, count=3200,
+    "cropped": _Growth(0.016, 0.010, 0.010, "whorl", 0.005, lift=0.7, mess=0.35, count=3200,
                        steps=4, width=0.0030, clump=0.15),
-    "side part": _Recipe(0.070, 0.026, 0.028, "side", 0.017, lift=0.6, gravity=0.3),
-    "messy": _Recipe(0.060, 0.032, 0.032, "whorl", 0.016, lift=0.75, mess=0.65, wave=0.003,
+    "side part": _Growth(0.070, 0.026, 0.028, "side", 0.017, lift=0.6, gravity=0.3),
+    "messy": _Growth(0.060, 0.032, 0.032, "whorl", 0.016, lift=0.75, mess=0.65, wave=0.003,
                      clump=0.55),
-    "slicked back": _Recipe(0.14, 0.10, 0.07, "back", 0.009, gravity=0.4, mess=0.05),
-    "quiff": _Recipe(0.085, 0.018, 0.018, "quiff", 0.020, lift=0.7, gravity=0.5, clump=0.4,
+    "slicked back": _Growth(0.14, 0.10, 0.07, "back", 0.009, gravity=0.4, mess=0.05),
+    "quiff": _Growth(0.085, 0.018, 0.018, "quiff", 0.020, lift=0.7, gravity=0.5, clump=0.4,
                      count=2500),
-    "fringe crop": _Recipe(0.055, 0.022, 0.022, "whorl", 0.011, lift=0.4, mess=0.25),
-    "pixie": _Recipe(0.085, 0.055, 0.045, "side", 0.015, lift=0.4, mess=0.2, gravity=0.09),
-    "short afro": _Recipe(0.012, 0.011, 0.011, "afro", 0.018, mess=1.5, wave=0.0016,
+    "fringe crop": _Growth(0.055, 0.022, 0.022, "whorl", 0.011, lift=0.4, mess=0.25),
+    "pixie": _Growth(0.085, 0.055, 0.045, "side", 0.015, lift=0.4, mess=0.2, gravity=0.09),
+    "short afro": _Growth(0.012, 0.011, 0.011, "afro", 0.018, mess=1.5, wave=0.0016,
                           wavelength=0.008, coil=True, count=2600, steps=8, width=0.0022),
-    "afro": _Recipe(0.018, 0.018, 0.018, "afro", 0.055, mess=1.5, wave=0.0020,
+    "afro": _Growth(0.018, 0.018, 0.018, "afro", 0.055, mess=1.5, wave=0.0020,
                     wavelength=0.010, coil=True, count=2800, steps=8, width=0.0024),
-    "curly": _Recipe(0.085, 0.060, 0.060, "whorl", 0.026, lift=0.9, mess=0.6, wave=0.0075,
+    "curly": _Growth(0.085, 0.060, 0.060, "whorl", 0.026, lift=0.9, mess=0.6, wave=0.0075,
                      wavelength=0.026, coil=True, count=850, steps=22, width=0.0058, clump=0.0),
-    "long curly": _Recipe(0.30, 0.27, 0.25, "side", 0.026, lift=0.8, mess=0.30, wave=0.0095,
+    "long curly": _Growth(0.30, 0.27, 0.25, "side", 0.026, lift=0.8, mess=0.30, wave=0.0095,
                           wavelength=0.034, coil=True, count=460, steps=18, width=0.0060,
                           gravity=0.05, clump=0.0),
-    "bob": _Recipe(0.30, 0.22, 0.14, "side", 0.015, lift=0.4, mess=0.05, steps=10, count=1800,
+    "bob": _Growth(0.30, 0.22, 0.14, "side", 0.015, lift=0.4, mess=0.05, steps=10, count=1800,
                    gravity=0.06),
-    "shoulder": _Recipe(0.34, 0.27, 0.2, "side", 0.016, lift=0.4, mess=0.07, steps=12,
+    "shoulder": _Growth(0.34, 0.27, 0.2, "side", 0.016, lift=0.4, mess=0.07, steps=12,
                         count=1700, gravity=0.06, wave=0.006, wavelength=0.12),
-    "long straight": _Recipe(0.42, 0.36, 0.32, "side", 0.014, lift=0.35, mess=0.05, steps=12,
+    "long straight": _Growth(0.42, 0.36, 0.32, "side", 0.014, lift=0.35, mess=0.05, steps=12,
                              count=1600, gravity=0.06),
-    "long wavy": _Recipe(0.40, 0.34, 0.30, "side", 0.020, lift=0.5, mess=0.08, wave=0.020,
+    "long wavy": _Growth(0.40, 0.34, 0.30, "side", 0.020, lift=0.5, mess=0.08, wave=0.020,
                          wavelength=0.10, steps=20, count=1150, gravity=0.06, width=0.0052,
                          clump=0.5),
-    "ponytail": _Recipe(0.24, 0.24, 0.20, "tie", 0.006, mess=0.04, steps=9, count=1700),
-    "bun": _Recipe(0.24, 0.24, 0.20, "tie", 0.006, mess=0.04, steps=9, count=1700),
-    "plaits": _Recipe(0.24, 0.24, 0.2, "plaits", 0.006, mess=0.03, steps=9, count=1700),
-    "braids": _Recipe(0.38, 0.34, 0.30, "side", 0.012, lift=0.3, mess=0.04, steps=16, count=240,
+    "ponytail": _Growth(0.24, 0.24, 0.20, "tie", 0.006, mess=0.04, steps=9, count=1700),
+    "bun": _Growth(0.24, 0.24, 0.20, "tie", 0.006, mess=0.04, steps=9, count=1700),
+    "plaits": _Growth(0.24, 0.24, 0.2, "plaits", 0.006, mess=0.03, steps=9, count=1700),
+    "braids": _Growth(0.38, 0.34, 0.30, "side", 0.012, lift=0.3, mess=0.04, steps=16, count=240,
                       width=0.0080, gravity=0.05, clump=0.0),
 }  # fmt: skip
-
-
-def _unit(v: Array) -> Array:
-    return v / np.maximum(np.sqrt(_dot(v, v)), 1e-9)[..., None]
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return np.einsum("...i,...i->...", a, b)
 
 
 def _grid_faces(rows: int, columns: int, keep: Array) -> Array:
@@ -155,7 +147,7 @@ class _Locks:
     fringe: Array  # bool
 
 
-def _sow(person: Person, recipe: _Recipe, rng: np.random.Generator) -> _Locks:
+def _sow(person: Appearance, growth: _Growth, rng: np.random.Generator) -> _Locks:
     """Choose the roots, densest inside the hairline, and each lock's length and height."""
     hair = person.hair
     d, longitude, polar = _roots(9000)
@@ -166,8 +158,8 @@ def _sow(person: Person, recipe: _Recipe, rng: np.random.Generator) -> _Locks:
     if hair.style == "horseshoe":
         dense = dense * 0.8
     keep = np.flatnonzero(rng.random(len(d)) < dense)
-    if len(keep) > recipe.count:
-        keep = rng.permutation(keep)[: recipe.count]
+    if len(keep) > growth.count:
+        keep = rng.permutation(keep)[: growth.count]
     d, longitude, polar, margin = d[keep], longitude[keep], polar[keep], margin[keep]
     n = len(d)
     # A side parting is at the side.
@@ -179,23 +171,23 @@ def _sow(person: Person, recipe: _Recipe, rng: np.random.Generator) -> _Locks:
     away = np.abs(longitude)
     top = smoothstep(polar, 78, 48)
     back = smoothstep(away, 95, 135)
-    length = recipe.top * top + (1 - top) * (recipe.side + (recipe.back - recipe.side) * back)
+    length = growth.top * top + (1 - top) * (growth.side + (growth.back - growth.side) * back)
     spread = 0.10 if covers_ears(hair) else 0.22
     length = (
         length * (0.8 + 0.4 * hair.length) * (1 + spread * rng.standard_normal(n)).clip(0.4, 1.4)
     )
     # Short hairs at the hairline soften its edge.
-    if recipe.comb not in ("tie", "plaits", "back"):
+    if growth.comb not in ("tie", "plaits", "back"):
         length = np.minimum(length, 0.010 + 0.5 * smoothstep(margin, -1.0, 7.0) ** 2)
 
     # Upper roots lie over lower ones.
     layer = 0.35 + 0.45 * smoothstep(polar, 110, 15) + 0.35 * rng.random(n)
-    if recipe.comb == "afro":  # only what is near its surface is seen
+    if growth.comb == "afro":  # only what is near its surface is seen
         layer = 0.72 + 0.40 * rng.random(n)
-    thick = recipe.thick * (0.55 + 0.45 * hair.volume)
+    thick = growth.thick * (0.55 + 0.45 * hair.volume)
     height = thick * layer * (0.25 + 0.75 * smoothstep(margin, 0, 16))
     fringe = np.zeros(n, bool)
-    if hair.fringe and recipe.comb != "whorl":
+    if hair.fringe and growth.comb != "whorl":
         fringe = (away < 40) & (polar > 26) & (polar < 90)
         height = np.where(fringe, 0.004 + 0.006 * rng.random(n), height)
     return _Locks(d, longitude, polar, margin, side, length.astype(np.float32),
@@ -211,14 +203,14 @@ def _tie_point(hair: Hair) -> Array:
     return direction(np.array(longitude), np.array(polar)).astype(np.float32)
 
 
-def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array], Array]:
+def _combing(hair: Hair, growth: _Growth, locks: _Locks) -> Callable[[Array], Array]:
     """A function of (N, 3) unit directions that says where the comb pulls there."""
     side = locks.side
     n = len(side)
     radial = lambda u: u - _WHORL * [np.sign(hair.parting) or 1.0, 1, 1]  # noqa: E731
 
     def whorl(u: Array) -> Array:
-        c = _unit(radial(u))
+        c = unit(radial(u))
         front = smoothstep(u[:, 1], 0.35, -0.1) * smoothstep(u[:, 2], 0.35, 0.7)
         sweep = np.array([0.45 * hair.parting, -1.0, 0.0])
         c = c * (1 - front)[:, None] + front[:, None] * sweep
@@ -229,7 +221,7 @@ def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array], Ar
         behind = smoothstep(u[:, 1], 0.05, 0.55)[:, None]
         sweep = 0.55 if covers_ears(hair) else 0.5
         c = np.stack([side, np.full(n, sweep), np.full(n, -0.15)], 1)
-        c = c * (1 - behind) + behind * _unit(radial(u))
+        c = c * (1 - behind) + behind * unit(radial(u))
         sides = smoothstep(u[:, 2], 0.5, 0.1)[:, None] * 0.8
         return c * (1 - sides) + sides * np.array([0.0, 0.2 if covers_ears(hair) else 0.6, -1.0])
 
@@ -252,7 +244,7 @@ def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array], Ar
 
     fields = {"whorl": whorl, "side": part, "back": back, "quiff": quiff, "tie": tie,
               "plaits": plaits, "afro": whorl}  # fmt: skip
-    chosen = fields[recipe.comb]
+    chosen = fields[growth.comb]
     if not locks.fringe.any():
         return chosen
     across = 0.9 * (np.sign(hair.parting) or 1.0) if hair.style == "pixie" else 0.35 * hair.parting
@@ -295,51 +287,51 @@ def _ear_bump(u: Array) -> Array:
 
 
 def _grow(
-    hair: Hair, recipe: _Recipe, head: Skull, locks: _Locks, rng: np.random.Generator
+    hair: Hair, growth: _Growth, head: Skull, locks: _Locks, rng: np.random.Generator
 ) -> Array:
     """(N, K + 1, 3) paths of the locks from root to tip, metres."""
-    n, steps = len(locks.side), recipe.steps
-    comb = _combing(hair, recipe, locks)
+    n, steps = len(locks.side), growth.steps
+    comb = _combing(hair, growth, locks)
     over_ears = covers_ears(hair)
     # The short hairs of the hairline grow every which way.
-    mess = recipe.mess + 0.45 * smoothstep(locks.margin, 4.0, -1.0)
+    mess = growth.mess + 0.45 * smoothstep(locks.margin, 4.0, -1.0)
     twist = (mess * rng.standard_normal(n)).astype(np.float32)
     cos, sin = np.cos(twist)[:, None], np.sin(twist)[:, None]
-    lift = recipe.lift * (0.5 + rng.random(n)) * (0.3 + 0.7 * smoothstep(locks.margin, 2, 12))
-    if recipe.comb == "quiff":
+    lift = growth.lift * (0.5 + rng.random(n)) * (0.3 + 0.7 * smoothstep(locks.margin, 2, 12))
+    if growth.comb == "quiff":
         front = smoothstep(np.abs(locks.longitude), 75, 30) * smoothstep(locks.polar, 25, 45)
         lift = lift * (0.25 + 1.6 * front * smoothstep(locks.polar, 75, 62))
     p = head.surface(locks.direction).astype(np.float32)
     step = (locks.length / steps)[:, None]
     path = np.empty((n, steps + 1, 3), np.float32)
     path[:, 0] = p
-    reach = 0.065 if recipe.comb == "quiff" else 0.04  # metres along which it leaves the skull
-    hold = recipe.comb in ("tie", "plaits")
-    settling = 0.0 if recipe.comb == "afro" else 0.75 * max(0.0, 1 - 0.75 * recipe.lift)
+    reach = 0.065 if growth.comb == "quiff" else 0.04  # metres along which it leaves the skull
+    hold = growth.comb in ("tie", "plaits")
+    settling = 0.0 if growth.comb == "afro" else 0.75 * max(0.0, 1 - 0.75 * growth.lift)
     u, r, radius = head.reach(p)
     for k in range(steps):
         c = comb(u).astype(np.float32)
         if hold:  # straight to the knot, but for a fringe
-            aim = _unit(u + c * ~locks.fringe[:, None] / (steps - k))
+            aim = unit(u + c * ~locks.fringe[:, None] / (steps - k))
             tied = head.surface(aim, locks.height * min(1.0, (k + 1) / 3)).astype(np.float32)
-        c = _unit(c - _dot(c, u)[:, None] * u)
+        c = unit(c - dot(c, u)[:, None] * u)
         c = c * cos + np.cross(u, c) * sin
         s = (k + 0.5) / steps
         # Hair hangs once it is over the edge of the head.
-        hang = smoothstep(s * locks.length / recipe.gravity, 0.3, 1.6) * smoothstep(
+        hang = smoothstep(s * locks.length / growth.gravity, 0.3, 1.6) * smoothstep(
             u[:, 2], 0.8, 0.35
         )
         hang = 0 * hang if hold else hang
         move = c * (1 - hang)[:, None] + _DOWN * hang[:, None]
-        rise = 1.0 if recipe.comb == "afro" else np.clip(1 - s * locks.length / reach, 0, 1)
+        rise = 1.0 if growth.comb == "afro" else np.clip(1 - s * locks.length / reach, 0, 1)
         move = move + (lift * rise)[:, None] * u
         # Against the skull only what does not go into it is left of a move.
         height = locks.height * min(1.0, 0.15 + 2.2 * (k + 1) / steps * max(1.0, steps / 8))
         least = radius + height
         if over_ears:
             least = least + _ear_bump(u)
-        inward = np.minimum(_dot(move, u), 0) * (r < least + 0.003)
-        move = _unit(move - inward[:, None] * u)
+        inward = np.minimum(dot(move, u), 0) * (r < least + 0.003)
+        move = unit(move - inward[:, None] * u)
         p = p + step * move
         u, r, radius = head.reach(p)
         least = radius + height + (_ear_bump(u) if over_ears else 0)
@@ -386,33 +378,33 @@ def _frames(path: Array) -> tuple[Array, Array, Array]:
     tangent = np.empty_like(path)
     tangent[:, 1:-1] = path[:, 2:] - path[:, :-2]
     tangent[:, 0], tangent[:, -1] = path[:, 1] - path[:, 0], path[:, -1] - path[:, -2]
-    tangent = _unit(tangent)
+    tangent = unit(tangent)
     core = np.broadcast_to(_CENTRE, path.shape).copy()
     core[..., 2] = np.minimum(path[..., 2], _CENTRE[2])
     outward = path - core
-    across = _unit(np.cross(tangent, outward))
-    return tangent, _unit(np.cross(across, tangent)), across
+    across = unit(np.cross(tangent, outward))
+    return tangent, unit(np.cross(across, tangent)), across
 
 
-def _curl(hair: Hair, recipe: _Recipe, path: Array, rng: np.random.Generator) -> Array:
+def _curl(hair: Hair, growth: _Growth, path: Array, rng: np.random.Generator) -> Array:
     """Wind waves or coils round the paths."""
-    if not recipe.wave:
+    if not growth.wave:
         return path
     n = len(path)
     _, normal, across = _frames(path)
     run = np.cumsum(np.linalg.norm(np.diff(path, axis=1, prepend=path[:, :1]), axis=-1), 1)
-    size = recipe.wave * (0.5 + 0.7 * hair.curl) * (0.8 + 0.4 * rng.random(n))
-    wavelength = recipe.wavelength * (0.85 + 0.3 * rng.random(n))
-    if recipe.coil:
+    size = growth.wave * (0.5 + 0.7 * hair.curl) * (0.8 + 0.4 * rng.random(n))
+    wavelength = growth.wavelength * (0.85 + 0.3 * rng.random(n))
+    if growth.coil:
         phase = rng.uniform(0, 2 * np.pi, n)
     else:  # neighbours wave together
         phase = 1.5 * np.sin(path[:, 0] @ np.array([24.0, 31.0, 19.0])) + rng.normal(0, 0.35, n)
-        wavelength = recipe.wavelength * (0.96 + 0.08 * rng.random(n))
+        wavelength = growth.wavelength * (0.96 + 0.08 * rng.random(n))
     angle = 2 * np.pi * run / wavelength[:, None] + phase[:, None]
-    ramp = size[:, None] * smoothstep(run, 0.0, 0.6 * recipe.wavelength)
-    turn = rng.choice([-1.0, 1.0], n) if recipe.coil else np.ones(n)
+    ramp = size[:, None] * smoothstep(run, 0.0, 0.6 * growth.wavelength)
+    turn = rng.choice([-1.0, 1.0], n) if growth.coil else np.ones(n)
     sideways: Array = np.sin(angle) * ramp * turn[:, None]
-    outwards: Array = np.cos(angle) * ramp * (1.0 if recipe.coil else 0.3)
+    outwards: Array = np.cos(angle) * ramp * (1.0 if growth.coil else 0.3)
     return (path + sideways[..., None] * across + outwards[..., None] * normal).astype(np.float32)
 
 
@@ -462,7 +454,7 @@ def _ribbons(
     )
     half = across * (width[..., None] / 2).astype(np.float32)
     both = np.stack([path - half, path + half], 2)
-    normals = _unit(np.stack([normal - 0.55 * across, normal + 0.55 * across], 2))
+    normals = unit(np.stack([normal - 0.55 * across, normal + 0.55 * across], 2))
     k = np.arange(points - 1)
     strip = np.concatenate(
         [np.stack([2 * k, 2 * k + 1, 2 * k + 2], 1), np.stack([2 * k + 1, 2 * k + 3, 2 * k + 2], 1)]
@@ -474,7 +466,7 @@ def _ribbons(
 
 
 def _shell(
-    person: Person, head: Skull, recipe: _Recipe, rng: np.random.Generator, under: str
+    person: Appearance, head: Skull, growth: _Growth, rng: np.random.Generator, under: str
 ) -> Mesh:
     """The dark ground under the locks; it sinks into the skin before the hairline."""
     hair = person.hair
@@ -483,20 +475,20 @@ def _shell(
     longitude = np.arange(columns)[None] * (360.0 / columns) - 180.0
     u = direction(longitude, polar)
     margin = hairline_margin(hair, np.abs(longitude), polar)
-    thick = recipe.thick * (0.55 + 0.45 * hair.volume)
+    thick = growth.thick * (0.55 + 0.45 * hair.volume)
     share = {"short afro": 0.72, "afro": 0.72, "curly": 0.5}.get(hair.style, 0.30)
-    bump = 1 + 0.10 * _bumps(u, 0.35, rng) if recipe.comb == "afro" else 1.0
-    rise = np.sqrt(smoothstep(margin, 1.0, 26.0 if recipe.comb == "afro" else 14.0))
+    bump = 1 + 0.10 * _bumps(u, 0.35, rng) if growth.comb == "afro" else 1.0
+    rise = np.sqrt(smoothstep(margin, 1.0, 26.0 if growth.comb == "afro" else 14.0))
     depth = thick * share * bump * rise - 0.003 * smoothstep(margin, 4.0, 0.0)
     if under != "none":
-        depth = np.minimum(depth, 0.6 * pressed(under, longitude, polar))
+        depth = np.minimum(depth, 0.6 * hair_room(under, longitude, polar))
     points = head.surface(u, depth)
-    ground = 0.42 if recipe.coil else 0.70  # seen between curls, or at a parting
+    ground = 0.42 if growth.coil else 0.70  # seen between curls, or at a parting
     tone = ground * (1 + 0.12 * rng.standard_normal(columns))[None] + 0 * polar
     gray = np.array([0.5, 0.5, 0.5])
     base = np.asarray(hair.color) * (1 - hair.gray) + gray * hair.gray
     colors = np.clip(base * tone[..., None], 0, 1).reshape(-1, 3)
-    normals = _unit(u).reshape(-1, 3)
+    normals = unit(u).reshape(-1, 3)
     used, faces = np.unique(_grid_faces(ROWS, columns, margin > -1.0), return_inverse=True)
     return Mesh(points.reshape(-1, 3)[used], faces.reshape(-1, 3), colors[used], normals[used])
 
@@ -515,13 +507,13 @@ def _press(path: Array, head: Skull, kind: str) -> Array:
     u, r, radius = head.reach(flat)
     longitude = np.degrees(np.arctan2(u[:, 0], -u[:, 1]))
     polar = np.degrees(np.arccos(np.clip(u[:, 2], -1, 1)))
-    room = pressed(kind, longitude, polar)
+    room = hair_room(kind, longitude, polar)
     lower = smoothstep(polar, 135, 120)  # what hangs below the head is free
     r = np.where(lower > 0, np.minimum(r, radius + room + 0.1 * (1 - lower)), r)
     return (_CENTRE + u * r[:, None]).reshape(path.shape).astype(np.float32)
 
 
-def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | None:
+def hair_mesh(person: Appearance, vertices: Array, under: str = "none") -> Mesh | None:
     """The person's hair over a head with these vertices, or None for a bald head.
 
     Args:
@@ -534,16 +526,16 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
         return None
     if under == "headscarf":
         return None
-    recipe = _RECIPES[hair.style]
+    growth = _GROWTH[hair.style]
     rng = stream("hair", person.seed, person.index)
     head = skull(vertices)
-    locks = _sow(person, recipe, rng)
-    path = _grow(hair, recipe, head, locks, rng)
-    path = _clump(path, recipe.clump * (0.6 + 0.8 * rng.random()), locks, rng)
+    locks = _sow(person, growth, rng)
+    path = _grow(hair, growth, head, locks, rng)
+    path = _clump(path, growth.clump * (0.6 + 0.8 * rng.random()), locks, rng)
     path = _trim(hair, path, locks, rng)
     if hair.style == "long curly":
         path = _refined(path, 3)
-    path = _curl(hair, recipe, path, rng)
+    path = _curl(hair, growth, path, rng)
     if hair.style == "braids":
         path = _refined(path, 6)
     if under != "none":
@@ -556,7 +548,7 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
     # Buried locks are wide and dark, those on top, a fringe among them, fine and light.
     rank = np.where(locks.fringe, 1.0, locks.height / max(locks.height.max(), 1e-6))
     lower = smoothstep(rank, 0.8, 0.3)[:, None]
-    width = recipe.width * (0.65 + 0.5 * rng.random((n, 1)) + 0.7 * lower) * taper
+    width = growth.width * (0.65 + 0.5 * rng.random((n, 1)) + 0.7 * lower) * taper
     width = width * np.clip(locks.length / 0.03, 0.45, 1)[:, None]
     run = s * locks.length[:, None]
     shade = (0.66 + 0.34 * smoothstep(run, 0.0, 0.03)) * (1 + 0.08 * smoothstep(s, 0.5, 1))
@@ -566,10 +558,10 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
         width, shade = width * (0.8 + 0.3 * over), shade * (0.45 + 0.65 * over)
     colors = _tones(hair, n, rng)[:, None] * (shade * buried[:, None] * _open(path))[..., None]
     mesh = _ribbons(path, width, np.clip(colors, 0, 1), rng)
-    parts = [_shell(person, head, recipe, rng, under), mesh]
+    parts = [_shell(person, head, growth, rng, under), mesh]
     # A knot under the rim of a hat is pressed flat with the rest.
     knot = np.degrees(np.arccos(_tie_point(hair)[2]))
-    if under == "none" or hair.style == "plaits" or pressed(under, 180.0, knot) > 0.02:
+    if under == "none" or hair.style == "plaits" or hair_room(under, 180.0, knot) > 0.02:
         parts += _tied(hair, head, rng)
     return join(parts)
 
@@ -607,7 +599,7 @@ def _bun(hair: Hair, knot: Array, outward: Array, rng: np.random.Generator) -> M
     """A ball of hair wound round its axis."""
     size = 0.026 + 0.008 * hair.volume
     n, t = 170, np.linspace(0, 1, 12)[None]
-    first = _unit(np.cross(outward, [1.0, 0.1, 0.0]))
+    first = unit(np.cross(outward, [1.0, 0.1, 0.0]))
     second = np.cross(outward, first)
     layer = rng.uniform(0.80, 1.0, (n, 1))
     turn = rng.uniform(0, 2 * np.pi, (n, 1)) + t * rng.uniform(1.5, 3.2, (n, 1))
@@ -637,7 +629,7 @@ def _plait(hair: Hair, head: Skull, side: float, rng: np.random.Generator) -> Me
     """Three strands, one over the other, from behind the ear down over the shoulder."""
     length = 0.20 + 0.06 * hair.length
     t = np.linspace(0, 1, 90)
-    start = head.surface(_unit(np.array([0.80 * side, 0.42, -0.42])), 0.006)
+    start = head.surface(unit(np.array([0.80 * side, 0.42, -0.42])), 0.006)
     forward = smoothstep(t, 0.0, 0.55)
     x = start[0] + side * (0.012 * np.sin(np.pi * t) + 0.010 * t)
     y = start[1] + (-0.075 - start[1]) * forward

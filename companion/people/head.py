@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.colors import stream
+from companion.people.requirements import require
 from fusionlib.errors import FusionError
 
 Array = np.ndarray
@@ -149,7 +150,7 @@ class HeadModel:
     action_rows: dict[str, int]
     anny: Any
 
-    def neutral(self, person: Person) -> Array:
+    def neutral(self, person: Appearance) -> Array:
         """(V, 3) vertices of a person with a neutral face, before alignment, metres."""
         import torch
 
@@ -183,17 +184,6 @@ class HeadModel:
         return scale, rotation, cb - scale * rotation @ ca
 
 
-def _require_anny() -> Any:
-    try:
-        import anny
-    except ImportError as error:
-        raise FusionError(
-            "Rendering people needs the package 'anny', which is not installed: "
-            "install the extra with pip install 'fusionlib[people]'."
-        ) from error
-    return anny
-
-
 @functools.lru_cache(maxsize=1)
 def load_head_model() -> HeadModel:
     """Load the head model (once per process).
@@ -204,8 +194,9 @@ def load_head_model() -> HeadModel:
     Raises:
         FusionError: If the package `anny` is not installed.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # warp, below anny, prints its caches' folders
-        anny = _require_anny()
+    require("anny")
+    with contextlib.redirect_stdout(io.StringIO()):  # warp, which anny uses, prints cache folders
+        import anny
         from anny.face_segmentation import get_face_segmentation_mask
 
         model = anny.Anny(
@@ -323,14 +314,3 @@ def expression_actions(
             strength = stream("strength", play, part).uniform(0.85, 1.15)
             actions[name] *= side * strength
     return {k: float(np.clip(v * intensity, 0.0, 2.0)) for k, v in actions.items()}
-
-
-def vertex_normals(points: Array, faces: Array) -> Array:
-    """(V, 3) unit normals, area-weighted."""
-    a, b, c = points[faces[:, 0]], points[faces[:, 1]], points[faces[:, 2]]
-    n = np.cross(b - a, c - a)
-    total = np.zeros_like(points)
-    for i in range(3):
-        for axis in range(3):
-            total[:, axis] += np.bincount(faces[:, i], n[:, axis], len(points))
-    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)

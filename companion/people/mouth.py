@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.colors import stream
 from companion.people.head import load_head_model
 from companion.people.mesh import Mesh, grid_faces, join
@@ -66,7 +66,7 @@ def _inner() -> tuple[Array, Array, Array, Array]:
     return middle[z > z.mean()], middle[z <= z.mean()], front, rim
 
 
-def teeth_mesh(person: Person, points: Array, neutral: Array) -> Mesh:
+def teeth_mesh(person: Appearance, points: Array, neutral: Array) -> Mesh:
     """Both rows of teeth behind the lips.
 
     Args:

@@ -9,6 +9,7 @@ figure makes a portrait (`render_views`); several, moved apart by `move`, make a
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,16 +17,17 @@ import numpy as np
 from PIL import Image
 
 from companion.people import shade
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.beard import beard_mesh
 from companion.people.colors import stream
 from companion.people.eyes import eye_mesh, lash_mesh
 from companion.people.glasses import glasses_mesh
 from companion.people.hair import hair_mesh
-from companion.people.head import expression_actions, load_head_model, vertex_normals
+from companion.people.head import expression_actions, load_head_model
 from companion.people.headwear import SHINY, headwear_mesh
-from companion.people.mesh import Mesh
+from companion.people.mesh import Mesh, unit, vertex_normals
 from companion.people.mouth import teeth_mesh
+from companion.people.requirements import require
 from companion.people.scenery import draw_background, surround
 from companion.people.shade import Camera, Light, Maps, ShadowMap
 from companion.people.skin import (
@@ -65,13 +67,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Part:
-    """A mesh in plain colours, what it is made of (a code of `shade`), and its normals if known."""
+    """A mesh and the code of its material (see `shade`)."""
 
     mesh: Mesh
     material: int
-    normals: Array | None = None
-    uv: Array | None = None
-    texture: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Sitter:
     `turn`: (3, 3), right-multiplied, takes the model's displacements to aligned coordinates.
     """
 
-    person: Person
+    person: Appearance
     neutral: Array
     turn: Array
     hair: Part | None
@@ -112,20 +111,10 @@ class Shot:
     depth: Array
 
 
-def _require_pyvista() -> Any:
-    try:
-        import pyvista
-    except ImportError as error:
-        raise FusionError(
-            "Rendering people needs the package 'pyvista', which is not installed: "
-            "install the extra with pip install 'fusionlib[people]'."
-        ) from error
-    return pyvista
-
-
 @functools.lru_cache(maxsize=2)
 def _plotter(pixels: int) -> Any:
-    pyvista = _require_pyvista()
+    require("pyvista")
+    import pyvista
     from vtkmodules.vtkCommonCore import vtkLogger
 
     # Without a display VTK warns, then draws off-screen as it should.
@@ -139,7 +128,7 @@ def _plotter(pixels: int) -> Any:
     return plotter
 
 
-def sit(person: Person) -> Sitter:
+def sit(person: Appearance) -> Sitter:
     """Prepare a person for their pictures (about a tenth of a second)."""
     model = load_head_model()
     raw = model.neutral(person)
@@ -149,10 +138,10 @@ def sit(person: Person) -> Sitter:
     return Sitter(person, neutral, turn, _hair(person, neutral), paint_face(person))
 
 
-def _hair(person: Person, neutral: Array, under: str = "none") -> Part | None:
+def _hair(person: Appearance, neutral: Array, under: str = "none") -> Part | None:
     """A person's hair, if any, as it is `under` a headwear."""
     mesh = hair_mesh(person, neutral, under)
-    return None if mesh is None else Part(mesh, shade.HAIR, mesh.normals)
+    return None if mesh is None else Part(mesh, shade.HAIR)
 
 
 def _lid_actions(gaze: tuple[float, float]) -> dict[str, float]:
@@ -179,7 +168,7 @@ def pose(sitter: Sitter, view: View) -> Figure:
     skin = np.tile(np.asarray(person.skin), (len(points), 1))
     parts: dict[str, Part] = {}
     neck = np.concatenate([model.faces["neck"], model.faces["body"]])
-    parts["neck"] = Part(Mesh(points, neck, skin * [1.0, 0.96, 0.95]), BARE, normals)
+    parts["neck"] = Part(Mesh(points, neck, skin * [1.0, 0.96, 0.95], normals), BARE)
     socket = Mesh(points, model.faces["socket"], skin * [0.75, 0.50, 0.48])
     parts["socket"] = Part(socket, BARE)
     mouth = np.tile([0.30, 0.09, 0.09], (len(points), 1))
@@ -195,8 +184,7 @@ def pose(sitter: Sitter, view: View) -> Figure:
         low, high = eye.min(0), eye.max(0)
         centre = (low + high) / 2
         radius = float((high - low)[[0, 2]].mean() / 2)
-        ball, cornea = eye_mesh(person, centre, radius, gaze)
-        parts[side] = Part(ball, shade.EYE, cornea)
+        parts[side] = Part(eye_mesh(person, centre, radius, gaze), shade.EYE)
         centres.append(centre)
     parts["lashes"] = Part(lash_mesh(person, points, neutral), shade.CLOTH)
 
@@ -206,7 +194,7 @@ def pose(sitter: Sitter, view: View) -> Figure:
         hat = headwear_mesh(view.headwear, view.headwear_color, neutral)
         if hat is not None:
             shiny = view.headwear in SHINY
-            parts["headwear"] = Part(hat, shade.FRAME if shiny else shade.CLOTH, hat.normals)
+            parts["headwear"] = Part(hat, shade.FRAME if shiny else shade.CLOTH)
     if hair is not None:
         parts["hair"] = hair
     beard = beard_mesh(person, points, normals)
@@ -224,9 +212,22 @@ def pose(sitter: Sitter, view: View) -> Figure:
         parts["glasses"] = Part(glasses, shade.FRAME)
 
     for name, cloth in dress(view.clothes, points).items():
-        parts[name] = Part(cloth.mesh, shade.CLOTH, cloth.normals, cloth.uv, cloth.texture)
+        parts[name] = Part(cloth, shade.CLOTH)
     surface = paint_expression(sitter.surface, view.expression, view.intensity)
     return Figure(points[model.uv_vertex], normals[model.uv_vertex], surface, parts)
+
+
+def transform(
+    figure: Figure, change: Callable[[Array, Array | None], tuple[Array, Array | None]]
+) -> Figure:
+    """Apply a function of points and their normals, if any, to all that a figure consists of."""
+    parts = {}
+    for name, part in figure.parts.items():
+        points, normals = change(part.mesh.points, part.mesh.normals)
+        parts[name] = replace(part, mesh=replace(part.mesh, points=points, normals=normals))
+    points, normals = change(figure.face_points, figure.face_normals)
+    assert normals is not None
+    return replace(figure, face_points=points, face_normals=normals, parts=parts)
 
 
 def move(figure: Figure, rotation: Array, offset: Array) -> Figure:
@@ -239,20 +240,11 @@ def move(figure: Figure, rotation: Array, offset: Array) -> Figure:
     """
     pivot = load_head_model().landmarks.eyes
 
-    def moved(points: Array) -> Array:
-        return (points - pivot) @ rotation.T + pivot + offset
+    def moved(points: Array, normals: Array | None) -> tuple[Array, Array | None]:
+        turned = None if normals is None else normals @ rotation.T
+        return (points - pivot) @ rotation.T + pivot + offset, turned
 
-    parts = {}
-    for name, part in figure.parts.items():
-        mesh = part.mesh
-        normals = None if part.normals is None else part.normals @ rotation.T
-        parts[name] = replace(part, mesh=replace(mesh, points=moved(mesh.points)), normals=normals)
-    return replace(
-        figure,
-        face_points=moved(figure.face_points),
-        face_normals=figure.face_normals @ rotation.T,
-        parts=parts,
-    )
+    return transform(figure, moved)
 
 
 def portrait_camera(view: View) -> Camera:
@@ -308,7 +300,8 @@ def view_light(view: View, camera: Camera) -> Light:
 
 
 def _poly(points: Array, faces: Array) -> Any:
-    pyvista = _require_pyvista()
+    import pyvista
+
     cells = np.empty((len(faces), 4), np.int64)
     cells[:, 0], cells[:, 1:] = 3, faces
     return pyvista.PolyData(points.astype(np.float32), cells)
@@ -338,7 +331,9 @@ class _Prop:
 
 
 def _texture(image: Array) -> Any:
-    texture = _require_pyvista().Texture(np.ascontiguousarray(image))
+    import pyvista
+
+    texture = pyvista.Texture(np.ascontiguousarray(image))
     texture.interpolate = True
     return texture
 
@@ -376,10 +371,10 @@ def _plain_parts(figure: Figure, green: int) -> Any:
     """All parts in plain colours as one actor: the fewer there are, the sooner they are drawn."""
     points, faces, normals, colors, codes, start = [], [], [], [], [], 0
     for name, part in figure.parts.items():
-        if part.texture is not None:
-            continue
         mesh = part.mesh
-        shading = part.normals
+        if mesh.texture is not None:
+            continue
+        shading = mesh.normals
         if shading is None:
             shading = vertex_normals(mesh.points, mesh.faces)
         used = np.zeros(len(mesh.points), bool)
@@ -402,12 +397,14 @@ def _plain_parts(figure: Figure, green: int) -> Any:
 
 def _painted_part(part: Part, green: int) -> _Prop:
     """A part with a texture of its own: a garment."""
-    assert part.texture is not None and part.uv is not None and part.normals is not None
+    mesh = part.mesh
+    assert mesh.texture is not None and mesh.uv is not None and mesh.normals is not None
     code = np.array([0, green, part.material]) / 255
-    colors = {"code": np.broadcast_to(code, part.mesh.points.shape)}
-    actor = _prop(part.mesh.points, part.mesh.faces, part.normals, colors)
-    _wrap(actor, part.uv)
-    return _Prop(actor, {"color": _texture(part.texture)})
+    actor = _prop(
+        mesh.points, mesh.faces, mesh.normals, {"code": np.broadcast_to(code, mesh.points.shape)}
+    )
+    _wrap(actor, mesh.uv)
+    return _Prop(actor, {"color": _texture(mesh.texture)})
 
 
 def _wrap(actor: Any, uv: Array) -> None:
@@ -433,7 +430,7 @@ def _stage(plotter: Any, figures: list[Figure]) -> list[_Prop]:
         textures = {"color": _bytes(figure.surface.color), "code": _bytes(codes)}
         props.append(_Prop(face, {name: _texture(image) for name, image in textures.items()}))
         props.append(_Prop(_plain_parts(figure, green), {}))
-        painted = [part for part in figure.parts.values() if part.texture is not None]
+        painted = [part for part in figure.parts.values() if part.mesh.texture is not None]
         props += [_painted_part(part, green) for part in painted]
     for prop in props:
         plotter.renderer.AddActor(prop.actor)
@@ -483,7 +480,7 @@ def _survey(plotter: Any, props: list[_Prop], camera: Camera, pixels: int) -> tu
     cover = code[..., 1] > 0
     maps = Maps(
         color=color,
-        normal=shade.unit(normal.astype(np.float32) / 127.5 - 1),
+        normal=unit(normal.astype(np.float32) / 127.5 - 1),
         material=code[..., 2],
         depth=np.where(cover, depth, np.inf).astype(np.float32),
         cover=cover,
@@ -494,7 +491,7 @@ def _survey(plotter: Any, props: list[_Prop], camera: Camera, pixels: int) -> tu
 def _shadows(plotter: Any, light: Light, centre: Array, reach: float, pixels: int) -> ShadowMap:
     """What the key light sees within `reach` metres of the centre."""
     up = np.array([0.0, 0.0, 1.0]) if abs(light.key[2]) < 0.95 else np.array([0.0, 1.0, 0.0])
-    right = shade.unit(np.cross(up, light.key))
+    right = unit(np.cross(up, light.key))
     up = np.cross(light.key, right)
     near, far = 1.0, 1.0 + 4 * reach
     back = near + 2 * reach
@@ -558,18 +555,72 @@ def inverse_depth(depth: Array) -> Array:
     return out
 
 
-def _reduce(image: Array, size: int) -> Array:
+def check_size(size: int) -> None:
+    """Refuse a picture size that is too small.
+
+    Raises:
+        FusionError: If `size` is below 16 pixels.
+    """
+    if size < 16:
+        raise FusionError(f"The picture size must be at least 16 pixels, not {size}.")
+
+
+def take_picture(
+    figures: list[Figure],
+    camera: Camera,
+    view: View,
+    rng: np.random.Generator,
+    size: int,
+    reach: float = 0.24,
+) -> tuple[Array, Shot]:
+    """Photograph figures in a view's scene, light and style.
+
+    Args:
+        figures: Figures, each at its place.
+        camera: Position and field of the camera.
+        view: View whose scene, time, light and style the picture has.
+        rng: Source of the scene's layout and of the style's grain.
+        size: Height and width of the picture in pixels.
+        reach: Distance in metres within which shadows are computed.
+
+    Returns:
+        The (size, size, 3) uint8 picture, and the shot at twice that size.
+    """
+    blur = 1.0 if view.style in LENS_STYLES else 0.35
+    background = draw_background(view.scene, 2 * size, rng, time=view.time, blur=blur)
+    shot = photograph(figures, camera, view_light(view, camera), background, reach=reach)
+    cover = (shot.figure > 0).astype(np.float32)
+    image = np.clip(shot.image, 0, 255).astype(np.uint8)
+    image = surround(image, cover, background, view.scene, rng)
+    return reduced(apply_style(image, view.style, rng, figure=cover), size), shot
+
+
+def reduced(image: Array, size: int) -> Array:
+    """Return a picture scaled down to `size` pixels."""
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
 
 
-def render_views(person: Person, views: list[View], size: int = 128) -> list[Picture]:
+def quarters(array: Array) -> Array:
+    """Group the pixels of (2 S, 2 S) into those of each pixel of the picture, (S, S, 4)."""
+    size = len(array) // 2
+    return array.reshape(size, 2, size, 2).swapaxes(1, 2).reshape(size, size, 4)
+
+
+def nearest_depth(shot: Shot) -> Array:
+    """Return (S, S) distances at the picture's size, from a shot at twice that.
+
+    A pixel has the nearest of its four: their mean would be infinite at the background's edge.
+    """
+    return quarters(shot.depth).min(-1)
+
+
+def render_views(person: Appearance, views: list[View], size: int = 128) -> list[Picture]:
     """Render pictures of one person at `size` pixels (drawn at twice that, then reduced).
 
     Raises:
         FusionError: If `anny` or `pyvista` is missing, or `size` is too small.
     """
-    if size < 16:
-        raise FusionError(f"The picture size must be at least 16 pixels, not {size}.")
+    check_size(size)
     sitter = sit(person)
     return [_render(sitter, view, size) for view in views]
 
@@ -586,21 +637,8 @@ def _largest_blob(mask: Array) -> Array:
 
 
 def _render(sitter: Sitter, view: View, size: int) -> Picture:
-    pixels = 2 * size
     rng = stream("scene", sitter.person.seed, sitter.person.index, view.index)
-    background = draw_background(
-        view.scene, pixels, rng, time=view.time, blur=1.0 if view.style in LENS_STYLES else 0.35
-    )
-    camera = portrait_camera(view)
-    shot = photograph([pose(sitter, view)], camera, view_light(view, camera), background)
-    image, cover = (
-        np.clip(shot.image, 0, 255).astype(np.uint8),
-        (shot.figure > 0).astype(np.float32),
-    )
-    image = surround(image, cover, background, view.scene, rng)
-    styled = apply_style(image, view.style, rng, figure=cover)
-    face = _reduce(shot.face.astype(np.uint8) * 255, size) > 127
+    image, shot = take_picture([pose(sitter, view)], portrait_camera(view), view, rng, size)
+    face = reduced(shot.face.astype(np.uint8) * 255, size) > 127
     mask = _largest_blob(face).astype(np.uint8) * 255
-    # The nearest of the four: a mean with the infinite background is no distance.
-    depth = shot.depth.reshape(size, 2, size, 2).min((1, 3))
-    return Picture(_reduce(styled, size), mask, depth)
+    return Picture(image, mask, nearest_depth(shot))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from companion.people.mesh import dot, unit
+
 Array = np.ndarray
 
 # Materials, as the blue channel of the stage's code pass. Up to SKIN_MAX it is skin, and the
@@ -111,15 +113,6 @@ def linear(color: Array) -> Array:
 def develop(light: Array) -> Array:
     """Linear light, 1 for white paper in the key light, to 0..255 sRGB, float32."""
     return _byte_of_linear()[np.clip(light * 1023.75, 0, 4095).astype(np.int16)]
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return np.asarray(np.einsum("...i,...i->...", a, b))  # several times as fast as a sum
-
-
-def unit(vector: Array) -> Array:
-    """A (..., 3) vector at length one."""
-    return vector / np.maximum(np.sqrt(_dot(vector, vector)), 1e-9)[..., None]
 
 
 def positions(depth: Array, camera: Camera) -> Array:
@@ -238,7 +231,7 @@ def shade(maps: Maps, camera: Camera, light: Light, shadows: ShadowMap, backgrou
     points = positions(maps.depth, camera)[seen]
     view = unit(camera.position.astype(np.float32) - points)
     # Backs that face the camera (strands, the inside of a sleeve) are lit like fronts.
-    n = np.where((_dot(n, view) < -0.05)[:, None], -n, n)
+    n = np.where((dot(n, view) < -0.05)[:, None], -n, n)
     skin, hair, eye = material <= SKIN_MAX, material == HAIR, material == EYE
 
     lit = np.ones(seen.shape, np.float32)
@@ -292,7 +285,7 @@ def _shine(
     for code, value in ((EYE, 1.0), (WET, 0.55), (CLOTH, 0.04), (FRAME, 0.8)):
         gloss[material == code] = value
     eye, hair = material == EYE, material == HAIR
-    facing = np.clip(_dot(n, view), 0, 1)
+    facing = np.clip(dot(n, view), 0, 1)
     edge = 0.35 * gloss * (1 - facing) ** 5
     shine = np.zeros_like(n)
     if hair.any():
@@ -310,7 +303,7 @@ def _shine(
     ):
         direction, lamp_color = direction.astype(np.float32), lamp_color.astype(np.float32)
         half = unit(view + direction)
-        c = np.clip(_dot(n, half), 0, 1)
+        c = np.clip(dot(n, half), 0, 1)
         lamp = np.clip(6 * (n @ direction) + 0.6, 0, 1)
         c8 = ((c * c) ** 2) ** 2
         c40 = ((c8 * c8) ** 2) * c8
@@ -319,7 +312,7 @@ def _shine(
         s[hair] = 0
         shine += (s * amount * lamp)[:, None] * lamp_color
         if hair.any():
-            along = _dot(strand, half[hair])
+            along = dot(strand, half[hair])
             sheen = np.clip(1 - along * along, 0, 1) ** 4
             glow = 0.016 * sheen[:, None] + (0.55 * sheen**6)[:, None] * (0.06 + tone)
             reached = amount[hair] * np.clip(2 * (nh @ direction) + 0.3, 0, 1)

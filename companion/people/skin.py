@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.colors import stream
-from companion.people.head import HeadModel, load_head_model, vertex_normals
+from companion.people.head import HeadModel, load_head_model
+from companion.people.mesh import vertex_normals
 from companion.people.scalp import paint_scalp, smoothstep, spherical
 
 Array = np.ndarray
@@ -181,7 +182,7 @@ def _strokes(
     return out
 
 
-def _brow_strokes(person: Person, shape: tuple[int, int], rng: np.random.Generator) -> Array:
+def _brow_strokes(person: Appearance, shape: tuple[int, int], rng: np.random.Generator) -> Array:
     """(H, W) coverage by the hairs of both brows."""
     marks, brow = load_head_model().landmarks, person.brows
     count = int(150 * (0.6 + 0.5 * brow.strength))
@@ -210,7 +211,7 @@ def _brow_strokes(person: Person, shape: tuple[int, int], rng: np.random.Generat
     return _strokes(shape, both, np.concatenate(widths))
 
 
-def _brow_line(person: Person, t: Array) -> Array:
+def _brow_line(person: Appearance, t: Array) -> Array:
     """Height of a brow's middle over the eyes (metres) along its length, 0 inner to 1 outer."""
     brow = person.brows
     return (
@@ -229,7 +230,7 @@ def _line(x: Array, z: Array, rng: np.random.Generator, tremor: float = 0.0005) 
     return _texels(np.interp(t, at, x) + 0.3 * tremor * wave, np.interp(t, at, z) + tremor * wave)
 
 
-def _age_lines(person: Person, shape: tuple[int, int], rng: np.random.Generator) -> Array:
+def _age_lines(person: Appearance, shape: tuple[int, int], rng: np.random.Generator) -> Array:
     """(H, W) depth of the face's lines, 0..1: soft, broken, deeper with age."""
     from scipy.ndimage import gaussian_filter
 
@@ -345,7 +346,7 @@ def _beard_area(beard: str) -> Array:
     return (weight * (1 - smoothstep(m.lips, 0.15, 0.5))).astype(np.float32)
 
 
-def beard_color(person: Person) -> Array:
+def beard_color(person: Appearance) -> Array:
     """(3,) colour of beard and brows, 0..1: the hair's, a little darker, grey hair's a mixture."""
     dark = {"blond": 0.72, "white": 0.95, "gray": 0.85}.get(person.hair.color_name, 0.9)
     return np.asarray(person.hair.natural) * dark
@@ -368,7 +369,7 @@ def _beard_strokes(weight: Array, count: int, length: float, rng: np.random.Gene
     return _strokes(weight.shape, list(np.stack([start, end], 1)), rng.uniform(0.35, 0.6, count))
 
 
-def paint_face(person: Person) -> Complexion:
+def paint_face(person: Appearance) -> Complexion:
     """The head's island with a neutral expression."""
     from scipy.ndimage import gaussian_filter
 

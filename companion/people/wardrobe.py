@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from companion.people.colors import Color, stream
-from companion.people.head import load_head_model, vertex_normals
-from companion.people.mesh import Mesh
+from companion.people.head import load_head_model
+from companion.people.mesh import Mesh, grid_mesh, vertex_normals
 from companion.people.outfit import CLOTHES, Clothes
 from fusionlib.errors import FusionError
 
@@ -31,16 +31,6 @@ NECK = np.array([0.0, -0.030, 0.600])
 _PHI = np.arange(-180, 180, 5.0)
 _UP = np.arange(-60, 41, 4.0)
 _BODY_FROM = 0.28  # metres: nothing below is in a picture, not even of several people
-
-
-@dataclass(frozen=True)
-class Cloth:
-    """A piece of clothing: a mesh, and a picture on it where `uv` (V, 2) is given."""
-
-    mesh: Mesh
-    normals: Array
-    uv: Array | None = None
-    texture: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -158,19 +148,6 @@ def _neck(points: Array) -> _Neck:
     return _Neck(centre, reach)
 
 
-def _grid(points: Array, colors: Array, closed: bool = False) -> Cloth:
-    """A sheet from (R, C, 3) points; `closed` joins the last column to the first."""
-    rows, columns = points.shape[:2]
-    r, c = np.meshgrid(np.arange(rows - 1), np.arange(columns - (not closed)), indexing="ij")
-    a, b = r * columns + c, r * columns + (c + 1) % columns
-    quads = [np.stack([a, b, b + columns], -1), np.stack([a, b + columns, a + columns], -1)]
-    faces = np.concatenate([q.reshape(-1, 3) for q in quads])
-    flat = points.reshape(-1, 3)
-    shade = np.broadcast_to(colors, points.shape).reshape(-1, 3)
-    mesh = Mesh(flat, faces, np.clip(shade, 0, 1))
-    return Cloth(mesh, vertex_normals(flat, faces))
-
-
 def _roll(
     neck: _Neck,
     color: Array,
@@ -181,7 +158,7 @@ def _roll(
     around: tuple[float, float] = (-180, 180),
     rough: float = 0.0,
     seed: int = 0,
-) -> Cloth:
+) -> Mesh:
     """A roll round the neck: `height` in degrees, `lift` metres thick, ends tucked in."""
     closed = around == (-180, 180)
     phi = np.linspace(*around, 97)[: -1 if closed else None]
@@ -192,7 +169,7 @@ def _roll(
     points = neck.at(
         phi[None] + 0 * turn, up + height / 2 * np.sin(turn), thick * np.cos(turn) - 0.002
     )
-    return _grid(points, color, closed)
+    return grid_mesh(points, color, closed)
 
 
 def _stand(
@@ -203,7 +180,7 @@ def _stand(
     high: tuple[float, float],
     lift: float,
     open_at: float = 0.0,
-) -> Cloth:
+) -> Mesh:
     """An upright collar `lift` metres off the neck and folded in at the top.
 
     `low` and `high` are its edges in degrees `up`, in front and at the nape.
@@ -221,10 +198,10 @@ def _stand(
         for t, f in profile
     ]
     tone = np.array([0.9, 1.0, 1.0, 1.0, 0.95, 0.6, 0.45])[:, None, None]
-    return _grid(np.stack(rows), tone * np.asarray(color), closed)
+    return grid_mesh(np.stack(rows), tone * np.asarray(color), closed)
 
 
-def _collar(neck: _Neck, color: Array, point: float = 24.0, open_at: float = 7.0) -> Cloth:
+def _collar(neck: _Neck, color: Array, point: float = 24.0, open_at: float = 7.0) -> Mesh:
     """A folded collar with two points in front, `point` degrees long."""
     phi = np.linspace(open_at, 360 - open_at, 91)
     front = np.minimum(phi, 360 - phi)
@@ -237,27 +214,31 @@ def _collar(neck: _Neck, color: Array, point: float = 24.0, open_at: float = 7.0
         base = -16 + rise if k < 2 else low
         rows.append(neck.at(phi, base + (high - base) * t, lift))
     tone = np.array([0.72, 0.8, 1.0, 1.0, 1.0, 0.94])[:, None, None]
-    return _grid(np.stack(rows), tone * np.asarray(color))
+    return grid_mesh(np.stack(rows), tone * np.asarray(color))
 
 
-def _tie(neck: _Neck, color: Array, stripe: Array) -> Cloth:
+def _tie(neck: _Neck, color: Array, stripe: Array) -> Mesh:
     up = np.linspace(-4, -58, 15)[:, None]
     half = np.interp(up, [-58, -22, -18, -4], [13, 7, 6, 9])
     across = np.linspace(-1, 1, 7)[None]
     lift = 0.008 + 0.004 * (1 - across**2) + 0.003 * (up > -20)
     points = neck.at(across * half, up + 0 * across, lift)
     band = (np.sin(0.55 * up + 2.2 * across) > 0.75)[..., None]
-    return _grid(points, np.where(band, stripe, color) * np.where(up > -20, 0.88, 1.0)[..., None])
+    return grid_mesh(
+        points, np.where(band, stripe, color) * np.where(up > -20, 0.88, 1.0)[..., None]
+    )
 
 
-def _bow(neck: _Neck, color: Array) -> Cloth:
+def _bow(neck: _Neck, color: Array) -> Mesh:
     across = np.linspace(-1, 1, 21)[None]
     tall = (3.5 + 9 * np.abs(across) ** 0.8) * np.linspace(-1, 1, 7)[:, None]
     points = neck.at(26 * across + 0 * tall, -14 + tall, 0.010 + 0.004 * np.sin(9 * across))
-    return _grid(points, np.asarray(color) * np.where(np.abs(across) < 0.16, 0.75, 1.0)[..., None])
+    return grid_mesh(
+        points, np.asarray(color) * np.where(np.abs(across) < 0.16, 0.75, 1.0)[..., None]
+    )
 
 
-def _tube(path: Array, radius: float, color: Sequence[float]) -> Cloth:
+def _tube(path: Array, radius: float, color: Sequence[float]) -> Mesh:
     along = np.gradient(path, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     side = np.cross(along, [0.0, 0.3, 1.0])
@@ -265,10 +246,10 @@ def _tube(path: Array, radius: float, color: Sequence[float]) -> Cloth:
     other = np.cross(along, side)
     turn = np.linspace(0, 2 * np.pi, 9)[:-1]
     ring = np.cos(turn)[:, None, None] * side + np.sin(turn)[:, None, None] * other
-    return _grid(np.swapaxes(path + radius * ring, 0, 1), np.asarray(color), True)
+    return grid_mesh(np.swapaxes(path + radius * ring, 0, 1), np.asarray(color), True)
 
 
-def _stethoscope(neck: _Neck) -> Cloth:
+def _stethoscope(neck: _Neck) -> Mesh:
     phi = np.array([28, 30, 38, 60, 100, 140, 180, 220, 260, 300, 322, 330, 332.0])
     up = np.array([-58, -46, -34, -20, -8, -4, -3, -4, -8, -20, -34, -46, -58.0])
     t, fine = np.linspace(0, 1, len(phi)), np.linspace(0, 1, 70)
@@ -276,17 +257,17 @@ def _stethoscope(neck: _Neck) -> Cloth:
     return _tube(path, 0.0042, (0.10, 0.11, 0.13))
 
 
-def _space_ring(neck: _Neck, color: Array) -> dict[str, Cloth]:
+def _space_ring(neck: _Neck, color: Array) -> dict[str, Mesh]:
     """The ring that a helmet locks into: a level hoop, wide of the neck."""
     turn, tube = np.radians(np.arange(0, 360, 5.0)), np.linspace(0, 2 * np.pi, 13)
     middle = neck.centre + [0, 0.004, -0.004]
 
-    def hoop(radius: float, width: float, tall: float, lift: float, tone: Array) -> Cloth:
+    def hoop(radius: float, width: float, tall: float, lift: float, tone: Array) -> Mesh:
         r = radius + width * np.cos(tube)[:, None]
         z = lift + tall * np.sin(tube)[:, None] + 0 * turn
         tilt = 0.22 * r * np.cos(turn) * -1
         points = np.stack([1.08 * r * np.sin(turn), -r * np.cos(turn), z + tilt], -1)
-        return _grid(middle + points, tone, True)
+        return grid_mesh(middle + points, tone, True)
 
     steel = np.array([0.60, 0.63, 0.67])
     return {
@@ -564,7 +545,7 @@ def _hem(clothes: Clothes, phi: Array) -> Array:
     return crew + 4
 
 
-def dress(clothes: Clothes, points: Array) -> dict[str, Cloth]:
+def dress(clothes: Clothes, points: Array) -> dict[str, Mesh]:
     """Put clothes on a body.
 
     Args:
@@ -586,15 +567,15 @@ def dress(clothes: Clothes, points: Array) -> dict[str, Cloth]:
     thick = _THICK.get(clothes.kind, 0.008)
     inside = np.radians(_hem(clothes, body.phi) - body.up) * reach
     offset = np.clip(0.9 * inside, -0.006, thick)
-    # Cloth hangs from the shoulders and does not follow the body into each hollow.
+    # Mesh hangs from the shoulders and does not follow the body into each hollow.
     placed = base + offset[:, None] * normals
     uv = np.stack([(body.place[:, 0] - X0) / (X1 - X0), (body.place[:, 2] - Z0) / (Z1 - Z0)], 1)
-    mesh = Mesh(placed, body.faces, np.tile(np.asarray(clothes.color), (len(placed), 1)))
-    garment = Cloth(mesh, vertex_normals(placed, body.faces), uv, paint_cloth(clothes))
+    colors, normals = np.tile(clothes.color, (len(placed), 1)), vertex_normals(placed, body.faces)
+    garment = Mesh(placed, body.faces, colors, normals, uv, paint_cloth(clothes))
     return {"garment": garment, **_trim(clothes, _neck(points), thick)}
 
 
-def _trim(c: Clothes, neck: _Neck, thick: float) -> dict[str, Cloth]:
+def _trim(c: Clothes, neck: _Neck, thick: float) -> dict[str, Mesh]:
     """What stands off the garment at the neck."""
     color, accent, white = np.asarray(c.color), np.asarray(c.accent), np.array([0.93, 0.93, 0.95])
     phi = np.linspace(-180, 180, 97)[:-1]
@@ -650,8 +631,10 @@ def _trim(c: Clothes, neck: _Neck, thick: float) -> dict[str, Cloth]:
     return {}
 
 
-def _bow_low(neck: _Neck, color: Array) -> Cloth:
+def _bow_low(neck: _Neck, color: Array) -> Mesh:
     across = np.linspace(-1, 1, 15)[None]
     up = np.linspace(-38, -60, 7)[:, None]
     half = np.interp(up, [-60, -46, -38], [12, 7, 10])
-    return _grid(neck.at(across * half, up + 0 * across, 0.012 + 0.004 * (1 - across**2)), color)
+    return grid_mesh(
+        neck.at(across * half, up + 0 * across, 0.012 + 0.004 * (1 - across**2)), color
+    )
