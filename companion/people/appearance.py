@@ -1,8 +1,8 @@
-"""Who a person is: sampled from integers alone.
+"""What a person looks like, sampled from integers alone.
 
-`sample_person(seed, index)` fixes everything that belongs to the identity (shape of the face,
-skin, eyes, hair, brows, beard, glasses) and depends on nothing but its arguments, so any picture
-of the data set can be made again by itself.
+`sample_person(seed, index)` fixes everything that is the same in all pictures of a person: the
+shape of the face, skin, eyes, hair, brows, beard and glasses. It depends on nothing but its
+arguments, so any picture of the data set can be made again by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EYE_COLORS: dict[str, Color] = {
     "green": (0.30, 0.48, 0.28),
     "gray": (0.48, 0.55, 0.58),
 }
-# Human skin runs from very light to very dark along nearly one line in colour space.
+# Human skin colours, from very light to very dark, lie close to one line in colour space.
 _SKIN_STEPS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
 _SKIN_RGB = np.array(
     [
@@ -32,10 +32,10 @@ _SKIN_RGB = np.array(
         (0.31, 0.20, 0.145),
     ]
 )
-# Parameters (the part before "-incr" and the like) that shape the face, with their spread.
-# The two sides of the face share a value, up to a small asymmetry. The package's 1 is a sculptor's
-# limit, not a person's: what reads as a caricature (turned-up noses, long chins, tiny mouths) is
-# kept small, what tells faces apart and stays human is let free.
+# Standard deviations of the parameters of `anny` that shape the face. Both sides of the face share
+# a value, up to a small asymmetry. In `anny`, 1 is the limit of the model, not of human faces:
+# parameters that soon look like a caricature (turned-up noses, long chins, tiny mouths) vary
+# little, and those that distinguish faces and stay natural vary more.
 SHAPE_SPREAD: dict[str, float] = {
     "cheek-trans-up": 0.50,
     "cheek-volume-incr": 0.62,
@@ -127,11 +127,10 @@ SHAPE_SPREAD: dict[str, float] = {
     "nose-compression-uncompress": 0.22,
     "nose-volume-incr": 0.34,
 }
-# Within a part of the face several parameters pull together: their joint length, in spreads, is
-# at most this times the square root of their number.
+# Several parameters of one part of the face add up, so the norm of their standard scores is at most
+# this times the square root of their number.
 _PART_BOUND = 1.12
-# Where the mean differs from the package's zero: eyes look less tired. And what tells the genders
-# apart beyond the phenotype: a shift of the mean.
+# Means that differ from zero, so that eyes look less tired and mouths less stern.
 SHAPE_MEAN = {
     "eye-scale-incr": 0.20,
     "eye-height1-incr": 0.15,
@@ -140,6 +139,7 @@ SHAPE_MEAN = {
     "mouth-angles-up": 0.25,
     "mouth-scale-horiz-incr": 0.12,
 }
+# Shifts of the mean for women, beyond what the phenotype `gender` does.
 FEMININE_SHIFT = {
     "chin-width-incr": -0.3,
     "chin-bones-incr": -0.3,
@@ -159,7 +159,16 @@ _SIDED = ("cheek-", "ear-", "eye-")
 
 @dataclass(frozen=True)
 class Brows:
-    """Eyebrows: half thickness and lengths in metres, angle as a slope, darkness in [0, 1]."""
+    """Shape of a person's eyebrows.
+
+    Attributes:
+        thickness: Half thickness in metres.
+        height: Offset upwards in metres.
+        length: Factor on the usual length.
+        slope: Slope along the brow, positive upwards to the temple.
+        arch: Strength of the arch in 0..1.
+        strength: Density in 0..1.
+    """
 
     thickness: float
     height: float
@@ -171,7 +180,28 @@ class Brows:
 
 @dataclass(frozen=True)
 class Appearance:
-    """One synthetic identity. Lengths in metres, colours in linear 0..1 sRGB."""
+    """What one synthetic person looks like, the same in all their pictures.
+
+    Attributes:
+        index: Number of the person in the data set.
+        seed: Seed of the data set.
+        gender: `woman` or `man`.
+        age: Age in years.
+        phenotypes: Parameters of the whole body in `anny`, 0..1.
+        shape: Parameters of the face's shape in `anny`, -1..1.
+        skin: Colour of the skin, 0..1.
+        lips: Colour of the lips.
+        eye_name: Colour of the eyes in words, one of `EYE_COLORS`.
+        eye: Colour of the eyes.
+        hair: Hair of the head.
+        brows: Eyebrows.
+        beard: Kind of beard, or `none`.
+        glasses: Kind of glasses, or `none`.
+        glasses_color: Colour of the frame.
+        freckles: Density of freckles in 0..1.
+        blush: Redness of the cheeks in 0..1.
+        moles: Places of moles, metres to the person's left and above the eyes.
+    """
 
     index: int
     seed: int
@@ -194,12 +224,12 @@ class Appearance:
 
     @property
     def age_word(self) -> str:
-        """`young` below 35, `old` from 60 on, `middle-aged` between."""
+        """Return `young` (below 35), `middle-aged` or `old` (from 60)."""
         return "young" if self.age < 35 else "old" if self.age >= 60 else "middle-aged"
 
 
 def skin_color(tone: float) -> Color:
-    """Skin colour for a tone from 0 (very light) to 1 (very dark)."""
+    """Return the skin colour of a tone from 0 (very light) to 1 (very dark)."""
     r, g, b = (float(np.interp(tone, _SKIN_STEPS, _SKIN_RGB[:, i])) for i in range(3))
     return r, g, b
 
@@ -226,15 +256,11 @@ def _sample_shape(rng: np.random.Generator, gender: str) -> dict[str, float]:
 
 
 def sample_person(seed: int, index: int) -> Appearance:
-    """Sample the identity number `index` of the data set with this `seed`.
+    """Sample the appearance of one person in a data set.
 
     Args:
         seed: Seed of the data set, >= 0.
-        index: Number of the person, >= 0. The same pair always gives the same person.
-
-    Returns:
-        The person: about 100 face-shape parameters in [-1, 1] and everything that stays the
-        same in all their pictures.
+        index: Number of the person, >= 0. The same pair always gives the same appearance.
     """
     rng = stream("person", seed, index)
     gender = "woman" if rng.random() < 0.5 else "man"
