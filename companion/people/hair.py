@@ -1,8 +1,8 @@
 """Hair as a mesh: many thin locks that grow from the scalp, over a dark shell.
 
-A lock is a ribbon. It starts at its root, follows the direction in which the style is combed
-along the skull, gives way to gravity, and keeps clear of skull, ears, neck and face; curls,
-clumps, cuts and a little disorder are added to its path. All locks grow at once, as arrays.
+A lock is a ribbon. It starts at its root, follows the style's combing direction along the skull,
+then hangs, and stays clear of skull, ears, neck and face. Curls, clumps, cuts and a little disorder
+are added to its path. All locks grow at once, as arrays.
 """
 
 from __future__ import annotations
@@ -34,16 +34,29 @@ Array = np.ndarray
 
 _DOWN = np.array([0.0, 0.0, -1.0], np.float32)
 _CENTRE = HEAD_CENTRE.astype(np.float32)
-_WHORL = np.array([0.10, 0.52, 0.85], np.float32)  # from here hair radiates, a little to a side
+_WHORL = np.array([0.10, 0.52, 0.85], np.float32)  # the hair radiates from here
 
 
 @dataclass(frozen=True)
 class _Growth:
-    """How a style grows. Lengths in metres at the top, the sides and the back.
+    """How the locks of a style grow. Lengths are in metres.
 
-    `thick`: height of the uppermost locks over the skull. `gravity`: length after which a lock
-    hangs. `lift`: how steeply it leaves the skull. `mess`: disorder in radians. `wave`,
-    `wavelength`: size of its curls. `coil`: helix rather than wave.
+    Attributes:
+        top: Length of the locks at the top.
+        side: Length at the sides.
+        back: Length at the back.
+        comb: Name of the combing direction (see `_combing`).
+        thick: Height of the uppermost locks above the skull.
+        gravity: Length after which a lock hangs.
+        lift: Steepness with which it leaves the skull.
+        mess: Disorder of the directions in radians.
+        wave: Amplitude of the curls.
+        wavelength: Length of a curl.
+        coil: Whether curls are helices rather than waves.
+        count: Number of locks.
+        steps: Number of steps along a lock.
+        width: Width of a lock.
+        clump: Strength with which neighbours stick together, 0..1.
     """
 
     top: float
@@ -104,7 +117,7 @@ _GROWTH: dict[str, _Growth] = {
 
 
 def _grid_faces(rows: int, columns: int, keep: Array) -> Array:
-    """Triangles of a grid that is periodic in its columns, where all corners are kept."""
+    """Return the triangles of a grid with periodic columns, where all four corners are kept."""
     r, c = np.meshgrid(np.arange(rows - 1), np.arange(columns), indexing="ij")
     a, b = r * columns + c, r * columns + (c + 1) % columns
     d, e = a + columns, b + columns
@@ -114,7 +127,7 @@ def _grid_faces(rows: int, columns: int, keep: Array) -> Array:
 
 
 def _bumps(points: Array, wavelength: float, rng: np.random.Generator, waves: int = 14) -> Array:
-    """Smooth pseudo-random field over points, about -1..1."""
+    """Return a smooth random field over points, about -1..1."""
     k = rng.normal(0.0, 1.0, (waves, 3))
     k *= 2 * np.pi / wavelength / np.linalg.norm(k, axis=1, keepdims=True)
     phase = rng.uniform(0, 2 * np.pi, waves)
@@ -123,7 +136,7 @@ def _bumps(points: Array, wavelength: float, rng: np.random.Generator, waves: in
 
 @functools.lru_cache(maxsize=2)
 def _roots(count: int) -> tuple[Array, Array, Array]:
-    """Evenly spread directions over the upper head: unit vectors, longitudes, polar angles."""
+    """Return even directions over the upper head: unit vectors, longitudes, polar angles."""
     index = np.arange(count) + 0.5
     z = 1 - index / count * (1 - np.cos(np.radians(140.0)))
     phi = np.pi * (1 + 5**0.5) * index
@@ -135,15 +148,15 @@ def _roots(count: int) -> tuple[Array, Array, Array]:
 
 @dataclass(frozen=True)
 class _Locks:
-    """Growing locks, arrays over the N of them: where they start and what they are like."""
+    """Roots and properties of N locks."""
 
     direction: Array  # (N, 3)
     longitude: Array  # signed degrees
     polar: Array
     margin: Array  # degrees inside the hairline
-    side: Array  # +1 or -1: to which side of the parting it is combed
+    side: Array  # +1 or -1, the side of the parting
     length: Array  # metres
-    height: Array  # over the skull, metres
+    height: Array  # metres above the skull
     fringe: Array  # bool
 
 
@@ -162,7 +175,7 @@ def _sow(person: Appearance, growth: _Growth, rng: np.random.Generator) -> _Lock
         keep = rng.permutation(keep)[: growth.count]
     d, longitude, polar, margin = d[keep], longitude[keep], polar[keep], margin[keep]
     n = len(d)
-    # A side parting is at the side.
+    # A side parting stays away from the middle.
     part = 0.30 * hair.parting
     if hair.style == "side part":
         part = (0.25 + 0.15 * abs(hair.parting)) * (1.0 if hair.parting > 0 else -1.0)
@@ -180,9 +193,9 @@ def _sow(person: Appearance, growth: _Growth, rng: np.random.Generator) -> _Lock
     if growth.comb not in ("tie", "plaits", "back"):
         length = np.minimum(length, 0.010 + 0.5 * smoothstep(margin, -1.0, 7.0) ** 2)
 
-    # Upper roots lie over lower ones.
+    # Locks from higher roots lie above those from lower ones.
     layer = 0.35 + 0.45 * smoothstep(polar, 110, 15) + 0.35 * rng.random(n)
-    if growth.comb == "afro":  # only what is near its surface is seen
+    if growth.comb == "afro":  # only locks near its surface are seen
         layer = 0.72 + 0.40 * rng.random(n)
     thick = growth.thick * (0.55 + 0.45 * hair.volume)
     height = thick * layer * (0.25 + 0.75 * smoothstep(margin, 0, 16))
@@ -195,7 +208,7 @@ def _sow(person: Appearance, growth: _Growth, rng: np.random.Generator) -> _Lock
 
 
 def _tie_point(hair: Hair) -> Array:
-    """Where tied hair comes together (unit direction from the head's centre)."""
+    """Return where tied hair comes together, a unit direction from the head's centre."""
     if hair.style == "bun":  # on top of the head or at its back
         polar, longitude = (38.0, 172.0) if hair.length > 0.45 else (92.0, 178.0)
     else:
@@ -204,7 +217,7 @@ def _tie_point(hair: Hair) -> Array:
 
 
 def _combing(hair: Hair, growth: _Growth, locks: _Locks) -> Callable[[Array], Array]:
-    """A function of (N, 3) unit directions that says where the comb pulls there."""
+    """Return a function from (N, 3) unit directions to the combing directions there."""
     side = locks.side
     n = len(side)
     radial = lambda u: u - _WHORL * [np.sign(hair.parting) or 1.0, 1, 1]  # noqa: E731
@@ -255,9 +268,9 @@ def _combing(hair: Hair, growth: _Growth, locks: _Locks) -> Callable[[Array], Ar
 def _keep_clear(
     u: Array, r: Array, least: Array, locks: _Locks, over_ears: bool, settling: float
 ) -> Array:
-    """Points in directions `u` at distances `r`, moved out of skull, ears, neck and face.
+    """Return points in directions `u` at distances `r`, moved out of skull, ears, neck and face.
 
-    On the upper head what stands off the hair below (N,) `least` settles by that share.
+    On the upper head, a share `settling` of the distance above (N,) `least` is removed.
     """
     above = np.maximum(r - least, 0)
     settle = smoothstep(u[:, 2], -0.1, 0.35) * settling
@@ -270,7 +283,7 @@ def _keep_clear(
     push = np.maximum(need - distance, 0) / distance
     p[:, :2] += axis * push[:, None]
     if over_ears:
-        # In front of the ears hair stays beside the face.
+        # In front of the ears, hair stays beside the face.
         lower = smoothstep(p[:, 2], 0.800, 0.745)
         jaw = np.interp(p[:, 2], [0.60, 0.66, 0.73, 0.80], [0.056, 0.064, 0.072, 0.062])
         front = smoothstep(p[:, 1], -0.045, -0.075)
@@ -280,7 +293,7 @@ def _keep_clear(
 
 
 def _ear_bump(u: Array) -> Array:
-    """(N,) metres by which ears stand out of the skull in unit directions."""
+    """Return the metres by which ears stand out from the skull in unit directions."""
     centre = direction(np.array(100.0), np.array(102.0)).astype(np.float32)
     mirrored = np.stack([np.abs(u[:, 0]), u[:, 1], u[:, 2]], 1)
     return 0.015 * smoothstep(mirrored @ centre, 0.90, 0.99)
@@ -289,11 +302,11 @@ def _ear_bump(u: Array) -> Array:
 def _grow(
     hair: Hair, growth: _Growth, head: Skull, locks: _Locks, rng: np.random.Generator
 ) -> Array:
-    """(N, K + 1, 3) paths of the locks from root to tip, metres."""
+    """Return the (N, K + 1, 3) paths of the locks from root to tip, in metres."""
     n, steps = len(locks.side), growth.steps
     comb = _combing(hair, growth, locks)
     over_ears = covers_ears(hair)
-    # The short hairs of the hairline grow every which way.
+    # Short hairs at the hairline grow in all directions.
     mess = growth.mess + 0.45 * smoothstep(locks.margin, 4.0, -1.0)
     twist = (mess * rng.standard_normal(n)).astype(np.float32)
     cos, sin = np.cos(twist)[:, None], np.sin(twist)[:, None]
@@ -305,13 +318,13 @@ def _grow(
     step = (locks.length / steps)[:, None]
     path = np.empty((n, steps + 1, 3), np.float32)
     path[:, 0] = p
-    reach = 0.065 if growth.comb == "quiff" else 0.04  # metres along which it leaves the skull
+    reach = 0.065 if growth.comb == "quiff" else 0.04  # metres along which a lock rises
     hold = growth.comb in ("tie", "plaits")
     settling = 0.0 if growth.comb == "afro" else 0.75 * max(0.0, 1 - 0.75 * growth.lift)
     u, r, radius = head.reach(p)
     for k in range(steps):
         c = comb(u).astype(np.float32)
-        if hold:  # straight to the knot, but for a fringe
+        if hold:  # straight to the knot, except a fringe
             aim = unit(u + c * ~locks.fringe[:, None] / (steps - k))
             tied = head.surface(aim, locks.height * min(1.0, (k + 1) / 3)).astype(np.float32)
         c = unit(c - dot(c, u)[:, None] * u)
@@ -325,7 +338,7 @@ def _grow(
         move = c * (1 - hang)[:, None] + _DOWN * hang[:, None]
         rise = 1.0 if growth.comb == "afro" else np.clip(1 - s * locks.length / reach, 0, 1)
         move = move + (lift * rise)[:, None] * u
-        # Against the skull only what does not go into it is left of a move.
+        # Near the skull, the part of a move that would enter it is removed.
         height = locks.height * min(1.0, 0.15 + 2.2 * (k + 1) / steps * max(1.0, steps / 8))
         least = radius + height
         if over_ears:
@@ -339,14 +352,14 @@ def _grow(
         if hold:
             p = np.where(locks.fringe[:, None], p, tied)
             u, r, radius = head.reach(p)
-        else:  # mostly moved along u
+        else:  # the point moved mostly along u
             r = np.maximum(r, least)
         path[:, k + 1] = p
     return path
 
 
 def _cut(path: Array, height: Array) -> Array:
-    """End the paths where they first fall below (N,) z; they keep their number of points."""
+    """End paths where they first fall below (N,) heights; the number of points stays."""
     n, points, _ = path.shape
     below = path[:, :, 2] < height[:, None]
     below[:, 0] = False
@@ -366,7 +379,7 @@ def _cut(path: Array, height: Array) -> Array:
 
 
 def _refined(path: Array, factor: int) -> Array:
-    """The same (N, K, 3) paths with `factor` times as many steps."""
+    """Return the same (N, K, 3) paths with `factor` times as many steps."""
     t = np.arange((path.shape[1] - 1) * factor + 1) / factor
     low = np.minimum(t.astype(int), path.shape[1] - 2)
     part = (t - low)[None, :, None].astype(np.float32)
@@ -374,7 +387,7 @@ def _refined(path: Array, factor: int) -> Array:
 
 
 def _frames(path: Array) -> tuple[Array, Array, Array]:
-    """Tangents, outward normals and the directions across, (N, K, 3) each."""
+    """Return the tangents, outward normals and directions across of paths, each (N, K, 3)."""
     tangent = np.empty_like(path)
     tangent[:, 1:-1] = path[:, 2:] - path[:, :-2]
     tangent[:, 0], tangent[:, -1] = path[:, 1] - path[:, 0], path[:, -1] - path[:, -2]
@@ -387,7 +400,7 @@ def _frames(path: Array) -> tuple[Array, Array, Array]:
 
 
 def _curl(hair: Hair, growth: _Growth, path: Array, rng: np.random.Generator) -> Array:
-    """Wind waves or coils round the paths."""
+    """Add waves or coils to the paths."""
     if not growth.wave:
         return path
     n = len(path)
@@ -409,7 +422,7 @@ def _curl(hair: Hair, growth: _Growth, path: Array, rng: np.random.Generator) ->
 
 
 def _clump(path: Array, strength: float, locks: _Locks, rng: np.random.Generator) -> Array:
-    """Draw the tips of neighbours together, as hair does."""
+    """Pull the tips of neighbouring locks together."""
     if not strength:
         return path
     from scipy.spatial import cKDTree
@@ -423,7 +436,7 @@ def _clump(path: Array, strength: float, locks: _Locks, rng: np.random.Generator
 
 
 def _tones(hair: Hair, n: int, rng: np.random.Generator) -> Array:
-    """(N, 3) colours of single locks: darker and lighter ones, gray ones among them."""
+    """Return (N, 3) colours of single locks: some darker, some lighter, some gray."""
     base = np.asarray(hair.color)
     tone = np.exp((0.09 + 0.11 * hair.highlights) * rng.standard_normal(n))[:, None]
     warm = 1 + 0.05 * rng.standard_normal((n, 1)) * np.array([1.0, 0.0, -1.0])
@@ -441,9 +454,14 @@ def _tones(hair: Hair, n: int, rng: np.random.Generator) -> Array:
 def _ribbons(
     path: Array, width: Array, colors: Array, rng: np.random.Generator, roll: float = 0.25
 ) -> Mesh:
-    """Strips along (N, K, 3) paths, pointed at the tip and shaded as if round.
+    """Return strips along (N, K, 3) paths, with normals as if they were round.
 
-    `width`: (N, K) metres; `colors`: (N, K, 3); `roll`: spread of the turn about the path, radians.
+    Args:
+        path: (N, K, 3) points from root to tip.
+        width: (N, K) widths in metres.
+        colors: (N, K, 3) colours in 0..1.
+        rng: Random generator.
+        roll: Standard deviation of a strip's turn about its path in radians.
     """
     n, points, _ = path.shape
     _, normal, across = _frames(path)
@@ -468,7 +486,7 @@ def _ribbons(
 def _shell(
     person: Appearance, head: Skull, growth: _Growth, rng: np.random.Generator, under: str
 ) -> Mesh:
-    """The dark ground under the locks; it sinks into the skin before the hairline."""
+    """Return the dark surface under the locks, which sinks into the skin at the hairline."""
     hair = person.hair
     columns = COLUMNS
     polar = np.maximum(np.arange(ROWS) * (MAX_POLAR / (ROWS - 1)), 0.5)[:, None]
@@ -494,7 +512,7 @@ def _shell(
 
 
 def _open(path: Array) -> Array:
-    """(N, K) how much light reaches the points: little behind the face and next to the neck."""
+    """Return (N, K) shares of light at the points; it is dark behind the face, at the neck."""
     y, z = path[..., 1], path[..., 2]
     below = smoothstep(z, 0.72, 0.66)
     behind = smoothstep(y, -0.075, -0.015)
@@ -502,29 +520,27 @@ def _open(path: Array) -> Array:
 
 
 def _press(path: Array, head: Skull, kind: str) -> Array:
-    """Lay (N, K, 3) paths close to the skull where headwear covers them."""
+    """Press (N, K, 3) paths to the skull where headwear covers them."""
     flat = path.reshape(-1, 3)
     u, r, radius = head.reach(flat)
     longitude = np.degrees(np.arctan2(u[:, 0], -u[:, 1]))
     polar = np.degrees(np.arccos(np.clip(u[:, 2], -1, 1)))
     room = hair_room(kind, longitude, polar)
-    lower = smoothstep(polar, 135, 120)  # what hangs below the head is free
+    lower = smoothstep(polar, 135, 120)  # hair below the head hangs free
     r = np.where(lower > 0, np.minimum(r, radius + room + 0.1 * (1 - lower)), r)
     return (_CENTRE + u * r[:, None]).reshape(path.shape).astype(np.float32)
 
 
 def hair_mesh(person: Appearance, vertices: Array, under: str = "none") -> Mesh | None:
-    """The person's hair over a head with these vertices, or None for a bald head.
+    """Return a person's hair, or None if none is to be seen.
 
     Args:
-        person: Whose hair.
-        vertices: (V, 3) vertices of the head model, metres.
-        under: The headwear that presses the hair down, one of `headwear.HEADWEAR` or `none`.
+        person: Person whose hair it is.
+        vertices: (V, 3) vertices of the head model in metres.
+        under: Headwear that presses the hair down, one of `outfit.HEADWEAR`.
     """
     hair = person.hair
-    if hair.style == "bald":
-        return None
-    if under == "headscarf":
+    if hair.style == "bald" or under == "headscarf":
         return None
     growth = _GROWTH[hair.style]
     rng = stream("hair", person.seed, person.index)
@@ -545,7 +561,7 @@ def hair_mesh(person: Appearance, vertices: Array, under: str = "none") -> Mesh 
     taper = (0.75 + 0.25 * smoothstep(s, 0, 0.2)) * (1 - 0.75 * smoothstep(s, 0.55, 1.0))
     if hair.style == "bob":
         taper = 1 - 0.35 * smoothstep(s, 0.8, 1.0)
-    # Buried locks are wide and dark, those on top, a fringe among them, fine and light.
+    # Buried locks are wide and dark; those on top and the fringe are fine and light.
     rank = np.where(locks.fringe, 1.0, locks.height / max(locks.height.max(), 1e-6))
     lower = smoothstep(rank, 0.8, 0.3)[:, None]
     width = growth.width * (0.65 + 0.5 * rng.random((n, 1)) + 0.7 * lower) * taper
@@ -559,7 +575,7 @@ def hair_mesh(person: Appearance, vertices: Array, under: str = "none") -> Mesh 
     colors = _tones(hair, n, rng)[:, None] * (shade * buried[:, None] * _open(path))[..., None]
     mesh = _ribbons(path, width, np.clip(colors, 0, 1), rng)
     parts = [_shell(person, head, growth, rng, under), mesh]
-    # A knot under the rim of a hat is pressed flat with the rest.
+    # A knot under a hat's rim is pressed flat and left out.
     knot = np.degrees(np.arccos(_tie_point(hair)[2]))
     if under == "none" or hair.style == "plaits" or hair_room(under, 180.0, knot) > 0.02:
         parts += _tied(hair, head, rng)
@@ -567,7 +583,7 @@ def hair_mesh(person: Appearance, vertices: Array, under: str = "none") -> Mesh 
 
 
 def _strands(hair: Hair, path: Array, size: float, rng: np.random.Generator) -> Mesh:
-    """Locks of one width along (N, K, 3) paths, as `hair_mesh` colours them."""
+    """Return locks of one width along (N, K, 3) paths."""
     n, points, _ = path.shape
     s = np.linspace(0, 1, points)[None]
     width = size * (0.7 + 0.6 * rng.random((n, 1))) * (1 - 0.7 * smoothstep(s, 0.7, 1.0))
@@ -576,7 +592,7 @@ def _strands(hair: Hair, path: Array, size: float, rng: np.random.Generator) -> 
 
 
 def _tied(hair: Hair, head: Skull, rng: np.random.Generator) -> list[Mesh]:
-    """What hangs from the knots of tied hair: a tail, a bun, two plaits."""
+    """Return what tied hair has besides its locks: a tail, a bun or two plaits."""
     knot = head.surface(_tie_point(hair), 0.008)
     if hair.style == "bun":
         return [_bun(hair, knot, _tie_point(hair), rng)]
@@ -596,7 +612,7 @@ def _tied(hair: Hair, head: Skull, rng: np.random.Generator) -> list[Mesh]:
 
 
 def _bun(hair: Hair, knot: Array, outward: Array, rng: np.random.Generator) -> Mesh:
-    """A ball of hair wound round its axis."""
+    """Return a ball of hair wound around its axis."""
     size = 0.026 + 0.008 * hair.volume
     n, t = 170, np.linspace(0, 1, 12)[None]
     first = unit(np.cross(outward, [1.0, 0.1, 0.0]))
@@ -610,7 +626,7 @@ def _bun(hair: Hair, knot: Array, outward: Array, rng: np.random.Generator) -> M
     ball = flat * 1.15 + 0.85 * np.sin(latitude)[..., None] * outward
     centre = knot + 0.62 * size * outward
     path = (centre + size * layer[..., None] * ball).astype(np.float32)
-    # The frames turn about the head; a bun's strips must turn about the bun.
+    # Strips face away from the head's centre; those of a bun must face away from the bun's.
     mesh = _ribbons(
         path - centre.astype(np.float32) + _CENTRE + [0, 0, 1e-4],
         np.full((n, 12), 0.006),
@@ -626,7 +642,7 @@ def _bun(hair: Hair, knot: Array, outward: Array, rng: np.random.Generator) -> M
 
 
 def _plait(hair: Hair, head: Skull, side: float, rng: np.random.Generator) -> Mesh:
-    """Three strands, one over the other, from behind the ear down over the shoulder."""
+    """Return a plait of three strands from behind the ear down over the shoulder."""
     length = 0.20 + 0.06 * hair.length
     t = np.linspace(0, 1, 90)
     start = head.surface(unit(np.array([0.80 * side, 0.42, -0.42])), 0.006)
@@ -651,7 +667,7 @@ def _plait(hair: Hair, head: Skull, side: float, rng: np.random.Generator) -> Me
 
 
 def _trim(hair: Hair, path: Array, locks: _Locks, rng: np.random.Generator) -> Array:
-    """Cut bobs at the chin, fringes above the eyes, tied hair at the knot."""
+    """Cut bobs at the chin and fringes above the eyes."""
     marks = load_head_model().landmarks
     n = len(path)
     line = np.full(n, -np.inf)
@@ -661,7 +677,7 @@ def _trim(hair: Hair, path: Array, locks: _Locks, rng: np.random.Generator) -> A
     elif hair.style == "shoulder":
         line[:] = marks.chin[2] - 0.015 - 0.04 * hair.length + 0.008 * rng.standard_normal(n)
     front = np.abs(locks.longitude) < 50
-    if not covers_ears(hair):  # nobody's hair hangs into their eyes
+    if not covers_ears(hair):  # the eyes stay free
         above = marks.eyes[2] + (0.032 if hair.style == "curly" else 0.018)
         before = front | ((path[:, -1, 1] < -0.085) & (np.abs(path[:, -1, 0]) < 0.065))
         line = np.where(before, above + 0.005 * rng.random(n), line)
@@ -670,7 +686,7 @@ def _trim(hair: Hair, path: Array, locks: _Locks, rng: np.random.Generator) -> A
         brow = brow + 0.003 * np.abs(rng.standard_normal(n))
         line = np.where(locks.fringe | (front & (hair.style == "fringe crop")), brow, line)
     path = _cut(path, line)
-    if hair.style in ("bob", "shoulder"):  # the ends turn in
+    if hair.style in ("bob", "shoulder"):  # the ends curl inwards
         bend = np.linspace(0, 1, path.shape[1], dtype=np.float32) ** 4 * (0.22 - 0.1 * hair.curl)
         axis = np.array([0.0, -0.045], np.float32)
         hanging = ~locks.fringe[:, None] * bend

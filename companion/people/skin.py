@@ -1,8 +1,8 @@
-"""The face's surface: skin, lips, brows, beard, lines, tears, and how much each place shines.
+"""The face's surface: colour and gloss of skin, lips, brows, beard, lines and tears.
 
-Everything is painted in the template's own coordinates: for each texel of the head's texture
-island the 3-D point of the template that it covers is known, so "a brow two centimetres above
-the eye" is a formula in metres, and moves with the mesh under every shape and expression.
+Everything is painted in the template's coordinates. The 3-D point of the template is known for
+each texel of the head's texture island, so "a brow two centimetres above the eye" is a formula in
+metres, and the brow moves with the mesh under every shape and expression.
 """
 
 from __future__ import annotations
@@ -21,19 +21,25 @@ from companion.people.scalp import paint_scalp, smoothstep, spherical
 
 Array = np.ndarray
 
-# The head's island in the texture, v upwards, and its resolution in texels per unit.
+# The head's island in the texture (v upwards), and the texture's resolution in texels per unit.
 U0, U1, V0, V1 = 0.635, 1.0, 0.14, 0.825
 TEXELS = 1024
 
 
 @dataclass(frozen=True)
 class TextureMap:
-    """What each texel of the head's island shows: (H, W) or (H, W, 3), row 0 at the top.
+    """What the texels of the head's island show; row 0 is at the top.
 
-    `points`: template coordinates in metres; `lips`, `ears`: masks in 0..1; `lid`: distance to
-    the nearer eyelid's edge in metres; `waterline`: to where the lid meets the eyeball; `mouth`:
-    to the mouth's rim; `face`: 1 on the face, 0 on scalp, ears and neck; `longitude`, `polar`:
-    degrees, see `spherical`.
+    Attributes:
+        points: (H, W, 3) template coordinates in metres.
+        lips: (H, W) mask of the lips in 0..1.
+        ears: (H, W) mask of the ears in 0..1.
+        lid: (H, W) distance to the nearer eyelid's edge in metres.
+        waterline: (H, W) distance to the line where a lid meets the eyeball.
+        mouth: (H, W) distance to the mouth's rim.
+        face: (H, W) 1 on the face, 0 on scalp, ears and neck.
+        longitude: (H, W) degrees from the front (see `spherical`).
+        polar: (H, W) degrees from the crown.
     """
 
     points: Array
@@ -48,7 +54,7 @@ class TextureMap:
 
 
 def _edges(model: HeadModel, vertices: Array) -> Array:
-    """Points along the head's edges between these vertices, in template metres."""
+    """Return points along the head's edges between these vertices."""
     shared = np.isin(model.faces["head"], vertices)
     points = []
     for a, b in ((0, 1), (1, 2), (2, 0)):
@@ -61,7 +67,7 @@ def _edges(model: HeadModel, vertices: Array) -> Array:
 
 @functools.lru_cache(maxsize=1)
 def texture_map() -> TextureMap:
-    """Build the texture map of the template (a second or two, once per process)."""
+    """Build the texture map of the template, once for each process; it takes a second or two."""
     from PIL import Image
     from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
     from scipy.spatial import cKDTree
@@ -115,7 +121,7 @@ def _noise(shape: tuple[int, int], sigma: float, rng: np.random.Generator) -> Ar
 
 @functools.lru_cache(maxsize=1)
 def lip_weight() -> Array:
-    """(U,) how much each texture corner of the head is lip, 0..1."""
+    """Return, for each of the head's texture corners, how far it is lip, 0..1."""
     model, m = load_head_model(), texture_map()
     column = np.clip(((model.uv[:, 0] - U0) * TEXELS).astype(int), 0, m.lips.shape[1] - 1)
     row = np.clip(((V1 - model.uv[:, 1]) * TEXELS).astype(int), 0, m.lips.shape[0] - 1)
@@ -124,7 +130,7 @@ def lip_weight() -> Array:
 
 @dataclass(frozen=True)
 class Complexion:
-    """A face's surface: (H, W, 3) colour and (H, W) gloss, both 0..1, row 0 at the top."""
+    """Surface of a face: (H, W, 3) colour and (H, W) gloss in 0..1; row 0 is at the top."""
 
     color: Array
     gloss: Array
@@ -132,7 +138,7 @@ class Complexion:
 
 @functools.lru_cache(maxsize=1)
 def _front() -> tuple[Any, Array]:
-    """Finds the texel (column, row) that shows a template point (x, z) of the face's front."""
+    """Return a map from points (x, z) of the face's front to texels, and its vertices."""
     from scipy.interpolate import LinearNDInterpolator
 
     model = load_head_model()
@@ -145,7 +151,7 @@ def _front() -> tuple[Any, Array]:
 
 
 def _texels(x: Array, z: Array) -> Array:
-    """(..., 2) column and row of template points on the face's front (NaN off it)."""
+    """Return (..., 2) texels of template points on the face's front; NaN elsewhere."""
     find, _ = _front()
     return np.asarray(find(np.stack([x, z], -1)))
 
@@ -157,10 +163,17 @@ def _strokes(
     shades: Array | None = None,
     fine: int = 4,
 ) -> Array:
-    """(H, W) polylines of (K, 2) texels, 0..1 with soft edges.
+    """Draw polylines with soft edges.
 
-    `widths`: texels of each; `shades`: how strong each is, 0..1 (1 without); `fine`: pixels drawn
-    for each texel.
+    Args:
+        shape: Height and width of the result.
+        paths: (K, 2) texels of each line.
+        widths: Width of each line in texels.
+        shades: Strength of each line in 0..1; 1 by default.
+        fine: Number of pixels drawn for each texel and direction.
+
+    Returns:
+        (H, W) coverage in 0..1.
     """
     from PIL import Image, ImageDraw
 
@@ -183,7 +196,7 @@ def _strokes(
 
 
 def _brow_strokes(person: Appearance, shape: tuple[int, int], rng: np.random.Generator) -> Array:
-    """(H, W) coverage by the hairs of both brows."""
+    """Return the (H, W) coverage by the hairs of both brows."""
     marks, brow = load_head_model().landmarks, person.brows
     count = int(150 * (0.6 + 0.5 * brow.strength))
     paths, widths = [], []
@@ -194,7 +207,7 @@ def _brow_strokes(person: Appearance, shape: tuple[int, int], rng: np.random.Gen
         centre = _brow_line(person, t)
         half = brow.thickness * np.interp(t, [0, 0.12, 0.45, 1], [0.72, 1.0, 0.95, 0.28])
         x0, up0 = 0.0125 + end * t, centre + half * v
-        # Hairs stand up at the inner end and lie down along the brow further out.
+        # Hairs stand upright at the inner end and lie along the brow further out.
         angle = np.radians(np.interp(t, [0, 0.15, 0.4, 1], [82, 52, 24, -14]))
         angle = angle - 0.35 * v * (t > 0.15) + rng.normal(0, 0.14, count)
         length = np.interp(t, [0, 0.15, 0.6, 1], [0.0050, 0.0072, 0.0068, 0.0045])
@@ -212,7 +225,7 @@ def _brow_strokes(person: Appearance, shape: tuple[int, int], rng: np.random.Gen
 
 
 def _brow_line(person: Appearance, t: Array) -> Array:
-    """Height of a brow's middle over the eyes (metres) along its length, 0 inner to 1 outer."""
+    """Return the height of a brow above the eyes at fractions of its length from inside."""
     brow = person.brows
     return (
         0.0215 + brow.height + brow.slope * 0.022 * t + 0.0055 * brow.arch * np.sin(np.pi * t**1.25)
@@ -220,7 +233,7 @@ def _brow_line(person: Appearance, t: Array) -> Array:
 
 
 def _line(x: Array, z: Array, rng: np.random.Generator, tremor: float = 0.0005) -> Array:
-    """A template polyline as texels, resampled and a little irregular."""
+    """Return a polyline on the template as texels, resampled and a little irregular."""
     t = np.linspace(0, 1, 24)
     at = np.linspace(0, 1, len(x))
     phase = rng.uniform(0, 6.3, 4)
@@ -231,7 +244,7 @@ def _line(x: Array, z: Array, rng: np.random.Generator, tremor: float = 0.0005) 
 
 
 def _age_lines(person: Appearance, shape: tuple[int, int], rng: np.random.Generator) -> Array:
-    """(H, W) depth of the face's lines, 0..1: soft, broken, deeper with age."""
+    """Return the (H, W) depth of the face's lines in 0..1: soft, broken, deeper with age."""
     from scipy.ndimage import gaussian_filter
 
     marks = load_head_model().landmarks
@@ -305,7 +318,7 @@ def _age_lines(person: Appearance, shape: tuple[int, int], rng: np.random.Genera
 
 
 def beard_weight(beard: str, x: Array, y: Array, z: Array) -> Array:
-    """How far a template point belongs to a beard of this kind, 0..1."""
+    """Return how far template points belong to a beard of this kind, 0..1."""
     marks = load_head_model().landmarks
     x, down = np.abs(x), marks.mouth[2] - z  # metres below the mouth
     front = smoothstep(y, -0.055, -0.078)
@@ -340,20 +353,20 @@ def beard_weight(beard: str, x: Array, y: Array, z: Array) -> Array:
 
 @functools.lru_cache(maxsize=8)
 def _beard_area(beard: str) -> Array:
-    """(H, W) `beard_weight` of each texel, none on the lips."""
+    """Return the (H, W) `beard_weight` of the texels, 0 on the lips."""
     m = texture_map()
     weight = beard_weight(beard, m.points[..., 0], m.points[..., 1], m.points[..., 2])
     return (weight * (1 - smoothstep(m.lips, 0.15, 0.5))).astype(np.float32)
 
 
 def beard_color(person: Appearance) -> Array:
-    """(3,) colour of beard and brows, 0..1: the hair's, a little darker, grey hair's a mixture."""
+    """Return the colour of beard and brows, (3,) in 0..1, a little darker than the hair."""
     dark = {"blond": 0.72, "white": 0.95, "gray": 0.85}.get(person.hair.color_name, 0.9)
     return np.asarray(person.hair.natural) * dark
 
 
 def _beard_strokes(weight: Array, count: int, length: float, rng: np.random.Generator) -> Array:
-    """(H, W) coverage by short hairs that grow downwards where (H, W) `weight` says."""
+    """Return the (H, W) coverage by short hairs that grow downwards, as dense as `weight`."""
     p = np.clip(weight, 0, 1).ravel()
     total = p.sum()
     if total < 1:
@@ -370,7 +383,7 @@ def _beard_strokes(weight: Array, count: int, length: float, rng: np.random.Gene
 
 
 def paint_face(person: Appearance) -> Complexion:
-    """The head's island with a neutral expression."""
+    """Paint a person's face with a neutral expression."""
     from scipy.ndimage import gaussian_filter
 
     m = texture_map()
@@ -385,7 +398,7 @@ def paint_face(person: Appearance) -> Complexion:
     front = smoothstep(y, -0.075, -0.095)
     light = float(np.mean(skin))
 
-    # Blotches of more and less blood, pores, and the shades of a face that no one calls a colour.
+    # Uneven tone, blood and pores.
     tone = 1 + 0.014 * _noise(shape, 42, rng) + 0.008 * _noise(shape, 9, rng)
     tone = tone + 0.018 * _noise(shape, 1.8, rng)
     blood = 0.020 * _noise(shape, 26, rng) + 0.012 * _noise(shape, 6, rng)
@@ -407,14 +420,14 @@ def paint_face(person: Appearance) -> Complexion:
     chin = np.exp(-((x / 0.018) ** 2 + ((z - marks.chin[2] - 0.006) / 0.010) ** 2)) * front
     rosy = person.blush * (0.55 + 0.45 * light)
     blend(rosy * (0.42 * cheeks + 0.36 * nose + 0.14 * chin) + 0.22 * m.ears, flush)
-    # Thin skin round the eyes lets the veins through; the forehead has the least blood.
+    # Veins show through the thin skin around the eyes.
     socket = smoothstep(m.lid, 0.014, 0.001) * front
     blend(0.26 * socket, skin * [0.72, 0.58, 0.60])
     tired = np.exp(-(((m.lid - 0.005) / 0.0035) ** 2)) * smoothstep(up, 0.0, -0.006) * front
     blend((0.10 + 0.16 * (person.age - 18) / 62) * tired, skin * [0.66, 0.52, 0.60])
     inside = smoothstep(m.waterline, 0.0044, 0.0034) * front
     blend(0.8 * inside, skin * [0.90, 0.60, 0.56])
-    # The wings of the nose meet the cheek in a soft shade.
+    # A soft shadow lies where the wings of the nose meet the cheeks.
     wing = np.exp(-(((side - 0.0175) / 0.003) ** 2 + ((z - marks.nose[2] + 0.002) / 0.008) ** 2))
     blend(0.22 * wing * front, skin * [0.66, 0.48, 0.45])
     nostril = ((side - 0.0095) / 0.0034) ** 2 + ((y + 0.1560) / 0.0048) ** 2
@@ -441,7 +454,7 @@ def paint_face(person: Appearance) -> Complexion:
         spot = smoothstep(np.hypot(x - mole_x, up - mole_up), 0.0018, 0.0009)
         blend(0.75 * spot * front, skin * [0.42, 0.33, 0.30])
 
-    # The scalp under the hair, and the whole of hair cut to the skin.
+    # The scalp under the hair, and very short hair.
     if hair_style != "bald":
         bare = color
         color = paint_scalp(color, person.hair, m.points, m.ears, rng).astype(np.float32)
@@ -449,7 +462,7 @@ def paint_face(person: Appearance) -> Complexion:
 
     beard_hair = beard_color(person)
     if person.beard == "none" and person.gender == "man":
-        # A shaved beard still shows, bluish where hair is dark.
+        # A shaved beard still shows through, bluish under dark hair.
         weight = gaussian_filter(_beard_area("stubble"), 4)
         dark = max(0.0, 0.55 - float(np.mean(hair)))
         blend(0.24 * dark * weight * (1 + 0.3 * _noise(shape, 2, rng)), skin * [0.52, 0.55, 0.58])
@@ -477,7 +490,7 @@ def paint_face(person: Appearance) -> Complexion:
     blend(0.55 * smoothstep(m.mouth, 0.0022, 0.0003) * front, np.asarray(person.lips) * 0.42)
     gloss = gloss + (0.72 - gloss) * smoothstep(lips, 0.3, 0.9)
 
-    # The lids' dark line is the lashes' roots; the lower lid's edge is wet.
+    # The lashes' roots make a dark line on the lids; the lower lid's edge is wet.
     above = smoothstep(up, -0.003, 0.003)
     width = 0.0007 + 0.0008 * above * (1.3 if person.gender == "woman" else 0.7)
     liner = (0.16 + 0.62 * above) * np.clip(1.6 - m.lid / width, 0, 1) * front
@@ -495,7 +508,7 @@ def paint_face(person: Appearance) -> Complexion:
 
 @functools.lru_cache(maxsize=8)
 def _expression_layer(expression: str) -> tuple[Array, Array, Array]:
-    """What an expression adds, (H, W, 1) each: blood, tears, and lines in the skin."""
+    """Return what an expression adds, each (H, W, 1): blood, tears, and lines in the skin."""
     from scipy.ndimage import gaussian_filter
 
     m = texture_map()
@@ -548,7 +561,7 @@ def _expression_layer(expression: str) -> tuple[Array, Array, Array]:
     if lines:
         mask = _strokes(x.shape, lines, np.full(len(lines), 1.6), fine=2)
         crease = 0.5 * gaussian_filter(mask, 1.1) + 0.9 * gaussian_filter(mask, 3.0)
-        # No line ends like a stroke of a pen, and the forehead's are deepest in its middle.
+        # Lines fade at their ends, and those of the forehead are deepest in its middle.
         broken = np.clip(0.75 + 0.5 * _noise(x.shape, 13, rng), 0.1, 1.2)
         reach = 0.036 if expression == "surprised" else 0.024
         crease = (
@@ -573,7 +586,7 @@ def _expression_layer(expression: str) -> tuple[Array, Array, Array]:
 
 
 def paint_expression(face: Complexion, expression: str, intensity: float = 1.0) -> Complexion:
-    """A neutral face with the blood, lines and tears of an expression."""
+    """Add the blood, lines and tears of an expression to a neutral face."""
     if expression == "neutral":
         return face
     flush, tears, crease = _expression_layer(expression)
@@ -581,7 +594,7 @@ def paint_expression(face: Complexion, expression: str, intensity: float = 1.0) 
     color *= 1 - 0.45 * intensity * crease * np.array([0.7, 1.0, 1.0], np.float32)
     if expression != "crying":
         return Complexion(color, face.gloss)
-    # A tear is a lens: bright, with a darker rim, and it shines.
+    # A tear acts as a lens: bright and glossy, with a darker rim.
     color *= 1 - 0.18 * (4 * tears * (1 - tears))
     wet = color + 0.46 * tears**2 * (np.array([0.90, 0.95, 1.0], np.float32) - color)
     gloss = np.clip(face.gloss + tears[..., 0], 0, 1)
