@@ -1,9 +1,8 @@
-"""From a person and a view to a picture, its face mask and its depth, off-screen with `pyvista`.
+"""Renders a picture, its face mask and its depth off-screen with `pyvista`.
 
 A sitter (what all pictures of a person share) is posed for a view, which gives a figure. Figures
-are put on a stage and photographed: the rasteriser draws what is where, `shade` lights it. One
-figure makes a portrait (`render_views`); several, moved apart by `move`, make a group
-(`photograph`).
+are put on a stage and photographed: the rasteriser draws them, and `shade` lights them. One figure
+makes a portrait (`render_views`); several at places of their own make a group (see `groups`).
 """
 
 from __future__ import annotations
@@ -47,17 +46,20 @@ from fusionlib.errors import FusionError
 
 Array = np.ndarray
 
-PICTURE_HEIGHT = 0.270  # metres of the head's plane that the picture shows
-BARE = 46  # gloss of skin that has no texture, as a material
+PICTURE_HEIGHT = 0.270  # height in metres of what a picture shows at the head's depth
+BARE = 46  # material of skin without a texture; the number is its gloss
 MAX_FIGURES = 12
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished picture.
+    """A finished picture of one person.
 
-    `image`: (size, size, 3) uint8. `mask`: (size, size) uint8, 255 on the face. `depth`: (size,
-    size) float32, metres from the camera along its axis, infinite where the background is.
+    Attributes:
+        image: (size, size, 3) uint8 picture.
+        mask: (size, size) uint8 mask, 255 on the face.
+        depth: (size, size) float32 distances in metres along the camera's axis, infinite in the
+            background.
     """
 
     image: Array
@@ -75,7 +77,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Figure:
-    """A posed head ready to draw: the textured face and the plainly coloured parts."""
+    """A posed person, ready to draw.
+
+    Attributes:
+        face_points: (U, 3) vertices of the textured face in metres.
+        face_normals: (U, 3) unit normals of the face.
+        surface: Colour and gloss of the face.
+        parts: All other parts by name.
+    """
 
     face_points: Array
     face_normals: Array
@@ -85,9 +94,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Sitter:
-    """What all pictures of a person share: aligned neutral vertices, hair, the face's surface.
+    """What all pictures of a person share.
 
-    `turn`: (3, 3), right-multiplied, takes the model's displacements to aligned coordinates.
+    Attributes:
+        person: Appearance of the person.
+        neutral: (V, 3) aligned vertices with a neutral face in metres.
+        turn: (3, 3) matrix that takes row vectors from the model's to aligned coordinates.
+        hair: Hair without headwear, if any.
+        surface: Colour and gloss of the face with a neutral expression.
     """
 
     person: Appearance
@@ -99,10 +113,13 @@ class Sitter:
 
 @dataclass(frozen=True)
 class Shot:
-    """A photograph before its style: (P, P, ...) arrays at the stage's pixels.
+    """A photograph before its style, at the stage's P pixels.
 
-    `image`: 0..255 float32. `figure`: 0 where the background is, else the figure's number from 1.
-    `face`: bool, where a figure shows its face. `depth`: metres, infinite in the background.
+    Attributes:
+        image: (P, P, 3) float32 picture in 0..255.
+        figure: (P, P) uint8 numbers of the figures from 1; 0 is the background.
+        face: (P, P) bool, True where a figure shows its face.
+        depth: (P, P) distances in metres, infinite in the background.
     """
 
     image: Array
@@ -117,19 +134,19 @@ def _plotter(pixels: int) -> Any:
     import pyvista
     from vtkmodules.vtkCommonCore import vtkLogger
 
-    # Without a display VTK warns, then draws off-screen as it should.
+    # Without a display VTK prints warnings, although it draws off-screen.
     vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_ERROR)
-    plotter = pyvista.Plotter(  # in a notebook, too, it draws for us and shows nothing
+    plotter = pyvista.Plotter(  # off-screen in notebooks, too
         off_screen=True, notebook=False, window_size=(pixels, pixels), lighting="none"
     )
     plotter.set_background("black")
-    plotter.ren_win.SetMultiSamples(0)  # drawn at twice the size, so reduced with four samples
+    plotter.ren_win.SetMultiSamples(0)  # pictures are scaled down from twice their size
     plotter.show(auto_close=False)
     return plotter
 
 
 def sit(person: Appearance) -> Sitter:
-    """Prepare a person for their pictures (about a tenth of a second)."""
+    """Prepare a person for their pictures; this takes about a tenth of a second."""
     model = load_head_model()
     raw = model.neutral(person)
     scale, rotation, shift = model.alignment(raw)
@@ -139,20 +156,20 @@ def sit(person: Appearance) -> Sitter:
 
 
 def _hair(person: Appearance, neutral: Array, under: str = "none") -> Part | None:
-    """A person's hair, if any, as it is `under` a headwear."""
+    """Return a person's hair, if any, under this headwear."""
     mesh = hair_mesh(person, neutral, under)
     return None if mesh is None else Part(mesh, shade.HAIR)
 
 
 def _lid_actions(gaze: tuple[float, float]) -> dict[str, float]:
-    """The upper lids follow the eyes up and down (degrees, down is positive)."""
+    """Return actions by which the upper lids follow the gaze up and down."""
     down = gaze[1] / 30
     name = "eyeLookDown" if down > 0 else "eyeLookUp"
     return {f"{name}{side}": min(abs(down), 0.4) for side in ("Left", "Right")}
 
 
 def pose(sitter: Sitter, view: View) -> Figure:
-    """Shape the person for a view: expression, hair, eyes, glasses, clothes."""
+    """Pose a person for a view, with expression, eyes, hair, headwear, glasses and clothes."""
     model, person, neutral = load_head_model(), sitter.person, sitter.neutral
     gaze = (
         float(np.clip(-0.85 * view.yaw + view.gaze[0], -20, 20)),
@@ -220,7 +237,7 @@ def pose(sitter: Sitter, view: View) -> Figure:
 def transform(
     figure: Figure, change: Callable[[Array, Array | None], tuple[Array, Array | None]]
 ) -> Figure:
-    """Apply a function of points and their normals, if any, to all that a figure consists of."""
+    """Apply a function of points and normals to the face and all parts of a figure."""
     parts = {}
     for name, part in figure.parts.items():
         points, normals = change(part.mesh.points, part.mesh.normals)
@@ -231,12 +248,12 @@ def transform(
 
 
 def move(figure: Figure, rotation: Array, offset: Array) -> Figure:
-    """The figure turned and moved, rigidly.
+    """Rotate and move a figure.
 
     Args:
-        figure: What to move.
+        figure: Figure to move.
         rotation: (3, 3) rotation about the point between the template's eyes.
-        offset: (3,) metres, after the rotation.
+        offset: (3,) offset in metres, applied after the rotation.
     """
     pivot = load_head_model().landmarks.eyes
 
@@ -248,11 +265,11 @@ def move(figure: Figure, rotation: Array, offset: Array) -> Figure:
 
 
 def portrait_camera(view: View) -> Camera:
-    """The camera of a view: turned round the head, as far away as its lens asks."""
+    """Return the camera of a view, turned around the head and as far away as its lens requires."""
     marks = load_head_model().landmarks
     focus = marks.eyes + np.array([0.0, 0.045, -0.021])
     yaw, pitch = np.radians([view.yaw, view.pitch])
-    # Turning the head by yaw is moving the camera round it the other way.
+    # The camera moves around the head, opposite to the head's turn.
     toward = np.array([np.sin(yaw) * np.cos(pitch), -np.cos(yaw) * np.cos(pitch), np.sin(pitch)])
     height = PICTURE_HEIGHT * view.jitter[2]
     distance = height / 2 / np.tan(np.radians(view.lens / 2))
@@ -276,7 +293,7 @@ def portrait_camera(view: View) -> Camera:
 
 
 def view_light(view: View, camera: Camera) -> Light:
-    """The lamps of a view: a key light, a fill light across from it and a rim light behind."""
+    """Return the lamps of a view: a key light, a fill light opposite it, a rim light behind."""
     azimuth, elevation = np.radians([view.light_azimuth, view.light_elevation])
     side = np.sign(view.light_azimuth) or 1.0
 
@@ -315,13 +332,13 @@ _FACE_PARTS = {
 
 @dataclass(frozen=True)
 class _Prop:
-    """What stands on the stage: an actor, and its textures by the name of what they show."""
+    """An actor on the stage, and its textures by the name of the pass that shows them."""
 
     actor: Any
     textures: dict[str, Any]
 
     def show(self, name: str) -> None:
-        """Wear the texture of this name, or else the vertices' own."""
+        """Show the texture of this pass, or else the vertices' colours."""
         texture = self.textures.get(name)
         self.actor.SetTexture(texture)
         mapper = self.actor.GetMapper()
@@ -343,7 +360,7 @@ def _bytes(values: Array) -> Array:
 
 
 def _prop(points: Array, faces: Array, normals: Array, colors: dict[str, Array]) -> Any:
-    """An actor without light whose vertices carry several colourings, (V, 3) each in 0..1."""
+    """Return an unlit actor whose vertices carry several colourings, each (V, 3) in 0..1."""
     from vtkmodules.util.numpy_support import numpy_to_vtk
     from vtkmodules.vtkRenderingCore import vtkActor, vtkPolyDataMapper
 
@@ -363,12 +380,12 @@ def _prop(points: Array, faces: Array, normals: Array, colors: dict[str, Array])
 
 
 def _code(number: int) -> int:
-    """The green of a figure's code, from its number (0 the first)."""
+    """Return the green value that encodes a figure's number, counted from 0."""
     return 255 - 16 * number
 
 
 def _plain_parts(figure: Figure, green: int) -> Any:
-    """All parts in plain colours as one actor: the fewer there are, the sooner they are drawn."""
+    """Return all parts in plain colours as one actor, since fewer actors are drawn faster."""
     points, faces, normals, colors, codes, start = [], [], [], [], [], 0
     for name, part in figure.parts.items():
         mesh = part.mesh
@@ -396,7 +413,7 @@ def _plain_parts(figure: Figure, green: int) -> Any:
 
 
 def _painted_part(part: Part, green: int) -> _Prop:
-    """A part with a texture of its own: a garment."""
+    """Return a part that has a texture, a garment."""
     mesh = part.mesh
     assert mesh.texture is not None and mesh.uv is not None and mesh.normals is not None
     code = np.array([0, green, part.material]) / 255
@@ -408,7 +425,7 @@ def _painted_part(part: Part, green: int) -> _Prop:
 
 
 def _wrap(actor: Any, uv: Array) -> None:
-    """Give an actor's vertices their (V, 2) texture coordinates."""
+    """Give an actor its (V, 2) texture coordinates."""
     from vtkmodules.util.numpy_support import numpy_to_vtk
 
     coordinates = numpy_to_vtk(uv.astype(np.float32), deep=True)
@@ -443,7 +460,7 @@ def _shot(plotter: Any) -> Array:
 
 
 def _distance(plotter: Any, pixels: int) -> Array:
-    """(P, P) the z-buffer, 0 near to 1 far, of what was drawn last; row 0 at the top."""
+    """Return the (P, P) z-buffer, 0 near to 1 far, of the last drawing; row 0 is at the top."""
     from vtkmodules.util.numpy_support import vtk_to_numpy
     from vtkmodules.vtkCommonCore import vtkFloatArray
 
@@ -465,7 +482,7 @@ def _aim(plotter: Any, position: Array, toward: Array, up: Array, near: float, f
 
 
 def _survey(plotter: Any, props: list[_Prop], camera: Camera, pixels: int) -> tuple[Maps, Array]:
-    """What the camera sees; and the (P, P, 3) code pass: face, figure, material."""
+    """Return what the camera sees, and the (P, P, 3) code pass of face, figure and material."""
     aim = _aim(plotter, camera.position, camera.toward, camera.up, camera.near, camera.far)
     aim.SetViewAngle(camera.angle)
     shots = {}
@@ -489,7 +506,7 @@ def _survey(plotter: Any, props: list[_Prop], camera: Camera, pixels: int) -> tu
 
 
 def _shadows(plotter: Any, light: Light, centre: Array, reach: float, pixels: int) -> ShadowMap:
-    """What the key light sees within `reach` metres of the centre."""
+    """Return the key light's shadow map within `reach` metres of the centre."""
     up = np.array([0.0, 0.0, 1.0]) if abs(light.key[2]) < 0.95 else np.array([0.0, 1.0, 0.0])
     right = unit(np.cross(up, light.key))
     up = np.cross(light.key, right)
@@ -514,15 +531,15 @@ def photograph(
     """Photograph one or several figures.
 
     Args:
-        figures: At most 12, each at its place (see `move`).
-        camera: From where.
-        light: The lamps.
-        background: (P, P, 3) uint8 picture behind them; its side is the photograph's.
-        centre: (3,) middle of what casts shadows, metres; a head at its own place without.
-        reach: Metres round it within which shadows are computed.
+        figures: At most 12 figures, each at its place (see `move`).
+        camera: Camera of the photograph.
+        light: Lamps.
+        background: (P, P, 3) uint8 picture behind them; the photograph has its size.
+        centre: (3,) middle in metres of what casts shadows; by default the head's usual place.
+        reach: Distance in metres from it within which shadows are computed.
 
     Raises:
-        FusionError: For no figures or too many, or if `pyvista` is missing.
+        FusionError: If there are no figures or too many, or `pyvista` is missing.
     """
     if not 1 <= len(figures) <= MAX_FIGURES:
         raise FusionError(
@@ -542,9 +559,9 @@ def photograph(
 
 
 def inverse_depth(depth: Array) -> Array:
-    """(H, W) metres to uint8 as depth ControlNets take it: near is bright, the background 0.
+    """Convert (H, W) metres to the uint8 depth maps that ControlNets take: near is bright.
 
-    The nearest point is 255 and the farthest of a figure 64, linear in 1 / metres.
+    The nearest point is 255, the farthest of a figure 64 (linear in 1 / metres), the background 0.
     """
     seen = np.isfinite(depth)
     out = np.zeros(depth.shape, np.uint8)
@@ -615,7 +632,7 @@ def nearest_depth(shot: Shot) -> Array:
 
 
 def render_views(person: Appearance, views: list[View], size: int = 128) -> list[Picture]:
-    """Render pictures of one person at `size` pixels (drawn at twice that, then reduced).
+    """Render pictures of one person at `size` pixels, scaled down from twice that size.
 
     Raises:
         FusionError: If `anny` or `pyvista` is missing, or `size` is too small.

@@ -367,7 +367,7 @@ def _buttons(paint: _Paint, x: float, color: Color | Array, radius: float = 0.00
 def _suit(paint: _Paint, c: Clothes) -> None:
     shirt = (0.93, 0.93, 0.95)
     paint.polygon([(-0.052, 0.64), (0.052, 0.64), (0.0, 0.47)], shirt)
-    # The lower part of the tie is painted, since the shirt would show through a mesh so close to it.
+    # The lower part of the tie is painted: the shirt would show through a mesh so close to it.
     tie = [(-0.014, 0.545), (0.014, 0.545), (0.018, 0.482), (0.0, 0.462), (-0.018, 0.482)]
     paint.polygon(tie, c.accent)
     edge, cloth = _mul(c.color, 0.55), _mul(c.color, 1.12)
