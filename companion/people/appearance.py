@@ -155,6 +155,29 @@ FEMININE_SHIFT = {
     "eyebrows-trans-up": 0.25,
 }
 _SIDED = ("cheek-", "ear-", "eye-")
+# Weights of the kinds of beard (among men) and of glasses, and colours of frames.
+_BEARDS = {
+    "none": 0.48,
+    "stubble": 0.13,
+    "short": 0.13,
+    "full": 0.10,
+    "goatee": 0.08,
+    "moustache": 0.08,
+}
+_GLASSES = {
+    "none": 0.74,
+    "round": 0.07,
+    "square": 0.08,
+    "rimless": 0.04,
+    "cat-eye": 0.05,  # worn by women only
+    "aviator": 0.03,
+}
+_FRAMES: tuple[Color, ...] = (
+    (0.05, 0.05, 0.06),
+    (0.35, 0.18, 0.08),
+    (0.55, 0.1, 0.1),
+    (0.7, 0.6, 0.3),
+)
 
 
 @dataclass(frozen=True)
@@ -267,7 +290,53 @@ def sample_person(seed: int, index: int) -> Appearance:
     age = int(rng.integers(18, 81))
     ancestry = rng.dirichlet([0.45, 0.45, 0.45])  # african, asian, caucasian
     tone = float(np.clip(ancestry @ np.array([0.82, 0.34, 0.16]) + rng.normal(0.0, 0.09), 0.0, 1.0))
-    phenotypes = {
+    phenotypes = _sample_phenotypes(rng, gender, age, ancestry)
+    shape = _sample_shape(rng, gender)
+    shape["head-age-incr"] = float(np.interp(age, [18, 50, 80], [-0.2, 0.2, 0.9]))
+    shape["neck-double-incr"] += 0.4 * (phenotypes["weight"] - 0.5)
+    skin = jitter_color(skin_color(tone), rng, 0.035)
+    lips = _sample_lips(rng, gender, skin)
+    eye_colors = {
+        "brown": 0.45,
+        "dark": 0.15 + 0.6 * tone,
+        "blue": 0.5 * max(0.0, 1 - 2.6 * tone),
+        "green": 0.3 * max(0.0, 1 - 2.2 * tone),
+        "gray": 0.2 * max(0.0, 1 - 2.2 * tone),
+    }
+    eye_name = choose(rng, eye_colors)
+    beard = choose(rng, _BEARDS) if gender == "man" else "none"
+    glasses = choose(rng, _GLASSES if gender == "woman" else _GLASSES | {"cat-eye": 0.0})
+    moles = tuple(
+        (float(rng.uniform(-0.05, 0.05)), float(rng.uniform(-0.09, 0.03)))
+        for _ in range(int(rng.choice([0, 1, 2], p=[0.6, 0.28, 0.12])))
+    )
+    # The random values below are drawn in the order in which they are written.
+    return Appearance(
+        index=index,
+        seed=seed,
+        gender=gender,
+        age=age,
+        hair=sample_hair(stream("hair style", seed, index), gender, age, ancestry, tone),
+        phenotypes=phenotypes,
+        shape=shape,
+        skin=skin,
+        lips=lips,
+        eye_name=eye_name,
+        eye=jitter_color(EYE_COLORS[eye_name], rng, 0.12),
+        brows=_sample_brows(rng, gender),
+        beard=beard,
+        glasses=glasses,
+        glasses_color=_FRAMES[int(rng.integers(len(_FRAMES)))],
+        freckles=float(rng.uniform(0.3, 1.0)) if tone < 0.3 and rng.random() < 0.2 else 0.0,
+        blush=float(rng.uniform(0.35, 1.0)),
+        moles=moles,
+    )
+
+
+def _sample_phenotypes(
+    rng: np.random.Generator, gender: str, age: int, ancestry: np.ndarray
+) -> dict[str, float]:
+    return {
         "gender": float(np.clip((0.88 if gender == "woman" else 0.12) + rng.normal(0, 0.08), 0, 1)),
         "age": float(np.interp(age, [18, 25, 80], [0.65, 0.68, 1.0])),
         "muscle": float(rng.uniform(0.3, 0.75)),
@@ -278,81 +347,24 @@ def sample_person(seed: int, index: int) -> Appearance:
         "asian": float(ancestry[1]),
         "caucasian": float(ancestry[2]),
     }
-    shape = _sample_shape(rng, gender)
-    shape["head-age-incr"] = float(np.interp(age, [18, 50, 80], [-0.2, 0.2, 0.9]))
-    shape["neck-double-incr"] += 0.4 * (phenotypes["weight"] - 0.5)
-    skin = jitter_color(skin_color(tone), rng, 0.035)
+
+
+def _sample_lips(rng: np.random.Generator, gender: str, skin: Color) -> Color:
     red = float(rng.uniform(0.05, 0.35)) if gender == "woman" else float(rng.uniform(0.0, 0.12))
     if gender == "woman" and rng.random() < 0.25:  # lipstick
         red = float(rng.uniform(0.5, 0.85))
     lip = np.asarray(skin) * np.array([0.88, 0.64, 0.63])
     lips = (1 - red) * lip + red * np.array([0.68, 0.20, 0.24]) * (0.5 + 0.5 * skin[0])
-    eye_name = choose(
-        rng,
-        {
-            "brown": 0.45,
-            "dark": 0.15 + 0.6 * tone,
-            "blue": 0.5 * max(0.0, 1 - 2.6 * tone),
-            "green": 0.3 * max(0.0, 1 - 2.2 * tone),
-            "gray": 0.2 * max(0.0, 1 - 2.2 * tone),
-        },
-    )
-    hair = sample_hair(stream("hair style", seed, index), gender, age, ancestry, tone)
-    beards = {
-        "none": 0.48,
-        "stubble": 0.13,
-        "short": 0.13,
-        "full": 0.10,
-        "goatee": 0.08,
-        "moustache": 0.08,
-    }
-    beard = choose(rng, beards) if gender == "man" else "none"
-    glasses = choose(
-        rng,
-        {
-            "none": 0.74,
-            "round": 0.07,
-            "square": 0.08,
-            "rimless": 0.04,
-            "cat-eye": 0.05 * (gender == "woman"),
-            "aviator": 0.03,
-        },
-    )
-    frames: list[Color] = [
-        (0.05, 0.05, 0.06),
-        (0.35, 0.18, 0.08),
-        (0.55, 0.1, 0.1),
-        (0.7, 0.6, 0.3),
-    ]
-    brow_scale = 1.0 if gender == "man" else 0.75
-    moles = tuple(
-        (float(rng.uniform(-0.05, 0.05)), float(rng.uniform(-0.09, 0.03)))
-        for _ in range(int(rng.choice([0, 1, 2], p=[0.6, 0.28, 0.12])))
-    )
-    return Appearance(
-        index=index,
-        seed=seed,
-        gender=gender,
-        age=age,
-        phenotypes=phenotypes,
-        shape=shape,
-        skin=skin,
-        lips=(float(lips[0]), float(lips[1]), float(lips[2])),
-        eye_name=eye_name,
-        eye=jitter_color(EYE_COLORS[eye_name], rng, 0.12),
-        hair=hair,
-        brows=Brows(
-            thickness=float(rng.uniform(0.0026, 0.0048)) * brow_scale,
-            height=float(rng.normal(0.0, 0.0016)),
-            length=float(rng.uniform(0.9, 1.1)),
-            slope=float(rng.normal(-0.05, 0.07)),
-            arch=float(rng.uniform(0.1, 0.9)),
-            strength=float(rng.uniform(0.7, 1.0)),
-        ),
-        beard=beard,
-        glasses=glasses,
-        glasses_color=frames[int(rng.integers(len(frames)))],
-        freckles=float(rng.uniform(0.3, 1.0)) if tone < 0.3 and rng.random() < 0.2 else 0.0,
-        blush=float(rng.uniform(0.35, 1.0)),
-        moles=moles,
+    return float(lips[0]), float(lips[1]), float(lips[2])
+
+
+def _sample_brows(rng: np.random.Generator, gender: str) -> Brows:
+    scale = 1.0 if gender == "man" else 0.75
+    return Brows(
+        thickness=float(rng.uniform(0.0026, 0.0048)) * scale,
+        height=float(rng.normal(0.0, 0.0016)),
+        length=float(rng.uniform(0.9, 1.1)),
+        slope=float(rng.normal(-0.05, 0.07)),
+        arch=float(rng.uniform(0.1, 0.9)),
+        strength=float(rng.uniform(0.7, 1.0)),
     )

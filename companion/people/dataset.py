@@ -364,16 +364,10 @@ def render_dataset(
 
     _check(people, views, workers, groups)
     folder = _folder(out)
-    parameters = _parameters(
-        people=people,
-        views=views,
-        seed=seed,
-        size=size,
-        first_person=first_person,
-        split=split,
-        samples_per_shard=max(1, SAMPLES_PER_SHARD // views) * views,
-        groups=groups,
-    )
+    made = {"people": people, "views": views, "seed": seed, "size": size}
+    each = max(1, SAMPLES_PER_SHARD // views) * views
+    made |= {"first_person": first_person, "split": split, "samples_per_shard": each}
+    parameters = _parameters(**made, groups=groups)
     jobs = former = _jobs(folder, parameters)
     if old := _recorded(folder):
         _same_data(folder, old, parameters)

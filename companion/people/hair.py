@@ -18,7 +18,7 @@ from companion.people.colors import stream
 from companion.people.hairstyle import Hair, covers_ears, hairline_margin
 from companion.people.head import load_head_model
 from companion.people.headwear import hair_room
-from companion.people.mesh import Mesh, dot, join, unit
+from companion.people.mesh import Mesh, dot, grid_faces, join, unit
 from companion.people.scalp import (
     COLUMNS,
     HEAD_CENTRE,
@@ -114,16 +114,6 @@ _GROWTH: dict[str, _Growth] = {
     "braids": _Growth(0.38, 0.34, 0.30, "side", 0.012, lift=0.3, mess=0.04, steps=16, count=240,
                       width=0.0080, gravity=0.05, clump=0.0),
 }  # fmt: skip
-
-
-def _grid_faces(rows: int, columns: int, keep: Array) -> Array:
-    """Return the triangles of a grid with periodic columns, where all four corners are kept."""
-    r, c = np.meshgrid(np.arange(rows - 1), np.arange(columns), indexing="ij")
-    a, b = r * columns + c, r * columns + (c + 1) % columns
-    d, e = a + columns, b + columns
-    quads = np.stack([a, b, e, d], -1).reshape(-1, 4)
-    quads = quads[keep.ravel()[quads].all(1)]
-    return np.concatenate([quads[:, [0, 2, 1]], quads[:, [0, 3, 2]]])
 
 
 def _bumps(points: Array, wavelength: float, rng: np.random.Generator, waves: int = 14) -> Array:
@@ -507,7 +497,9 @@ def _shell(
     base = np.asarray(hair.color) * (1 - hair.gray) + gray * hair.gray
     colors = np.clip(base * tone[..., None], 0, 1).reshape(-1, 3)
     normals = unit(u).reshape(-1, 3)
-    used, faces = np.unique(_grid_faces(ROWS, columns, margin > -1.0), return_inverse=True)
+    faces = grid_faces(ROWS, columns, closed=True)[:, [0, 2, 1]]
+    inside = (margin > -1.0).ravel()[faces].all(1).reshape(2, -1).all(0)  # both halves of a cell
+    used, faces = np.unique(faces[np.tile(inside, 2)], return_inverse=True)
     return Mesh(points.reshape(-1, 3)[used], faces.reshape(-1, 3), colors[used], normals[used])
 
 

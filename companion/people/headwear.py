@@ -91,14 +91,18 @@ def _beanie(head: Skull, color: Array) -> Mesh:
     return _closed(head.surface(u, height), color * tone[..., None])
 
 
+def _outward(ring: Array) -> Array:
+    """Return horizontal unit vectors from the head's axis to (C, 3) points."""
+    out = ring - [0.0, HEAD_CENTRE[1], 0.0]
+    out[:, 2] = 0
+    return out / np.linalg.norm(out, axis=1)[:, None]
+
+
 def _brim(rim: Array, width: Array | float, droop: Array | float, rows: int = 7) -> Array:
     """Return a brim, (R, C, 3), that leaves the (C, 3) rim and falls `droop` metres to its edge."""
-    out = rim - [0.0, HEAD_CENTRE[1], 0.0]
-    out[:, 2] = 0
-    out /= np.linalg.norm(out, axis=1)[:, None]
     t = np.linspace(0, 1, rows)[:, None, None]
     drop = np.broadcast_to(droop, len(rim))[:, None] * np.array([0.0, 0.0, -1.0])
-    return rim + t * np.broadcast_to(width, len(rim))[:, None] * out + t**2 * drop
+    return rim + t * np.broadcast_to(width, len(rim))[:, None] * _outward(rim) + t**2 * drop
 
 
 def _cap(head: Skull, color: Array) -> Mesh:
@@ -194,9 +198,7 @@ def _chef(head: Skull, color: Array) -> Mesh:
 def _crown(head: Skull, color: Array) -> Mesh:
     longitude = np.arange(_COLUMNS)[None] * (360.0 / _COLUMNS) - 180.0
     ring = head.surface(direction(longitude, _rim("crown", longitude))[0], 0.015)
-    out = ring - [0.0, HEAD_CENTRE[1], 0.0]
-    out[:, 2] = 0
-    out /= np.linalg.norm(out, axis=1)[:, None]
+    out = _outward(ring)
     tooth = np.abs(((longitude[0] / 30.0) % 1) - 0.5) * 2  # 1 at the tips of twelve teeth
     height = 0.026 + 0.026 * tooth**1.3
     t = np.linspace(0, 1, 9)[:, None]
