@@ -364,7 +364,7 @@ def render_dataset(
 
     _check(people, views, workers, groups)
     folder = _folder(out)
-    made = {"people": people, "views": views, "seed": seed, "size": size}
+    made: dict[str, Any] = {"people": people, "views": views, "seed": seed, "size": size}
     each = max(1, SAMPLES_PER_SHARD // views) * views
     made |= {"first_person": first_person, "split": split, "samples_per_shard": each}
     parameters = _parameters(**made, groups=groups)

@@ -63,8 +63,8 @@ def grid_faces(rows: int, columns: int, closed: bool = False) -> Array:
 
 def grid_mesh(points: Array, colors: Array, closed: bool = False) -> Mesh:
     """Return a mesh over (R, C, 3) points; colours broadcast against them."""
-    flat = points.reshape(-1, 3)
-    faces = grid_faces(*points.shape[:2], closed)
+    rows, columns = points.shape[:2]
+    flat, faces = points.reshape(-1, 3), grid_faces(rows, columns, closed)
     colors = np.clip(np.broadcast_to(colors, points.shape), 0, 1).reshape(-1, 3)
     return Mesh(flat, faces, colors, vertex_normals(flat, faces))
 
