@@ -55,7 +55,7 @@ class View:
         index: Number of the view.
         yaw: Turn of the head to the side.
         pitch: Tilt of the head up or down.
-        roll: Tilt of the picture.
+        roll: Tilt of the head to the side.
         expression: One of `EXPRESSIONS`.
         intensity: Strength of the expression, 0..1.
         jitter: Offset right and up as fractions of the picture, and factor on its field.

@@ -1,4 +1,4 @@
-"""Synthetic people: sampling, captions, scenery, and the data set's layout and resumption."""
+"""Synthetic people: sampling, captions, scenes, and the layout and resumption of data sets."""
 
 from __future__ import annotations
 
@@ -525,7 +525,7 @@ def test_patterns_show() -> None:
 
 
 class _Painter:
-    """Stands in for the renderer; counts how many people it was asked for."""
+    """A stand-in for the renderer that records the people it was asked for."""
 
     def __init__(self) -> None:
         self.people: list[int] = []
@@ -743,7 +743,7 @@ def test_hair_and_headwear_fit_every_head() -> None:
     marks = model.landmarks
 
     def over_an_eye(points: np.ndarray) -> int:
-        """How many points hide the eyes from a camera in front."""
+        """Return the number of points that hide an eye from a camera in front."""
         from_eye = np.abs(np.abs(points[:, 0]) - marks.eye_left[0])
         level = np.abs(points[:, 2] - marks.eyes[2])
         return int(
@@ -849,7 +849,7 @@ def test_a_portrait_is_deterministic_with_a_face_in_its_middle_and_a_depth() -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CLOTHES)
 def test_clothes_fit_every_body(kind: str) -> None:
-    """They wrap the neck without entering it, and leave the face free."""
+    """Clothes wrap the neck without entering it, and leave the face free."""
     pytest.importorskip("anny")
     from companion.people.head import load_head_model
     from companion.people.wardrobe import NECK, dress

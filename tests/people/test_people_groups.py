@@ -1,4 +1,4 @@
-"""Pictures of several people: who stands where, the words, depth maps, shards; and renderings."""
+"""Pictures of several people: arrangement, captions, depth maps, shards and renderings."""
 
 from __future__ import annotations
 

@@ -304,7 +304,7 @@ def snowfall(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         sheet = Sheet(image.width)
         for _ in range(count):
             x, y = rng.uniform(0, 1, 2)
-            # Hardly any before the face: it should stay readable.
+            # Few flakes fall in front of the face, so that it stays readable.
             if np.hypot((x - 0.5) / 0.24, (y - 0.5) / 0.34) < 1 and rng.random() < 0.85:
                 continue
             sheet.disc(x, y, r * rng.uniform(0.7, 1.2), (255, 255, 255), alpha, 1.2)
