@@ -87,10 +87,7 @@ EXPRESSION_PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("surprised", "surprised", "surprised", "astonished"),
         ("looking surprised", "with a surprised face"),
     ),
-    "disgusted": (
-        ("disgusted",),
-        ("looking disgusted", "disgusted", "with a disgusted face"),
-    ),
+    "disgusted": (("disgusted",), ("looking disgusted", "disgusted", "with a disgusted face")),
 }
 BEARD_PHRASES = {
     "stubble": "stubble",

@@ -277,10 +277,7 @@ def portrait_camera(view: View) -> Camera:
     up = np.cross(right, -toward)
     focus = focus + height * (view.jitter[0] * right + view.jitter[1] * up)
     roll = np.radians(view.roll)
-    right, up = (
-        np.cos(roll) * right + np.sin(roll) * up,
-        np.cos(roll) * up - np.sin(roll) * right,
-    )
+    right, up = (np.cos(roll) * right + np.sin(roll) * up, np.cos(roll) * up - np.sin(roll) * right)
     return Camera(
         position=focus + distance * toward,
         toward=toward,

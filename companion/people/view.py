@@ -21,11 +21,7 @@ STYLE_WEIGHTS = (0.52, 0.08, 0.08, 0.08, 0.08, 0.08, 0.08)
 PERSON_SHARE = 0.55  # share of pictures in everyday clothes; the other roles share the rest
 
 ALWAYS_TRAINED = frozenset(
-    {
-        ("photo", "garden", "laughing"),
-        ("photo", "snow", "angry"),
-        ("astronaut", "garden"),
-    }
+    {("photo", "garden", "laughing"), ("photo", "snow", "angry"), ("astronaut", "garden")}
 )
 """Combinations that the prompts of the paper and the notebooks ask for, which are never held out.
 A hash decides about all others, so that nobody can choose what the model is tested on."""

@@ -5,16 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from companion.people.scenery.sheet import (
-    Sheet,
-    blurred,
-    halo,
-    mix,
-    noise,
-    pick,
-    screen,
-    shade,
-)
+from companion.people.scenery.sheet import Sheet, blurred, halo, mix, noise, pick, screen, shade
 
 
 def studio(size: int, rng: np.random.Generator, time: str, blur: float) -> Image.Image:
