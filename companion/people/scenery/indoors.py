@@ -5,25 +5,22 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from companion.people.scenery.sheet import Sheet, blurred, halo, mix, noise, pick, screen, shade
+from companion.people.scenery.sheet import (
+    Sheet,
+    blurred,
+    halo,
+    mix,
+    noise,
+    palette,
+    pick,
+    screen,
+    shade,
+)
 
 
 def studio(size: int, rng: np.random.Generator, time: str, blur: float) -> Image.Image:
     """Draw a plain wall, lit from one side."""
-    wall = pick(
-        rng,
-        [
-            (205, 205, 205),
-            (222, 212, 198),
-            (120, 140, 165),
-            (98, 128, 122),
-            (176, 112, 88),
-            (72, 74, 80),
-            (232, 226, 220),
-            (190, 178, 200),
-        ],
-        0.06,
-    )
+    wall = pick(rng, palette("cdcdcd ded4c6 788ca5 62807a b07058 484a50 e8e2dc beb2c8"), 0.06)
     x, y = rng.uniform(0.2, 0.8), rng.uniform(0.15, 0.55)
     light = 0.72 + 0.38 * halo(size, x, y, rng.uniform(0.4, 0.7)) + 0.018 * noise(size, rng, 3)
     canvas = np.clip(light[..., None] * np.asarray(wall, np.float32), 0, 255)
@@ -37,16 +34,7 @@ def library(size: int, rng: np.random.Generator, time: str, blur: float) -> Imag
     wall.box(0, 0, 1, 1, shade(wood, 0.28))
     rows = int(rng.integers(5, 7))
     height = 1 / rows
-    books = [
-        (140, 38, 34),
-        (34, 84, 62),
-        (40, 58, 112),
-        (176, 138, 70),
-        (206, 194, 166),
-        (94, 40, 74),
-        (60, 46, 40),
-        (196, 96, 44),
-    ]
+    books = palette("8c2622 22543e 283a70 b08a46 cec2a6 5e284a 3c2e28 c4602c")
     for row in range(rows):
         top, floor = row * height, (row + 0.9) * height
         x = 0.0
@@ -95,17 +83,7 @@ def library(size: int, rng: np.random.Generator, time: str, blur: float) -> Imag
 
 def kitchen(size: int, rng: np.random.Generator, time: str, blur: float) -> Image.Image:
     """Draw tiles, shelves with jars and a counter, with a window or a hood."""
-    paint = pick(
-        rng,
-        [
-            (96, 132, 120),
-            (62, 88, 122),
-            (214, 206, 190),
-            (190, 120, 84),
-            (226, 226, 222),
-            (120, 90, 66),
-        ],
-    )
+    paint = pick(rng, palette("608478 3e587a d6cebe be7854 e2e2de 785a42"))
     tile = pick(rng, [(240, 240, 236), (222, 232, 232), (244, 234, 216)], 0.03)
     counter = rng.uniform(0.72, 0.78)
     sheet = Sheet(size)
@@ -135,14 +113,7 @@ def kitchen(size: int, rng: np.random.Generator, time: str, blur: float) -> Imag
             sheet.line([(px, 0.3), (px, 0.4)], (60, 60, 64), 0.008)
             sheet.disc(px, 0.44, 0.04, pick(rng, [(190, 110, 70), (70, 72, 78), (150, 154, 160)]))
     at = 0.66 if left else 0.0
-    jars = [
-        (200, 70, 50),
-        (230, 190, 90),
-        (110, 140, 70),
-        (250, 246, 238),
-        (150, 96, 60),
-        (70, 130, 160),
-    ]
+    jars = palette("c84632 e6be5a 6e8c46 faf6ee 96603c 4682a0")
     for shelf in (0.24, 0.46):
         x = at + 0.02
         while x < at + 0.31:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from companion.people.scenery.outdoors import street
-from companion.people.scenery.sheet import RGB, Sheet, blurred, noise, pick, screen, shade
+from companion.people.scenery.sheet import RGB, Sheet, blurred, noise, palette, pick, screen, shade
 
 
 def city_by_night(size: int, rng: np.random.Generator, time: str, blur: float) -> Image.Image:
@@ -15,14 +15,7 @@ def city_by_night(size: int, rng: np.random.Generator, time: str, blur: float) -
     sky = [(0.0, (10, 12, 34)), (0.6, (52, 38, 84)), (1.0, (18, 18, 30))]
     image = street(size, rng, blur, sky, walls, (44, 36, 76), 0.8)
     sheet = Sheet(size)
-    lamps = [
-        (255, 190, 90),
-        (255, 90, 70),
-        (110, 170, 255),
-        (255, 230, 170),
-        (255, 90, 180),
-        (90, 230, 220),
-    ]
+    lamps = palette("ffbe5a ff5a46 6eaaff ffe6aa ff5ab4 5ae6dc")
     for _ in range(30):  # lights far out of focus are discs with a brighter rim
         x, y, r = rng.uniform(0, 1), rng.normal(0.6, 0.16), rng.uniform(0.015, 0.042)
         lamp = pick(rng, lamps)

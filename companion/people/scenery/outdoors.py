@@ -20,6 +20,7 @@ from companion.people.scenery.sheet import (
     halo,
     leaf,
     mix,
+    palette,
     pick,
     ridge,
     screen,
@@ -118,14 +119,7 @@ def _ground_strip(sheet: Sheet, top: Array, bottom: float, color: RGB) -> None:
 
 def city(size: int, rng: np.random.Generator, time: str, blur: float) -> Image.Image:
     """Draw a street by day or at sunset, sometimes with a tree."""
-    walls = [
-        (168, 128, 108),
-        (188, 178, 164),
-        (150, 92, 76),
-        (140, 148, 158),
-        (206, 190, 160),
-        (120, 124, 132),
-    ]
+    walls = palette("a8806c bcb2a4 965c4c 8c949e cebea0 787c84")
     if time == "sunset":
         sky, haze = (
             [(0.0, (112, 132, 190)), (0.6, (255, 196, 140)), (1.0, (200, 170, 160))],
@@ -459,15 +453,7 @@ def garden(size: int, rng: np.random.Generator, time: str, blur: float) -> Image
         for x in (0.06, 0.94):
             sheet.box(x - 0.02, 0.5, x + 0.02, 1, (230, 228, 220))
     image = sheet.over(image, 0.010 * blur)
-    blooms = [
-        (232, 62, 110),
-        (250, 206, 60),
-        (246, 244, 248),
-        (176, 84, 206),
-        (240, 120, 52),
-        (214, 40, 50),
-        (250, 150, 190),
-    ]
+    blooms = palette("e83e6e face3c f6f4f8 b054ce f07834 d62832 fa96be")
     chosen = [blooms[int(k)] for k in rng.choice(len(blooms), 3, replace=False)]
     arch = 0.4 <= kind < 0.7
     for near in (0.0, 0.45, 1.0):

@@ -77,6 +77,12 @@ def shade(color: RGB, factor: float) -> RGB:
     return r, g, b
 
 
+def palette(colors: str) -> list[RGB]:
+    """Return the colours of a string of hexadecimal RGB values, such as "cdcdcd 7890a5"."""
+    triples = (bytes.fromhex(color) for color in colors.split())
+    return [(r, g, b) for r, g, b in triples]
+
+
 def pick(rng: np.random.Generator, colors: Sequence[RGB], spread: float = 0.12) -> RGB:
     """Choose one of the colours and make it a little lighter or darker."""
     return shade(colors[int(rng.integers(len(colors)))], 1 + rng.uniform(-spread, spread))
