@@ -1,4 +1,4 @@
-"""Hairs of a beard as thin strands that stand off the chin, for the outline and the shadows."""
+"""A beard's hairs as thin strands that stand off the chin, for its outline and shadows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.colors import stream
 from companion.people.head import load_head_model
 from companion.people.mesh import Mesh, ribbons
@@ -14,7 +14,7 @@ from companion.people.skin import beard_color, beard_weight, lip_weight
 
 Array = np.ndarray
 
-# Strands and their length in metres, at the chin and on the upper lip.
+# Number of strands, and their lengths at the chin and on the upper lip in metres.
 _GROWTH: dict[str, tuple[int, float, float]] = {
     "short": (1500, 0.0042, 0.0036),
     "full": (2200, 0.0115, 0.0068),
@@ -25,7 +25,7 @@ _GROWTH: dict[str, tuple[int, float, float]] = {
 
 @functools.lru_cache(maxsize=8)
 def _candidates(beard: str) -> tuple[Array, Array, Array]:
-    """Faces of the head where this beard grows: (F, 3) vertices, share of strands, weight."""
+    """Return the head's triangles where a beard grows, their shares of the strands, and weights."""
     model = load_head_model()
     faces = model.faces["head"]
     t = model.template
@@ -42,12 +42,12 @@ def _candidates(beard: str) -> tuple[Array, Array, Array]:
     return faces[kept], share[kept] / max(share.sum(), 1e-12), weight[kept]
 
 
-def beard_mesh(person: Person, points: Array, normals: Array) -> Mesh | None:
-    """Strands over a face with these vertices, or None where no beard is long enough to stand off.
+def beard_mesh(person: Appearance, points: Array, normals: Array) -> Mesh | None:
+    """Return the strands of a beard, or None if there is none long enough to stand off.
 
     Args:
-        person: Whose beard.
-        points: (V, 3) vertices of the head model, metres.
+        person: Person whose beard it is.
+        points: (V, 3) vertices of the head model in metres.
         normals: (V, 3) unit normals.
     """
     if person.beard not in _GROWTH:

@@ -1,8 +1,8 @@
-"""What a picture shows, in words and as fields.
+"""Captions and labels of a picture.
 
-A caption is put together from phrases, in one of several orders, with what is said left to chance:
-the text model is to learn words, not templates. The words are those of the prompts in the paper and
-the notebooks ("a photo of a laughing person", "astronaut in a garden", "line art of ...").
+A caption is built from phrases in one of several orders, and chance decides what it mentions, so
+that the text model learns words rather than templates. The words are those of the prompts in the
+paper and the notebooks: "a photo of a laughing person", "astronaut in a garden", "line art of ...".
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.colors import stream
 from companion.people.hairstyle import hair_phrase
 from companion.people.view import View, is_held_out
 
 MOST_WORDS = 20
-"""Words of the longest caption: with a small BPE that is at most about 31 tokens."""
+"""Largest number of words in a caption, at most about 31 tokens of a small BPE."""
 
-# For each style how a caption begins, and what may follow it instead.
+# For each style: how a caption begins, or what may stand at its end instead.
 STYLE_PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "photo": (
         (
@@ -74,7 +74,7 @@ SCENE_PHRASES: dict[str, tuple[str, ...]] = {
     "space": ("in space", "in outer space", "among the stars"),
 }
 TIME_PHRASES = {"sunset": "at sunset", "autumn": "in autumn"}
-# Before the noun, and after everything else.
+# For each expression: words before the noun, or at the end of the caption.
 EXPRESSION_PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "neutral": (("calm", "serious"), ("with a neutral expression", "with a neutral face")),
     "laughing": (
@@ -87,10 +87,7 @@ EXPRESSION_PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("surprised", "surprised", "surprised", "astonished"),
         ("looking surprised", "with a surprised face"),
     ),
-    "disgusted": (
-        ("disgusted",),
-        ("looking disgusted", "disgusted", "with a disgusted face"),
-    ),
+    "disgusted": (("disgusted",), ("looking disgusted", "disgusted", "with a disgusted face")),
 }
 BEARD_PHRASES = {
     "stubble": "stubble",
@@ -101,26 +98,41 @@ BEARD_PHRASES = {
 }
 
 
-def role_name(person: Person, view: View) -> str:
-    """The role as a word: `royal` is a king or a queen."""
+def role_name(person: Appearance, view: View) -> str:
+    """Return the role as a word: `royal` is a king or a queen."""
     if view.role == "royal":
         return "queen" if person.gender == "woman" else "king"
     return view.role
 
 
 def article(words: str) -> str:
-    """The words with `a` or `an` before them."""
+    """Put `a` or `an` before the words."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
 def listed(parts: list[str]) -> str:
-    """One or more phrases as a list in a sentence: `a, b and c`."""
+    """Join phrases as a list in a sentence: `a, b and c`."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def one_of(rng: np.random.Generator, phrases: tuple[str, ...]) -> str:
-    """One of the phrases, drawn with equal shares."""
+    """Draw one of the phrases with equal probabilities."""
     return phrases[int(rng.integers(len(phrases)))]
+
+
+def count_words(text: str) -> int:
+    """Count words; hyphens separate them."""
+    return len(text.replace("-", " ").split())
+
+
+def place_phrase(rng: np.random.Generator, view: View, probability: float) -> str:
+    """Return, with this probability, words for a view's scene and sometimes its time."""
+    if rng.random() >= probability:
+        return ""
+    place = one_of(rng, SCENE_PHRASES[view.scene])
+    if view.time in TIME_PHRASES and rng.random() < 0.5:
+        place += f" {TIME_PHRASES[view.time]}"
+    return place
 
 
 def _clothes_phrase(view: View) -> str:
@@ -129,8 +141,8 @@ def _clothes_phrase(view: View) -> str:
     return article(f"{pattern or c.color_name + ' '}{c.kind}")
 
 
-def _noun(rng: np.random.Generator, person: Person, view: View) -> tuple[str, str]:
-    """The noun and what follows it: ("woman", ""), ("astronaut", ""), ("man", "as a chef")."""
+def _noun(rng: np.random.Generator, person: Appearance, view: View) -> tuple[str, str]:
+    """Return the noun and what follows: ("woman", ""), ("astronaut", ""), ("man", "as a chef")."""
     role, gender = role_name(person, view), person.gender
     if view.role == "person":
         return (gender if rng.random() < 0.65 else "person"), ""
@@ -141,8 +153,8 @@ def _noun(rng: np.random.Generator, person: Person, view: View) -> tuple[str, st
     return (gender if rng.random() < 0.6 else "person"), f"as {article(role)}"
 
 
-def _traits(rng: np.random.Generator, person: Person, view: View) -> list[str]:
-    """What `with ...` says: hair, beard, glasses; each is mentioned or not."""
+def _traits(rng: np.random.Generator, person: Appearance, view: View) -> list[str]:
+    """Return phrases for `with ...`: hair, beard and glasses, each of them mentioned or not."""
     traits = []
     hatted = view.headwear not in ("none", "helmet")
     if person.hair.style != "bald" and rng.random() < (0.3 if hatted else 0.5):
@@ -156,7 +168,7 @@ def _traits(rng: np.random.Generator, person: Person, view: View) -> list[str]:
 
 def _worn(rng: np.random.Generator, view: View) -> list[str]:
     worn = []
-    # The clothes of a role go with its name.
+    # The name of a role implies its clothes.
     if view.role == "person" and view.style not in ("noir", "line art") and rng.random() < 0.3:
         worn.append(_clothes_phrase(view))
     if view.headwear != "none" and rng.random() < 0.4:
@@ -164,11 +176,12 @@ def _worn(rng: np.random.Generator, view: View) -> list[str]:
     return worn
 
 
-def describe(person: Person, view: View, wording: int = 0) -> str:
-    """A caption of the picture; its words are chosen by the view's `caption_seed` and `wording`.
+def describe(person: Appearance, view: View, wording: int = 0) -> str:
+    """Describe a picture in words chosen by the view's `caption_seed` and `wording`.
 
-    It names the style (a photo may do without), nearly always the expression, usually the scene,
-    sometimes gender, age, hair, beard, glasses, clothes and headwear; at most `MOST_WORDS` words.
+    The caption names the style (optional for a photo), nearly always the expression, usually the
+    scene, and sometimes gender, age, hair, beard, glasses, clothes and headwear. It has at most
+    `MOST_WORDS` words.
     """
     rng = stream("caption", view.caption_seed, *([wording] if wording else []))
     before, after = EXPRESSION_PHRASES[view.expression]
@@ -193,9 +206,7 @@ def describe(person: Person, view: View, wording: int = 0) -> str:
     traits, worn = ([], []) if plain else (_traits(rng, person, view), _worn(rng, view))
     if plain and view.role == "person":
         noun = "person"
-    place = one_of(rng, SCENE_PHRASES[view.scene]) if rng.random() < (0.6 if plain else 0.9) else ""
-    if place and view.time in TIME_PHRASES and rng.random() < 0.5:
-        place += f" {TIME_PHRASES[view.time]}"
+    place = place_phrase(rng, view, 0.6 if plain else 0.9)
     begin, follow = STYLE_PHRASES[view.style]
     start, end = one_of(rng, begin), ""
     order = rng.random()
@@ -208,7 +219,7 @@ def describe(person: Person, view: View, wording: int = 0) -> str:
         start, bare = one_of(rng, ("portrait of", "a close-up of", "a portrait of")), False
     place_first = rng.random() < 0.3
     text = ""
-    # The least important words go first where there are too many.
+    # Where there are too many words, the least important ones go first.
     for drop in (None, worn, traits, traits, traits):
         if drop:
             drop.pop()
@@ -220,13 +231,13 @@ def describe(person: Person, view: View, wording: int = 0) -> str:
         details = [place, *details] if place_first else [*details, place]
         words = " ".join(w for w in (start, subject, *details) if w)
         text = ", ".join(w for w in (words, last, end) if w)
-        if len(text.replace("-", " ").split()) <= MOST_WORDS:
+        if count_words(text) <= MOST_WORDS:
             break
     return text
 
 
-def attributes(person: Person, view: View) -> dict[str, Any]:
-    """The fields that the picture's JSON holds beside its caption: labels for classifiers."""
+def attributes(person: Appearance, view: View) -> dict[str, Any]:
+    """Return the labels of a picture, which its JSON holds besides the caption."""
     return {
         "expression": view.expression,
         "style": view.style,

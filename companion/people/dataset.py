@@ -1,32 +1,31 @@
-"""Write people as a data set: webdataset shards (img2dataset's layout) or plain files.
+"""Writes people as a data set: webdataset shards (in img2dataset's layout) or plain files.
 
-A shard `00000.tar` holds, for each picture, `{key}.jpg`, `{key}.txt` (the caption), `{key}.json`
+For each picture a shard `00000.tar` holds `{key}.jpg`, `{key}.txt` (the caption), `{key}.json`
 (all attributes), `{key}.mask.png` (the face, 255) and `{key}.depth.png` (near is bright). The key
-is the person's number times 100 plus the view's, in nine digits. Every picture depends on (seed,
-person, view) alone, so the number of worker processes changes nothing, and a shard that holds what
-it should already is skipped.
+is 100 times the person's number plus the view's, in nine digits. A picture depends on (seed,
+person, view) alone, so the number of worker processes changes nothing, and a shard that already
+holds its pictures is skipped.
 
-Pictures of several people lie in shards of their own, `groups-00000.tar`, under the keys
-`group000000000` and so on. Their JSON has `people` in place of `person`, from left to right, and
-their mask is a palette image: 0 is nobody, 1 the first of them, 2 the second, 3 the third. All of
-its colours but the first are brighter than half, so that as grey levels it is the mask of any face,
-and `fusionlib.masks_from_colors(mask, [1, 2])` gives the identity masks of equation 7.
+Pictures of several people lie in shards of their own, `groups-00000.tar`, with the keys
+`group000000000` and so on. Their JSON has `people`, from left to right, in place of `person`. Their
+mask is a palette image: 0 is the background, and 1, 2 and 3 are the faces from left to right. All
+palette colours but the first are brighter than half, so read as grey levels it is the mask of any
+face, and `fusionlib.masks_from_colors(mask, [1, 2])` returns the identity masks of equation 7.
 """
 
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import io
 import json
 import multiprocessing
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -34,25 +33,29 @@ from PIL import Image
 from companion.people.appearance import sample_person
 from companion.people.caption import attributes, describe
 from companion.people.groups import (
+    GroupPicture,
     choose_members,
     describe_group,
     group_attributes,
     render_group,
     sample_group,
 )
-from companion.people.render import inverse_depth
+from companion.people.render import Picture, inverse_depth, render_views
+from companion.people.requirements import require
 from companion.people.view import sample_view
 from fusionlib.errors import FusionError
+from fusionlib.support.files import write_atomically, write_text
+from fusionlib.support.provenance import package_versions
 
 SAMPLES_PER_SHARD = 400
-WORDINGS = 4  # captions of each picture; the first is also in the .txt file
-PALETTE = (0, 0, 0, 255, 140, 120, 140, 230, 140, 150, 180, 255)  # of a group's mask
-FORMAT = 2  # raised when the same seed would give other pictures
+WORDINGS = 4  # captions for each picture; the first is also the .txt file
+PALETTE = (0, 0, 0, 255, 140, 120, 140, 230, 140, 150, 180, 255)  # colours of a group's mask
+FORMAT = 2  # increased when the same seed would give other pictures
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One shard: which people or which groups of them, how, and where to."""
+    """One shard to write: its path, and the people or the groups of people it holds."""
 
     path: Path
     people: range
@@ -63,17 +66,17 @@ class _Job:
     groups: range = range(0)
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """Return the number of pictures."""
         return len(self.keys())
 
     def keys(self) -> list[str]:
-        """The keys of its pictures, in order."""
+        """Return the keys of the pictures, in order."""
         if self.groups:
             return [_group_key(index) for index in self.groups]
         return [_key(person, view) for person in self.people for view in range(self.views)]
 
     def samples(self) -> Iterator[Sample]:
-        """Its pictures, as they are rendered."""
+        """Render the pictures one after another."""
         if self.groups:
             for index in self.groups:
                 yield make_group(self.seed, index, self.people, self.size, self.split)
@@ -84,7 +87,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class Sample:
-    """One finished picture: file name suffix to content, under a key."""
+    """One finished picture: its key, its record, and its files by the suffix of their name."""
 
     key: str
     record: dict[str, Any]
@@ -110,6 +113,33 @@ def _encode(
     return buffer.getvalue()
 
 
+def _sample(
+    head: dict[str, Any],
+    captions: list[str],
+    labels: dict[str, Any],
+    picture: Picture | GroupPicture,
+    mask: bytes,
+) -> Sample:
+    """Encode a picture's files. Its record holds the head, size, captions and labels."""
+    height, width = picture.image.shape[:2]
+    record = {
+        **head,
+        "width": width,
+        "height": height,
+        "caption": captions[0],
+        "captions": captions,
+        **labels,
+    }
+    files = {
+        "jpg": _encode(picture.image, "JPEG", quality=95, subsampling=0),
+        "txt": captions[0].encode(),
+        "json": json.dumps(record, ensure_ascii=False).encode(),
+        "mask.png": mask,
+        "depth.png": _encode(inverse_depth(picture.depth), "PNG"),
+    }
+    return Sample(record["key"], record, files)
+
+
 def make_samples(
     seed: int, person_index: int, views: int, size: int, split: str
 ) -> Iterator[Sample]:
@@ -118,40 +148,20 @@ def make_samples(
     Args:
         seed: Seed of the data set.
         person_index: Number of the person.
-        views: Pictures of that person, 1 to 100; the first is the reference.
+        views: Number of pictures, 1 to 100; the first is the reference.
         size: Height and width in pixels.
-        split: Name written into the record; `train` leaves held-out combinations out.
+        split: Name for the records; `train` leaves out held-out combinations.
     """
-    from companion.people.render import render_views
-
     person = sample_person(seed, person_index)
     plan = [sample_view(seed, person_index, v, split=split) for v in range(views)]
     for view, picture in zip(plan, render_views(person, plan, size), strict=True):
-        key = _key(person_index, view.index)
-        captions = [describe(person, view, wording) for wording in range(WORDINGS)]
-        caption = captions[0]
-        record = {
-            "key": key,
-            "person": person_index,
-            "view": view.index,
-            "seed": seed,
-            "split": split,
-            "width": size,
-            "height": size,
-            "caption": caption,
-            "captions": captions,
-            **attributes(person, view),
-        }
-        yield Sample(
-            key,
-            record,
-            {
-                "jpg": _encode(picture.image, "JPEG", quality=95, subsampling=0),
-                "txt": caption.encode(),
-                "json": json.dumps(record, ensure_ascii=False).encode(),
-                "mask.png": _encode(picture.mask, "PNG"),
-                "depth.png": _encode(inverse_depth(picture.depth), "PNG"),
-            },
+        which = {"key": _key(person_index, view.index), "person": person_index, "view": view.index}
+        yield _sample(
+            {**which, "seed": seed, "split": split},
+            [describe(person, view, wording) for wording in range(WORDINGS)],
+            attributes(person, view),
+            picture,
+            _encode(picture.mask, "PNG"),
         )
 
 
@@ -161,40 +171,26 @@ def make_group(seed: int, index: int, people: range, size: int, split: str) -> S
     Args:
         seed: Seed of the data set.
         index: Number of the group.
-        people: Numbers of the people of the set, of whom two or three are in the picture.
+        people: Numbers of the people in the set; two or three of them are in the picture.
         size: Height and width in pixels.
-        split: Name written into the record; `train` leaves held-out combinations out.
+        split: Name for the record; `train` leaves out held-out combinations.
     """
     group = sample_group(seed, index, choose_members(seed, index, people), split=split)
     picture = render_group(group, size)
     labels = np.zeros((size, size), np.uint8)
     for number, mask in enumerate(picture.masks, start=1):
         labels[mask] = number
-    key = _group_key(index)
-    captions = [describe_group(group, wording) for wording in range(WORDINGS)]
-    record = {
-        "key": key,
-        "group": index,
-        "seed": seed,
-        "split": split,
-        "width": size,
-        "height": size,
-        "caption": captions[0],
-        "captions": captions,
-        **group_attributes(group),
-    }
-    files = {
-        "jpg": _encode(picture.image, "JPEG", quality=95, subsampling=0),
-        "txt": captions[0].encode(),
-        "json": json.dumps(record, ensure_ascii=False).encode(),
-        "mask.png": _encode(labels, "PNG", palette=PALETTE),
-        "depth.png": _encode(inverse_depth(picture.depth), "PNG"),
-    }
-    return Sample(key, record, files)
+    return _sample(
+        {"key": _group_key(index), "group": index, "seed": seed, "split": split},
+        [describe_group(group, wording) for wording in range(WORDINGS)],
+        group_attributes(group),
+        picture,
+        _encode(labels, "PNG", palette=PALETTE),
+    )
 
 
 def _start_worker() -> None:
-    # One process for each core: the numeric libraries and the rasteriser take one thread each.
+    # There is a process for each core, so numeric libraries and the rasteriser get one thread.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS"):
         os.environ[name] = "1"
     try:
@@ -212,7 +208,7 @@ def _load() -> None:
 
 
 def _held(shard: Path) -> tuple[list[str], str | None]:
-    """The keys of the pictures in a shard, none where it is not there, and how it is damaged."""
+    """Return the keys of the pictures in a shard, none if it is missing, and its damage if any."""
     from fusionlib.training.shards import scan_shard
 
     if not shard.exists():
@@ -222,37 +218,28 @@ def _held(shard: Path) -> tuple[list[str], str | None]:
 
 
 def _write_shard(job: _Job) -> int:
-    """Render one shard under a temporary name, then give it its own."""
-    temporary = job.path.with_name(f".{job.path.name}.{os.getpid()}.tmp")
-    count = 0
-    try:
-        with tarfile.open(temporary, "w") as archive:
+    """Render one shard and return its number of pictures."""
+
+    def write(file: BinaryIO) -> None:
+        with tarfile.open(fileobj=file, mode="w") as archive:
             for sample in job.samples():
                 for suffix, content in sample.files.items():
                     info = tarfile.TarInfo(f"{sample.key}.{suffix}")
                     info.size = len(content)
                     archive.addfile(info, io.BytesIO(content))
-                count += 1
-        os.replace(temporary, job.path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
+
+    write_atomically(job.path, write)
+    return len(job)
 
 
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def _write_manifest(folder: Path, record: dict[str, Any]) -> Path:
+    path = folder / "manifest.json"
+    write_text(path, json.dumps(record, indent=2) + "\n")
+    return path
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _check(people: int, views: int, workers: int, groups: int = 0) -> None:
+def _check(people: int, views: int = 1, workers: int = 1, groups: int = 0) -> None:
+    """Refuse impossible numbers, and a missing renderer."""
     if people < 1:
         raise FusionError(f"The number of people must be at least 1, not {people}.")
     if not 1 <= views <= 100:
@@ -262,18 +249,8 @@ def _check(people: int, views: int, workers: int, groups: int = 0) -> None:
     if groups < 0:
         raise FusionError(f"The number of groups must be at least 0, not {groups}.")
     if groups:
-        choose_members(0, 0, range(people))  # complains of too few people
-
-
-def _require_renderer() -> None:
-    import importlib.util
-
-    for package in ("anny", "pyvista"):
-        if importlib.util.find_spec(package) is None:
-            raise FusionError(
-                f"Rendering people needs the package '{package}', which is not installed: "
-                "install the extra with pip install 'fusionlib[people]'."
-            )
+        choose_members(0, 0, range(people))  # raises an error if there are too few people
+    require("anny", "pyvista")
 
 
 def _folder(out: Path | str) -> Path:
@@ -288,12 +265,13 @@ def _folder(out: Path | str) -> Path:
 
 
 def _parameters(**values: Any) -> dict[str, Any]:
-    versions = {name: _version(name) for name in ("anny", "pyvista", "vtk", "numpy", "pillow")}
+    """Return what a manifest says of how a set was made."""
+    versions = package_versions(("anny", "pyvista", "vtk", "numpy", "pillow"))
     return {"format": FORMAT, **values, "versions": versions}
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
-    """The manifest of the set that a folder holds, finished or not; empty where there is none."""
+    """Return the manifest in a folder, whether its set is finished or not; empty if missing."""
     path = folder / "manifest.json"
     if not path.exists():
         return {}
@@ -307,7 +285,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
 
 def _same_data(folder: Path, old: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """Refuse to mix two data sets: what a finished shard was made with must be the same."""
+    """Refuse to mix two data sets: finished shards must come from the same settings."""
     names = ["format", "views", "seed", "size", "first_person", "split", "samples_per_shard"]
     if old.get("groups"):
         names += ["groups", "people"]  # members are chosen among all people
@@ -320,7 +298,7 @@ def _same_data(folder: Path, old: dict[str, Any], parameters: dict[str, Any]) ->
 
 
 def _jobs(folder: Path, parameters: dict[str, Any]) -> list[_Job]:
-    """The shards of a set: those of its people, then those of its groups."""
+    """Return the shards of a set: those of its people, then those of its groups."""
     people, views, first_person = (parameters[n] for n in ("people", "views", "first_person"))
     how = views, parameters["seed"], parameters["size"], parameters["split"]
     each = parameters["samples_per_shard"] // views
@@ -337,7 +315,7 @@ def _jobs(folder: Path, parameters: dict[str, Any]) -> list[_Job]:
 
 
 def _refuse_loss(folder: Path, held: Iterable[str], jobs: Iterable[_Job]) -> None:
-    """Refuse to make a set smaller: it may have taken hours, and the number be a slip."""
+    """Refuse to make a set smaller: it may have taken hours, and the number may be a typo."""
     more = set(held).difference(*(job.keys() for job in jobs))
     if more:
         raise FusionError(
@@ -358,76 +336,62 @@ def render_dataset(
     split: str = "train",
     groups: int = 0,
 ) -> Path:
-    """Render people into webdataset shards; resumes where an earlier run stopped.
+    """Render people into webdataset shards, and resume where an earlier run stopped.
 
-    A set may be made larger: the shards that lack pictures are rendered anew, and the others kept.
+    A set may be made larger: shards that lack pictures are rendered again, the others stay.
 
     Args:
-        out: Folder for `00000.tar`, ... and `manifest.json`; made if missing.
-        people: How many people.
-        views: Pictures of each, 1 to 100; view 0 is the neutral, frontal reference.
+        out: Folder for `00000.tar`, ... and `manifest.json`, created if missing.
+        people: Number of people.
+        views: Number of pictures of each, 1 to 100; view 0 is the neutral, frontal reference.
         seed: Seed of the whole set.
         size: Height and width in pixels.
-        first_person: Number of the first person; sets that must not share people use
-            ranges that do not overlap.
-        workers: Processes.
-        split: Name written into each record; `train` leaves held-out combinations out.
-        groups: How many pictures of two or three of these people there are beside those of one.
-            They are numbered from `first_person` on, so that sets without people in common have
-            no arrangement in common either.
+        first_person: Number of the first person. Sets that must not share people use ranges that
+            do not overlap.
+        workers: Number of processes.
+        split: Name for the records; `train` leaves out held-out combinations.
+        groups: Number of additional pictures that show two or three of these people. They are
+            numbered from `first_person`, so sets that share no people share no arrangement either.
 
     Returns:
         Path of the manifest.
 
     Raises:
-        FusionError: For impossible numbers, an unwritable folder, a folder that holds another or a
-            larger data set, or missing packages.
+        FusionError: If a number is impossible, the folder cannot be written or holds another or a
+            larger data set, or packages are missing.
     """
     from tqdm import tqdm
 
     _check(people, views, workers, groups)
-    _require_renderer()
     folder = _folder(out)
-    parameters = _parameters(
-        people=people,
-        views=views,
-        seed=seed,
-        size=size,
-        first_person=first_person,
-        split=split,
-        samples_per_shard=max(1, SAMPLES_PER_SHARD // views) * views,
-        groups=groups,
-    )
+    made: dict[str, Any] = {"people": people, "views": views, "seed": seed, "size": size}
+    each = max(1, SAMPLES_PER_SHARD // views) * views
+    made |= {"first_person": first_person, "split": split, "samples_per_shard": each}
+    parameters = _parameters(**made, groups=groups)
     jobs = former = _jobs(folder, parameters)
     if old := _recorded(folder):
         _same_data(folder, old, parameters)
         former = _jobs(folder, parameters | old)
     held = {shard: _held(shard) for shard in {job.path for job in (*jobs, *former)}}
     _refuse_loss(folder, (key for keys, _ in held.values() for key in keys), jobs)
-    manifest = folder / "manifest.json"
     todo = [job for job in jobs if held[job.path] != (job.keys(), None)]
-    _write_text(manifest, json.dumps({**parameters, "complete": not todo}, indent=2) + "\n")
+    _write_manifest(folder, {**parameters, "complete": not todo})
     total = people * views + groups
     with tqdm(total=total, unit="picture", desc=f"people ({split})") as bar:
         bar.update(total - sum(len(job) for job in todo))
         if todo:
-            # The rasteriser's threads must not be forked.
+            # Processes are spawned, since the rasteriser's threads must not be forked.
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(
                 min(workers, len(todo)), mp_context=context, initializer=_start_worker
             ) as pool:
-                # On a new machine the first load fills the package's cache: one process at a time.
+                # On a new machine the first load fills anny's cache, so one process goes first.
                 pool.submit(_load).result()
                 for finished in as_completed([pool.submit(_write_shard, job) for job in todo]):
                     bar.update(finished.result())
-    record = {
-        **parameters,
-        "complete": True,
-        "samples": total,
-        "shards": [{"file": job.path.name, "samples": len(job)} for job in jobs],
-    }
-    _write_text(manifest, json.dumps(record, indent=2) + "\n")
-    return manifest
+    shards = [{"file": job.path.name, "samples": len(job)} for job in jobs]
+    record = {**parameters, "complete": True, "samples": total, "shards": shards}
+    return _write_manifest(folder, record)
 
 
 INDEX_FIELDS = (
@@ -463,10 +427,11 @@ def export_files(
     first_person: int = 0,
     split: str = "heldout",
 ) -> Path:
-    """Render a small set of people as plain files, with an index: what the repository carries.
+    """Render a small set of people as plain files with an index, as the repository carries it.
 
-    Files are `{person:04d}_{view}.jpg`, `.txt`, `.json`, `.mask.png` and `.depth.png`, the person
-    counted from `first_person`; `index.csv` lists them.
+    Files are `{person:04d}_{view}.jpg`, `.txt`, `.json`, `.mask.png` and `.depth.png`, with people
+    counted from `first_person`; `index.csv` lists them. The arguments are those of
+    `render_dataset`.
 
     Returns:
         Path of `index.csv`.
@@ -476,27 +441,21 @@ def export_files(
     """
     from tqdm import tqdm
 
-    _check(people, views, 1)
-    _require_renderer()
+    _check(people, views)
     folder = _folder(out)
-    rows = []
-    for number in tqdm(range(people), unit="person", desc=f"people ({split})"):
-        for sample in make_samples(seed, first_person + number, views, size, split):
-            stem = f"{number:04d}_{sample.record['view']}"
-            for suffix, content in sample.files.items():
-                (folder / f"{stem}.{suffix}").write_bytes(content)
-            row = {**sample.record, "person": number, "file": f"{stem}.jpg"}
-            rows.append({name: row[name] for name in INDEX_FIELDS})
-    return _finish(
-        folder,
-        rows,
-        people=people,
-        views=views,
-        seed=seed,
-        size=size,
-        first_person=first_person,
-        split=split,
+
+    def row(record: dict[str, Any]) -> dict[str, Any]:
+        number = record["person"] - first_person
+        row = {**record, "person": number, "file": f"{number:04d}_{record['view']}.jpg"}
+        return {name: row[name] for name in INDEX_FIELDS}
+
+    numbers = range(first_person, first_person + people)
+    progress = tqdm(numbers, unit="person", desc=f"people ({split})")
+    samples = (s for number in progress for s in make_samples(seed, number, views, size, split))
+    made = _parameters(
+        people=people, views=views, seed=seed, size=size, first_person=first_person, split=split
     )
+    return _export(folder, samples, row, made)
 
 
 def export_groups(
@@ -509,19 +468,11 @@ def export_groups(
     first_person: int = 0,
     split: str = "heldout",
 ) -> Path:
-    """Render a small set of pictures of two or three people as plain files, with an index.
+    """Render a small set of pictures of two or three people as plain files with an index.
 
-    Files are `{group:04d}.jpg`, `.txt`, `.json`, `.mask.png` and `.depth.png`; `index.csv` lists
-    them, with their people counted from `first_person`, as `export_files` counts them.
-
-    Args:
-        out: Folder, made if missing.
-        groups: How many pictures.
-        people: How many people there are to choose from, at least three.
-        seed: Seed of the data set.
-        size: Height and width in pixels.
-        first_person: Number of the first person.
-        split: Name written into each record.
+    Files are `{group:04d}.jpg`, `.txt`, `.json`, `.mask.png` and `.depth.png`. `index.csv` lists
+    them, with people counted from `first_person` as in `export_files`. The arguments are those of
+    `render_dataset`; `groups` is the number of pictures.
 
     Returns:
         Path of `index.csv`.
@@ -531,54 +482,51 @@ def export_groups(
     """
     from tqdm import tqdm
 
-    _check(people, 1, 1, groups)
     if groups < 1:
         raise FusionError(f"The number of groups must be at least 1, not {groups}.")
-    _require_renderer()
+    _check(people, groups=groups)
     folder = _folder(out)
+
+    def row(record: dict[str, Any]) -> dict[str, Any]:
+        number, members = record["group"] - first_person, record["members"]
+        return {
+            "group": number,
+            "file": f"{number:04d}.jpg",
+            "people": " ".join(str(person - first_person) for person in record["people"]),
+            "caption": record["caption"],
+            "expressions": " ".join(member["expression"] for member in members),
+            "style": record["style"],
+            "scene": record["scene"],
+            "roles": " ".join(member["role"] for member in members),
+        }
+
     everyone = range(first_person, first_person + people)
+    numbers = range(first_person, first_person + groups)
+    progress = tqdm(numbers, unit="picture", desc=f"groups ({split})")
+    samples = (make_group(seed, number, everyone, size, split) for number in progress)
+    made = _parameters(
+        groups=groups, people=people, seed=seed, size=size, first_person=first_person, split=split
+    )
+    return _export(folder, samples, row, made)
+
+
+def _export(
+    folder: Path,
+    samples: Iterable[Sample],
+    row: Callable[[dict[str, Any]], dict[str, Any]],
+    parameters: dict[str, Any],
+) -> Path:
+    """Write plain files, their index (a row from each record) and a manifest; return the index."""
     rows = []
-    for number in tqdm(range(groups), unit="picture", desc=f"groups ({split})"):
-        sample = make_group(seed, first_person + number, everyone, size, split)
-        stem, record = f"{number:04d}", sample.record
+    for sample in samples:
+        rows.append(row(sample.record))
+        stem = rows[-1]["file"].removesuffix(".jpg")
         for suffix, content in sample.files.items():
             (folder / f"{stem}.{suffix}").write_bytes(content)
-        rows.append(
-            {
-                "group": number,
-                "file": f"{stem}.jpg",
-                "people": " ".join(str(person - first_person) for person in record["people"]),
-                "caption": record["caption"],
-                "expressions": " ".join(member["expression"] for member in record["members"]),
-                "style": record["style"],
-                "scene": record["scene"],
-                "roles": " ".join(member["role"] for member in record["members"]),
-            }
-        )
-    return _finish(
-        folder,
-        rows,
-        groups=groups,
-        people=people,
-        seed=seed,
-        size=size,
-        first_person=first_person,
-        split=split,
-    )
-
-
-def _finish(folder: Path, rows: list[dict[str, Any]], **values: Any) -> Path:
-    """Write the index and the manifest of a set of plain files; returns the index."""
     index = folder / "index.csv"
     with index.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    record = {**_parameters(**values), "complete": True, "samples": len(rows)}
-    _write_text(folder / "manifest.json", json.dumps(record, indent=2) + "\n")
+    _write_manifest(folder, {**parameters, "complete": True, "samples": len(rows)})
     return index
-
-
-def person_record(seed: int, index: int) -> dict[str, Any]:
-    """Everything that makes up a person, as plain values for JSON."""
-    return asdict(sample_person(seed, index))

@@ -1,4 +1,4 @@
-"""Eyes that look: eyeballs with a structured iris, and lashes that follow the lids."""
+"""Eyeballs with a structured iris, and lashes that follow the lids."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.colors import stream
 from companion.people.head import HeadModel, load_head_model
 from companion.people.mesh import Mesh, grid_faces, join, ribbons
@@ -20,9 +20,10 @@ _SPOKES = 64
 
 @functools.lru_cache(maxsize=1)
 def _eyeball() -> tuple[Array, Array, Array, Array]:
-    """Unit sphere round the gaze axis -y, dense about the iris: points, normals, faces, angle.
+    """Return a unit sphere around the gaze axis -y: points, normals, faces, and polar angles.
 
-    The normals bulge over the iris as the cornea does, so that it mirrors the lamps.
+    It is finest around the iris. The normals bulge over the iris like the cornea, so that it
+    reflects the lamps.
     """
     rings = np.concatenate([np.linspace(0.5, 40, 36), np.linspace(45, 150, 16)])
     phi = np.linspace(0, 2 * np.pi, _SPOKES, endpoint=False)[None]
@@ -37,16 +38,14 @@ def _eyeball() -> tuple[Array, Array, Array, Array]:
     return sphere(rings), sphere(bulge), faces, np.repeat(rings, _SPOKES)
 
 
-def eye_mesh(
-    person: Person, centre: Array, radius: float, gaze: tuple[float, float]
-) -> tuple[Mesh, Array]:
-    """One eyeball and its (V, 3) normals.
+def eye_mesh(person: Appearance, centre: Array, radius: float, gaze: tuple[float, float]) -> Mesh:
+    """Return one eyeball.
 
     Args:
-        person: Whose eye.
-        centre: (3,) metres.
-        radius: Metres.
-        gaze: Degrees to the person's left and downwards.
+        person: Person whose eye it is.
+        centre: (3,) centre in metres.
+        radius: Radius in metres.
+        gaze: Direction of the gaze, degrees to the person's left and downwards.
     """
     points, normals, faces, polar = _eyeball()
     yaw, pitch = np.radians(gaze)
@@ -62,7 +61,7 @@ def eye_mesh(
     inner = np.interp(polar, [PUPIL_ANGLE, 15.0, 20.0, IRIS_ANGLE], [0.85, 1.35, 1.15, 0.75])
     ring = 1 - 0.72 * np.exp(-(((polar - IRIS_ANGLE) / 2.6) ** 2))
     tone = (inner * ring * (1 + 0.13 * spoke))[:, None]
-    # Near the pupil most eyes are warmer.
+    # Most eyes have a warmer colour near the pupil.
     warm = smoothstep(polar, 18.0, 12.0)[:, None] * 0.25
     colored = iris * tone * (1 - warm) + warm * tone * iris * [1.25, 1.0, 0.7]
     white = np.array([0.92, 0.905, 0.89])
@@ -72,19 +71,19 @@ def eye_mesh(
     pupil = smoothstep(polar, PUPIL_ANGLE + 0.9, PUPIL_ANGLE - 0.5)[:, None]
     colors = colors * (1 - pupil) + 0.015 * pupil
     points, normals = points @ turn.T, normals @ turn.T
-    # The upper lid and its lashes shade the ball below them.
+    # The upper lid and its lashes cast a shadow on the eyeball.
     shade = (
         1
         - 0.36 * smoothstep(points[:, 2], 0.10, 0.48)
         - 0.12 * smoothstep(points[:, 2], -0.15, -0.5)
     )
     colors = np.clip(colors * shade[:, None], 0, 1)
-    return Mesh(centre + radius * points, faces, colors), normals
+    return Mesh(centre + radius * points, faces, colors, normals)
 
 
 @functools.lru_cache(maxsize=1)
 def _lid_rims() -> list[tuple[float, Array, Array]]:
-    """For each eye its side (+1 left) and the vertices of the upper and the lower lid's edge."""
+    """Return each eye's side (+1 left) and the vertices of its upper and lower lid's edges."""
     model: HeadModel = load_head_model()
     rim = model.lid_edge
     rims = []
@@ -103,7 +102,7 @@ def _lid_rims() -> list[tuple[float, Array, Array]]:
 
 
 def _along(points: Array, t: Array) -> tuple[Array, Array]:
-    """Points and tangents of an (N, 3) polyline at fractions t of its length."""
+    """Return points and tangents of an (N, 3) polyline at fractions t of its length."""
     step = np.linalg.norm(np.diff(points, axis=0), axis=1)
     at = np.concatenate([[0], np.cumsum(step)]) / step.sum()
     out = np.stack([np.interp(t, at, points[:, i]) for i in range(3)], 1)
@@ -113,13 +112,13 @@ def _along(points: Array, t: Array) -> tuple[Array, Array]:
     return out, tangent / np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-9)
 
 
-def lash_mesh(person: Person, points: Array, neutral: Array) -> Mesh:
-    """Upper and lower lashes of both eyes.
+def lash_mesh(person: Appearance, points: Array, neutral: Array) -> Mesh:
+    """Return the upper and lower lashes of both eyes.
 
     Args:
-        person: Whose lashes.
+        person: Person whose lashes they are.
         points: (V, 3) vertices of the head with its expression.
-        neutral: (V, 3) the same without, by which the lids' opening is judged.
+        neutral: (V, 3) vertices without expression, which tell how far the lids are open.
     """
     rng = stream("lashes", person.seed, person.index)
     woman = person.gender == "woman"

@@ -1,4 +1,4 @@
-"""Glasses: frames of several shapes with thin, tinted rims, nose pads and temples."""
+"""Glasses: frames of several shapes with thin, coloured rims, a bridge and temples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.mesh import Mesh, join, tube
 
 Array = np.ndarray
@@ -14,7 +14,16 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class _Frame:
-    """A lens: half width, half height and rim in metres, roundness (2 an ellipse), upward flick."""
+    """Shape of a lens and its rim.
+
+    Attributes:
+        width: Half width in metres.
+        height: Half height in metres.
+        power: Exponent of the outline; 2 is an ellipse, more is squarer.
+        rim: Radius of the rim in metres.
+        flick: Rise of the outer corner.
+        sag: Drop of the outer lower corner.
+    """
 
     width: float
     height: float
@@ -33,13 +42,13 @@ FRAMES: dict[str, _Frame] = {
 }
 
 
-def glasses_mesh(person: Person, eyes: tuple[Array, Array], front: float) -> Mesh | None:
-    """Frames round the two eye centres (left, right), or None.
+def glasses_mesh(person: Appearance, eyes: tuple[Array, Array], front: float) -> Mesh | None:
+    """Return a person's glasses, or None if they wear none.
 
     Args:
-        person: Whose glasses.
-        eyes: Centres of the left and the right eye, (3,) metres.
-        front: y of the bridge of the nose, which the frame must clear (metres).
+        person: Person whose glasses they are.
+        eyes: Centres of the left and the right eye, (3,) in metres.
+        front: y of the bridge of the nose in metres, which the frame must clear.
     """
     if person.glasses == "none":
         return None

@@ -1,9 +1,9 @@
-"""Two or three people in one picture: who stands where, the rendering, the words.
+"""Pictures of two or three people: their sampling, rendering and captions.
 
-`sample_group(seed, index, members)` fixes the picture; the people are those of the pictures of one
-person, by number, so that each of them has references. They stand side by side at slightly
-different depths and heights, turn a little to each other, share place, light and style, and have
-expressions and clothes of their own.
+`sample_group(seed, index, members)` fixes a picture. Its members are people who also have pictures
+of their own, so each of them has references. They stand side by side at slightly different depths
+and heights, turn a little towards each other, share scene, light and style, and have their own
+expressions and clothes.
 """
 
 from __future__ import annotations
@@ -13,38 +13,44 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from companion.people.appearance import Person, sample_person
+from companion.people.appearance import Appearance, sample_person
 from companion.people.caption import (
     EXPRESSION_PHRASES,
     MOST_WORDS,
-    SCENE_PHRASES,
     STYLE_PHRASES,
-    TIME_PHRASES,
     article,
     attributes,
+    count_words,
     listed,
     one_of,
+    place_phrase,
     role_name,
 )
 from companion.people.colors import stream
 from companion.people.hairstyle import hair_phrase
 from companion.people.head import load_head_model
 from companion.people.outfit import sample_clothes, sample_headwear
-from companion.people.render import Figure, photograph, pose, sit, view_light
+from companion.people.render import (
+    Figure,
+    check_size,
+    nearest_depth,
+    pose,
+    quarters,
+    sit,
+    take_picture,
+    transform,
+)
 from companion.people.scalp import smoothstep
-from companion.people.scenery import draw_background, surround
 from companion.people.shade import Camera
-from companion.people.styles import LENS_STYLES, apply_style
 from companion.people.view import EXPRESSIONS, View, is_held_out, sample_view
 from fusionlib.errors import FusionError
 
 Array = np.ndarray
 
 SIZES = (2, 3)
-FIRST_VIEW = 100  # views below belong to the pictures of one person
-# What all members of a group share; the rest of a view is each one's own.
+FIRST_VIEW = 100  # lower numbers are views of single people
+# Fields of a view that all members of a group share.
 _SCENE = (
     "light_azimuth",
     "light_elevation",
@@ -57,9 +63,9 @@ _SCENE = (
     "time",
     "style",
 )
-_WIDE = ("straw hat", "brimmed hat", "helmet")  # would reach into the neighbour's head
-FIELD_OF_VIEW = 14.0  # degrees: a portrait lens, little perspective
-EYE_LINE = 0.42  # of the picture's height, from the top
+_WIDE = ("straw hat", "brimmed hat", "helmet")  # wide enough to reach the neighbour's head
+FIELD_OF_VIEW = 14.0  # degrees; a portrait lens with little perspective
+EYE_LINE = 0.42  # height of the eyes from the top, as a fraction of the picture
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,9 @@ class Member:
     """One person of a group.
 
     Attributes:
-        person: number of the person.
-        place: metres to the right in the picture, away from the camera, and up, from the middle.
-        view: turn of the head (degrees), expression, clothes, and the group's scene.
+        person: Number of the person.
+        place: Offset from the middle in metres: right in the picture, away from the camera, up.
+        view: View with the person's pose, expression and clothes and with the group's scene.
     """
 
     person: int
@@ -82,10 +88,10 @@ class Group:
     """One picture of several people.
 
     Attributes:
-        index: number of the group.
-        seed: of the data set.
-        members: from left to right.
-        width: metres that the picture shows at the depth of the middle.
+        index: Number of the group.
+        seed: Seed of the data set.
+        members: Members from left to right.
+        width: Width in metres of what the picture shows at the depth of the middle.
     """
 
     index: int
@@ -95,19 +101,19 @@ class Group:
 
     @property
     def scene(self) -> View:
-        """A view that holds what the members share: place, light, style."""
+        """Return a view with the scene, light and style that the members share."""
         return self.members[0].view
 
 
 @dataclass(frozen=True)
 class GroupPicture:
-    """A finished picture.
+    """A finished picture of a group.
 
     Attributes:
-        image: (size, size, 3) uint8.
-        masks: (n, size, size) bool, the visible part of each member's face; disjoint.
-        depth: (size, size) float32, metres from the camera along its axis, infinite where the
-            background is.
+        image: (size, size, 3) uint8 picture.
+        masks: (n, size, size) bool masks of the visible part of each member's face; disjoint.
+        depth: (size, size) float32 distances in metres along the camera's axis, infinite in the
+            background.
     """
 
     image: Array
@@ -116,7 +122,7 @@ class GroupPicture:
 
 
 def choose_members(seed: int, index: int, people: range) -> tuple[int, ...]:
-    """Who is in group number `index`: two or three different people, by number.
+    """Choose the two or three people in group number `index`, by number.
 
     Raises:
         FusionError: If there are fewer than three people to choose from.
@@ -137,23 +143,23 @@ def sample_group(seed: int, index: int, members: Sequence[int], *, split: str = 
     Args:
         seed: Seed of the data set.
         index: Number of the group.
-        members: Two or three different people, by number, from left to right.
-        split: In `train`, nobody shows a combination that is held out (`is_held_out`).
+        members: Numbers of two or three different people from left to right.
+        split: Split of the data set; in `train`, no held-out combination is shown (`is_held_out`).
 
     Raises:
-        FusionError: For another number of people, or one person twice.
+        FusionError: If there are fewer or more people, or one of them twice.
     """
     if len(members) not in SIZES or len(set(members)) < len(members):
         raise FusionError(f"members must be two or three different people, not {list(members)}.")
     rng = stream("group", seed, index)
     count = len(members)
-    # Heads are about 0.2 m wide with their hair: the gaps let shoulders overlap, and no heads.
+    # Heads with hair are about 0.2 m wide, so with these gaps shoulders overlap but heads do not.
     gaps = rng.uniform(0.195, 0.225, 1) if count == 2 else rng.uniform(0.180, 0.198, 2)
     across = np.concatenate([[0.0], gaps.cumsum()])
     across -= across[-1] / 2
     if count == 2:
         away = rng.permutation([0.0, rng.uniform(0.03, 0.09)])
-    else:  # the middle one stands behind the others, or before them
+    else:  # the middle one stands behind or in front of the others
         middle = rng.uniform(0.10, 0.15) * (1 if rng.random() < 0.75 else -1)
         away = np.array([rng.normal(0, 0.015), middle, rng.normal(0, 0.015)])
     away -= away.mean()
@@ -185,9 +191,10 @@ def sample_group(seed: int, index: int, members: Sequence[int], *, split: str = 
 
 
 def _moods(rng: np.random.Generator, scene: View, count: int, train: bool) -> list[str]:
-    """Mostly an expression each, so that a caption has something to tell apart; else one for all.
+    """Sample the members' expressions: mostly different ones, sometimes one for all.
 
-    In training none that is held out from this style and scene.
+    Different expressions let a caption tell the members apart. In training, none is held out from
+    this style and scene.
     """
     names = [
         str(name)
@@ -198,46 +205,28 @@ def _moods(rng: np.random.Generator, scene: View, count: int, train: bool) -> li
 
 
 def render_group(group: Group, size: int = 128) -> GroupPicture:
-    """Render a group at `size` pixels (drawn at twice that, then reduced).
+    """Render a group at `size` pixels; it is drawn at twice that size and scaled down.
 
     Raises:
         FusionError: If `anny` or `pyvista` is missing, or `size` is too small.
     """
-    if size < 16:
-        raise FusionError(f"The picture size must be at least 16 pixels, not {size}.")
-    pixels = 2 * size
+    check_size(size)
     figures = [
         _placed(pose(sit(sample_person(group.seed, member.person)), member.view), member)
         for member in group.members
     ]
-    rng, scene = stream("group scene", group.seed, group.index), group.scene
-    blur = 1.0 if scene.style in LENS_STYLES else 0.35
-    background = draw_background(scene.scene, pixels, rng, time=scene.time, blur=blur)
-    camera = _camera(group)
-    light = view_light(scene, camera)
-    shot = photograph(figures, camera, light, background, reach=0.7 * group.width)
-    cover = (shot.figure > 0).astype(np.float32)
-    image = np.clip(shot.image, 0, 255).astype(np.uint8)
-    image = surround(image, cover, background, scene.scene, rng)
-    styled = apply_style(image, scene.style, rng, figure=cover)
-    # More than half of a pixel belongs to one person at most.
+    rng, camera = stream("group scene", group.seed, group.index), _camera(group)
+    image, shot = take_picture(figures, camera, group.scene, rng, size, reach=0.7 * group.width)
+    # At most one person has more than half of a pixel, so the masks are disjoint.
     masks = [
-        _quarters(shot.face & (shot.figure == number)).mean(-1) > 0.5
+        quarters(shot.face & (shot.figure == number)).mean(-1) > 0.5
         for number in range(1, len(figures) + 1)
     ]
-    reduced = Image.fromarray(styled).resize((size, size), Image.Resampling.LANCZOS)
-    # The nearest of the four: a mean with the infinite background is no distance.
-    return GroupPicture(np.asarray(reduced), np.stack(masks), _quarters(shot.depth).min(-1))
-
-
-def _quarters(array: Array) -> Array:
-    """(P, P) at twice the picture's size to (P / 2, P / 2, 4)."""
-    half = len(array) // 2
-    return array.reshape(half, 2, half, 2).swapaxes(1, 2).reshape(half, half, 4)
+    return GroupPicture(image, np.stack(masks), nearest_depth(shot))
 
 
 def _camera(group: Group) -> Camera:
-    """Straight on, so far away that the picture is as wide as the group wants it."""
+    """Return a camera in front of the group, so far away that the picture has its width."""
     distance = group.width / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2))
     focus = load_head_model().landmarks.eyes + np.array([0, 0, (EYE_LINE - 0.5) * group.width])
     toward = np.array([0.0, -1.0, 0.0])
@@ -253,26 +242,22 @@ def _camera(group: Group) -> Camera:
 
 
 def _placed(figure: Figure, member: Member) -> Figure:
-    """The figure with hanging arms, turned, and moved to its place."""
-    parts = {}
-    for name, part in figure.parts.items():
-        mesh, before = part.mesh, part.mesh.points
-        if name == "neck" and part.normals is not None:
-            # Sleeves that follow the arms down must not let the shoulders show through.
-            under = smoothstep(np.abs(before[:, 0]), 0.085, 0.13)[:, None]
-            before = before - 0.014 * under * part.normals
-        points, normals = _turned(before, part.normals, member)
-        parts[name] = replace(part, mesh=replace(mesh, points=points), normals=normals)
-    points, normals = _turned(figure.face_points, figure.face_normals, member)
-    assert normals is not None
-    return replace(figure, face_points=points, face_normals=normals, parts=parts)
+    """Let the figure's arms hang, turn it and move it to its place."""
+    neck = figure.parts["neck"]
+    skin = neck.mesh
+    # Sleeves that follow the arms down must not let the shoulders show through.
+    assert skin.normals is not None
+    under = smoothstep(np.abs(skin.points[:, 0]), 0.085, 0.13)[:, None]
+    skin = replace(skin, points=skin.points - 0.014 * under * skin.normals)
+    figure = replace(figure, parts={**figure.parts, "neck": replace(neck, mesh=skin)})
+    return transform(figure, lambda points, normals: _turned(points, normals, member))
 
 
 def _turned(points: Array, normals: Array | None, member: Member) -> tuple[Array, Array | None]:
-    """(V, 3) points and normals of a person who stands in a group.
+    """Return (V, 3) points and normals of a person at their place in a group.
 
-    The model spreads its arms: they are let down about the shoulders. The head turns about the
-    neck, and the shoulders follow a third of the way.
+    The arms, which the model spreads, are lowered at the shoulders. The head turns on the neck, and
+    the shoulders follow by a third of the angle.
     """
     from scipy.spatial.transform import Rotation
 
@@ -297,44 +282,43 @@ def _turned(points: Array, normals: Array | None, member: Member) -> tuple[Array
 
 
 def describe_group(group: Group, wording: int = 0) -> str:
-    """A caption of the picture, in one of many wordings; says style, people and place.
+    """Describe the style, people and place of a picture, in one of many wordings.
 
-    From "two people in a garden, photo" to "a photo of a laughing woman with long red hair and an
-    angry man"; at most `MOST_WORDS` words.
+    Captions range from "two people in a garden, photo" to "a photo of a laughing woman with long
+    red hair and an angry man" and have at most `MOST_WORDS` words.
     """
     scene = group.scene
     rng = stream("group caption", group.seed, group.index, wording)
     people = [sample_person(group.seed, member.person) for member in group.members]
-    said = [_said(rng, p, m.view) for p, m in zip(people, group.members, strict=True)]
+    phrases = [_member_phrases(rng, p, m.view) for p, m in zip(people, group.members, strict=True)]
     number = {2: "two", 3: "three"}[len(people)]
     together = f"{number} {_together(people) if rng.random() < 0.5 else 'people'}"
-    place = f" {one_of(rng, SCENE_PHRASES[scene.scene])}" if rng.random() < 0.85 else ""
-    if place and scene.time in TIME_PHRASES and rng.random() < 0.5:
-        place += f" {TIME_PHRASES[scene.time]}"
+    place = place_phrase(rng, scene, 0.85)
+    place = place and f" {place}"
     begin, follow = STYLE_PHRASES[scene.style]
     start, end = f"{one_of(rng, begin)} ", ""
     if rng.random() < 0.3:
         start, end = "", f", {one_of(rng, follow)}"
     form = rng.random()
     text = ""
-    # The least important words go first where there are too many.
-    for words in range(len(said[0]) if form > 0.25 else 1):
-        each = listed([wordings[words] for wordings in said])
+    # Where there are too many words, the least important ones go first.
+    for shorter in range(len(phrases[0]) if form > 0.25 else 1):
+        each = listed([phrase[shorter] for phrase in phrases])
         subject = together if form < 0.25 else each if form < 0.65 else f"{together}, {each},"
         text = f"{start}{subject}{place}{end}".replace(",,", ",").removesuffix(",")
-        if len(text.replace("-", " ").split()) <= MOST_WORDS:
+        if count_words(text) <= MOST_WORDS:
             break
     return text
 
 
-def _together(people: list[Person]) -> str:
-    """`women`, `men` or, for both, `people`."""
+def _together(people: list[Appearance]) -> str:
+    """Return `women`, `men` or, for both, `people`."""
     genders = {person.gender for person in people}
     return {"woman": "women", "man": "men"}[genders.pop()] if len(genders) == 1 else "people"
 
 
-def _said(rng: np.random.Generator, person: Person, view: View) -> list[str]:
-    """One member in ever fewer words: `a laughing old man with glasses`, ..., `a laughing man`."""
+def _member_phrases(rng: np.random.Generator, person: Appearance, view: View) -> list[str]:
+    """Describe one member, each time more briefly: `a laughing old man with glasses` to `a man`."""
     before, _ = EXPRESSION_PHRASES[view.expression]
     shown = view.expression != "neutral" and rng.random() < 0.85
     mood = [one_of(rng, before)] if shown else []
@@ -356,7 +340,7 @@ def _said(rng: np.random.Generator, person: Person, view: View) -> list[str]:
 
 
 def group_attributes(group: Group) -> dict[str, Any]:
-    """The fields that the picture's JSON holds beside its caption."""
+    """Return the labels of a picture, which its JSON holds besides the caption."""
     return {
         "people": [member.person for member in group.members],
         "style": group.scene.style,

@@ -1,8 +1,8 @@
 """Hair as a mesh: many thin locks that grow from the scalp, over a dark shell.
 
-A lock is a ribbon. It starts at its root, follows the direction in which the style is combed
-along the skull, gives way to gravity, and keeps clear of skull, ears, neck and face; curls,
-clumps, cuts and a little disorder are added to its path. All locks grow at once, as arrays.
+A lock is a ribbon. It starts at its root, follows the style's combing direction along the skull,
+then hangs, and stays clear of skull, ears, neck and face. Curls, clumps, cuts and a little disorder
+are added to its path. All locks grow at once, as arrays.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.colors import stream
 from companion.people.hairstyle import Hair, covers_ears, hairline_margin
 from companion.people.head import load_head_model
-from companion.people.headwear import pressed
-from companion.people.mesh import Mesh, join
+from companion.people.headwear import hair_room
+from companion.people.mesh import Mesh, dot, grid_faces, join, unit
 from companion.people.scalp import (
     COLUMNS,
     HEAD_CENTRE,
@@ -34,16 +34,29 @@ Array = np.ndarray
 
 _DOWN = np.array([0.0, 0.0, -1.0], np.float32)
 _CENTRE = HEAD_CENTRE.astype(np.float32)
-_WHORL = np.array([0.10, 0.52, 0.85], np.float32)  # from here hair radiates, a little to a side
+_WHORL = np.array([0.10, 0.52, 0.85], np.float32)  # the hair radiates from here
 
 
 @dataclass(frozen=True)
-class _Recipe:
-    """How a style grows. Lengths in metres at the top, the sides and the back.
+class _Growth:
+    """How the locks of a style grow. Lengths are in metres.
 
-    `thick`: height of the uppermost locks over the skull. `gravity`: length after which a lock
-    hangs. `lift`: how steeply it leaves the skull. `mess`: disorder in radians. `wave`,
-    `wavelength`: size of its curls. `coil`: helix rather than wave.
+    Attributes:
+        top: Length of the locks at the top.
+        side: Length at the sides.
+        back: Length at the back.
+        comb: Name of the combing direction (see `_combing`).
+        thick: Height of the uppermost locks above the skull.
+        gravity: Length after which a lock hangs.
+        lift: Steepness with which it leaves the skull.
+        mess: Disorder of the directions in radians.
+        wave: Amplitude of the curls.
+        wavelength: Length of a curl.
+        coil: Whether curls are helices rather than waves.
+        count: Number of locks.
+        steps: Number of steps along a lock.
+        width: Width of a lock.
+        clump: Strength with which neighbours stick together, 0..1.
     """
 
     top: float
@@ -63,66 +76,48 @@ class _Recipe:
     clump: float = 0.35
 
 
-_RECIPES: dict[str, _Recipe] = {
-    "horseshoe": _Recipe(0.032, 0.030, 0.025, "whorl", 0.012, lift=0.5, mess=0.35, steps=6),
-    "buzz": _Recipe(0.005, 0.004, 0.004, "whorl", 0.002, lift=0.8, mess=0.4, count=2600, steps=2,
+_GROWTH: dict[str, _Growth] = {
+    "horseshoe": _Growth(0.032, 0.030, 0.025, "whorl", 0.012, lift=0.5, mess=0.35, steps=6),
+    "buzz": _Growth(0.005, 0.004, 0.004, "whorl", 0.002, lift=0.8, mess=0.4, count=2600, steps=2,
                     width=0.0022, clump=0.0),
-    "cropped": _Recipe(0.016, 0.010, 0.010, "whorl", 0.005, lift=0.7, mess=0.35, count=3200,
+    "cropped": _Growth(0.016, 0.010, 0.010, "whorl", 0.005, lift=0.7, mess=0.35, count=3200,
                        steps=4, width=0.0030, clump=0.15),
-    "side part": _Recipe(0.070, 0.026, 0.028, "side", 0.017, lift=0.6, gravity=0.3),
-    "messy": _Recipe(0.060, 0.032, 0.032, "whorl", 0.016, lift=0.75, mess=0.65, wave=0.003,
+    "side part": _Growth(0.070, 0.026, 0.028, "side", 0.017, lift=0.6, gravity=0.3),
+    "messy": _Growth(0.060, 0.032, 0.032, "whorl", 0.016, lift=0.75, mess=0.65, wave=0.003,
                      clump=0.55),
-    "slicked back": _Recipe(0.14, 0.10, 0.07, "back", 0.009, gravity=0.4, mess=0.05),
-    "quiff": _Recipe(0.085, 0.018, 0.018, "quiff", 0.020, lift=0.7, gravity=0.5, clump=0.4,
+    "slicked back": _Growth(0.14, 0.10, 0.07, "back", 0.009, gravity=0.4, mess=0.05),
+    "quiff": _Growth(0.085, 0.018, 0.018, "quiff", 0.020, lift=0.7, gravity=0.5, clump=0.4,
                      count=2500),
-    "fringe crop": _Recipe(0.055, 0.022, 0.022, "whorl", 0.011, lift=0.4, mess=0.25),
-    "pixie": _Recipe(0.085, 0.055, 0.045, "side", 0.015, lift=0.4, mess=0.2, gravity=0.09),
-    "short afro": _Recipe(0.012, 0.011, 0.011, "afro", 0.018, mess=1.5, wave=0.0016,
+    "fringe crop": _Growth(0.055, 0.022, 0.022, "whorl", 0.011, lift=0.4, mess=0.25),
+    "pixie": _Growth(0.085, 0.055, 0.045, "side", 0.015, lift=0.4, mess=0.2, gravity=0.09),
+    "short afro": _Growth(0.012, 0.011, 0.011, "afro", 0.018, mess=1.5, wave=0.0016,
                           wavelength=0.008, coil=True, count=2600, steps=8, width=0.0022),
-    "afro": _Recipe(0.018, 0.018, 0.018, "afro", 0.055, mess=1.5, wave=0.0020,
+    "afro": _Growth(0.018, 0.018, 0.018, "afro", 0.055, mess=1.5, wave=0.0020,
                     wavelength=0.010, coil=True, count=2800, steps=8, width=0.0024),
-    "curly": _Recipe(0.085, 0.060, 0.060, "whorl", 0.026, lift=0.9, mess=0.6, wave=0.0075,
+    "curly": _Growth(0.085, 0.060, 0.060, "whorl", 0.026, lift=0.9, mess=0.6, wave=0.0075,
                      wavelength=0.026, coil=True, count=850, steps=22, width=0.0058, clump=0.0),
-    "long curly": _Recipe(0.30, 0.27, 0.25, "side", 0.026, lift=0.8, mess=0.30, wave=0.0095,
+    "long curly": _Growth(0.30, 0.27, 0.25, "side", 0.026, lift=0.8, mess=0.30, wave=0.0095,
                           wavelength=0.034, coil=True, count=460, steps=18, width=0.0060,
                           gravity=0.05, clump=0.0),
-    "bob": _Recipe(0.30, 0.22, 0.14, "side", 0.015, lift=0.4, mess=0.05, steps=10, count=1800,
+    "bob": _Growth(0.30, 0.22, 0.14, "side", 0.015, lift=0.4, mess=0.05, steps=10, count=1800,
                    gravity=0.06),
-    "shoulder": _Recipe(0.34, 0.27, 0.2, "side", 0.016, lift=0.4, mess=0.07, steps=12,
+    "shoulder": _Growth(0.34, 0.27, 0.2, "side", 0.016, lift=0.4, mess=0.07, steps=12,
                         count=1700, gravity=0.06, wave=0.006, wavelength=0.12),
-    "long straight": _Recipe(0.42, 0.36, 0.32, "side", 0.014, lift=0.35, mess=0.05, steps=12,
+    "long straight": _Growth(0.42, 0.36, 0.32, "side", 0.014, lift=0.35, mess=0.05, steps=12,
                              count=1600, gravity=0.06),
-    "long wavy": _Recipe(0.40, 0.34, 0.30, "side", 0.020, lift=0.5, mess=0.08, wave=0.020,
+    "long wavy": _Growth(0.40, 0.34, 0.30, "side", 0.020, lift=0.5, mess=0.08, wave=0.020,
                          wavelength=0.10, steps=20, count=1150, gravity=0.06, width=0.0052,
                          clump=0.5),
-    "ponytail": _Recipe(0.24, 0.24, 0.20, "tie", 0.006, mess=0.04, steps=9, count=1700),
-    "bun": _Recipe(0.24, 0.24, 0.20, "tie", 0.006, mess=0.04, steps=9, count=1700),
-    "plaits": _Recipe(0.24, 0.24, 0.2, "plaits", 0.006, mess=0.03, steps=9, count=1700),
-    "braids": _Recipe(0.38, 0.34, 0.30, "side", 0.012, lift=0.3, mess=0.04, steps=16, count=240,
+    "ponytail": _Growth(0.24, 0.24, 0.20, "tie", 0.006, mess=0.04, steps=9, count=1700),
+    "bun": _Growth(0.24, 0.24, 0.20, "tie", 0.006, mess=0.04, steps=9, count=1700),
+    "plaits": _Growth(0.24, 0.24, 0.2, "plaits", 0.006, mess=0.03, steps=9, count=1700),
+    "braids": _Growth(0.38, 0.34, 0.30, "side", 0.012, lift=0.3, mess=0.04, steps=16, count=240,
                       width=0.0080, gravity=0.05, clump=0.0),
 }  # fmt: skip
 
 
-def _unit(v: Array) -> Array:
-    return v / np.maximum(np.sqrt(_dot(v, v)), 1e-9)[..., None]
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return np.einsum("...i,...i->...", a, b)
-
-
-def _grid_faces(rows: int, columns: int, keep: Array) -> Array:
-    """Triangles of a grid that is periodic in its columns, where all corners are kept."""
-    r, c = np.meshgrid(np.arange(rows - 1), np.arange(columns), indexing="ij")
-    a, b = r * columns + c, r * columns + (c + 1) % columns
-    d, e = a + columns, b + columns
-    quads = np.stack([a, b, e, d], -1).reshape(-1, 4)
-    quads = quads[keep.ravel()[quads].all(1)]
-    return np.concatenate([quads[:, [0, 2, 1]], quads[:, [0, 3, 2]]])
-
-
 def _bumps(points: Array, wavelength: float, rng: np.random.Generator, waves: int = 14) -> Array:
-    """Smooth pseudo-random field over points, about -1..1."""
+    """Return a smooth random field over points, about -1..1."""
     k = rng.normal(0.0, 1.0, (waves, 3))
     k *= 2 * np.pi / wavelength / np.linalg.norm(k, axis=1, keepdims=True)
     phase = rng.uniform(0, 2 * np.pi, waves)
@@ -131,7 +126,7 @@ def _bumps(points: Array, wavelength: float, rng: np.random.Generator, waves: in
 
 @functools.lru_cache(maxsize=2)
 def _roots(count: int) -> tuple[Array, Array, Array]:
-    """Evenly spread directions over the upper head: unit vectors, longitudes, polar angles."""
+    """Return even directions over the upper head: unit vectors, longitudes, polar angles."""
     index = np.arange(count) + 0.5
     z = 1 - index / count * (1 - np.cos(np.radians(140.0)))
     phi = np.pi * (1 + 5**0.5) * index
@@ -143,19 +138,19 @@ def _roots(count: int) -> tuple[Array, Array, Array]:
 
 @dataclass(frozen=True)
 class _Locks:
-    """Growing locks, arrays over the N of them: where they start and what they are like."""
+    """Roots and properties of N locks."""
 
     direction: Array  # (N, 3)
     longitude: Array  # signed degrees
     polar: Array
     margin: Array  # degrees inside the hairline
-    side: Array  # +1 or -1: to which side of the parting it is combed
+    side: Array  # +1 or -1, the side of the parting
     length: Array  # metres
-    height: Array  # over the skull, metres
+    height: Array  # metres above the skull
     fringe: Array  # bool
 
 
-def _sow(person: Person, recipe: _Recipe, rng: np.random.Generator) -> _Locks:
+def _sow(person: Appearance, growth: _Growth, rng: np.random.Generator) -> _Locks:
     """Choose the roots, densest inside the hairline, and each lock's length and height."""
     hair = person.hair
     d, longitude, polar = _roots(9000)
@@ -166,11 +161,11 @@ def _sow(person: Person, recipe: _Recipe, rng: np.random.Generator) -> _Locks:
     if hair.style == "horseshoe":
         dense = dense * 0.8
     keep = np.flatnonzero(rng.random(len(d)) < dense)
-    if len(keep) > recipe.count:
-        keep = rng.permutation(keep)[: recipe.count]
+    if len(keep) > growth.count:
+        keep = rng.permutation(keep)[: growth.count]
     d, longitude, polar, margin = d[keep], longitude[keep], polar[keep], margin[keep]
     n = len(d)
-    # A side parting is at the side.
+    # A side parting stays away from the middle.
     part = 0.30 * hair.parting
     if hair.style == "side part":
         part = (0.25 + 0.15 * abs(hair.parting)) * (1.0 if hair.parting > 0 else -1.0)
@@ -179,23 +174,23 @@ def _sow(person: Person, recipe: _Recipe, rng: np.random.Generator) -> _Locks:
     away = np.abs(longitude)
     top = smoothstep(polar, 78, 48)
     back = smoothstep(away, 95, 135)
-    length = recipe.top * top + (1 - top) * (recipe.side + (recipe.back - recipe.side) * back)
+    length = growth.top * top + (1 - top) * (growth.side + (growth.back - growth.side) * back)
     spread = 0.10 if covers_ears(hair) else 0.22
     length = (
         length * (0.8 + 0.4 * hair.length) * (1 + spread * rng.standard_normal(n)).clip(0.4, 1.4)
     )
     # Short hairs at the hairline soften its edge.
-    if recipe.comb not in ("tie", "plaits", "back"):
+    if growth.comb not in ("tie", "plaits", "back"):
         length = np.minimum(length, 0.010 + 0.5 * smoothstep(margin, -1.0, 7.0) ** 2)
 
-    # Upper roots lie over lower ones.
+    # Locks from higher roots lie above those from lower ones.
     layer = 0.35 + 0.45 * smoothstep(polar, 110, 15) + 0.35 * rng.random(n)
-    if recipe.comb == "afro":  # only what is near its surface is seen
+    if growth.comb == "afro":  # only locks near its surface are seen
         layer = 0.72 + 0.40 * rng.random(n)
-    thick = recipe.thick * (0.55 + 0.45 * hair.volume)
+    thick = growth.thick * (0.55 + 0.45 * hair.volume)
     height = thick * layer * (0.25 + 0.75 * smoothstep(margin, 0, 16))
     fringe = np.zeros(n, bool)
-    if hair.fringe and recipe.comb != "whorl":
+    if hair.fringe and growth.comb != "whorl":
         fringe = (away < 40) & (polar > 26) & (polar < 90)
         height = np.where(fringe, 0.004 + 0.006 * rng.random(n), height)
     return _Locks(d, longitude, polar, margin, side, length.astype(np.float32),
@@ -203,7 +198,7 @@ def _sow(person: Person, recipe: _Recipe, rng: np.random.Generator) -> _Locks:
 
 
 def _tie_point(hair: Hair) -> Array:
-    """Where tied hair comes together (unit direction from the head's centre)."""
+    """Return where tied hair comes together, a unit direction from the head's centre."""
     if hair.style == "bun":  # on top of the head or at its back
         polar, longitude = (38.0, 172.0) if hair.length > 0.45 else (92.0, 178.0)
     else:
@@ -211,14 +206,14 @@ def _tie_point(hair: Hair) -> Array:
     return direction(np.array(longitude), np.array(polar)).astype(np.float32)
 
 
-def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array], Array]:
-    """A function of (N, 3) unit directions that says where the comb pulls there."""
+def _combing(hair: Hair, growth: _Growth, locks: _Locks) -> Callable[[Array], Array]:
+    """Return a function from (N, 3) unit directions to the combing directions there."""
     side = locks.side
     n = len(side)
     radial = lambda u: u - _WHORL * [np.sign(hair.parting) or 1.0, 1, 1]  # noqa: E731
 
     def whorl(u: Array) -> Array:
-        c = _unit(radial(u))
+        c = unit(radial(u))
         front = smoothstep(u[:, 1], 0.35, -0.1) * smoothstep(u[:, 2], 0.35, 0.7)
         sweep = np.array([0.45 * hair.parting, -1.0, 0.0])
         c = c * (1 - front)[:, None] + front[:, None] * sweep
@@ -229,7 +224,7 @@ def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array], Ar
         behind = smoothstep(u[:, 1], 0.05, 0.55)[:, None]
         sweep = 0.55 if covers_ears(hair) else 0.5
         c = np.stack([side, np.full(n, sweep), np.full(n, -0.15)], 1)
-        c = c * (1 - behind) + behind * _unit(radial(u))
+        c = c * (1 - behind) + behind * unit(radial(u))
         sides = smoothstep(u[:, 2], 0.5, 0.1)[:, None] * 0.8
         return c * (1 - sides) + sides * np.array([0.0, 0.2 if covers_ears(hair) else 0.6, -1.0])
 
@@ -252,7 +247,7 @@ def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array], Ar
 
     fields = {"whorl": whorl, "side": part, "back": back, "quiff": quiff, "tie": tie,
               "plaits": plaits, "afro": whorl}  # fmt: skip
-    chosen = fields[recipe.comb]
+    chosen = fields[growth.comb]
     if not locks.fringe.any():
         return chosen
     across = 0.9 * (np.sign(hair.parting) or 1.0) if hair.style == "pixie" else 0.35 * hair.parting
@@ -263,9 +258,9 @@ def _combing(hair: Hair, recipe: _Recipe, locks: _Locks) -> Callable[[Array], Ar
 def _keep_clear(
     u: Array, r: Array, least: Array, locks: _Locks, over_ears: bool, settling: float
 ) -> Array:
-    """Points in directions `u` at distances `r`, moved out of skull, ears, neck and face.
+    """Return points in directions `u` at distances `r`, moved out of skull, ears, neck and face.
 
-    On the upper head what stands off the hair below (N,) `least` settles by that share.
+    On the upper head, a share `settling` of the distance above (N,) `least` is removed.
     """
     above = np.maximum(r - least, 0)
     settle = smoothstep(u[:, 2], -0.1, 0.35) * settling
@@ -278,7 +273,7 @@ def _keep_clear(
     push = np.maximum(need - distance, 0) / distance
     p[:, :2] += axis * push[:, None]
     if over_ears:
-        # In front of the ears hair stays beside the face.
+        # In front of the ears, hair stays beside the face.
         lower = smoothstep(p[:, 2], 0.800, 0.745)
         jaw = np.interp(p[:, 2], [0.60, 0.66, 0.73, 0.80], [0.056, 0.064, 0.072, 0.062])
         front = smoothstep(p[:, 1], -0.045, -0.075)
@@ -288,58 +283,58 @@ def _keep_clear(
 
 
 def _ear_bump(u: Array) -> Array:
-    """(N,) metres by which ears stand out of the skull in unit directions."""
+    """Return the metres by which ears stand out from the skull in unit directions."""
     centre = direction(np.array(100.0), np.array(102.0)).astype(np.float32)
     mirrored = np.stack([np.abs(u[:, 0]), u[:, 1], u[:, 2]], 1)
     return 0.015 * smoothstep(mirrored @ centre, 0.90, 0.99)
 
 
 def _grow(
-    hair: Hair, recipe: _Recipe, head: Skull, locks: _Locks, rng: np.random.Generator
+    hair: Hair, growth: _Growth, head: Skull, locks: _Locks, rng: np.random.Generator
 ) -> Array:
-    """(N, K + 1, 3) paths of the locks from root to tip, metres."""
-    n, steps = len(locks.side), recipe.steps
-    comb = _combing(hair, recipe, locks)
+    """Return the (N, K + 1, 3) paths of the locks from root to tip, in metres."""
+    n, steps = len(locks.side), growth.steps
+    comb = _combing(hair, growth, locks)
     over_ears = covers_ears(hair)
-    # The short hairs of the hairline grow every which way.
-    mess = recipe.mess + 0.45 * smoothstep(locks.margin, 4.0, -1.0)
+    # Short hairs at the hairline grow in all directions.
+    mess = growth.mess + 0.45 * smoothstep(locks.margin, 4.0, -1.0)
     twist = (mess * rng.standard_normal(n)).astype(np.float32)
     cos, sin = np.cos(twist)[:, None], np.sin(twist)[:, None]
-    lift = recipe.lift * (0.5 + rng.random(n)) * (0.3 + 0.7 * smoothstep(locks.margin, 2, 12))
-    if recipe.comb == "quiff":
+    lift = growth.lift * (0.5 + rng.random(n)) * (0.3 + 0.7 * smoothstep(locks.margin, 2, 12))
+    if growth.comb == "quiff":
         front = smoothstep(np.abs(locks.longitude), 75, 30) * smoothstep(locks.polar, 25, 45)
         lift = lift * (0.25 + 1.6 * front * smoothstep(locks.polar, 75, 62))
     p = head.surface(locks.direction).astype(np.float32)
     step = (locks.length / steps)[:, None]
     path = np.empty((n, steps + 1, 3), np.float32)
     path[:, 0] = p
-    reach = 0.065 if recipe.comb == "quiff" else 0.04  # metres along which it leaves the skull
-    hold = recipe.comb in ("tie", "plaits")
-    settling = 0.0 if recipe.comb == "afro" else 0.75 * max(0.0, 1 - 0.75 * recipe.lift)
+    reach = 0.065 if growth.comb == "quiff" else 0.04  # metres along which a lock rises
+    hold = growth.comb in ("tie", "plaits")
+    settling = 0.0 if growth.comb == "afro" else 0.75 * max(0.0, 1 - 0.75 * growth.lift)
     u, r, radius = head.reach(p)
     for k in range(steps):
         c = comb(u).astype(np.float32)
-        if hold:  # straight to the knot, but for a fringe
-            aim = _unit(u + c * ~locks.fringe[:, None] / (steps - k))
+        if hold:  # straight to the knot, except a fringe
+            aim = unit(u + c * ~locks.fringe[:, None] / (steps - k))
             tied = head.surface(aim, locks.height * min(1.0, (k + 1) / 3)).astype(np.float32)
-        c = _unit(c - _dot(c, u)[:, None] * u)
+        c = unit(c - dot(c, u)[:, None] * u)
         c = c * cos + np.cross(u, c) * sin
         s = (k + 0.5) / steps
         # Hair hangs once it is over the edge of the head.
-        hang = smoothstep(s * locks.length / recipe.gravity, 0.3, 1.6) * smoothstep(
+        hang = smoothstep(s * locks.length / growth.gravity, 0.3, 1.6) * smoothstep(
             u[:, 2], 0.8, 0.35
         )
         hang = 0 * hang if hold else hang
         move = c * (1 - hang)[:, None] + _DOWN * hang[:, None]
-        rise = 1.0 if recipe.comb == "afro" else np.clip(1 - s * locks.length / reach, 0, 1)
+        rise = 1.0 if growth.comb == "afro" else np.clip(1 - s * locks.length / reach, 0, 1)
         move = move + (lift * rise)[:, None] * u
-        # Against the skull only what does not go into it is left of a move.
+        # Near the skull, the part of a move that would enter it is removed.
         height = locks.height * min(1.0, 0.15 + 2.2 * (k + 1) / steps * max(1.0, steps / 8))
         least = radius + height
         if over_ears:
             least = least + _ear_bump(u)
-        inward = np.minimum(_dot(move, u), 0) * (r < least + 0.003)
-        move = _unit(move - inward[:, None] * u)
+        inward = np.minimum(dot(move, u), 0) * (r < least + 0.003)
+        move = unit(move - inward[:, None] * u)
         p = p + step * move
         u, r, radius = head.reach(p)
         least = radius + height + (_ear_bump(u) if over_ears else 0)
@@ -347,14 +342,14 @@ def _grow(
         if hold:
             p = np.where(locks.fringe[:, None], p, tied)
             u, r, radius = head.reach(p)
-        else:  # mostly moved along u
+        else:  # the point moved mostly along u
             r = np.maximum(r, least)
         path[:, k + 1] = p
     return path
 
 
 def _cut(path: Array, height: Array) -> Array:
-    """End the paths where they first fall below (N,) z; they keep their number of points."""
+    """End paths where they first fall below (N,) heights; the number of points stays."""
     n, points, _ = path.shape
     below = path[:, :, 2] < height[:, None]
     below[:, 0] = False
@@ -374,7 +369,7 @@ def _cut(path: Array, height: Array) -> Array:
 
 
 def _refined(path: Array, factor: int) -> Array:
-    """The same (N, K, 3) paths with `factor` times as many steps."""
+    """Return the same (N, K, 3) paths with `factor` times as many steps."""
     t = np.arange((path.shape[1] - 1) * factor + 1) / factor
     low = np.minimum(t.astype(int), path.shape[1] - 2)
     part = (t - low)[None, :, None].astype(np.float32)
@@ -382,42 +377,42 @@ def _refined(path: Array, factor: int) -> Array:
 
 
 def _frames(path: Array) -> tuple[Array, Array, Array]:
-    """Tangents, outward normals and the directions across, (N, K, 3) each."""
+    """Return the tangents, outward normals and directions across of paths, each (N, K, 3)."""
     tangent = np.empty_like(path)
     tangent[:, 1:-1] = path[:, 2:] - path[:, :-2]
     tangent[:, 0], tangent[:, -1] = path[:, 1] - path[:, 0], path[:, -1] - path[:, -2]
-    tangent = _unit(tangent)
+    tangent = unit(tangent)
     core = np.broadcast_to(_CENTRE, path.shape).copy()
     core[..., 2] = np.minimum(path[..., 2], _CENTRE[2])
     outward = path - core
-    across = _unit(np.cross(tangent, outward))
-    return tangent, _unit(np.cross(across, tangent)), across
+    across = unit(np.cross(tangent, outward))
+    return tangent, unit(np.cross(across, tangent)), across
 
 
-def _curl(hair: Hair, recipe: _Recipe, path: Array, rng: np.random.Generator) -> Array:
-    """Wind waves or coils round the paths."""
-    if not recipe.wave:
+def _curl(hair: Hair, growth: _Growth, path: Array, rng: np.random.Generator) -> Array:
+    """Add waves or coils to the paths."""
+    if not growth.wave:
         return path
     n = len(path)
     _, normal, across = _frames(path)
     run = np.cumsum(np.linalg.norm(np.diff(path, axis=1, prepend=path[:, :1]), axis=-1), 1)
-    size = recipe.wave * (0.5 + 0.7 * hair.curl) * (0.8 + 0.4 * rng.random(n))
-    wavelength = recipe.wavelength * (0.85 + 0.3 * rng.random(n))
-    if recipe.coil:
+    size = growth.wave * (0.5 + 0.7 * hair.curl) * (0.8 + 0.4 * rng.random(n))
+    wavelength = growth.wavelength * (0.85 + 0.3 * rng.random(n))
+    if growth.coil:
         phase = rng.uniform(0, 2 * np.pi, n)
     else:  # neighbours wave together
         phase = 1.5 * np.sin(path[:, 0] @ np.array([24.0, 31.0, 19.0])) + rng.normal(0, 0.35, n)
-        wavelength = recipe.wavelength * (0.96 + 0.08 * rng.random(n))
+        wavelength = growth.wavelength * (0.96 + 0.08 * rng.random(n))
     angle = 2 * np.pi * run / wavelength[:, None] + phase[:, None]
-    ramp = size[:, None] * smoothstep(run, 0.0, 0.6 * recipe.wavelength)
-    turn = rng.choice([-1.0, 1.0], n) if recipe.coil else np.ones(n)
+    ramp = size[:, None] * smoothstep(run, 0.0, 0.6 * growth.wavelength)
+    turn = rng.choice([-1.0, 1.0], n) if growth.coil else np.ones(n)
     sideways: Array = np.sin(angle) * ramp * turn[:, None]
-    outwards: Array = np.cos(angle) * ramp * (1.0 if recipe.coil else 0.3)
+    outwards: Array = np.cos(angle) * ramp * (1.0 if growth.coil else 0.3)
     return (path + sideways[..., None] * across + outwards[..., None] * normal).astype(np.float32)
 
 
 def _clump(path: Array, strength: float, locks: _Locks, rng: np.random.Generator) -> Array:
-    """Draw the tips of neighbours together, as hair does."""
+    """Pull the tips of neighbouring locks together."""
     if not strength:
         return path
     from scipy.spatial import cKDTree
@@ -431,7 +426,7 @@ def _clump(path: Array, strength: float, locks: _Locks, rng: np.random.Generator
 
 
 def _tones(hair: Hair, n: int, rng: np.random.Generator) -> Array:
-    """(N, 3) colours of single locks: darker and lighter ones, gray ones among them."""
+    """Return (N, 3) colours of single locks: some darker, some lighter, some gray."""
     base = np.asarray(hair.color)
     tone = np.exp((0.09 + 0.11 * hair.highlights) * rng.standard_normal(n))[:, None]
     warm = 1 + 0.05 * rng.standard_normal((n, 1)) * np.array([1.0, 0.0, -1.0])
@@ -449,9 +444,14 @@ def _tones(hair: Hair, n: int, rng: np.random.Generator) -> Array:
 def _ribbons(
     path: Array, width: Array, colors: Array, rng: np.random.Generator, roll: float = 0.25
 ) -> Mesh:
-    """Strips along (N, K, 3) paths, pointed at the tip and shaded as if round.
+    """Return strips along (N, K, 3) paths, with normals as if they were round.
 
-    `width`: (N, K) metres; `colors`: (N, K, 3); `roll`: spread of the turn about the path, radians.
+    Args:
+        path: (N, K, 3) points from root to tip.
+        width: (N, K) widths in metres.
+        colors: (N, K, 3) colours in 0..1.
+        rng: Random generator.
+        roll: Standard deviation of a strip's turn about its path in radians.
     """
     n, points, _ = path.shape
     _, normal, across = _frames(path)
@@ -462,7 +462,7 @@ def _ribbons(
     )
     half = across * (width[..., None] / 2).astype(np.float32)
     both = np.stack([path - half, path + half], 2)
-    normals = _unit(np.stack([normal - 0.55 * across, normal + 0.55 * across], 2))
+    normals = unit(np.stack([normal - 0.55 * across, normal + 0.55 * across], 2))
     k = np.arange(points - 1)
     strip = np.concatenate(
         [np.stack([2 * k, 2 * k + 1, 2 * k + 2], 1), np.stack([2 * k + 1, 2 * k + 3, 2 * k + 2], 1)]
@@ -474,35 +474,37 @@ def _ribbons(
 
 
 def _shell(
-    person: Person, head: Skull, recipe: _Recipe, rng: np.random.Generator, under: str
+    person: Appearance, head: Skull, growth: _Growth, rng: np.random.Generator, under: str
 ) -> Mesh:
-    """The dark ground under the locks; it sinks into the skin before the hairline."""
+    """Return the dark surface under the locks, which sinks into the skin at the hairline."""
     hair = person.hair
     columns = COLUMNS
     polar = np.maximum(np.arange(ROWS) * (MAX_POLAR / (ROWS - 1)), 0.5)[:, None]
     longitude = np.arange(columns)[None] * (360.0 / columns) - 180.0
     u = direction(longitude, polar)
     margin = hairline_margin(hair, np.abs(longitude), polar)
-    thick = recipe.thick * (0.55 + 0.45 * hair.volume)
+    thick = growth.thick * (0.55 + 0.45 * hair.volume)
     share = {"short afro": 0.72, "afro": 0.72, "curly": 0.5}.get(hair.style, 0.30)
-    bump = 1 + 0.10 * _bumps(u, 0.35, rng) if recipe.comb == "afro" else 1.0
-    rise = np.sqrt(smoothstep(margin, 1.0, 26.0 if recipe.comb == "afro" else 14.0))
+    bump = 1 + 0.10 * _bumps(u, 0.35, rng) if growth.comb == "afro" else 1.0
+    rise = np.sqrt(smoothstep(margin, 1.0, 26.0 if growth.comb == "afro" else 14.0))
     depth = thick * share * bump * rise - 0.003 * smoothstep(margin, 4.0, 0.0)
     if under != "none":
-        depth = np.minimum(depth, 0.6 * pressed(under, longitude, polar))
+        depth = np.minimum(depth, 0.6 * hair_room(under, longitude, polar))
     points = head.surface(u, depth)
-    ground = 0.42 if recipe.coil else 0.70  # seen between curls, or at a parting
+    ground = 0.42 if growth.coil else 0.70  # seen between curls, or at a parting
     tone = ground * (1 + 0.12 * rng.standard_normal(columns))[None] + 0 * polar
     gray = np.array([0.5, 0.5, 0.5])
     base = np.asarray(hair.color) * (1 - hair.gray) + gray * hair.gray
     colors = np.clip(base * tone[..., None], 0, 1).reshape(-1, 3)
-    normals = _unit(u).reshape(-1, 3)
-    used, faces = np.unique(_grid_faces(ROWS, columns, margin > -1.0), return_inverse=True)
+    normals = unit(u).reshape(-1, 3)
+    faces = grid_faces(ROWS, columns, closed=True)[:, [0, 2, 1]]
+    inside = (margin > -1.0).ravel()[faces].all(1).reshape(2, -1).all(0)  # both halves of a cell
+    used, faces = np.unique(faces[np.tile(inside, 2)], return_inverse=True)
     return Mesh(points.reshape(-1, 3)[used], faces.reshape(-1, 3), colors[used], normals[used])
 
 
 def _open(path: Array) -> Array:
-    """(N, K) how much light reaches the points: little behind the face and next to the neck."""
+    """Return (N, K) shares of light at the points; it is dark behind the face, at the neck."""
     y, z = path[..., 1], path[..., 2]
     below = smoothstep(z, 0.72, 0.66)
     behind = smoothstep(y, -0.075, -0.015)
@@ -510,40 +512,38 @@ def _open(path: Array) -> Array:
 
 
 def _press(path: Array, head: Skull, kind: str) -> Array:
-    """Lay (N, K, 3) paths close to the skull where headwear covers them."""
+    """Press (N, K, 3) paths to the skull where headwear covers them."""
     flat = path.reshape(-1, 3)
     u, r, radius = head.reach(flat)
     longitude = np.degrees(np.arctan2(u[:, 0], -u[:, 1]))
     polar = np.degrees(np.arccos(np.clip(u[:, 2], -1, 1)))
-    room = pressed(kind, longitude, polar)
-    lower = smoothstep(polar, 135, 120)  # what hangs below the head is free
+    room = hair_room(kind, longitude, polar)
+    lower = smoothstep(polar, 135, 120)  # hair below the head hangs free
     r = np.where(lower > 0, np.minimum(r, radius + room + 0.1 * (1 - lower)), r)
     return (_CENTRE + u * r[:, None]).reshape(path.shape).astype(np.float32)
 
 
-def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | None:
-    """The person's hair over a head with these vertices, or None for a bald head.
+def hair_mesh(person: Appearance, vertices: Array, under: str = "none") -> Mesh | None:
+    """Return a person's hair, or None if none is to be seen.
 
     Args:
-        person: Whose hair.
-        vertices: (V, 3) vertices of the head model, metres.
-        under: The headwear that presses the hair down, one of `headwear.HEADWEAR` or `none`.
+        person: Person whose hair it is.
+        vertices: (V, 3) vertices of the head model in metres.
+        under: Headwear that presses the hair down, one of `outfit.HEADWEAR`.
     """
     hair = person.hair
-    if hair.style == "bald":
+    if hair.style == "bald" or under == "headscarf":
         return None
-    if under == "headscarf":
-        return None
-    recipe = _RECIPES[hair.style]
+    growth = _GROWTH[hair.style]
     rng = stream("hair", person.seed, person.index)
     head = skull(vertices)
-    locks = _sow(person, recipe, rng)
-    path = _grow(hair, recipe, head, locks, rng)
-    path = _clump(path, recipe.clump * (0.6 + 0.8 * rng.random()), locks, rng)
+    locks = _sow(person, growth, rng)
+    path = _grow(hair, growth, head, locks, rng)
+    path = _clump(path, growth.clump * (0.6 + 0.8 * rng.random()), locks, rng)
     path = _trim(hair, path, locks, rng)
     if hair.style == "long curly":
         path = _refined(path, 3)
-    path = _curl(hair, recipe, path, rng)
+    path = _curl(hair, growth, path, rng)
     if hair.style == "braids":
         path = _refined(path, 6)
     if under != "none":
@@ -553,10 +553,10 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
     taper = (0.75 + 0.25 * smoothstep(s, 0, 0.2)) * (1 - 0.75 * smoothstep(s, 0.55, 1.0))
     if hair.style == "bob":
         taper = 1 - 0.35 * smoothstep(s, 0.8, 1.0)
-    # Buried locks are wide and dark, those on top, a fringe among them, fine and light.
+    # Buried locks are wide and dark; those on top and the fringe are fine and light.
     rank = np.where(locks.fringe, 1.0, locks.height / max(locks.height.max(), 1e-6))
     lower = smoothstep(rank, 0.8, 0.3)[:, None]
-    width = recipe.width * (0.65 + 0.5 * rng.random((n, 1)) + 0.7 * lower) * taper
+    width = growth.width * (0.65 + 0.5 * rng.random((n, 1)) + 0.7 * lower) * taper
     width = width * np.clip(locks.length / 0.03, 0.45, 1)[:, None]
     run = s * locks.length[:, None]
     shade = (0.66 + 0.34 * smoothstep(run, 0.0, 0.03)) * (1 + 0.08 * smoothstep(s, 0.5, 1))
@@ -566,16 +566,16 @@ def hair_mesh(person: Person, vertices: Array, under: str = "none") -> Mesh | No
         width, shade = width * (0.8 + 0.3 * over), shade * (0.45 + 0.65 * over)
     colors = _tones(hair, n, rng)[:, None] * (shade * buried[:, None] * _open(path))[..., None]
     mesh = _ribbons(path, width, np.clip(colors, 0, 1), rng)
-    parts = [_shell(person, head, recipe, rng, under), mesh]
-    # A knot under the rim of a hat is pressed flat with the rest.
+    parts = [_shell(person, head, growth, rng, under), mesh]
+    # A knot under a hat's rim is pressed flat and left out.
     knot = np.degrees(np.arccos(_tie_point(hair)[2]))
-    if under == "none" or hair.style == "plaits" or pressed(under, 180.0, knot) > 0.02:
+    if under == "none" or hair.style == "plaits" or hair_room(under, 180.0, knot) > 0.02:
         parts += _tied(hair, head, rng)
     return join(parts)
 
 
 def _strands(hair: Hair, path: Array, size: float, rng: np.random.Generator) -> Mesh:
-    """Locks of one width along (N, K, 3) paths, as `hair_mesh` colours them."""
+    """Return locks of one width along (N, K, 3) paths."""
     n, points, _ = path.shape
     s = np.linspace(0, 1, points)[None]
     width = size * (0.7 + 0.6 * rng.random((n, 1))) * (1 - 0.7 * smoothstep(s, 0.7, 1.0))
@@ -584,7 +584,7 @@ def _strands(hair: Hair, path: Array, size: float, rng: np.random.Generator) -> 
 
 
 def _tied(hair: Hair, head: Skull, rng: np.random.Generator) -> list[Mesh]:
-    """What hangs from the knots of tied hair: a tail, a bun, two plaits."""
+    """Return what tied hair has besides its locks: a tail, a bun or two plaits."""
     knot = head.surface(_tie_point(hair), 0.008)
     if hair.style == "bun":
         return [_bun(hair, knot, _tie_point(hair), rng)]
@@ -604,10 +604,10 @@ def _tied(hair: Hair, head: Skull, rng: np.random.Generator) -> list[Mesh]:
 
 
 def _bun(hair: Hair, knot: Array, outward: Array, rng: np.random.Generator) -> Mesh:
-    """A ball of hair wound round its axis."""
+    """Return a ball of hair wound around its axis."""
     size = 0.026 + 0.008 * hair.volume
     n, t = 170, np.linspace(0, 1, 12)[None]
-    first = _unit(np.cross(outward, [1.0, 0.1, 0.0]))
+    first = unit(np.cross(outward, [1.0, 0.1, 0.0]))
     second = np.cross(outward, first)
     layer = rng.uniform(0.80, 1.0, (n, 1))
     turn = rng.uniform(0, 2 * np.pi, (n, 1)) + t * rng.uniform(1.5, 3.2, (n, 1))
@@ -618,7 +618,7 @@ def _bun(hair: Hair, knot: Array, outward: Array, rng: np.random.Generator) -> M
     ball = flat * 1.15 + 0.85 * np.sin(latitude)[..., None] * outward
     centre = knot + 0.62 * size * outward
     path = (centre + size * layer[..., None] * ball).astype(np.float32)
-    # The frames turn about the head; a bun's strips must turn about the bun.
+    # Strips face away from the head's centre; those of a bun must face away from the bun's.
     mesh = _ribbons(
         path - centre.astype(np.float32) + _CENTRE + [0, 0, 1e-4],
         np.full((n, 12), 0.006),
@@ -634,10 +634,10 @@ def _bun(hair: Hair, knot: Array, outward: Array, rng: np.random.Generator) -> M
 
 
 def _plait(hair: Hair, head: Skull, side: float, rng: np.random.Generator) -> Mesh:
-    """Three strands, one over the other, from behind the ear down over the shoulder."""
+    """Return a plait of three strands from behind the ear down over the shoulder."""
     length = 0.20 + 0.06 * hair.length
     t = np.linspace(0, 1, 90)
-    start = head.surface(_unit(np.array([0.80 * side, 0.42, -0.42])), 0.006)
+    start = head.surface(unit(np.array([0.80 * side, 0.42, -0.42])), 0.006)
     forward = smoothstep(t, 0.0, 0.55)
     x = start[0] + side * (0.012 * np.sin(np.pi * t) + 0.010 * t)
     y = start[1] + (-0.075 - start[1]) * forward
@@ -659,7 +659,7 @@ def _plait(hair: Hair, head: Skull, side: float, rng: np.random.Generator) -> Me
 
 
 def _trim(hair: Hair, path: Array, locks: _Locks, rng: np.random.Generator) -> Array:
-    """Cut bobs at the chin, fringes above the eyes, tied hair at the knot."""
+    """Cut bobs at the chin and fringes above the eyes."""
     marks = load_head_model().landmarks
     n = len(path)
     line = np.full(n, -np.inf)
@@ -669,7 +669,7 @@ def _trim(hair: Hair, path: Array, locks: _Locks, rng: np.random.Generator) -> A
     elif hair.style == "shoulder":
         line[:] = marks.chin[2] - 0.015 - 0.04 * hair.length + 0.008 * rng.standard_normal(n)
     front = np.abs(locks.longitude) < 50
-    if not covers_ears(hair):  # nobody's hair hangs into their eyes
+    if not covers_ears(hair):  # the eyes stay free
         above = marks.eyes[2] + (0.032 if hair.style == "curly" else 0.018)
         before = front | ((path[:, -1, 1] < -0.085) & (np.abs(path[:, -1, 0]) < 0.065))
         line = np.where(before, above + 0.005 * rng.random(n), line)
@@ -678,7 +678,7 @@ def _trim(hair: Hair, path: Array, locks: _Locks, rng: np.random.Generator) -> A
         brow = brow + 0.003 * np.abs(rng.standard_normal(n))
         line = np.where(locks.fringe | (front & (hair.style == "fringe crop")), brow, line)
     path = _cut(path, line)
-    if hair.style in ("bob", "shoulder"):  # the ends turn in
+    if hair.style in ("bob", "shoulder"):  # the ends curl inwards
         bend = np.linspace(0, 1, path.shape[1], dtype=np.float32) ** 4 * (0.22 - 0.1 * hair.curl)
         axis = np.array([0.0, -0.045], np.float32)
         hanging = ~locks.fringe[:, None] * bend

@@ -1,4 +1,4 @@
-"""What hair a person has: style, colour, length, hairline; in numbers and in words."""
+"""A person's hair in numbers and in words: style, colour, length and hairline."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ HAIR_COLORS: dict[str, Color] = {
 }
 DYED = ("blue", "pink", "purple", "green")
 
-# Style: how it is said ({} is the colour), weight among women and among men, its curl as a
-# fraction that is varied (0 straight, 1 tight).
+# For each style: its phrase ({} is the colour), its weight among women and among men, and its mean
+# curl (0 straight, 1 tight).
 _STYLES: dict[str, tuple[str, float, float, float]] = {
     "bald": ("", 0.0, 6.0, 0.0),
     "horseshoe": ("receding {} hair", 0.0, 3.0, 0.0),
@@ -56,12 +56,11 @@ _STYLES: dict[str, tuple[str, float, float, float]] = {
 }
 HAIR_STYLES: tuple[str, ...] = tuple(_STYLES)
 LONG_STYLES = ("long curly", "bob", "shoulder", "long straight", "long wavy", "braids")
-TIED_STYLES = ("ponytail", "bun", "plaits")
 AFRO_STYLES = ("short afro", "afro")
 _MAY_HAVE_FRINGE = ("bob", "shoulder", "long straight", "long wavy", "ponytail", "bun", "plaits")
 
-# The hairline: polar angle from the crown (degrees) at longitudes from the front (0) to the
-# nape (180), for hair that leaves the ears free and for hair that hangs over them.
+# The hairline: polar angles from the crown (degrees) at longitudes from the front (0) to the nape
+# (180), for hair that leaves the ears free and for hair that covers them.
 _LONGITUDE = np.array([0, 15, 30, 45, 56, 66, 78, 92, 105, 122, 140, 180])
 _LINE_SHORT = np.array([55, 56, 59, 66, 75, 87, 99, 91, 87, 110, 130, 134])
 _LINE_LONG = np.array([55, 56, 59, 66, 74, 83, 92, 91, 92, 116, 130, 134])
@@ -69,20 +68,20 @@ _LINE_LONG = np.array([55, 56, 59, 66, 74, 83, 92, 91, 92, 116, 130, 134])
 
 @dataclass(frozen=True)
 class Hair:
-    """The hair of a person, the same in all their pictures.
+    """A person's hair, the same in all their pictures.
 
     Attributes:
         style: One of `HAIR_STYLES`.
         color_name: One of `HAIR_COLORS`.
-        color: The hair's own colour, 0..1.
-        length: From the shortest (0) to the longest (1) of its style.
-        volume: Thickness against the style's usual, about 0.6 to 1.5.
-        parting: Where the hair is parted, -1 (the person's right) to 1.
-        fringe: How far a fringe hangs down the forehead: 0 none, 1 to the brows.
-        hairline: Higher (negative) or lower (positive) than usual, about -4 to 2.
-        curl: 0 straight to 1 tightly curled.
-        gray: Share of gray strands among the others, 0..1.
-        highlights: How much single strands differ from the hair's colour, 0..1.
+        color: Colour of most strands, 0..1.
+        length: Length within the style, from the shortest (0) to the longest (1).
+        volume: Factor on the style's usual thickness, about 0.6 to 1.5.
+        parting: Place of the parting, from -1 (the person's right) to 1.
+        fringe: Length of a fringe, from 0 (none) to 1 (down to the brows).
+        hairline: Shift of the hairline, up (negative) or down, about -4 to 2.
+        curl: Curl from 0 (straight) to 1 (tight).
+        gray: Share of gray strands, 0..1.
+        highlights: Variation of colour between strands, 0..1.
     """
 
     style: str
@@ -99,7 +98,7 @@ class Hair:
 
     @property
     def natural(self) -> Color:
-        """The colour of brows and beard: dyed heads keep brown ones, gray hairs mix in."""
+        """Return the colour of brows and beard: brown under dyed hair, grayer with gray strands."""
         own = HAIR_COLORS["dark brown"] if self.color_name in DYED else self.color
         share = 0.0 if self.color_name in ("gray", "white") else 0.6 * self.gray
         r, g, b = (c + share * (0.55 - c) for c in own)
@@ -107,7 +106,7 @@ class Hair:
 
 
 def hair_phrase(hair: Hair) -> str:
-    """`long wavy red hair`, `a brown bob with a fringe`, ... (empty for a bald person)."""
+    """Return words such as `long wavy red hair` or `a brown bob with a fringe`; empty if bald."""
     color = hair.color_name
     if 0.25 <= hair.gray < 0.75 and color not in ("gray", "white"):
         color = "graying " + color
@@ -120,7 +119,10 @@ def hair_phrase(hair: Hair) -> str:
 def _sample_color(
     rng: np.random.Generator, gender: str, age: int, tone: float
 ) -> tuple[str, Color, float]:
-    """Name, colour and share of gray strands: fair with fair skin only, gray with age."""
+    """Sample a colour's name, the colour, and the share of gray strands.
+
+    Fair hair comes with fair skin only, and gray strands come with age.
+    """
     light = max(0.0, 1.0 - 2.2 * tone)
     fair = {
         "black": 0.22 + 1.3 * tone,
@@ -138,7 +140,7 @@ def _sample_color(
     name = choose(rng, weights)
     onset = float(np.interp(age, [34, 48, 60, 72, 80], [0.0, 0.12, 0.45, 0.8, 0.95]))
     gray = float(np.clip(onset + rng.normal(0.0, 0.22), 0, 1)) if onset > 0 else 0.0
-    if gender == "woman" and rng.random() < 0.4:  # many women dye gray hair in a natural colour
+    if gender == "woman" and rng.random() < 0.4:  # many dye gray hair in a natural colour
         gray *= 0.15
     if name in DYED:
         gray = 0.0
@@ -154,9 +156,9 @@ def sample_hair(
     """Sample the hair of a person.
 
     Args:
-        rng: Where chance comes from.
+        rng: Random generator.
         gender: `woman` or `man`.
-        age: Years; men lose hair with age, everyone's turns gray.
+        age: Age in years. Men lose hair with age, and everyone's hair turns gray.
         ancestry: (3,) shares of African, Asian and European ancestry.
         tone: Skin tone from 0 (very light) to 1 (very dark).
     """
@@ -206,11 +208,11 @@ def sample_hair(
 
 
 def hairline_margin(hair: Hair, longitude: Array, polar: Array) -> Array:
-    """Degrees inside the hairline, negative outside (all negative for a bald head).
+    """Return how many degrees points lie inside the hairline; negative is outside.
 
     Args:
-        hair: Whose hairline.
-        longitude: Degrees from the front (0) to the nape (180), either side.
+        hair: Hair with the hairline; a bald head is outside everywhere.
+        longitude: Degrees from the front (0) to the nape (180), on either side.
         polar: Degrees from the crown.
     """
     if hair.style == "bald":
@@ -228,5 +230,5 @@ def hairline_margin(hair: Hair, longitude: Array, polar: Array) -> Array:
 
 
 def covers_ears(hair: Hair) -> bool:
-    """Whether the hair hangs over the ears."""
+    """Return whether the hair covers the ears."""
     return hair.style in LONG_STYLES

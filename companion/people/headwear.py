@@ -1,7 +1,7 @@
 """Hats, scarves and helmets as meshes that fit every head.
 
-Each is laid over the person's skull (`scalp.Skull`) from the crown to a rim; `pressed` says how
-much room it leaves to the hair, which `hair.hair_mesh` keeps to.
+Each is laid over the person's skull (`scalp.Skull`) from the crown to a rim. `hair_room` says how
+much room it leaves for the hair, and `hair.hair_mesh` keeps to that.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from companion.people.colors import Color
-from companion.people.head import vertex_normals
-from companion.people.mesh import Mesh, grid_faces, join
+from companion.people.mesh import Mesh, grid_mesh, join
 from companion.people.scalp import HEAD_CENTRE, Skull, direction, skull, smoothstep
 from fusionlib.errors import FusionError
 
 Array = np.ndarray
 
-# Where the rim runs: polar angles from the crown (degrees) at the longitudes 0, 45, 90, 135, 180.
+# Course of the rim: polar angles from the crown at the longitudes 0, 45, 90, 135, 180 (degrees).
 _RIMS: dict[str, tuple[float, ...]] = {
     "beanie": (50, 60, 84, 108, 116),
     "cap": (50, 58, 80, 98, 102),
@@ -28,24 +27,36 @@ _RIMS: dict[str, tuple[float, ...]] = {
     "headscarf": (180, 180, 180, 180, 180),
     "helmet": (180, 180, 180, 180, 180),
 }
-HEADWEAR: tuple[str, ...] = tuple(_RIMS)
-SHINY = ("hard hat", "crown", "helmet")  # the others are cloth
+SHINY = ("hard hat", "crown", "helmet")  # the others are made of cloth
 _COLUMNS = 144
 _GOLD, _STRAW, _WHITE = np.array([[0.83, 0.62, 0.20], [0.82, 0.66, 0.38], [0.90, 0.90, 0.88]])
 
 
+def _check_kind(kind: str) -> None:
+    if kind not in _RIMS:
+        raise FusionError(f"Unknown headwear '{kind}': choose one of {', '.join(_RIMS)}.")
+
+
 def _rim(kind: str, longitude: Array | float) -> Array:
-    """Polar angle of the rim at absolute longitudes, degrees."""
+    """Return the polar angle of the rim at longitudes on either side, in degrees."""
     from scipy.interpolate import PchipInterpolator
 
-    if kind not in _RIMS:
-        raise FusionError(f"Unknown headwear '{kind}': choose one of {', '.join(HEADWEAR)}.")
     values: Array = PchipInterpolator([0, 45, 90, 135, 180], _RIMS[kind])(np.abs(longitude))
     return values
 
 
-def pressed(kind: str, longitude: Array | float, polar: Array | float) -> Array:
-    """Metres over the skull that the headwear leaves to the hair, at signed degrees."""
+def hair_room(kind: str, longitude: Array | float, polar: Array | float) -> Array:
+    """Return the room (metres above the skull) that headwear leaves for the hair.
+
+    Args:
+        kind: Headwear, not `none`.
+        longitude: Signed degrees from the front.
+        polar: Degrees from the crown.
+
+    Raises:
+        FusionError: If the kind is unknown.
+    """
+    _check_kind(kind)
     if kind == "headscarf":
         return np.full(np.shape(polar), 0.002)
     if kind == "helmet":
@@ -54,16 +65,16 @@ def pressed(kind: str, longitude: Array | float, polar: Array | float) -> Array:
     return room + 0.08 * smoothstep(polar - _rim(kind, longitude), -1.0, 22.0)
 
 
-def _mesh(grid: Array, colors: Array, closed: bool = True) -> Mesh:
-    """A mesh of a (R, C, 3) grid; colours (3,) or (R, C, 3)."""
-    colors = np.broadcast_to(colors, grid.shape)
-    points = grid.reshape(-1, 3)
-    faces = grid_faces(grid.shape[0], grid.shape[1], closed)
-    return Mesh(points, faces, np.clip(colors, 0, 1).reshape(-1, 3), vertex_normals(points, faces))
+def _closed(points: Array, colors: Array) -> Mesh:
+    """Return a mesh over (R, C, 3) points whose columns run all around the head."""
+    return grid_mesh(points, colors, closed=True)
 
 
 def _dome(head: Skull, kind: str, rows: int = 26) -> tuple[Array, Array, Array]:
-    """Fractions from the crown to the rim (R, 1), longitudes (1, C), unit directions (R, C, 3)."""
+    """Return fractions of the way from crown to rim, longitudes, and unit directions.
+
+    Their shapes are (R, 1), (1, C) and (R, C, 3).
+    """
     longitude = np.arange(_COLUMNS)[None] * (360.0 / _COLUMNS) - 180.0
     t = np.linspace(0.0, 1.0, rows)[:, None]
     return t, longitude, direction(longitude, np.maximum(t * _rim(kind, longitude), 0.4))
@@ -77,17 +88,21 @@ def _beanie(head: Skull, color: Array) -> Mesh:
     height = height - 0.006 * smoothstep(t, 0.975, 1.0)
     stitch = np.cos(np.pi * np.arange(40))[:, None]
     tone = 0.90 + 0.16 * rib + 0.05 * stitch - 0.25 * np.exp(-(((t - 0.745) / 0.02) ** 2))
-    return _mesh(head.surface(u, height), color * tone[..., None])
+    return _closed(head.surface(u, height), color * tone[..., None])
+
+
+def _outward(ring: Array) -> Array:
+    """Return horizontal unit vectors from the head's axis to (C, 3) points."""
+    out = ring - [0.0, HEAD_CENTRE[1], 0.0]
+    out[:, 2] = 0
+    return out / np.linalg.norm(out, axis=1)[:, None]
 
 
 def _brim(rim: Array, width: Array | float, droop: Array | float, rows: int = 7) -> Array:
-    """(R, C, 3) a brim that goes out from the (C, 3) rim, `droop` metres down at its edge."""
-    out = rim - [0.0, HEAD_CENTRE[1], 0.0]
-    out[:, 2] = 0
-    out /= np.linalg.norm(out, axis=1)[:, None]
+    """Return a brim, (R, C, 3), that leaves the (C, 3) rim and falls `droop` metres to its edge."""
     t = np.linspace(0, 1, rows)[:, None, None]
     drop = np.broadcast_to(droop, len(rim))[:, None] * np.array([0.0, 0.0, -1.0])
-    return rim + t * np.broadcast_to(width, len(rim))[:, None] * out + t**2 * drop
+    return rim + t * np.broadcast_to(width, len(rim))[:, None] * _outward(rim) + t**2 * drop
 
 
 def _cap(head: Skull, color: Array) -> Mesh:
@@ -96,7 +111,7 @@ def _cap(head: Skull, color: Array) -> Mesh:
     front_panel = np.cos(np.radians(longitude) / 2) ** 2
     grid = head.surface(u, 0.009 + 0.020 * np.sin(np.pi * t**0.8) * (0.4 + 0.6 * front_panel))
     tone = 0.80 + 0.20 * seam + 0 * t - 0.2 * smoothstep(t, 0.05, 0.02)
-    crown = _mesh(grid, color * tone[..., None])
+    crown = _closed(grid, color * tone[..., None])
     front = np.flatnonzero(np.abs(longitude[0]) <= 62)
     edge = grid[-1, front]
     reach = 0.066 * np.sqrt(np.clip(1 - (longitude[0, front] / 63.0) ** 2, 0, 1))
@@ -105,13 +120,13 @@ def _cap(head: Skull, color: Array) -> Mesh:
     bow = np.array([0.0, 0.0, 0.016]) * np.cos(np.radians(longitude[0, front]) * 1.4)[:, None]
     visor = edge + np.array([0, 0.004, 0.002]) + t2 * forward + bow * np.sin(np.pi * t2 * 0.7)
     thick = np.concatenate([visor, visor[::-1] - [0, 0, 0.0025]])
-    return join([crown, _mesh(thick, color * 0.85, closed=False)])
+    return join([crown, grid_mesh(thick, color * 0.85)])
 
 
 def _straw(head: Skull, color: Array) -> Mesh:
     t, longitude, u = _dome(head, "straw hat", 34)
     grid = head.surface(u, 0.011 + 0.030 * smoothstep(t, 0.9, 0.45))
-    # A flat top: what would stand higher is pressed down.
+    # The top is flat: whatever would stand higher is pressed down.
     top = grid[0, 0, 2] - 0.016
     grid[..., 2] = np.minimum(grid[..., 2], top) + 0.3 * np.maximum(grid[..., 2] - top, 0)
     weave = 0.10 * np.cos(np.pi * np.arange(34))[:, None] * np.cos(np.radians(longitude) * 48)
@@ -123,7 +138,7 @@ def _straw(head: Skull, color: Array) -> Mesh:
     brim = _brim(grid[-1], 0.064 + 0.004 * np.sin(3 * lon), 0.012 + 0.010 * np.cos(2 * lon), 14)
     r = np.arange(14)[:, None]
     tone = 0.90 + 0.10 * np.cos(np.pi * r) * np.cos(lon * 48) + 0.09 * np.cos(2 * np.pi * r / 3)
-    return join([_mesh(grid, colors), _mesh(brim, _STRAW * tone[..., None])])
+    return join([_closed(grid, colors), _closed(brim, _STRAW * tone[..., None])])
 
 
 def _brimmed(head: Skull, color: Array) -> Mesh:
@@ -139,7 +154,7 @@ def _brimmed(head: Skull, color: Array) -> Mesh:
     colors = color * (1 - 0.15 * crease[..., None]) * (1 - band) + band * (0.35 * color)
     brim = _brim(grid[-1], 0.047 + 0 * lon[0], 0.006 + 0.010 * np.cos(2 * lon[0]), 8)
     under = np.concatenate([brim, brim[::-1] - [0, 0, 0.002]])
-    return join([_mesh(grid, colors), _mesh(under, color * 0.95)])
+    return join([_closed(grid, colors), _closed(under, color * 0.95)])
 
 
 def _hard_hat(head: Skull, color: Array) -> Mesh:
@@ -153,7 +168,7 @@ def _hard_hat(head: Skull, color: Array) -> Mesh:
     width = 0.010 + 0.024 * np.clip(np.cos(lon), 0, 1) ** 1.5
     brim = _brim(grid[-1], width, 0.3 * width, 6)
     under = np.concatenate([brim, brim[::-1] - [0, 0, 0.003]])
-    return join([_mesh(grid, colors), _mesh(under, color * 0.92)])
+    return join([_closed(grid, colors), _closed(under, color * 0.92)])
 
 
 def _chef(head: Skull, color: Array) -> Mesh:
@@ -177,15 +192,13 @@ def _chef(head: Skull, color: Array) -> Mesh:
         rows.append(np.c_[spread[:, :2], np.full(_COLUMNS, top + rise)])
         tones.append(0.97 + 0.05 * np.cos(lon * 15))
     base = 0.85 * _WHITE + 0.15 * color if color.mean() > 0.6 else _WHITE
-    return _mesh(np.stack(rows[::-1]), base * np.stack(tones[::-1])[..., None])
+    return _closed(np.stack(rows[::-1]), base * np.stack(tones[::-1])[..., None])
 
 
 def _crown(head: Skull, color: Array) -> Mesh:
     longitude = np.arange(_COLUMNS)[None] * (360.0 / _COLUMNS) - 180.0
     ring = head.surface(direction(longitude, _rim("crown", longitude))[0], 0.015)
-    out = ring - [0.0, HEAD_CENTRE[1], 0.0]
-    out[:, 2] = 0
-    out /= np.linalg.norm(out, axis=1)[:, None]
+    out = _outward(ring)
     tooth = np.abs(((longitude[0] / 30.0) % 1) - 0.5) * 2  # 1 at the tips of twelve teeth
     height = 0.026 + 0.026 * tooth**1.3
     t = np.linspace(0, 1, 9)[:, None]
@@ -199,7 +212,7 @@ def _crown(head: Skull, color: Array) -> Mesh:
     gems = np.hypot((tooth - 1)[None] * 2.3, (t - 0.42) * 5) < 0.75
     colors[gems] = color
     inside = wall[::-1] - 0.002 * out
-    parts = [_mesh(wall[::-1], colors[::-1]), _mesh(inside[::-1], _GOLD * 0.5)]
+    parts = [_closed(wall[::-1], colors[::-1]), _closed(inside[::-1], _GOLD * 0.5)]
     tips = np.flatnonzero(tooth > 0.99)
     ball = _ball(0.0042)
     parts += [
@@ -213,11 +226,11 @@ def _crown(head: Skull, color: Array) -> Mesh:
 def _ball(radius: float, rows: int = 8, columns: int = 12) -> Mesh:
     polar = np.linspace(2, 178, rows)[:, None]
     longitude = np.arange(columns)[None] * (360.0 / columns)
-    return _mesh(radius * direction(longitude, polar), np.ones(3))
+    return _closed(radius * direction(longitude, polar), np.ones(3))
 
 
 def _ring(centre: Array, first: Array, second: Array, radius: float, tube: float) -> Array:
-    """(R, C, 3) a torus about `centre` in the plane of two unit vectors."""
+    """Return a torus, (R, C, 3), around `centre` in the plane of two unit vectors."""
     a = np.linspace(0, 2 * np.pi, 13)[:, None, None]
     b = np.linspace(0, 2 * np.pi, _COLUMNS, endpoint=False)[None, :, None]
     spoke = np.cos(b) * first + np.sin(b) * second
@@ -225,9 +238,9 @@ def _ring(centre: Array, first: Array, second: Array, radius: float, tube: float
 
 
 def _scarf(head: Skull, color: Array) -> Mesh:
-    """Round the face, over the head, under the chin and down the neck in folds."""
+    """Return a scarf around the face and over the head, with folds down the neck."""
     a = np.linspace(0, 2 * np.pi, _COLUMNS, endpoint=False)
-    # The opening leaves the face free from the hairline to the chin, and hides the ears.
+    # The opening shows the face from the hairline to the chin and hides the ears.
     start = direction(
         58.0 * np.sign(np.sin(a)) * np.abs(np.sin(a)) ** 0.8, 103.5 - 44.5 * np.cos(a)
     )
@@ -256,11 +269,11 @@ def _scarf(head: Skull, color: Array) -> Mesh:
         -1,
     )
     shade = 0.92 + 0.09 * np.sin(7 * a + 9 * drop + 0.8)
-    return join([_mesh(hood, color * tone[..., None]), _mesh(neck, color * shade[..., None])])
+    return join([_closed(hood, color * tone[..., None]), _closed(neck, color * shade[..., None])])
 
 
 def _helmet(head: Skull, color: Array) -> Mesh:
-    """A space helmet with its visor up: a bowl behind the head, its rim, and the neck ring."""
+    """Return a space helmet with its visor up: a bowl behind the head, a rim and a neck ring."""
     centre = np.array([0.0, -0.046, 0.737])
     radius, opening = 0.137, 113.0
     angle = np.linspace(1.0, opening, 36)[:, None]
@@ -270,14 +283,14 @@ def _helmet(head: Skull, color: Array) -> Mesh:
         [np.sin(theta) * np.sin(turn), np.cos(theta) + 0 * turn, np.sin(theta) * np.cos(turn)], -1
     )
     dark = np.array([0.30, 0.33, 0.38]) * (0.65 + 0.5 * smoothstep(angle, 60, 118))[..., None]
-    inside = _mesh(centre + (radius - 0.004) * bowl, dark)
-    outside = _mesh(centre + radius * bowl[::-1], _WHITE)
+    inside = _closed(centre + (radius - 0.004) * bowl, dark)
+    outside = _closed(centre + radius * bowl[::-1], _WHITE)
     rim_at = centre + [0.0, radius * np.cos(np.radians(opening)), 0.0]
     x, y, z = np.eye(3)
     width = radius * np.sin(np.radians(opening))
-    rim = _mesh(_ring(rim_at, x, z, width, 0.0085), 0.5 * _WHITE + 0.5 * color)
-    band = _mesh(_ring(rim_at - [0, 0.007, 0], x, z, width - 0.005, 0.004), np.full(3, 0.45))
-    collar = _mesh(
+    rim = _closed(_ring(rim_at, x, z, width, 0.0085), 0.5 * _WHITE + 0.5 * color)
+    band = _closed(_ring(rim_at - [0, 0.007, 0], x, z, width - 0.005, 0.004), np.full(3, 0.45))
+    collar = _closed(
         _ring(np.array([0.0, -0.045, 0.592]), x, y, 0.108, 0.013), np.array([0.62, 0.64, 0.68])
     )
     return join([inside, outside, rim, band, collar])
@@ -297,19 +310,18 @@ _MAKERS = {
 
 
 def headwear_mesh(kind: str, color: Color, vertices: Array) -> Mesh | None:
-    """Headwear on a head, or None for `none`.
+    """Return the headwear on a head, or None for `none`.
 
     Args:
-        kind: One of `HEADWEAR`, or `none`.
-        color: Its colour, 0..1: of the whole (beanie, cap, brimmed hat, hard hat, headscarf), of
-            the band (straw hat), the stones (crown) or the rim (helmet). A chef's hat is white.
-        vertices: (V, 3) vertices of the head model, metres.
+        kind: One of `outfit.HEADWEAR`.
+        color: Colour in 0..1 of the whole (beanie, cap, brimmed hat, hard hat, headscarf), of the
+            band (straw hat), the gems (crown) or the rim (helmet). A chef's hat stays white.
+        vertices: (V, 3) vertices of the head model in metres.
 
     Raises:
-        FusionError: For an unknown kind.
+        FusionError: If the kind is unknown.
     """
     if kind == "none":
         return None
-    if kind not in _MAKERS:
-        raise FusionError(f"Unknown headwear '{kind}': choose one of {', '.join(HEADWEAR)}.")
+    _check_kind(kind)
     return _MAKERS[kind](skull(vertices), np.asarray(color, float))

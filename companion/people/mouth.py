@@ -1,4 +1,4 @@
-"""The inside of the mouth: two rows of teeth, of which the lower follows the jaw."""
+"""The teeth: two rows, of which the lower follows the jaw."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import functools
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.colors import stream
 from companion.people.head import load_head_model
 from companion.people.mesh import Mesh, grid_faces, join
 
 Array = np.ndarray
 
-# Widths of the teeth from the middle to the back, metres.
+# Widths of the teeth from the middle to the back, in metres.
 _UPPER = np.array([0.0088, 0.0068, 0.0078, 0.0070, 0.0070, 0.0100])
 _LOWER = np.array([0.0055, 0.0060, 0.0068, 0.0070, 0.0070, 0.0105])
 
 
 def _row(widths: Array, height: float, down: float, tint: Array, rng: np.random.Generator) -> Mesh:
-    """A row of teeth with its gum, the edge at z = 0, growing against `down` (1 upper, -1 lower).
+    """Return a row of teeth with its gum; `down` is 1 for the upper row and -1 for the lower.
 
-    The arch's front is at the origin, its ends lie behind (y > 0).
+    The teeth's edges are at z = 0. The arch's front is at the origin, its ends behind it (y > 0).
     """
     edges = np.concatenate([[0], np.cumsum(widths)])
     s = np.linspace(-edges[-1], edges[-1], 97)
     tooth = np.clip(np.searchsorted(edges, np.abs(s), "right") - 1, 0, len(widths) - 1)
     within = (np.abs(s) - edges[tooth]) / widths[tooth]
-    # An ellipse-like arch: half as wide as the mouth's inside, as deep as it is wide.
+    # The arch is close to an ellipse.
     angle = s / 0.0275
     x, y = 0.0245 * np.sin(angle), 0.030 * (1 - np.cos(angle))
     bulge = 0.0009 * np.sqrt(np.clip(1 - (2 * within - 1) ** 2, 0, 1))
@@ -55,7 +55,7 @@ def _row(widths: Array, height: float, down: float, tint: Array, rng: np.random.
 
 @functools.lru_cache(maxsize=1)
 def _inner() -> tuple[Array, Array, Array, Array]:
-    """Vertices of the lips' rim (upper, lower), of the tongue's front and of the whole rim."""
+    """Return vertices: the lips' upper and lower rim, the tongue's front, and the whole rim."""
     model = load_head_model()
     rim = np.intersect1d(model.faces["head"], model.faces["mouth"])
     p = model.template[rim]
@@ -66,13 +66,13 @@ def _inner() -> tuple[Array, Array, Array, Array]:
     return middle[z > z.mean()], middle[z <= z.mean()], front, rim
 
 
-def teeth_mesh(person: Person, points: Array, neutral: Array) -> Mesh:
-    """Both rows of teeth behind the lips.
+def teeth_mesh(person: Appearance, points: Array, neutral: Array) -> Mesh:
+    """Return both rows of teeth behind the lips.
 
     Args:
-        person: Whose teeth: their tint and evenness are the person's.
+        person: Person whose teeth they are; it decides their tint and evenness.
         points: (V, 3) vertices of the head with its expression.
-        neutral: (V, 3) the same without; where the skull's teeth stay.
+        neutral: (V, 3) vertices without expression, which place the upper teeth.
     """
     rng = stream("teeth", person.seed, person.index)
     yellow = float(np.clip(rng.normal(0.3 + 0.005 * (person.age - 40), 0.2), 0, 1))

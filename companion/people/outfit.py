@@ -1,4 +1,4 @@
-"""What a person wears: roles, their clothes and headwear, sampled from integers alone."""
+"""Roles, and the clothes and headwear sampled for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROLES = (
     "firefighter",
     "sailor",
 )
-"""Whom a picture shows; `royal` is a king or a queen, `person` wears everyday clothes."""
+"""Roles that people play; `royal` is a king or a queen, and a `person` wears everyday clothes."""
 
 CLOTHES = (
     "t-shirt",
@@ -70,9 +70,15 @@ _DYES: dict[str, Color] = {
 
 @dataclass(frozen=True)
 class Clothes:
-    """What is worn below the head: colours in 0..1; `seed` decides the folds.
+    """Clothes of a person in one picture.
 
-    `color_name` is the colour in words, for captions.
+    Attributes:
+        kind: One of `CLOTHES`.
+        pattern: Pattern of the cloth, `plain` for none.
+        color_name: Colour in words, for captions.
+        color: Colour in 0..1.
+        accent: Colour of the pattern and of details, in 0..1.
+        seed: Seed of the folds.
     """
 
     kind: str
@@ -85,7 +91,7 @@ class Clothes:
 
 @dataclass(frozen=True)
 class Headwear:
-    """What is worn on the head: one of `HEADWEAR` and its colour in 0..1."""
+    """Headwear of a person in one picture: one of `HEADWEAR`, and its colour in 0..1."""
 
     kind: str
     color: Color
@@ -122,7 +128,7 @@ def _dye(
 
 
 def sample_clothes(rng: np.random.Generator, role: str, scene: str) -> Clothes:
-    """Clothes for a role; everyday clothes suit the scene (a winter jacket in the snow)."""
+    """Sample clothes for a role; everyday clothes suit the scene, such as jackets in the snow."""
     seed = int(rng.integers(2**31))
     if role in _COSTUME:
         kind, colors, accents = _COSTUME[role]
@@ -161,7 +167,7 @@ def sample_clothes(rng: np.random.Generator, role: str, scene: str) -> Clothes:
 
 
 def sample_headwear(rng: np.random.Generator, role: str, scene: str) -> Headwear:
-    """Headwear for a role and a scene; mostly none for everyday clothes."""
+    """Sample headwear for a role and a scene; everyday clothes mostly come without."""
     draw = rng.random()
     if role in _ROLE_HEADWEAR:
         kind, share, colors = _ROLE_HEADWEAR[role]

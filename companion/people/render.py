@@ -1,14 +1,14 @@
-"""From a person and a view to a picture, its face mask and its depth, off-screen with `pyvista`.
+"""Renders a picture, its face mask and its depth off-screen with `pyvista`.
 
 A sitter (what all pictures of a person share) is posed for a view, which gives a figure. Figures
-are put on a stage and photographed: the rasteriser draws what is where, `shade` lights it. One
-figure makes a portrait (`render_views`); several, moved apart by `move`, make a group
-(`photograph`).
+are put on a stage and photographed: the rasteriser draws them, and `shade` lights them. One figure
+makes a portrait (`render_views`); several at places of their own make a group (see `groups`).
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,16 +16,17 @@ import numpy as np
 from PIL import Image
 
 from companion.people import shade
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.beard import beard_mesh
 from companion.people.colors import stream
 from companion.people.eyes import eye_mesh, lash_mesh
 from companion.people.glasses import glasses_mesh
 from companion.people.hair import hair_mesh
-from companion.people.head import expression_actions, load_head_model, vertex_normals
+from companion.people.head import expression_actions, load_head_model
 from companion.people.headwear import SHINY, headwear_mesh
-from companion.people.mesh import Mesh
+from companion.people.mesh import Mesh, unit, vertex_normals
 from companion.people.mouth import teeth_mesh
+from companion.people.requirements import require
 from companion.people.scenery import draw_background, surround
 from companion.people.shade import Camera, Light, Maps, ShadowMap
 from companion.people.skin import (
@@ -45,17 +46,20 @@ from fusionlib.errors import FusionError
 
 Array = np.ndarray
 
-PICTURE_HEIGHT = 0.270  # metres of the head's plane that the picture shows
-BARE = 46  # gloss of skin that has no texture, as a material
+PICTURE_HEIGHT = 0.270  # height in metres of what a picture shows at the head's depth
+BARE = 46  # material of skin without a texture; the number is its gloss
 MAX_FIGURES = 12
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished picture.
+    """A finished picture of one person.
 
-    `image`: (size, size, 3) uint8. `mask`: (size, size) uint8, 255 on the face. `depth`: (size,
-    size) float32, metres from the camera along its axis, infinite where the background is.
+    Attributes:
+        image: (size, size, 3) uint8 picture.
+        mask: (size, size) uint8 mask, 255 on the face.
+        depth: (size, size) float32 distances in metres along the camera's axis, infinite in the
+            background.
     """
 
     image: Array
@@ -65,18 +69,22 @@ class Picture:
 
 @dataclass(frozen=True)
 class Part:
-    """A mesh in plain colours, what it is made of (a code of `shade`), and its normals if known."""
+    """A mesh and the code of its material (see `shade`)."""
 
     mesh: Mesh
     material: int
-    normals: Array | None = None
-    uv: Array | None = None
-    texture: Array | None = None
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A posed head ready to draw: the textured face and the plainly coloured parts."""
+    """A posed person, ready to draw.
+
+    Attributes:
+        face_points: (U, 3) vertices of the textured face in metres.
+        face_normals: (U, 3) unit normals of the face.
+        surface: Colour and gloss of the face.
+        parts: All other parts by name.
+    """
 
     face_points: Array
     face_normals: Array
@@ -86,12 +94,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Sitter:
-    """What all pictures of a person share: aligned neutral vertices, hair, the face's surface.
+    """What all pictures of a person share.
 
-    `turn`: (3, 3), right-multiplied, takes the model's displacements to aligned coordinates.
+    Attributes:
+        person: Appearance of the person.
+        neutral: (V, 3) aligned vertices with a neutral face in metres.
+        turn: (3, 3) matrix that takes row vectors from the model's to aligned coordinates.
+        hair: Hair without headwear, if any.
+        surface: Colour and gloss of the face with a neutral expression.
     """
 
-    person: Person
+    person: Appearance
     neutral: Array
     turn: Array
     hair: Part | None
@@ -100,10 +113,13 @@ class Sitter:
 
 @dataclass(frozen=True)
 class Shot:
-    """A photograph before its style: (P, P, ...) arrays at the stage's pixels.
+    """A photograph before its style, at the stage's P pixels.
 
-    `image`: 0..255 float32. `figure`: 0 where the background is, else the figure's number from 1.
-    `face`: bool, where a figure shows its face. `depth`: metres, infinite in the background.
+    Attributes:
+        image: (P, P, 3) float32 picture in 0..255.
+        figure: (P, P) uint8 numbers of the figures from 1; 0 is the background.
+        face: (P, P) bool, True where a figure shows its face.
+        depth: (P, P) distances in metres, infinite in the background.
     """
 
     image: Array
@@ -112,35 +128,25 @@ class Shot:
     depth: Array
 
 
-def _require_pyvista() -> Any:
-    try:
-        import pyvista
-    except ImportError as error:
-        raise FusionError(
-            "Rendering people needs the package 'pyvista', which is not installed: "
-            "install the extra with pip install 'fusionlib[people]'."
-        ) from error
-    return pyvista
-
-
 @functools.lru_cache(maxsize=2)
 def _plotter(pixels: int) -> Any:
-    pyvista = _require_pyvista()
+    require("pyvista")
+    import pyvista
     from vtkmodules.vtkCommonCore import vtkLogger
 
-    # Without a display VTK warns, then draws off-screen as it should.
+    # Without a display VTK prints warnings, although it draws off-screen.
     vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_ERROR)
-    plotter = pyvista.Plotter(  # in a notebook, too, it draws for us and shows nothing
+    plotter = pyvista.Plotter(  # off-screen in notebooks, too
         off_screen=True, notebook=False, window_size=(pixels, pixels), lighting="none"
     )
     plotter.set_background("black")
-    plotter.ren_win.SetMultiSamples(0)  # drawn at twice the size, so reduced with four samples
+    plotter.ren_win.SetMultiSamples(0)  # pictures are scaled down from twice their size
     plotter.show(auto_close=False)
     return plotter
 
 
-def sit(person: Person) -> Sitter:
-    """Prepare a person for their pictures (about a tenth of a second)."""
+def sit(person: Appearance) -> Sitter:
+    """Prepare a person for their pictures; this takes about a tenth of a second."""
     model = load_head_model()
     raw = model.neutral(person)
     scale, rotation, shift = model.alignment(raw)
@@ -149,21 +155,21 @@ def sit(person: Person) -> Sitter:
     return Sitter(person, neutral, turn, _hair(person, neutral), paint_face(person))
 
 
-def _hair(person: Person, neutral: Array, under: str = "none") -> Part | None:
-    """A person's hair, if any, as it is `under` a headwear."""
+def _hair(person: Appearance, neutral: Array, under: str = "none") -> Part | None:
+    """Return a person's hair, if any, under this headwear."""
     mesh = hair_mesh(person, neutral, under)
-    return None if mesh is None else Part(mesh, shade.HAIR, mesh.normals)
+    return None if mesh is None else Part(mesh, shade.HAIR)
 
 
 def _lid_actions(gaze: tuple[float, float]) -> dict[str, float]:
-    """The upper lids follow the eyes up and down (degrees, down is positive)."""
+    """Return actions by which the upper lids follow the gaze up and down."""
     down = gaze[1] / 30
     name = "eyeLookDown" if down > 0 else "eyeLookUp"
     return {f"{name}{side}": min(abs(down), 0.4) for side in ("Left", "Right")}
 
 
 def pose(sitter: Sitter, view: View) -> Figure:
-    """Shape the person for a view: expression, hair, eyes, glasses, clothes."""
+    """Pose a person for a view, with expression, eyes, hair, headwear, glasses and clothes."""
     model, person, neutral = load_head_model(), sitter.person, sitter.neutral
     gaze = (
         float(np.clip(-0.85 * view.yaw + view.gaze[0], -20, 20)),
@@ -179,7 +185,7 @@ def pose(sitter: Sitter, view: View) -> Figure:
     skin = np.tile(np.asarray(person.skin), (len(points), 1))
     parts: dict[str, Part] = {}
     neck = np.concatenate([model.faces["neck"], model.faces["body"]])
-    parts["neck"] = Part(Mesh(points, neck, skin * [1.0, 0.96, 0.95]), BARE, normals)
+    parts["neck"] = Part(Mesh(points, neck, skin * [1.0, 0.96, 0.95], normals), BARE)
     socket = Mesh(points, model.faces["socket"], skin * [0.75, 0.50, 0.48])
     parts["socket"] = Part(socket, BARE)
     mouth = np.tile([0.30, 0.09, 0.09], (len(points), 1))
@@ -195,8 +201,7 @@ def pose(sitter: Sitter, view: View) -> Figure:
         low, high = eye.min(0), eye.max(0)
         centre = (low + high) / 2
         radius = float((high - low)[[0, 2]].mean() / 2)
-        ball, cornea = eye_mesh(person, centre, radius, gaze)
-        parts[side] = Part(ball, shade.EYE, cornea)
+        parts[side] = Part(eye_mesh(person, centre, radius, gaze), shade.EYE)
         centres.append(centre)
     parts["lashes"] = Part(lash_mesh(person, points, neutral), shade.CLOTH)
 
@@ -206,7 +211,7 @@ def pose(sitter: Sitter, view: View) -> Figure:
         hat = headwear_mesh(view.headwear, view.headwear_color, neutral)
         if hat is not None:
             shiny = view.headwear in SHINY
-            parts["headwear"] = Part(hat, shade.FRAME if shiny else shade.CLOTH, hat.normals)
+            parts["headwear"] = Part(hat, shade.FRAME if shiny else shade.CLOTH)
     if hair is not None:
         parts["hair"] = hair
     beard = beard_mesh(person, points, normals)
@@ -224,43 +229,47 @@ def pose(sitter: Sitter, view: View) -> Figure:
         parts["glasses"] = Part(glasses, shade.FRAME)
 
     for name, cloth in dress(view.clothes, points).items():
-        parts[name] = Part(cloth.mesh, shade.CLOTH, cloth.normals, cloth.uv, cloth.texture)
+        parts[name] = Part(cloth, shade.CLOTH)
     surface = paint_expression(sitter.surface, view.expression, view.intensity)
     return Figure(points[model.uv_vertex], normals[model.uv_vertex], surface, parts)
 
 
+def transform(
+    figure: Figure, change: Callable[[Array, Array | None], tuple[Array, Array | None]]
+) -> Figure:
+    """Apply a function of points and normals to the face and all parts of a figure."""
+    parts = {}
+    for name, part in figure.parts.items():
+        points, normals = change(part.mesh.points, part.mesh.normals)
+        parts[name] = replace(part, mesh=replace(part.mesh, points=points, normals=normals))
+    points, normals = change(figure.face_points, figure.face_normals)
+    assert normals is not None
+    return replace(figure, face_points=points, face_normals=normals, parts=parts)
+
+
 def move(figure: Figure, rotation: Array, offset: Array) -> Figure:
-    """The figure turned and moved, rigidly.
+    """Rotate and move a figure.
 
     Args:
-        figure: What to move.
+        figure: Figure to move.
         rotation: (3, 3) rotation about the point between the template's eyes.
-        offset: (3,) metres, after the rotation.
+        offset: (3,) offset in metres, applied after the rotation.
     """
     pivot = load_head_model().landmarks.eyes
 
-    def moved(points: Array) -> Array:
-        return (points - pivot) @ rotation.T + pivot + offset
+    def moved(points: Array, normals: Array | None) -> tuple[Array, Array | None]:
+        turned = None if normals is None else normals @ rotation.T
+        return (points - pivot) @ rotation.T + pivot + offset, turned
 
-    parts = {}
-    for name, part in figure.parts.items():
-        mesh = part.mesh
-        normals = None if part.normals is None else part.normals @ rotation.T
-        parts[name] = replace(part, mesh=replace(mesh, points=moved(mesh.points)), normals=normals)
-    return replace(
-        figure,
-        face_points=moved(figure.face_points),
-        face_normals=figure.face_normals @ rotation.T,
-        parts=parts,
-    )
+    return transform(figure, moved)
 
 
 def portrait_camera(view: View) -> Camera:
-    """The camera of a view: turned round the head, as far away as its lens asks."""
+    """Return the camera of a view, turned around the head and as far away as its lens requires."""
     marks = load_head_model().landmarks
     focus = marks.eyes + np.array([0.0, 0.045, -0.021])
     yaw, pitch = np.radians([view.yaw, view.pitch])
-    # Turning the head by yaw is moving the camera round it the other way.
+    # The camera moves around the head, opposite to the head's turn.
     toward = np.array([np.sin(yaw) * np.cos(pitch), -np.cos(yaw) * np.cos(pitch), np.sin(pitch)])
     height = PICTURE_HEIGHT * view.jitter[2]
     distance = height / 2 / np.tan(np.radians(view.lens / 2))
@@ -268,10 +277,7 @@ def portrait_camera(view: View) -> Camera:
     up = np.cross(right, -toward)
     focus = focus + height * (view.jitter[0] * right + view.jitter[1] * up)
     roll = np.radians(view.roll)
-    right, up = (
-        np.cos(roll) * right + np.sin(roll) * up,
-        np.cos(roll) * up - np.sin(roll) * right,
-    )
+    right, up = (np.cos(roll) * right + np.sin(roll) * up, np.cos(roll) * up - np.sin(roll) * right)
     return Camera(
         position=focus + distance * toward,
         toward=toward,
@@ -284,7 +290,7 @@ def portrait_camera(view: View) -> Camera:
 
 
 def view_light(view: View, camera: Camera) -> Light:
-    """The lamps of a view: a key light, a fill light across from it and a rim light behind."""
+    """Return the lamps of a view: a key light, a fill light opposite it, a rim light behind."""
     azimuth, elevation = np.radians([view.light_azimuth, view.light_elevation])
     side = np.sign(view.light_azimuth) or 1.0
 
@@ -308,7 +314,8 @@ def view_light(view: View, camera: Camera) -> Light:
 
 
 def _poly(points: Array, faces: Array) -> Any:
-    pyvista = _require_pyvista()
+    import pyvista
+
     cells = np.empty((len(faces), 4), np.int64)
     cells[:, 0], cells[:, 1:] = 3, faces
     return pyvista.PolyData(points.astype(np.float32), cells)
@@ -322,13 +329,13 @@ _FACE_PARTS = {
 
 @dataclass(frozen=True)
 class _Prop:
-    """What stands on the stage: an actor, and its textures by the name of what they show."""
+    """An actor on the stage, and its textures by the name of the pass that shows them."""
 
     actor: Any
     textures: dict[str, Any]
 
     def show(self, name: str) -> None:
-        """Wear the texture of this name, or else the vertices' own."""
+        """Show the texture of this pass, or else the vertices' colours."""
         texture = self.textures.get(name)
         self.actor.SetTexture(texture)
         mapper = self.actor.GetMapper()
@@ -338,7 +345,9 @@ class _Prop:
 
 
 def _texture(image: Array) -> Any:
-    texture = _require_pyvista().Texture(np.ascontiguousarray(image))
+    import pyvista
+
+    texture = pyvista.Texture(np.ascontiguousarray(image))
     texture.interpolate = True
     return texture
 
@@ -348,7 +357,7 @@ def _bytes(values: Array) -> Array:
 
 
 def _prop(points: Array, faces: Array, normals: Array, colors: dict[str, Array]) -> Any:
-    """An actor without light whose vertices carry several colourings, (V, 3) each in 0..1."""
+    """Return an unlit actor whose vertices carry several colourings, each (V, 3) in 0..1."""
     from vtkmodules.util.numpy_support import numpy_to_vtk
     from vtkmodules.vtkRenderingCore import vtkActor, vtkPolyDataMapper
 
@@ -368,18 +377,18 @@ def _prop(points: Array, faces: Array, normals: Array, colors: dict[str, Array])
 
 
 def _code(number: int) -> int:
-    """The green of a figure's code, from its number (0 the first)."""
+    """Return the green value that encodes a figure's number, counted from 0."""
     return 255 - 16 * number
 
 
 def _plain_parts(figure: Figure, green: int) -> Any:
-    """All parts in plain colours as one actor: the fewer there are, the sooner they are drawn."""
+    """Return all parts in plain colours as one actor, since fewer actors are drawn faster."""
     points, faces, normals, colors, codes, start = [], [], [], [], [], 0
     for name, part in figure.parts.items():
-        if part.texture is not None:
-            continue
         mesh = part.mesh
-        shading = part.normals
+        if mesh.texture is not None:
+            continue
+        shading = mesh.normals
         if shading is None:
             shading = vertex_normals(mesh.points, mesh.faces)
         used = np.zeros(len(mesh.points), bool)
@@ -401,17 +410,19 @@ def _plain_parts(figure: Figure, green: int) -> Any:
 
 
 def _painted_part(part: Part, green: int) -> _Prop:
-    """A part with a texture of its own: a garment."""
-    assert part.texture is not None and part.uv is not None and part.normals is not None
+    """Return a part that has a texture, a garment."""
+    mesh = part.mesh
+    assert mesh.texture is not None and mesh.uv is not None and mesh.normals is not None
     code = np.array([0, green, part.material]) / 255
-    colors = {"code": np.broadcast_to(code, part.mesh.points.shape)}
-    actor = _prop(part.mesh.points, part.mesh.faces, part.normals, colors)
-    _wrap(actor, part.uv)
-    return _Prop(actor, {"color": _texture(part.texture)})
+    actor = _prop(
+        mesh.points, mesh.faces, mesh.normals, {"code": np.broadcast_to(code, mesh.points.shape)}
+    )
+    _wrap(actor, mesh.uv)
+    return _Prop(actor, {"color": _texture(mesh.texture)})
 
 
 def _wrap(actor: Any, uv: Array) -> None:
-    """Give an actor's vertices their (V, 2) texture coordinates."""
+    """Give an actor its (V, 2) texture coordinates."""
     from vtkmodules.util.numpy_support import numpy_to_vtk
 
     coordinates = numpy_to_vtk(uv.astype(np.float32), deep=True)
@@ -433,7 +444,7 @@ def _stage(plotter: Any, figures: list[Figure]) -> list[_Prop]:
         textures = {"color": _bytes(figure.surface.color), "code": _bytes(codes)}
         props.append(_Prop(face, {name: _texture(image) for name, image in textures.items()}))
         props.append(_Prop(_plain_parts(figure, green), {}))
-        painted = [part for part in figure.parts.values() if part.texture is not None]
+        painted = [part for part in figure.parts.values() if part.mesh.texture is not None]
         props += [_painted_part(part, green) for part in painted]
     for prop in props:
         plotter.renderer.AddActor(prop.actor)
@@ -446,7 +457,7 @@ def _shot(plotter: Any) -> Array:
 
 
 def _distance(plotter: Any, pixels: int) -> Array:
-    """(P, P) the z-buffer, 0 near to 1 far, of what was drawn last; row 0 at the top."""
+    """Return the (P, P) z-buffer, 0 near to 1 far, of the last drawing; row 0 is at the top."""
     from vtkmodules.util.numpy_support import vtk_to_numpy
     from vtkmodules.vtkCommonCore import vtkFloatArray
 
@@ -468,7 +479,7 @@ def _aim(plotter: Any, position: Array, toward: Array, up: Array, near: float, f
 
 
 def _survey(plotter: Any, props: list[_Prop], camera: Camera, pixels: int) -> tuple[Maps, Array]:
-    """What the camera sees; and the (P, P, 3) code pass: face, figure, material."""
+    """Return what the camera sees, and the (P, P, 3) code pass of face, figure and material."""
     aim = _aim(plotter, camera.position, camera.toward, camera.up, camera.near, camera.far)
     aim.SetViewAngle(camera.angle)
     shots = {}
@@ -483,7 +494,7 @@ def _survey(plotter: Any, props: list[_Prop], camera: Camera, pixels: int) -> tu
     cover = code[..., 1] > 0
     maps = Maps(
         color=color,
-        normal=shade.unit(normal.astype(np.float32) / 127.5 - 1),
+        normal=unit(normal.astype(np.float32) / 127.5 - 1),
         material=code[..., 2],
         depth=np.where(cover, depth, np.inf).astype(np.float32),
         cover=cover,
@@ -492,9 +503,9 @@ def _survey(plotter: Any, props: list[_Prop], camera: Camera, pixels: int) -> tu
 
 
 def _shadows(plotter: Any, light: Light, centre: Array, reach: float, pixels: int) -> ShadowMap:
-    """What the key light sees within `reach` metres of the centre."""
+    """Return the key light's shadow map within `reach` metres of the centre."""
     up = np.array([0.0, 0.0, 1.0]) if abs(light.key[2]) < 0.95 else np.array([0.0, 1.0, 0.0])
-    right = shade.unit(np.cross(up, light.key))
+    right = unit(np.cross(up, light.key))
     up = np.cross(light.key, right)
     near, far = 1.0, 1.0 + 4 * reach
     back = near + 2 * reach
@@ -517,15 +528,15 @@ def photograph(
     """Photograph one or several figures.
 
     Args:
-        figures: At most 12, each at its place (see `move`).
-        camera: From where.
-        light: The lamps.
-        background: (P, P, 3) uint8 picture behind them; its side is the photograph's.
-        centre: (3,) middle of what casts shadows, metres; a head at its own place without.
-        reach: Metres round it within which shadows are computed.
+        figures: At most 12 figures, each at its place (see `move`).
+        camera: Camera of the photograph.
+        light: Lamps.
+        background: (P, P, 3) uint8 picture behind them; the photograph has its size.
+        centre: (3,) middle in metres of what casts shadows; by default the head's usual place.
+        reach: Distance in metres from it within which shadows are computed.
 
     Raises:
-        FusionError: For no figures or too many, or if `pyvista` is missing.
+        FusionError: If there are no figures or too many, or `pyvista` is missing.
     """
     if not 1 <= len(figures) <= MAX_FIGURES:
         raise FusionError(
@@ -545,9 +556,9 @@ def photograph(
 
 
 def inverse_depth(depth: Array) -> Array:
-    """(H, W) metres to uint8 as depth ControlNets take it: near is bright, the background 0.
+    """Convert (H, W) metres to the uint8 depth maps that ControlNets take: near is bright.
 
-    The nearest point is 255 and the farthest of a figure 64, linear in 1 / metres.
+    The nearest point is 255, the farthest of a figure 64 (linear in 1 / metres), the background 0.
     """
     seen = np.isfinite(depth)
     out = np.zeros(depth.shape, np.uint8)
@@ -558,18 +569,72 @@ def inverse_depth(depth: Array) -> Array:
     return out
 
 
-def _reduce(image: Array, size: int) -> Array:
+def check_size(size: int) -> None:
+    """Refuse a picture size that is too small.
+
+    Raises:
+        FusionError: If `size` is below 16 pixels.
+    """
+    if size < 16:
+        raise FusionError(f"The picture size must be at least 16 pixels, not {size}.")
+
+
+def take_picture(
+    figures: list[Figure],
+    camera: Camera,
+    view: View,
+    rng: np.random.Generator,
+    size: int,
+    reach: float = 0.24,
+) -> tuple[Array, Shot]:
+    """Photograph figures in a view's scene, light and style.
+
+    Args:
+        figures: Figures, each at its place.
+        camera: Position and field of the camera.
+        view: View whose scene, time, light and style the picture has.
+        rng: Source of the scene's layout and of the style's grain.
+        size: Height and width of the picture in pixels.
+        reach: Distance in metres within which shadows are computed.
+
+    Returns:
+        The (size, size, 3) uint8 picture, and the shot at twice that size.
+    """
+    blur = 1.0 if view.style in LENS_STYLES else 0.35
+    background = draw_background(view.scene, 2 * size, rng, time=view.time, blur=blur)
+    shot = photograph(figures, camera, view_light(view, camera), background, reach=reach)
+    cover = (shot.figure > 0).astype(np.float32)
+    image = np.clip(shot.image, 0, 255).astype(np.uint8)
+    image = surround(image, cover, background, view.scene, rng)
+    return reduced(apply_style(image, view.style, rng, figure=cover), size), shot
+
+
+def reduced(image: Array, size: int) -> Array:
+    """Return a picture scaled down to `size` pixels."""
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
 
 
-def render_views(person: Person, views: list[View], size: int = 128) -> list[Picture]:
-    """Render pictures of one person at `size` pixels (drawn at twice that, then reduced).
+def quarters(array: Array) -> Array:
+    """Group the pixels of (2 S, 2 S) into those of each pixel of the picture, (S, S, 4)."""
+    size = len(array) // 2
+    return array.reshape(size, 2, size, 2).swapaxes(1, 2).reshape(size, size, 4)
+
+
+def nearest_depth(shot: Shot) -> Array:
+    """Return (S, S) distances at the picture's size, from a shot at twice that.
+
+    A pixel has the nearest of its four: their mean would be infinite at the background's edge.
+    """
+    return quarters(shot.depth).min(-1)
+
+
+def render_views(person: Appearance, views: list[View], size: int = 128) -> list[Picture]:
+    """Render pictures of one person at `size` pixels, scaled down from twice that size.
 
     Raises:
         FusionError: If `anny` or `pyvista` is missing, or `size` is too small.
     """
-    if size < 16:
-        raise FusionError(f"The picture size must be at least 16 pixels, not {size}.")
+    check_size(size)
     sitter = sit(person)
     return [_render(sitter, view, size) for view in views]
 
@@ -586,21 +651,8 @@ def _largest_blob(mask: Array) -> Array:
 
 
 def _render(sitter: Sitter, view: View, size: int) -> Picture:
-    pixels = 2 * size
     rng = stream("scene", sitter.person.seed, sitter.person.index, view.index)
-    background = draw_background(
-        view.scene, pixels, rng, time=view.time, blur=1.0 if view.style in LENS_STYLES else 0.35
-    )
-    camera = portrait_camera(view)
-    shot = photograph([pose(sitter, view)], camera, view_light(view, camera), background)
-    image, cover = (
-        np.clip(shot.image, 0, 255).astype(np.uint8),
-        (shot.figure > 0).astype(np.float32),
-    )
-    image = surround(image, cover, background, view.scene, rng)
-    styled = apply_style(image, view.style, rng, figure=cover)
-    face = _reduce(shot.face.astype(np.uint8) * 255, size) > 127
+    image, shot = take_picture([pose(sitter, view)], portrait_camera(view), view, rng, size)
+    face = reduced(shot.face.astype(np.uint8) * 255, size) > 127
     mask = _largest_blob(face).astype(np.uint8) * 255
-    # The nearest of the four: a mean with the infinite background is no distance.
-    depth = shot.depth.reshape(size, 2, size, 2).min((1, 3))
-    return Picture(_reduce(styled, size), mask, depth)
+    return Picture(image, mask, nearest_depth(shot))

@@ -1,7 +1,7 @@
-"""The skull in polar coordinates: where hair grows and what hats and hair must clear.
+"""The skull in polar coordinates, on which hair grows and headwear lies.
 
-Directions from `HEAD_CENTRE` are bound to the template's vertices once, so the skull of every
-person is a map of radii over longitude and polar angle, got with one product.
+Directions from `HEAD_CENTRE` are bound to the template's vertices once. The skull of a person is
+then a map of radii over longitude and polar angle, computed with one product.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _STEP = MAX_POLAR / (ROWS - 1)
 
 
 def smoothstep(x: Array | float, low: float, high: float) -> Array:
-    """0 at `low`, 1 at `high`, smooth between (`low` may be the larger)."""
+    """Rise smoothly from 0 at `low` to 1 at `high`; `low` may be the larger."""
     t = np.clip((np.asarray(x) - low) / (high - low), 0.0, 1.0)
     return t * t * (3 - 2 * t)
 
 
 def spherical(points: Array) -> tuple[Array, Array]:
-    """Longitude (0 front, 180 nape) and polar angle from the crown, degrees, of (..., 3) points."""
+    """Return longitudes (0 front, 180 nape) and polar angles from the crown, in degrees."""
     d = points - HEAD_CENTRE
     radius = np.hypot(d[..., 0], d[..., 1])
     longitude = np.degrees(np.arctan2(np.abs(d[..., 0]), -d[..., 1]))
@@ -37,7 +37,7 @@ def spherical(points: Array) -> tuple[Array, Array]:
 
 
 def direction(longitude: Array, polar: Array) -> Array:
-    """(..., 3) unit vectors at degrees; positive longitudes are on the person's left."""
+    """Return (..., 3) unit vectors at angles in degrees; the person's left is positive."""
     phi, theta = np.radians(longitude), np.radians(polar)
     return np.stack(
         [np.sin(theta) * np.sin(phi), -np.sin(theta) * np.cos(phi), np.cos(theta) + 0 * phi], -1
@@ -46,7 +46,7 @@ def direction(longitude: Array, polar: Array) -> Array:
 
 @functools.lru_cache(maxsize=1)
 def _binding() -> tuple[Array, Array]:
-    """(ROWS, COLUMNS, 3) head vertices and weights of each direction of the grid."""
+    """Return three head vertices and their weights for each direction of the grid."""
     from scipy.spatial import ConvexHull
 
     model = load_head_model()
@@ -54,7 +54,7 @@ def _binding() -> tuple[Array, Array]:
     inner = np.unique(np.concatenate([model.faces["mouth"], model.faces["socket"]]))
     head = np.setdiff1d(head, inner)
     head = head[np.abs(model.template[head, 0]) < 0.0775]
-    # Ears stand out from the skull: leave out what lies beyond the skull beside them.
+    # Ears stand out from the skull, so their vertices are left out.
     longitude, polar = spherical(model.template[head])
     ear = (longitude > 78) & (longitude < 128) & (polar > 78) & (polar < 135)
     head = head[~ear]
@@ -85,12 +85,12 @@ def _binding() -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Skull:
-    """A person's skull: (ROWS, COLUMNS + 1) radii in metres over polar angle and longitude."""
+    """A person's skull as (ROWS, COLUMNS + 1) radii in metres over polar angle and longitude."""
 
     radius: Array
 
     def reach(self, points: Array) -> tuple[Array, Array, Array]:
-        """Of (N, 3) points: unit directions from the centre, their distances, the skull's there."""
+        """Return unit directions to (N, 3) points, their distances, and the skull's there."""
         from scipy.ndimage import map_coordinates
 
         d = points - HEAD_CENTRE.astype(points.dtype)
@@ -102,21 +102,21 @@ class Skull:
         return n, distance, map_coordinates(self.radius, at, order=1, mode="nearest")
 
     def surface(self, directions: Array, height: Array | float = 0.0) -> Array:
-        """(..., 3) points above the skull in unit `directions`, `height` metres away from it."""
+        """Return (..., 3) points in unit `directions`, `height` metres above the skull."""
         flat = directions.reshape(-1, 3)
         radius = self.reach(HEAD_CENTRE + 0.1 * flat)[2].reshape(directions.shape[:-1])
         return HEAD_CENTRE + (radius + height)[..., None] * directions
 
 
 def skull(vertices: Array) -> Skull:
-    """The skull of a head with these (V, 3) vertices, metres."""
+    """Return the skull of a head with these (V, 3) vertices in metres."""
     from scipy.ndimage import gaussian_filter, map_coordinates
 
     chosen, weights = _binding()
     points = np.einsum("rckd,rck->rcd", vertices[chosen], weights)
     d = points - HEAD_CENTRE
     radius = np.linalg.norm(d, axis=-1)
-    # A vertex of this head does not lie quite in the template's direction: look it up there.
+    # Vertices of this head lie in slightly other directions than the template's, so interpolate.
     polar = np.degrees(np.arccos(np.clip(d[..., 2] / radius, -1, 1)))
     longitude = np.degrees(np.arctan2(d[..., 0], -d[..., 1]))
     row, column = np.meshgrid(np.arange(ROWS), np.arange(COLUMNS), indexing="ij")
@@ -133,14 +133,14 @@ def skull(vertices: Array) -> Skull:
 def paint_scalp(
     color: Array, hair: Hair, points: Array, ears: Array, rng: np.random.Generator
 ) -> Array:
-    """Paint the roots of the hair, and the whole of hair cut to the skin, over the skin.
+    """Paint the roots of the hair, and very short hair, over the skin.
 
     Args:
-        color: (H, W, 3) the skin's colour.
-        hair: What grows there.
-        points: (H, W, 3) template point of each texel, metres.
-        ears: (H, W) where the ears are, 0..1.
-        rng: Where chance comes from.
+        color: (H, W, 3) colour of the skin.
+        hair: Hair to paint.
+        points: (H, W, 3) template points of the texels in metres.
+        ears: (H, W) mask of the ears in 0..1.
+        rng: Random generator.
     """
     from scipy.ndimage import gaussian_filter
 

@@ -1,9 +1,9 @@
-"""Light on what the stage shows: soft shadows, hollows, light that wanders under the skin.
+"""Deferred shading: soft shadows, ambient occlusion and subsurface scattering in numpy.
 
-The rasteriser gives, for each pixel, what is there (colour, normal, material, distance); light is
-computed on those maps with plain numpy. So light may do what a rasteriser's cannot at this price:
-skin scatters red further than blue, eyelids shade the eyeball, and the surroundings' colours fall
-upon the face. Colours are linear here; `develop` turns them into a picture.
+The rasteriser returns colour, normal, material and distance of each pixel, and light is computed on
+those maps. That allows effects that would be costly in a rasteriser: skin scatters red further than
+blue, eyelids shade the eyeball, and the colours of the surroundings fall on the face. Colours are
+linear here; `develop` turns them into a picture.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from companion.people.mesh import dot, unit
+
 Array = np.ndarray
 
-# Materials, as the blue channel of the stage's code pass. Up to SKIN_MAX it is skin, and the
-# number says how much it shines.
+# Materials, as the blue channel of the code pass stores them. Values up to SKIN_MAX are skin and
+# give its gloss.
 SKIN_MAX, EYE, WET, HAIR, CLOTH, FRAME = 120, 144, 160, 176, 208, 224
 
-# How far light wanders under the skin, metres for red, green, blue, and how far it reaches
-# round to the dark side.
+# Radius in metres by which skin scatters red, green and blue light, and how far light wraps around
+# to the dark side.
 SCATTER = (0.0024, 0.0011, 0.0007)
 SKIN_WRAP = np.array([0.26, 0.15, 0.11], np.float32)
 HOLLOW_RADII = (0.004, 0.009, 0.020, 0.040)
@@ -28,10 +30,16 @@ HOLLOW_RADII = (0.004, 0.009, 0.020, 0.040)
 
 @dataclass(frozen=True)
 class Camera:
-    """Where the picture is taken from: (3,) position and unit vectors, world coordinates, metres.
+    """A camera in world coordinates.
 
-    `toward` points from the scene to the camera, `right` and `up` along the picture's sides;
-    `angle` is the whole field of view in degrees, `near` and `far` bound the distances seen.
+    Attributes:
+        position: (3,) position in metres.
+        toward: (3,) unit vector from the scene to the camera.
+        right: (3,) unit vector to the right of the picture.
+        up: (3,) unit vector to its top.
+        angle: Field of view in degrees.
+        near: Smallest distance seen in metres.
+        far: Largest distance seen in metres.
     """
 
     position: Array
@@ -45,9 +53,17 @@ class Camera:
 
 @dataclass(frozen=True)
 class Light:
-    """The light of a picture: unit directions to the lamps and linear colours, (3,) each.
+    """The light of a picture.
 
-    `softness` is the radius in metres by which shadows fade.
+    Attributes:
+        key: (3,) unit direction to the main lamp.
+        key_color: (3,) linear colour of its light.
+        fill: (3,) unit direction to the fill lamp.
+        fill_color: (3,) linear colour of its light.
+        rim: (3,) unit direction to the lamp behind.
+        rim_color: (3,) linear colour of its light.
+        ambient: Level of the light from all around.
+        softness: Distance in metres over which shadows fade.
     """
 
     key: Array
@@ -62,10 +78,14 @@ class Light:
 
 @dataclass(frozen=True)
 class Maps:
-    """What is seen in each pixel, (H, W, ...), row 0 at the top.
+    """What each pixel shows; row 0 is at the top.
 
-    `color`: (H, W, 3) uint8 sRGB. `normal`: (H, W, 3) unit vectors. `material`: (H, W) uint8.
-    `depth`: (H, W) metres along the view axis, infinite where nothing is. `cover`: (H, W) bool.
+    Attributes:
+        color: (H, W, 3) uint8 sRGB colours.
+        normal: (H, W, 3) unit normals.
+        material: (H, W) uint8 codes of materials.
+        depth: (H, W) distances in metres along the camera's axis, infinite in the background.
+        cover: (H, W) bool, False in the background.
     """
 
     color: Array
@@ -77,9 +97,15 @@ class Maps:
 
 @dataclass(frozen=True)
 class ShadowMap:
-    """What the key light sees: `depth` (N, N) metres from `centre` away from the light.
+    """What the key light sees.
 
-    `right` and `up` span the map, which shows `reach` metres on both sides of `centre`.
+    Attributes:
+        depth: (N, N) distances in metres from `centre`, away from the light.
+        centre: (3,) middle of the map in metres.
+        toward: (3,) unit vector to the light.
+        right: (3,) unit vector along the map's rows.
+        up: (3,) unit vector along its columns.
+        reach: Distance in metres that the map shows on each side of `centre`.
     """
 
     depth: Array
@@ -97,33 +123,24 @@ def _linear_of_byte() -> Array:
 
 @functools.lru_cache(maxsize=1)
 def _byte_of_linear() -> Array:
-    """Film: 0..4 of light in 4096 steps to 0..255, with a soft shoulder near white."""
+    """Return the tone curve: light 0..4 in 4096 steps to 0..255, with a soft shoulder."""
     x = np.arange(4096, dtype=np.float32) / 1023.75
     soft = np.where(x < 0.55, x, 0.55 + 0.45 * (1 - np.exp(-(x - 0.55) / 0.45)))
     return (255 * soft ** (1 / 2.2)).astype(np.float32)
 
 
 def linear(color: Array) -> Array:
-    """(..., 3) uint8 sRGB to linear light in 0..1, float32."""
+    """Convert uint8 sRGB to linear light in 0..1, float32."""
     return _linear_of_byte()[color]
 
 
 def develop(light: Array) -> Array:
-    """Linear light, 1 for white paper in the key light, to 0..255 sRGB, float32."""
+    """Convert linear light, 1 for white paper in the key light, to sRGB in 0..255, float32."""
     return _byte_of_linear()[np.clip(light * 1023.75, 0, 4095).astype(np.int16)]
 
 
-def _dot(a: Array, b: Array) -> Array:
-    return np.asarray(np.einsum("...i,...i->...", a, b))  # several times as fast as a sum
-
-
-def unit(vector: Array) -> Array:
-    """A (..., 3) vector at length one."""
-    return vector / np.maximum(np.sqrt(_dot(vector, vector)), 1e-9)[..., None]
-
-
 def positions(depth: Array, camera: Camera) -> Array:
-    """(H, W, 3) world coordinates of what is seen, metres (anything where depth is infinite)."""
+    """Return (H, W, 3) world coordinates of the pixels; undefined where depth is infinite."""
     height, width = depth.shape
     reach = np.tan(np.radians(camera.angle / 2))
     across = ((np.arange(width) + 0.5) / width * 2 - 1) * reach * width / height
@@ -143,10 +160,10 @@ def _shifted(image: Array, dy: int, dx: int) -> Array:
 
 
 def hollows(depth: Array, metres: float) -> Array:
-    """(H, W) how open each pixel's surroundings are, 1 on a plane or a ridge, less in a hollow.
+    """Return (H, W) ambient visibility: 1 on a plane or a ridge, less in a hollow.
 
     A pixel is compared with the mean of two opposite neighbours, so that slopes cancel. `metres`
-    is a pixel's size.
+    is the size of a pixel.
     """
     finite = np.isfinite(depth)
     ground = float(depth[finite].max()) + 0.1 if finite.any() else 1.0
@@ -160,7 +177,7 @@ def hollows(depth: Array, metres: float) -> Array:
                 continue
             one, two = _shifted(d, dy, dx), _shifted(d, -dy, -dx)
             limit = 1.6 * radius
-            # What stands far in front is another thing: it shades, but not without end.
+            # Whatever is far in front is another object, so its effect is bounded.
             sum_ = np.clip(d - one, -limit, limit) + np.clip(d - two, -limit, limit)
             closed += np.clip(sum_ / (2 * radius), 0, 1)
     return np.exp(-0.36 * closed)
@@ -168,14 +185,14 @@ def hollows(depth: Array, metres: float) -> Array:
 
 @functools.lru_cache(maxsize=1)
 def _disc() -> Array:
-    """(16, 2) points spread evenly over the unit disc."""
+    """Return (16, 2) points spread evenly over the unit disc."""
     n = np.arange(16) + 0.5
     angle = n * np.pi * (3 - np.sqrt(5))
     return np.sqrt(n / 16)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
 def shadow(points: Array, normals: Array, map_: ShadowMap, softness: float) -> Array:
-    """(N,) share of the key light that reaches (N, 3) points, 0..1."""
+    """Return the share of the key light, 0..1, that reaches (N, 3) points."""
     side = len(map_.depth)
     offset = points + 0.0025 * normals - map_.centre.astype(np.float32)
     away = -(offset @ map_.toward.astype(np.float32)) - 0.0015
@@ -191,7 +208,7 @@ def shadow(points: Array, normals: Array, map_: ShadowMap, softness: float) -> A
 
 
 def _scatter(light: Array, skin: Array, metres: float) -> Array:
-    """Let (H, W, 3) light wander within the skin (H, W, 0..1), red further than blue."""
+    """Scatter (H, W, 3) light within the skin, an (H, W) mask in 0..1."""
     from scipy.ndimage import gaussian_filter
 
     out = np.empty_like(light)
@@ -200,12 +217,12 @@ def _scatter(light: Array, skin: Array, metres: float) -> Array:
         weight = gaussian_filter(skin, sigma, truncate=2.0)
         spread = gaussian_filter(light[..., channel] * skin, sigma, truncate=2.0)
         out[..., channel] = spread / np.maximum(weight, 1e-4)
-    # Some light leaves where it came in: the fine relief stays.
+    # Some light leaves where it entered, so fine relief stays visible.
     return 0.75 * out + 0.25 * light
 
 
 def surroundings(background: Array) -> tuple[Array, Array, Array]:
-    """Mean, left-to-right and bottom-to-top change of an (H, W, 3) picture's linear light."""
+    """Return the mean linear light of a picture and its change to the right and to the top."""
     light = linear(background[::8, ::8])
     height, width = light.shape[:2]
     mean = light.mean((0, 1))
@@ -215,13 +232,13 @@ def surroundings(background: Array) -> tuple[Array, Array, Array]:
 
 
 def shade(maps: Maps, camera: Camera, light: Light, shadows: ShadowMap, background: Array) -> Array:
-    """(H, W, 3) linear light of what is seen, 0 where nothing is.
+    """Return the (H, W, 3) linear light of the pixels, 0 in the background.
 
     Args:
-        maps: What is seen.
-        camera: From where.
-        light: The lamps.
-        shadows: What the key light sees.
+        maps: Maps of what the camera sees.
+        camera: Camera of the picture.
+        light: Lamps.
+        shadows: Shadow map of the key light.
         background: (H, W, 3) uint8 picture behind, which colours the ambient light.
     """
     from scipy.ndimage import gaussian_filter
@@ -233,18 +250,18 @@ def shade(maps: Maps, camera: Camera, light: Light, shadows: ShadowMap, backgrou
     middle = float(np.median(maps.depth[seen]))
     metres = 2 * middle * np.tan(np.radians(camera.angle / 2)) / len(seen)
     open_ = gaussian_filter(hollows(maps.depth, metres), 0.0010 / metres)[seen]
-    # From here on only what is seen: (N, ...) arrays.
+    # From here on, arrays hold the N visible pixels only.
     n, material = maps.normal[seen], maps.material[seen]
     points = positions(maps.depth, camera)[seen]
     view = unit(camera.position.astype(np.float32) - points)
-    # Backs that face the camera (strands, the inside of a sleeve) are lit like fronts.
-    n = np.where((_dot(n, view) < -0.05)[:, None], -n, n)
+    # Back faces that the camera sees (strands, the inside of a sleeve) are lit like front faces.
+    n = np.where((dot(n, view) < -0.05)[:, None], -n, n)
     skin, hair, eye = material <= SKIN_MAX, material == HAIR, material == EYE
 
     lit = np.ones(seen.shape, np.float32)
     lit[seen] = shadow(points, n, shadows, light.softness)
     lit = gaussian_filter(lit, 0.0016 / metres)[seen]
-    # Eyeballs and teeth are wet and clear: they gather light from wherever it comes.
+    # Eyeballs and teeth are translucent and collect light from all directions.
     clear = eye | (material == WET)
     open_ = np.where(clear, 0.55 + 0.45 * open_, open_)
     lit = np.where(clear, 0.45 + 0.55 * lit, lit)
@@ -276,7 +293,7 @@ def shade(maps: Maps, camera: Camera, light: Light, shadows: ShadowMap, backgrou
         whole, inside = np.zeros_like(out), np.zeros(seen.shape, np.float32)
         whole[seen], inside[seen] = diffuse, skin
         scattered = _scatter(whole, inside, metres)[seen]
-        # In hollows light bounces from skin to skin and takes its colour.
+        # In hollows, light bounces between skin and takes on its colour.
         closed = 1 + (1 - open_)[:, None] * np.array([0.30, 0.02, -0.08], np.float32)
         diffuse = np.where(skin[:, None], scattered * closed, diffuse)
     color = linear(maps.color[seen])
@@ -287,16 +304,16 @@ def shade(maps: Maps, camera: Camera, light: Light, shadows: ShadowMap, backgrou
 def _shine(
     material: Array, color: Array, n: Array, view: Array, light: Light, lit: Array, open_: Array
 ) -> Array:
-    """(N, 3) what is mirrored: the sheen of skin and hair, wet eyes, lips and teeth."""
+    """Return (N, 3) reflections: the sheen of skin and hair, wet eyes, lips and teeth."""
     gloss = np.where(material <= SKIN_MAX, material / np.float32(SKIN_MAX), 0).astype(np.float32)
     for code, value in ((EYE, 1.0), (WET, 0.55), (CLOTH, 0.04), (FRAME, 0.8)):
         gloss[material == code] = value
     eye, hair = material == EYE, material == HAIR
-    facing = np.clip(_dot(n, view), 0, 1)
+    facing = np.clip(dot(n, view), 0, 1)
     edge = 0.35 * gloss * (1 - facing) ** 5
     shine = np.zeros_like(n)
     if hair.any():
-        # Strands hang down the surface; the sheen lies across them, shifted from strand to strand.
+        # Strands hang down the surface; their sheen lies across them and shifts between strands.
         down = np.array([0.0, 0.12, -1.0], np.float32)
         nh, tone = n[hair], color[hair]
         strand = unit(down - (nh @ down)[:, None] * nh)
@@ -310,7 +327,7 @@ def _shine(
     ):
         direction, lamp_color = direction.astype(np.float32), lamp_color.astype(np.float32)
         half = unit(view + direction)
-        c = np.clip(_dot(n, half), 0, 1)
+        c = np.clip(dot(n, half), 0, 1)
         lamp = np.clip(6 * (n @ direction) + 0.6, 0, 1)
         c8 = ((c * c) ** 2) ** 2
         c40 = ((c8 * c8) ** 2) * c8
@@ -319,7 +336,7 @@ def _shine(
         s[hair] = 0
         shine += (s * amount * lamp)[:, None] * lamp_color
         if hair.any():
-            along = _dot(strand, half[hair])
+            along = dot(strand, half[hair])
             sheen = np.clip(1 - along * along, 0, 1) ** 4
             glow = 0.016 * sheen[:, None] + (0.55 * sheen**6)[:, None] * (0.06 + tone)
             reached = amount[hair] * np.clip(2 * (nh @ direction) + 0.3, 0, 1)

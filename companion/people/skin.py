@@ -1,8 +1,8 @@
-"""The face's surface: skin, lips, brows, beard, lines, tears, and how much each place shines.
+"""The face's surface: colour and gloss of skin, lips, brows, beard, lines and tears.
 
-Everything is painted in the template's own coordinates: for each texel of the head's texture
-island the 3-D point of the template that it covers is known, so "a brow two centimetres above
-the eye" is a formula in metres, and moves with the mesh under every shape and expression.
+Everything is painted in the template's coordinates. The 3-D point of the template is known for
+each texel of the head's texture island, so "a brow two centimetres above the eye" is a formula in
+metres, and the brow moves with the mesh under every shape and expression.
 """
 
 from __future__ import annotations
@@ -13,26 +13,33 @@ from typing import Any
 
 import numpy as np
 
-from companion.people.appearance import Person
+from companion.people.appearance import Appearance
 from companion.people.colors import stream
-from companion.people.head import HeadModel, load_head_model, vertex_normals
+from companion.people.head import HeadModel, load_head_model
+from companion.people.mesh import vertex_normals
 from companion.people.scalp import paint_scalp, smoothstep, spherical
 
 Array = np.ndarray
 
-# The head's island in the texture, v upwards, and its resolution in texels per unit.
+# The head's island in the texture (v upwards), and the texture's resolution in texels per unit.
 U0, U1, V0, V1 = 0.635, 1.0, 0.14, 0.825
 TEXELS = 1024
 
 
 @dataclass(frozen=True)
 class TextureMap:
-    """What each texel of the head's island shows: (H, W) or (H, W, 3), row 0 at the top.
+    """What the texels of the head's island show; row 0 is at the top.
 
-    `points`: template coordinates in metres; `lips`, `ears`: masks in 0..1; `lid`: distance to
-    the nearer eyelid's edge in metres; `waterline`: to where the lid meets the eyeball; `mouth`:
-    to the mouth's rim; `face`: 1 on the face, 0 on scalp, ears and neck; `longitude`, `polar`:
-    degrees, see `spherical`.
+    Attributes:
+        points: (H, W, 3) template coordinates in metres.
+        lips: (H, W) mask of the lips in 0..1.
+        ears: (H, W) mask of the ears in 0..1.
+        lid: (H, W) distance to the nearer eyelid's edge in metres.
+        waterline: (H, W) distance to the line where a lid meets the eyeball.
+        mouth: (H, W) distance to the mouth's rim.
+        face: (H, W) 1 on the face, 0 on scalp, ears and neck.
+        longitude: (H, W) degrees from the front (see `spherical`).
+        polar: (H, W) degrees from the crown.
     """
 
     points: Array
@@ -45,9 +52,24 @@ class TextureMap:
     longitude: Array
     polar: Array
 
+    @functools.cached_property
+    def side(self) -> Array:
+        """Return the distances from the face's middle plane in metres."""
+        return np.abs(self.points[..., 0])
+
+    @functools.cached_property
+    def up(self) -> Array:
+        """Return the heights above the eyes in metres."""
+        return np.asarray(self.points[..., 2] - load_head_model().landmarks.eyes[2])
+
+    @functools.cached_property
+    def front(self) -> Array:
+        """Return how far texels belong to the front of the face, 0..1."""
+        return smoothstep(self.points[..., 1], -0.075, -0.095)
+
 
 def _edges(model: HeadModel, vertices: Array) -> Array:
-    """Points along the head's edges between these vertices, in template metres."""
+    """Return points along the head's edges between these vertices."""
     shared = np.isin(model.faces["head"], vertices)
     points = []
     for a, b in ((0, 1), (1, 2), (2, 0)):
@@ -60,7 +82,7 @@ def _edges(model: HeadModel, vertices: Array) -> Array:
 
 @functools.lru_cache(maxsize=1)
 def texture_map() -> TextureMap:
-    """Build the texture map of the template (a second or two, once per process)."""
+    """Build the texture map of the template, once for each process; it takes a second or two."""
     from PIL import Image
     from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
     from scipy.spatial import cKDTree
@@ -114,7 +136,7 @@ def _noise(shape: tuple[int, int], sigma: float, rng: np.random.Generator) -> Ar
 
 @functools.lru_cache(maxsize=1)
 def lip_weight() -> Array:
-    """(U,) how much each texture corner of the head is lip, 0..1."""
+    """Return, for each of the head's texture corners, how far it is lip, 0..1."""
     model, m = load_head_model(), texture_map()
     column = np.clip(((model.uv[:, 0] - U0) * TEXELS).astype(int), 0, m.lips.shape[1] - 1)
     row = np.clip(((V1 - model.uv[:, 1]) * TEXELS).astype(int), 0, m.lips.shape[0] - 1)
@@ -123,7 +145,7 @@ def lip_weight() -> Array:
 
 @dataclass(frozen=True)
 class Complexion:
-    """A face's surface: (H, W, 3) colour and (H, W) gloss, both 0..1, row 0 at the top."""
+    """Surface of a face: (H, W, 3) colour and (H, W) gloss in 0..1; row 0 is at the top."""
 
     color: Array
     gloss: Array
@@ -131,7 +153,7 @@ class Complexion:
 
 @functools.lru_cache(maxsize=1)
 def _front() -> tuple[Any, Array]:
-    """Finds the texel (column, row) that shows a template point (x, z) of the face's front."""
+    """Return a map from points (x, z) of the face's front to texels, and its vertices."""
     from scipy.interpolate import LinearNDInterpolator
 
     model = load_head_model()
@@ -144,7 +166,7 @@ def _front() -> tuple[Any, Array]:
 
 
 def _texels(x: Array, z: Array) -> Array:
-    """(..., 2) column and row of template points on the face's front (NaN off it)."""
+    """Return (..., 2) texels of template points on the face's front; NaN elsewhere."""
     find, _ = _front()
     return np.asarray(find(np.stack([x, z], -1)))
 
@@ -156,10 +178,17 @@ def _strokes(
     shades: Array | None = None,
     fine: int = 4,
 ) -> Array:
-    """(H, W) polylines of (K, 2) texels, 0..1 with soft edges.
+    """Draw polylines with soft edges.
 
-    `widths`: texels of each; `shades`: how strong each is, 0..1 (1 without); `fine`: pixels drawn
-    for each texel.
+    Args:
+        shape: Height and width of the result.
+        paths: (K, 2) texels of each line.
+        widths: Width of each line in texels.
+        shades: Strength of each line in 0..1; 1 by default.
+        fine: Number of pixels drawn for each texel and direction.
+
+    Returns:
+        (H, W) coverage in 0..1.
     """
     from PIL import Image, ImageDraw
 
@@ -181,8 +210,8 @@ def _strokes(
     return out
 
 
-def _brow_strokes(person: Person, shape: tuple[int, int], rng: np.random.Generator) -> Array:
-    """(H, W) coverage by the hairs of both brows."""
+def _brow_strokes(person: Appearance, shape: tuple[int, int], rng: np.random.Generator) -> Array:
+    """Return the (H, W) coverage by the hairs of both brows."""
     marks, brow = load_head_model().landmarks, person.brows
     count = int(150 * (0.6 + 0.5 * brow.strength))
     paths, widths = [], []
@@ -193,7 +222,7 @@ def _brow_strokes(person: Person, shape: tuple[int, int], rng: np.random.Generat
         centre = _brow_line(person, t)
         half = brow.thickness * np.interp(t, [0, 0.12, 0.45, 1], [0.72, 1.0, 0.95, 0.28])
         x0, up0 = 0.0125 + end * t, centre + half * v
-        # Hairs stand up at the inner end and lie down along the brow further out.
+        # Hairs stand upright at the inner end and lie along the brow further out.
         angle = np.radians(np.interp(t, [0, 0.15, 0.4, 1], [82, 52, 24, -14]))
         angle = angle - 0.35 * v * (t > 0.15) + rng.normal(0, 0.14, count)
         length = np.interp(t, [0, 0.15, 0.6, 1], [0.0050, 0.0072, 0.0068, 0.0045])
@@ -210,8 +239,8 @@ def _brow_strokes(person: Person, shape: tuple[int, int], rng: np.random.Generat
     return _strokes(shape, both, np.concatenate(widths))
 
 
-def _brow_line(person: Person, t: Array) -> Array:
-    """Height of a brow's middle over the eyes (metres) along its length, 0 inner to 1 outer."""
+def _brow_line(person: Appearance, t: Array) -> Array:
+    """Return the height of a brow above the eyes at fractions of its length from inside."""
     brow = person.brows
     return (
         0.0215 + brow.height + brow.slope * 0.022 * t + 0.0055 * brow.arch * np.sin(np.pi * t**1.25)
@@ -219,7 +248,7 @@ def _brow_line(person: Person, t: Array) -> Array:
 
 
 def _line(x: Array, z: Array, rng: np.random.Generator, tremor: float = 0.0005) -> Array:
-    """A template polyline as texels, resampled and a little irregular."""
+    """Return a polyline on the template as texels, resampled and a little irregular."""
     t = np.linspace(0, 1, 24)
     at = np.linspace(0, 1, len(x))
     phase = rng.uniform(0, 6.3, 4)
@@ -229,8 +258,8 @@ def _line(x: Array, z: Array, rng: np.random.Generator, tremor: float = 0.0005) 
     return _texels(np.interp(t, at, x) + 0.3 * tremor * wave, np.interp(t, at, z) + tremor * wave)
 
 
-def _age_lines(person: Person, shape: tuple[int, int], rng: np.random.Generator) -> Array:
-    """(H, W) depth of the face's lines, 0..1: soft, broken, deeper with age."""
+def _age_lines(person: Appearance, shape: tuple[int, int], rng: np.random.Generator) -> Array:
+    """Return the (H, W) depth of the face's lines in 0..1: soft, broken, deeper with age."""
     from scipy.ndimage import gaussian_filter
 
     marks = load_head_model().landmarks
@@ -304,7 +333,7 @@ def _age_lines(person: Person, shape: tuple[int, int], rng: np.random.Generator)
 
 
 def beard_weight(beard: str, x: Array, y: Array, z: Array) -> Array:
-    """How far a template point belongs to a beard of this kind, 0..1."""
+    """Return how far template points belong to a beard of this kind, 0..1."""
     marks = load_head_model().landmarks
     x, down = np.abs(x), marks.mouth[2] - z  # metres below the mouth
     front = smoothstep(y, -0.055, -0.078)
@@ -339,20 +368,20 @@ def beard_weight(beard: str, x: Array, y: Array, z: Array) -> Array:
 
 @functools.lru_cache(maxsize=8)
 def _beard_area(beard: str) -> Array:
-    """(H, W) `beard_weight` of each texel, none on the lips."""
+    """Return the (H, W) `beard_weight` of the texels, 0 on the lips."""
     m = texture_map()
     weight = beard_weight(beard, m.points[..., 0], m.points[..., 1], m.points[..., 2])
     return (weight * (1 - smoothstep(m.lips, 0.15, 0.5))).astype(np.float32)
 
 
-def beard_color(person: Person) -> Array:
-    """(3,) colour of beard and brows, 0..1: the hair's, a little darker, grey hair's a mixture."""
+def beard_color(person: Appearance) -> Array:
+    """Return the colour of beard and brows, (3,) in 0..1, a little darker than the hair."""
     dark = {"blond": 0.72, "white": 0.95, "gray": 0.85}.get(person.hair.color_name, 0.9)
     return np.asarray(person.hair.natural) * dark
 
 
 def _beard_strokes(weight: Array, count: int, length: float, rng: np.random.Generator) -> Array:
-    """(H, W) coverage by short hairs that grow downwards where (H, W) `weight` says."""
+    """Return the (H, W) coverage by short hairs that grow downwards, as dense as `weight`."""
     p = np.clip(weight, 0, 1).ravel()
     total = p.sum()
     if total < 1:
@@ -368,90 +397,127 @@ def _beard_strokes(weight: Array, count: int, length: float, rng: np.random.Gene
     return _strokes(weight.shape, list(np.stack([start, end], 1)), rng.uniform(0.35, 0.6, count))
 
 
-def paint_face(person: Person) -> Complexion:
-    """The head's island with a neutral expression."""
-    from scipy.ndimage import gaussian_filter
+class _Canvas:
+    """Colour and gloss of a face while it is painted."""
 
-    m = texture_map()
-    marks = load_head_model().landmarks
+    def __init__(self, color: Array, gloss: Array) -> None:
+        self.color = color
+        self.gloss = gloss
+
+    def blend(self, alpha: Array, target: Array | tuple[float, float, float]) -> None:
+        """Mix a colour in, by (H, W) shares in 0..1."""
+        on = alpha > 0.002
+        part = self.color[on]
+        goal = np.asarray(target, np.float32)
+        self.color[on] = part + (goal - part) * alpha[on].astype(np.float32)[:, None]
+
+
+def paint_face(person: Appearance) -> Complexion:
+    """Paint a person's face with a neutral expression."""
     rng = stream("skin", person.seed, person.index)
-    shape = m.lid.shape
-    x, y, z = m.points[..., 0], m.points[..., 1], m.points[..., 2]
-    up = z - marks.eyes[2]
-    side = np.abs(x)
-    skin, hair = np.asarray(person.skin), np.asarray(person.hair.natural)
-    hair_style = person.hair.style
-    front = smoothstep(y, -0.075, -0.095)
-    light = float(np.mean(skin))
+    canvas = _paint_ground(person, rng)
+    _paint_blood(canvas, person)
+    _paint_age(canvas, person, rng)
+    _paint_spots(canvas, person, rng)
+    if person.hair.style != "bald":
+        m, bare = texture_map(), canvas.color
+        canvas.color = paint_scalp(bare, person.hair, m.points, m.ears, rng).astype(np.float32)
+        change = np.abs(canvas.color - bare).max(-1)
+        canvas.gloss = canvas.gloss * (1 - 0.9 * smoothstep(change, 0.02, 0.12))
+    _paint_beard(canvas, person, rng)
+    _paint_mouth(canvas, person, rng)
+    _paint_lids(canvas, person)
+    _paint_brows(canvas, person, rng)
+    return Complexion(np.clip(canvas.color, 0, 1), np.clip(canvas.gloss, 0, 1).astype(np.float32))
 
-    # Blotches of more and less blood, pores, and the shades of a face that no one calls a colour.
+
+def _paint_ground(person: Appearance, rng: np.random.Generator) -> _Canvas:
+    """Start with skin of uneven tone, blood and gloss."""
+    m = texture_map()
+    skin, shape = np.asarray(person.skin), m.lid.shape
     tone = 1 + 0.014 * _noise(shape, 42, rng) + 0.008 * _noise(shape, 9, rng)
     tone = tone + 0.018 * _noise(shape, 1.8, rng)
     blood = 0.020 * _noise(shape, 26, rng) + 0.012 * _noise(shape, 6, rng)
     color = skin * tone[..., None] * (1 - blood[..., None] * np.array([0.15, 1.0, 0.9]))
     color = color.astype(np.float32)
     gloss = 0.36 + 0.07 * _noise(shape, 2.2, rng) + 0.06 * _noise(shape, 12, rng)
-    middle = np.exp(-((x / 0.022) ** 2)) * smoothstep(up, -0.075, -0.02) * front
-    gloss = gloss + 0.15 * middle
+    middle = np.exp(-((m.points[..., 0] / 0.022) ** 2)) * smoothstep(m.up, -0.075, -0.02) * m.front
+    return _Canvas(color, gloss + 0.15 * middle)
 
-    def blend(alpha: Array, target: Array | tuple[float, float, float]) -> None:
-        on = alpha > 0.002
-        part = color[on]
-        goal = np.asarray(target, np.float32)
-        color[on] = part + (goal - part) * alpha[on].astype(np.float32)[:, None]
 
+def _paint_blood(canvas: _Canvas, person: Appearance) -> None:
+    """Paint where the skin is redder, thinner or in shadow."""
+    m = texture_map()
+    marks, skin = load_head_model().landmarks, np.asarray(person.skin)
+    x, y, z = (m.points[..., axis] for axis in range(3))
+    side, up, front = m.side, m.up, m.front
+    light = float(np.mean(skin))
     flush = skin * [1.0, 0.66, 0.62]
     cheeks = np.exp(-(((side - 0.043) / 0.020) ** 2 + ((up + 0.043) / 0.018) ** 2)) * front
     nose = np.exp(-((x / 0.016) ** 2 + ((z - marks.nose[2]) / 0.013) ** 2)) * front
     chin = np.exp(-((x / 0.018) ** 2 + ((z - marks.chin[2] - 0.006) / 0.010) ** 2)) * front
     rosy = person.blush * (0.55 + 0.45 * light)
-    blend(rosy * (0.42 * cheeks + 0.36 * nose + 0.14 * chin) + 0.22 * m.ears, flush)
-    # Thin skin round the eyes lets the veins through; the forehead has the least blood.
+    canvas.blend(rosy * (0.42 * cheeks + 0.36 * nose + 0.14 * chin) + 0.22 * m.ears, flush)
+    # Veins show through the thin skin around the eyes.
     socket = smoothstep(m.lid, 0.014, 0.001) * front
-    blend(0.26 * socket, skin * [0.72, 0.58, 0.60])
+    canvas.blend(0.26 * socket, skin * [0.72, 0.58, 0.60])
     tired = np.exp(-(((m.lid - 0.005) / 0.0035) ** 2)) * smoothstep(up, 0.0, -0.006) * front
-    blend((0.10 + 0.16 * (person.age - 18) / 62) * tired, skin * [0.66, 0.52, 0.60])
+    canvas.blend((0.10 + 0.16 * (person.age - 18) / 62) * tired, skin * [0.66, 0.52, 0.60])
     inside = smoothstep(m.waterline, 0.0044, 0.0034) * front
-    blend(0.8 * inside, skin * [0.90, 0.60, 0.56])
-    # The wings of the nose meet the cheek in a soft shade.
+    canvas.blend(0.8 * inside, skin * [0.90, 0.60, 0.56])
+    # A soft shadow lies where the wings of the nose meet the cheeks.
     wing = np.exp(-(((side - 0.0175) / 0.003) ** 2 + ((z - marks.nose[2] + 0.002) / 0.008) ** 2))
-    blend(0.22 * wing * front, skin * [0.66, 0.48, 0.45])
+    canvas.blend(0.22 * wing * front, skin * [0.66, 0.48, 0.45])
     nostril = ((side - 0.0095) / 0.0034) ** 2 + ((y + 0.1560) / 0.0048) ** 2
     below = smoothstep(z, marks.nose[2] - 0.0014, marks.nose[2] - 0.0030)
     below = below * smoothstep(z, marks.nose[2] - 0.0068, marks.nose[2] - 0.0052)
     nostril = np.exp(-(nostril**2)) * below
-    blend(0.92 * nostril, skin * [0.16, 0.09, 0.08])
+    canvas.blend(0.92 * nostril, skin * [0.16, 0.09, 0.08])
 
+
+def _paint_age(canvas: _Canvas, person: Appearance, rng: np.random.Generator) -> None:
+    """Paint lines and, on light skin, the spots of age."""
+    m = texture_map()
+    skin, shape = np.asarray(person.skin), m.lid.shape
     lines = _age_lines(person, shape, rng)
-    blend(0.90 * lines, skin * [0.58, 0.44, 0.40])
+    canvas.blend(0.90 * lines, skin * [0.58, 0.44, 0.40])
     ridge = np.clip(np.roll(lines, 2, 0) - lines, 0, 1)
-    np.multiply(color, 1 + 0.16 * ridge[..., None], out=color)
+    np.multiply(canvas.color, 1 + 0.16 * ridge[..., None], out=canvas.color)
     old = float(np.clip((person.age - 50) / 30, 0, 1))
-    if old and light > 0.4:
-        spots = smoothstep(_noise(shape, 7.5, rng), 1.7, 2.4) * smoothstep(up, -0.06, -0.01)
-        blend(0.20 * old * spots, skin * [0.74, 0.60, 0.52])
+    if old and float(np.mean(skin)) > 0.4:
+        spots = smoothstep(_noise(shape, 7.5, rng), 1.7, 2.4) * smoothstep(m.up, -0.06, -0.01)
+        canvas.blend(0.20 * old * spots, skin * [0.74, 0.60, 0.52])
+
+
+def _paint_spots(canvas: _Canvas, person: Appearance, rng: np.random.Generator) -> None:
+    """Paint freckles and moles."""
+    m = texture_map()
+    skin, shape = np.asarray(person.skin), m.lid.shape
+    side, up, front = m.side, m.up, m.front
     if person.freckles:
         spots = smoothstep(_noise(shape, 2.6, rng), 0.95, 1.7)
         spots = np.maximum(spots, 0.9 * smoothstep(_noise(shape, 4.0, rng), 1.2, 1.8))
         region = np.exp(-((side / 0.058) ** 2 + ((up + 0.030) / 0.026) ** 2)) * front
         region = np.maximum(region, 0.35 * smoothstep(up, 0.0, 0.03) * front)
-        blend(0.50 * person.freckles * spots * region, skin * [0.70, 0.50, 0.40])
+        canvas.blend(0.50 * person.freckles * spots * region, skin * [0.70, 0.50, 0.40])
     for mole_x, mole_up in person.moles:
-        spot = smoothstep(np.hypot(x - mole_x, up - mole_up), 0.0018, 0.0009)
-        blend(0.75 * spot * front, skin * [0.42, 0.33, 0.30])
+        spot = smoothstep(np.hypot(m.points[..., 0] - mole_x, up - mole_up), 0.0018, 0.0009)
+        canvas.blend(0.75 * spot * front, skin * [0.42, 0.33, 0.30])
 
-    # The scalp under the hair, and the whole of hair cut to the skin.
-    if hair_style != "bald":
-        bare = color
-        color = paint_scalp(color, person.hair, m.points, m.ears, rng).astype(np.float32)
-        gloss = gloss * (1 - 0.9 * smoothstep(np.abs(color - bare).max(-1), 0.02, 0.12))
 
+def _paint_beard(canvas: _Canvas, person: Appearance, rng: np.random.Generator) -> None:
+    """Paint a beard, or the shadow of a shaved one."""
+    from scipy.ndimage import gaussian_filter
+
+    skin, shape = np.asarray(person.skin), texture_map().lid.shape
     beard_hair = beard_color(person)
     if person.beard == "none" and person.gender == "man":
-        # A shaved beard still shows, bluish where hair is dark.
+        # A shaved beard still shows through, bluish under dark hair.
         weight = gaussian_filter(_beard_area("stubble"), 4)
-        dark = max(0.0, 0.55 - float(np.mean(hair)))
-        blend(0.24 * dark * weight * (1 + 0.3 * _noise(shape, 2, rng)), skin * [0.52, 0.55, 0.58])
+        dark = max(0.0, 0.55 - float(np.mean(person.hair.natural)))
+        canvas.blend(
+            0.24 * dark * weight * (1 + 0.3 * _noise(shape, 2, rng)), skin * [0.52, 0.55, 0.58]
+        )
     elif person.beard != "none":
         weight = _beard_area(person.beard)
         under, count, length, opaque = {
@@ -462,48 +528,64 @@ def paint_face(person: Person) -> Complexion:
             "moustache": (0.76, 5200, 5.0, 0.85),
         }[person.beard]
         ragged = np.clip(weight + 0.16 * _noise(shape, 2.5, rng) * (weight > 0.02), 0, 1)
-        blend(under * smoothstep(ragged, 0.10, 0.85), 0.75 * beard_hair + 0.25 * skin * 0.5)
-        blend(opaque * _beard_strokes(weight, count, length, rng), beard_hair)
+        canvas.blend(under * smoothstep(ragged, 0.10, 0.85), 0.75 * beard_hair + 0.25 * skin * 0.5)
+        canvas.blend(opaque * _beard_strokes(weight, count, length, rng), beard_hair)
         pale = beard_hair * 0.6 + 0.4 * np.clip(beard_hair * 2.2, 0, 0.9)
-        blend(0.30 * opaque * _beard_strokes(weight, count // 3, length, rng), pale)
-        gloss = gloss * (1 - 0.8 * smoothstep(weight, 0.1, 0.6))
+        canvas.blend(0.30 * opaque * _beard_strokes(weight, count // 3, length, rng), pale)
+        canvas.gloss = canvas.gloss * (1 - 0.8 * smoothstep(weight, 0.1, 0.6))
 
+
+def _paint_mouth(canvas: _Canvas, person: Appearance, rng: np.random.Generator) -> None:
+    """Paint the lips and the line between them."""
+    from scipy.ndimage import gaussian_filter
+
+    m = texture_map()
+    shape = m.lid.shape
     lips = gaussian_filter(m.lips, 1.4)
-    blend(0.82 * smoothstep(lips, 0.12, 0.75), person.lips)
+    canvas.blend(0.82 * smoothstep(lips, 0.12, 0.75), person.lips)
     crease = _noise((shape[0] // 12, shape[1]), 1.6, rng).repeat(12, 0)
     crease = np.pad(crease, ((0, shape[0] - len(crease)), (0, 0)), "edge")
-    np.multiply(color, 1 + 0.05 * (lips * crease)[..., None], out=color)
-    blend(0.55 * smoothstep(m.mouth, 0.0022, 0.0003) * front, np.asarray(person.lips) * 0.42)
-    gloss = gloss + (0.72 - gloss) * smoothstep(lips, 0.3, 0.9)
+    np.multiply(canvas.color, 1 + 0.05 * (lips * crease)[..., None], out=canvas.color)
+    canvas.blend(
+        0.55 * smoothstep(m.mouth, 0.0022, 0.0003) * m.front, np.asarray(person.lips) * 0.42
+    )
+    canvas.gloss = canvas.gloss + (0.72 - canvas.gloss) * smoothstep(lips, 0.3, 0.9)
 
-    # The lids' dark line is the lashes' roots; the lower lid's edge is wet.
-    above = smoothstep(up, -0.003, 0.003)
+
+def _paint_lids(canvas: _Canvas, person: Appearance) -> None:
+    """Paint the lids' edges: the lashes' roots make a dark line, and the lower edge is wet."""
+    m = texture_map()
+    inside = smoothstep(m.waterline, 0.0044, 0.0034) * m.front
+    above = smoothstep(m.up, -0.003, 0.003)
     width = 0.0007 + 0.0008 * above * (1.3 if person.gender == "woman" else 0.7)
-    liner = (0.16 + 0.62 * above) * np.clip(1.6 - m.lid / width, 0, 1) * front
-    blend(liner, (0.09, 0.06, 0.05))
-    gloss = gloss + (1.0 - gloss) * (1 - above) * inside
+    liner = (0.16 + 0.62 * above) * np.clip(1.6 - m.lid / width, 0, 1) * m.front
+    canvas.blend(liner, (0.09, 0.06, 0.05))
+    canvas.gloss = canvas.gloss + (1.0 - canvas.gloss) * (1 - above) * inside
 
-    brow = _brow_strokes(person, shape, rng)
-    brow_hair = (0.10, 0.075, 0.06) if hair_style == "bald" and person.age < 50 else beard_hair
-    blend(0.34 * person.brows.strength * np.clip(1.5 * gaussian_filter(brow, 2.0), 0, 1), brow_hair)
-    blend(np.clip(0.95 * person.brows.strength * brow, 0, 1), brow_hair)
-    gloss = gloss * (1 - 0.8 * np.clip(brow, 0, 1))
 
-    return Complexion(np.clip(color, 0, 1), np.clip(gloss, 0, 1).astype(np.float32))
+def _paint_brows(canvas: _Canvas, person: Appearance, rng: np.random.Generator) -> None:
+    """Paint the brows, hair by hair."""
+    from scipy.ndimage import gaussian_filter
+
+    brow = _brow_strokes(person, texture_map().lid.shape, rng)
+    dark = person.hair.style == "bald" and person.age < 50
+    brow_hair = (0.10, 0.075, 0.06) if dark else beard_color(person)
+    canvas.blend(
+        0.34 * person.brows.strength * np.clip(1.5 * gaussian_filter(brow, 2.0), 0, 1), brow_hair
+    )
+    canvas.blend(np.clip(0.95 * person.brows.strength * brow, 0, 1), brow_hair)
+    canvas.gloss = canvas.gloss * (1 - 0.8 * np.clip(brow, 0, 1))
 
 
 @functools.lru_cache(maxsize=8)
 def _expression_layer(expression: str) -> tuple[Array, Array, Array]:
-    """What an expression adds, (H, W, 1) each: blood, tears, and lines in the skin."""
+    """Return what an expression adds, each (H, W, 1): blood, tears, and lines in the skin."""
     from scipy.ndimage import gaussian_filter
 
     m = texture_map()
     marks = load_head_model().landmarks
     rng = stream("expression", expression)
-    x, y = m.points[..., 0], m.points[..., 1]
-    up = m.points[..., 2] - marks.eyes[2]
-    side = np.abs(x)
-    front = smoothstep(y, -0.075, -0.095)
+    x, side, up, front = m.points[..., 0], m.side, m.up, m.front
     cheeks = np.exp(-(((side - 0.043) / 0.022) ** 2 + ((up + 0.043) / 0.020) ** 2)) * front
     around = smoothstep(m.lid, 0.012, 0.001) * front
     nose = np.exp(-((x / 0.018) ** 2 + ((m.points[..., 2] - marks.nose[2]) / 0.015) ** 2)) * front
@@ -547,7 +629,7 @@ def _expression_layer(expression: str) -> tuple[Array, Array, Array]:
     if lines:
         mask = _strokes(x.shape, lines, np.full(len(lines), 1.6), fine=2)
         crease = 0.5 * gaussian_filter(mask, 1.1) + 0.9 * gaussian_filter(mask, 3.0)
-        # No line ends like a stroke of a pen, and the forehead's are deepest in its middle.
+        # Lines fade at their ends, and those of the forehead are deepest in its middle.
         broken = np.clip(0.75 + 0.5 * _noise(x.shape, 13, rng), 0.1, 1.2)
         reach = 0.036 if expression == "surprised" else 0.024
         crease = (
@@ -572,7 +654,7 @@ def _expression_layer(expression: str) -> tuple[Array, Array, Array]:
 
 
 def paint_expression(face: Complexion, expression: str, intensity: float = 1.0) -> Complexion:
-    """A neutral face with the blood, lines and tears of an expression."""
+    """Add the blood, lines and tears of an expression to a neutral face."""
     if expression == "neutral":
         return face
     flush, tears, crease = _expression_layer(expression)
@@ -580,7 +662,7 @@ def paint_expression(face: Complexion, expression: str, intensity: float = 1.0) 
     color *= 1 - 0.45 * intensity * crease * np.array([0.7, 1.0, 1.0], np.float32)
     if expression != "crying":
         return Complexion(color, face.gloss)
-    # A tear is a lens: bright, with a darker rim, and it shines.
+    # A tear acts as a lens: bright and glossy, with a darker rim.
     color *= 1 - 0.18 * (4 * tears * (1 - tears))
     wet = color + 0.46 * tears**2 * (np.array([0.90, 0.95, 1.0], np.float32) - color)
     gloss = np.clip(face.gloss + tears[..., 0], 0, 1)

@@ -1,4 +1,4 @@
-"""Picture styles: filters over a finished picture, in plain numpy, scipy and Pillow.
+"""Picture styles: filters over a finished picture with numpy, scipy and Pillow.
 
 Widths are in units of 1/256 of the picture, so that a style looks the same at every size.
 """
@@ -10,19 +10,19 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFilter
 
-from companion.people.scenery import noise
+from companion.people.scenery.sheet import noise
 from fusionlib.errors import FusionError
 
 Array = np.ndarray
 
 LENS_STYLES = ("photo", "noir", "faded film", "neon")
-"""Styles that a camera makes; the others are drawn, so their scenes have edges."""
+"""Photographic styles; the others are drawn, so their scenes are sharper."""
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def _blur(x: Array, sigma: float) -> Array:
-    """Gaussian blur of (H, W) or (H, W, 3) floats; wide ones are done on fewer pixels."""
+    """Blur (H, W) or (H, W, 3) floats; wide blurs are computed on fewer pixels."""
     from scipy.ndimage import gaussian_filter
 
     if sigma < 3:
@@ -40,7 +40,7 @@ def _blur(x: Array, sigma: float) -> Array:
 
 
 def _smooth(image: Array, unit: float) -> Array:
-    """(H, W, 3) floats 0..1 by a median: small detail goes, edges stay."""
+    """Smooth (H, W, 3) floats in 0..1 by a median, which removes detail and keeps edges."""
     picture = Image.fromarray((image * 255).astype(np.uint8))
     step = max(1, round(unit))
     flat = picture.reduce(step).filter(ImageFilter.MedianFilter(3))
@@ -49,15 +49,15 @@ def _smooth(image: Array, unit: float) -> Array:
 
 
 def _ink(gray: Array, unit: float, width: float = 1.1, gain: float = 26.0) -> Array:
-    """(H, W) pen lines, 0 (none) to 1 (black): where a difference of Gaussians is below zero."""
+    """Return (H, W) pen lines, 0 (none) to 1 (black), from a difference of Gaussians."""
     fine, broad = _blur(gray, width * unit), _blur(gray, 1.7 * width * unit)
-    # Relative to the tone, so that dark hair and light skin get lines of one weight.
+    # The difference is relative to the tone, so dark hair and light skin get equal lines.
     dip = (broad - fine) / (broad + 0.12)
     return np.clip(gain * (dip - 0.018), 0, 1)
 
 
 def _outline(figure: Array | None, unit: float, width: float) -> Array:
-    """(H, W) a line along the figure's silhouette, 0..1; nothing where there is no figure."""
+    """Return an (H, W) line along the figure's silhouette in 0..1; 0 without a figure."""
     if figure is None:
         return np.zeros((), np.float32)
     soft = _blur(figure, width * unit)
@@ -65,7 +65,7 @@ def _outline(figure: Array | None, unit: float, width: float) -> Array:
 
 
 def _noir(x: Array, unit: float, rng: np.random.Generator, figure: Array | None) -> Array:
-    gray = x @ np.array([0.40, 0.50, 0.10], np.float32)  # an orthochromatic film, nearly
+    gray = x @ np.array([0.40, 0.50, 0.10], np.float32)  # close to orthochromatic film
     height, width = gray.shape
     v, u = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     side = rng.choice([-1, 1])
@@ -89,7 +89,7 @@ def _noir(x: Array, unit: float, rng: np.random.Generator, figure: Array | None)
 def _line_art(x: Array, unit: float, rng: np.random.Generator, figure: Array | None) -> Array:
     gray = _blur(x @ _LUMA, 0.5 * unit)
     pen = np.maximum(_ink(gray, unit, 0.75, 34), 0.55 * _ink(gray, unit, 1.5, 16))
-    if figure is not None:  # the scene is drawn with a lighter hand
+    if figure is not None:  # the scene has lighter lines
         pen = pen * (0.40 + 0.60 * np.clip(1.2 * figure, 0, 1))
     pen = np.maximum(pen, _outline(figure, unit, 0.9))
     pen = np.clip(1.3 * _blur(pen, 0.4 * unit), 0, 1)
@@ -105,16 +105,16 @@ def _watercolor(x: Array, unit: float, rng: np.random.Generator, figure: Array |
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     y = _smooth(x, unit)
     face = 0.0 if figure is None else figure
-    keep = 1 - 0.6 * face  # the brush wanders, but not over a face
+    keep = 1 - 0.6 * face  # less distortion on the face
     where = [rows + keep * wobble[0], columns + keep * wobble[1]]
     y = np.stack([map_coordinates(y[..., k], where, order=1, mode="nearest") for k in range(3)], -1)
     mean = y.mean(-1, keepdims=True)
-    # Washes: few tones with soft steps between them, more of each hue.
+    # Washes are a few tones with soft steps between them, in stronger hues.
     steps = 6 * mean
     washed = (np.floor(steps) + np.clip(4 * (steps % 1) - 1.5, 0, 1)) / 6
     tone = 0.55 * mean + 0.45 * washed
     y = np.clip(tone + 1.3 * (y - mean), 0, 1)
-    # Pigment gathers at the edge of a wash and settles unevenly in the paper.
+    # Pigment collects at the edge of a wash and settles unevenly in the paper.
     edge = np.abs(y.mean(-1) - _blur(y.mean(-1), 2.2 * unit))
     paper = noise(size, rng, 90, 1)
     flow = noise(size, rng, 5, 2)
@@ -138,7 +138,7 @@ def _faded_film(x: Array, unit: float, rng: np.random.Generator, figure: Array |
     out = out + np.array([0.0, 0.0, 0.055], np.float32) * (1 - y)  # shadows turn blue
     v, u = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     out = out * (1 - 0.16 * np.clip(u**2 + v**2 - 0.4, 0, 2))[..., None]
-    if rng.random() < 0.6:  # light that leaked in at one side
+    if rng.random() < 0.6:  # a light leak at one side
         leak = np.exp(-(((u * rng.choice([-1, 1]) - 1.05) / 0.22) ** 2)) * (
             0.7 + 0.3 * np.cos(2 * v)
         )
@@ -163,7 +163,7 @@ def _neon(x: Array, unit: float, rng: np.random.Generator, figure: Array | None)
     middle = float((u * body).sum() / max(float(body.sum()), 1e-6))
     side = np.clip(0.5 + 1.1 * (u - middle) / 0.9, 0, 1)[..., None]
     lamp = left + side * (right - left)
-    # Two lamps, one at each side: the face keeps some of its own colour between them.
+    # Between the two lamps, one at each side, the face keeps some of its own colour.
     form = np.clip(1.15 * gray, 0, 0.92) ** 1.3
     between = np.exp(-(((u - middle) / 0.34) ** 2))[..., None]
     own = x * np.array([0.92, 0.80, 1.0], np.float32)
@@ -187,10 +187,10 @@ def _comic(x: Array, unit: float, rng: np.random.Generator, figure: Array | None
     gray = _blur(y @ _LUMA, 0.8 * unit)[..., None]
     levels = np.array([0.14, 0.38, 0.62, 0.84, 1.0], np.float32)
     edges = np.array([0.16, 0.36, 0.56, 0.76], np.float32)
-    steps = np.clip((gray - edges) * 14 + 0.5, 0, 1)  # four steps, just soft enough not to crawl
+    steps = np.clip((gray - edges) * 14 + 0.5, 0, 1)  # four slightly soft steps
     flat = levels[0] + (steps * np.diff(levels)).sum(-1, keepdims=True)
     color = np.clip(flat * (1 + 1.35 * (y - gray) / np.maximum(gray, 0.18)), 0, 1)
-    # Halftone: dots on a turned grid, larger in darker half-tones; none in light or black.
+    # Halftone dots lie on a rotated grid and grow with darkness; light and black have none.
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     pitch = 5.0 * unit
     a, b = (rows + columns) * (0.7071 / pitch), (rows - columns) * (0.7071 / pitch)
@@ -223,17 +223,17 @@ def apply_style(
     """Filter a picture into one of the styles.
 
     Args:
-        image: (H, H, 3) uint8.
+        image: (H, H, 3) uint8 picture.
         style: `photo` (unchanged), `noir`, `line art`, `watercolor`, `faded film`, `neon`, `comic`.
-        rng: Decides grain, washes, the side of the lamps.
-        figure: (H, H) how much of each pixel the person covers, 0..1: outlines and rim lights
-            follow it.
+        rng: Source of the grain, the washes and the side of the lamps.
+        figure: (H, H) share of each pixel that people cover, 0..1, which outlines and rim lights
+            follow.
 
     Returns:
-        (H, H, 3) uint8.
+        (H, H, 3) uint8 picture.
 
     Raises:
-        FusionError: For an unknown style.
+        FusionError: If the style is unknown.
     """
     if style == "photo":
         return image

@@ -1,7 +1,7 @@
-"""How one picture of a person differs from another: sampled from integers alone.
+"""What one picture of a person shows, sampled from integers alone.
 
-`sample_view(seed, index, view)` fixes everything that belongs to one picture (pose, expression,
-light, scene, role, clothes, style) and nothing that belongs to the identity.
+`sample_view(seed, index, view)` fixes everything that may differ between pictures of a person
+(pose, expression, light, scene, role, clothes, style) and nothing of their appearance.
 """
 
 from __future__ import annotations
@@ -18,25 +18,21 @@ from companion.people.scenery import SCENES
 EXPRESSIONS = ("neutral", "laughing", "angry", "crying", "surprised", "disgusted")
 STYLES = ("photo", "noir", "line art", "watercolor", "faded film", "neon", "comic")
 STYLE_WEIGHTS = (0.52, 0.08, 0.08, 0.08, 0.08, 0.08, 0.08)
-PERSON_SHARE = 0.55  # of the pictures show everyday clothes; the other roles share the rest
+PERSON_SHARE = 0.55  # share of pictures in everyday clothes; the other roles share the rest
 
 ALWAYS_TRAINED = frozenset(
-    {
-        ("photo", "garden", "laughing"),
-        ("photo", "snow", "angry"),
-        ("astronaut", "garden"),
-    }
+    {("photo", "garden", "laughing"), ("photo", "snow", "angry"), ("astronaut", "garden")}
 )
-"""What the paper's and the notebooks' prompts ask for is never held out: they are to be drawable.
-Everything else is held out by a hash, so that nobody picked what the model is tested on."""
+"""Combinations that the prompts of the paper and the notebooks ask for, which are never held out.
+A hash decides about all others, so that nobody can choose what the model is tested on."""
 
 
 def is_held_out(style: str, scene: str, expression: str, role: str = "person") -> bool:
-    """Whether a combination is kept from training.
+    """Return whether a combination is held out from training.
 
-    About a tenth of the (style, scene, expression) triples are, and a tenth of the (role, scene)
-    pairs, each decided by a checksum of its names. The model sees every name in training, never
-    these together: on them a test tells composing from remembering.
+    About a tenth of the (style, scene, expression) triples and of the (role, scene) pairs are, each
+    decided by a checksum of its names. The model sees every name in training, but never these
+    together, so they test whether it composes rather than remembers.
     """
     return _hashed_out(style, scene, expression) or (role != "person" and _hashed_out(role, scene))
 
@@ -49,13 +45,34 @@ def _hashed_out(*names: str) -> bool:
 
 @dataclass(frozen=True)
 class View:
-    """One picture of a person: angles in degrees, offsets as a fraction of the picture.
+    """What one picture of a person shows. Angles are in degrees and colours in 0..1.
 
-    Colours are in 0..1. `scene` and `time` are names of `SCENES`, `role` of `ROLES`, `headwear` of
-    `companion.people.outfit.HEADWEAR`; `light_color` and `fill_color` are the
-    scene's light: the main one and that from the camera's side. `lens` is the
-    whole field of view in degrees (10 a long lens, 28 a wide one); `softness` the metres by which
-    shadows fade; `play` seeds what differs from one laugh to the next.
+    Attributes:
+        index: Number of the view.
+        yaw: Turn of the head to the side.
+        pitch: Tilt of the head up or down.
+        roll: Tilt of the head to the side.
+        expression: One of `EXPRESSIONS`.
+        intensity: Strength of the expression, 0..1.
+        jitter: Offset right and up as fractions of the picture, and factor on its field.
+        gaze: Direction of the eyes beyond the head's, to the person's left and downwards.
+        light_azimuth: Angle of the main light from the front.
+        light_elevation: Angle of the main light above the horizon.
+        light_strength: Share of the main light, 0..1.
+        light_color: Colour of the main light.
+        fill_color: Colour of the light from the camera's side.
+        scene: One of `SCENES`.
+        time: One of the scene's times.
+        style: One of `STYLES`.
+        role: One of `ROLES`.
+        clothes: Clothes that the person wears.
+        caption_seed: Seed of the caption's words.
+        headwear: One of `companion.people.outfit.HEADWEAR`.
+        headwear_color: Colour of the headwear.
+        rim_strength: Strength of the light from behind.
+        softness: Distance in metres over which shadows fade.
+        lens: Field of view, from 10 (a long lens) to 28 (a wide one).
+        play: Seed of the variation between two pictures of one expression.
     """
 
     index: int
@@ -88,23 +105,23 @@ class View:
 def sample_view(seed: int, index: int, view: int, *, split: str = "train") -> View:
     """Sample picture number `view` of person number `index`.
 
-    View 0 is always the reference: neutral, frontal (|yaw| < 5 degrees), even light, photo,
-    everyday clothes and a bare head. The expressions of views 1, 2, 3, ... run through a shuffled
-    list of all, so that any few views of a person differ in expression.
+    View 0 is always the reference: a frontal photo (|yaw| < 5 degrees) in even light with a neutral
+    expression, everyday clothes and a bare head. The expressions of views 1, 2, 3, ... go through a
+    shuffled list of all, so that consecutive views of a person differ in expression.
 
     Args:
         seed: Seed of the data set.
         index: Number of the person.
-        view: Number of the picture.
-        split: In `train`, style, scene and role are drawn again until their combination is not held
-            out (`is_held_out`); any other split shows all combinations.
+        view: Number of the view.
+        split: Split of the data set. In `train`, style, scene and role are drawn again while their
+            combination is held out (`is_held_out`); other splits show all combinations.
     """
     reference, count = view == 0, len(EXPRESSIONS)
     rng = stream("view", seed, index, view)
     order = stream("order", seed, index, (view - 1) // count if view else 0).permutation(count)
     expression = "neutral" if reference else EXPRESSIONS[int(order[(view - 1) % count])]
     face = stream("face", seed, index, view)
-    # What is shown has a stream of its own, so that a second draw moves nothing else.
+    # These draws have their own stream, so that repeating them changes nothing else.
     shown = stream("shown", seed, index, view)
     while True:
         style = (

@@ -1,8 +1,8 @@
-"""Roles and their clothes: what a person wears, and how it is cut, painted and put on.
+"""Clothes as meshes: how they are cut, painted and put on.
 
-A garment is the body's own surface, a little wider, with a picture painted on it from the front
-(`paint_cloth`). What stands off the body (collars, a hood, fur, the space suit's ring) is a band
-round the neck: a grid of directions from a point inside the neck, so that it fits every body.
+A garment is the body's surface, made a little wider, with a picture painted on it from the front
+(`paint_cloth`). Whatever stands off the body (collars, a hood, fur, the space suit's ring) is a
+band around the neck, on a grid of directions from a point inside it, so that it fits every body.
 """
 
 from __future__ import annotations
@@ -15,37 +15,36 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from companion.people.colors import Color, stream
-from companion.people.head import load_head_model, vertex_normals
-from companion.people.mesh import Mesh
+from companion.people.head import load_head_model
+from companion.people.mesh import Mesh, grid_mesh, vertex_normals
 from companion.people.outfit import CLOTHES, Clothes
 from fusionlib.errors import FusionError
 
 Array = np.ndarray
 
-# The painted part of the body as seen from the front, in metres of the template.
+# Bounds of the painted part of the body as seen from the front, in metres of the template.
 X0, X1, Z0, Z1 = -0.46, 0.46, 0.26, 0.66
 TEXEL = 0.001
-# Directions are counted from this point inside the neck: `phi` from the front to the person's
-# left, `up` from the horizontal, both in degrees.
+# Directions start at this point inside the neck: `phi` is the angle from the front to the person's
+# left, `up` the angle from the horizontal, both in degrees.
 NECK = np.array([0.0, -0.030, 0.600])
 _PHI = np.arange(-180, 180, 5.0)
 _UP = np.arange(-60, 41, 4.0)
-_BODY_FROM = 0.28  # metres: nothing below is in a picture, not even of several people
-
-
-@dataclass(frozen=True)
-class Cloth:
-    """A piece of clothing: a mesh, and a picture on it where `uv` (V, 2) is given."""
-
-    mesh: Mesh
-    normals: Array
-    uv: Array | None = None
-    texture: Array | None = None
+_BODY_FROM = 0.28  # metres; no picture shows anything below, not even of several people
 
 
 @dataclass(frozen=True)
 class _Body:
-    """The finer body: (W, 4) template vertices and weights of each new vertex, faces, place."""
+    """The template's upper body with finer triangles.
+
+    Attributes:
+        index: (W, 3) vertices of the head model that each new vertex mixes.
+        weights: (W, 3) weights of them.
+        faces: (F, 3) triangles of new vertices.
+        place: (W, 3) new vertices of the template in metres.
+        phi: (W,) directions around the neck in degrees.
+        up: (W,) elevations seen from the neck in degrees.
+    """
 
     index: Array
     weights: Array
@@ -63,7 +62,7 @@ def _angles(points: Array) -> tuple[Array, Array]:
 
 @functools.lru_cache(maxsize=1)
 def _body() -> _Body:
-    """Split each triangle of the upper body into sixteen: hems and folds need finer steps."""
+    """Split each triangle of the upper body into sixteen, as fine as hems and folds need."""
     from scipy.sparse import csr_matrix, identity
 
     model = load_head_model()
@@ -87,7 +86,7 @@ def _body() -> _Body:
         faces = np.concatenate(
             [np.stack(x, 1) for x in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))]
         )
-    # A new vertex lies within one triangle: it mixes three vertices at most.
+    # A new vertex lies in one triangle, so it mixes at most three vertices.
     count = np.diff(spread.indptr)
     row, slot = np.repeat(np.arange(len(count)), count), np.arange(spread.nnz)
     slot -= np.repeat(spread.indptr[:-1], count)
@@ -99,7 +98,7 @@ def _body() -> _Body:
 
 @functools.lru_cache(maxsize=1)
 def _neck_binding() -> tuple[Array, Array]:
-    """For each direction of the grid (U, P) three vertices of the skin and their weights."""
+    """Return three vertices of the skin and their weights for each direction of the grid."""
     model = load_head_model()
     t = model.template
     faces = np.concatenate([model.faces["neck"], model.faces["body"]])
@@ -110,7 +109,7 @@ def _neck_binding() -> tuple[Array, Array]:
     b = np.einsum("tij,nj->nti", inverse, rays)
     total = b.sum(-1)
     share = b / np.where(np.abs(total) < 1e-9, 1e-9, total)[..., None]
-    # The first surface that a ray leaves by; just outside a triangle is as good as inside.
+    # Take the first surface that a ray meets, with a small tolerance at the triangles' edges.
     reach = np.where((share.min(-1) > -0.02) & (total > 1e-6), 1 / np.maximum(total, 1e-6), np.inf)
     first = reach.argmin(1)
     missed = ~np.isfinite(reach.min(1))
@@ -126,13 +125,13 @@ def _directions(phi: Array, up: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Neck:
-    """A person's neck as a distance (U, P) from its inner point in every direction."""
+    """A person's neck as (U, P) distances from its inner point in all directions."""
 
     centre: Array
     reach: Array
 
     def at(self, phi: Array, up: Array, lift: Array | float) -> Array:
-        """Points `lift` metres off the skin in directions in degrees; shapes broadcast."""
+        """Return points `lift` metres above the skin in directions in degrees; shapes broadcast."""
         from scipy.ndimage import map_coordinates
 
         phi, up = np.broadcast_arrays(np.asarray(phi, float), np.asarray(up, float))
@@ -158,19 +157,6 @@ def _neck(points: Array) -> _Neck:
     return _Neck(centre, reach)
 
 
-def _grid(points: Array, colors: Array, closed: bool = False) -> Cloth:
-    """A sheet from (R, C, 3) points; `closed` joins the last column to the first."""
-    rows, columns = points.shape[:2]
-    r, c = np.meshgrid(np.arange(rows - 1), np.arange(columns - (not closed)), indexing="ij")
-    a, b = r * columns + c, r * columns + (c + 1) % columns
-    quads = [np.stack([a, b, b + columns], -1), np.stack([a, b + columns, a + columns], -1)]
-    faces = np.concatenate([q.reshape(-1, 3) for q in quads])
-    flat = points.reshape(-1, 3)
-    shade = np.broadcast_to(colors, points.shape).reshape(-1, 3)
-    mesh = Mesh(flat, faces, np.clip(shade, 0, 1))
-    return Cloth(mesh, vertex_normals(flat, faces))
-
-
 def _roll(
     neck: _Neck,
     color: Array,
@@ -181,8 +167,8 @@ def _roll(
     around: tuple[float, float] = (-180, 180),
     rough: float = 0.0,
     seed: int = 0,
-) -> Cloth:
-    """A roll round the neck: `height` in degrees, `lift` metres thick, ends tucked in."""
+) -> Mesh:
+    """Return a roll around the neck, `height` degrees high and `lift` metres thick."""
     closed = around == (-180, 180)
     phi = np.linspace(*around, 97)[: -1 if closed else None]
     turn = np.linspace(-0.55 * np.pi, 0.55 * np.pi, 11)[:, None]
@@ -192,7 +178,7 @@ def _roll(
     points = neck.at(
         phi[None] + 0 * turn, up + height / 2 * np.sin(turn), thick * np.cos(turn) - 0.002
     )
-    return _grid(points, color, closed)
+    return grid_mesh(points, color, closed)
 
 
 def _stand(
@@ -203,10 +189,10 @@ def _stand(
     high: tuple[float, float],
     lift: float,
     open_at: float = 0.0,
-) -> Cloth:
-    """An upright collar `lift` metres off the neck and folded in at the top.
+) -> Mesh:
+    """Return an upright collar, `lift` metres off the neck and folded in at the top.
 
-    `low` and `high` are its edges in degrees `up`, in front and at the nape.
+    `low` and `high` are the elevations of its edges in degrees, in front and at the nape.
     """
     closed = open_at == 0
     phi = np.linspace(open_at - 180, 180 - open_at, 97)[: -1 if closed else None] + 180
@@ -221,11 +207,11 @@ def _stand(
         for t, f in profile
     ]
     tone = np.array([0.9, 1.0, 1.0, 1.0, 0.95, 0.6, 0.45])[:, None, None]
-    return _grid(np.stack(rows), tone * np.asarray(color), closed)
+    return grid_mesh(np.stack(rows), tone * np.asarray(color), closed)
 
 
-def _collar(neck: _Neck, color: Array, point: float = 24.0, open_at: float = 7.0) -> Cloth:
-    """A folded collar with two points in front, `point` degrees long."""
+def _collar(neck: _Neck, color: Array, point: float = 24.0, open_at: float = 7.0) -> Mesh:
+    """Return a folded collar with two points in front, `point` degrees long."""
     phi = np.linspace(open_at, 360 - open_at, 91)
     front = np.minimum(phi, 360 - phi)
     rise = 7 * (1 - np.cos(np.radians(front))) / 2
@@ -237,27 +223,31 @@ def _collar(neck: _Neck, color: Array, point: float = 24.0, open_at: float = 7.0
         base = -16 + rise if k < 2 else low
         rows.append(neck.at(phi, base + (high - base) * t, lift))
     tone = np.array([0.72, 0.8, 1.0, 1.0, 1.0, 0.94])[:, None, None]
-    return _grid(np.stack(rows), tone * np.asarray(color))
+    return grid_mesh(np.stack(rows), tone * np.asarray(color))
 
 
-def _tie(neck: _Neck, color: Array, stripe: Array) -> Cloth:
+def _tie(neck: _Neck, color: Array, stripe: Array) -> Mesh:
     up = np.linspace(-4, -58, 15)[:, None]
     half = np.interp(up, [-58, -22, -18, -4], [13, 7, 6, 9])
     across = np.linspace(-1, 1, 7)[None]
     lift = 0.008 + 0.004 * (1 - across**2) + 0.003 * (up > -20)
     points = neck.at(across * half, up + 0 * across, lift)
     band = (np.sin(0.55 * up + 2.2 * across) > 0.75)[..., None]
-    return _grid(points, np.where(band, stripe, color) * np.where(up > -20, 0.88, 1.0)[..., None])
+    return grid_mesh(
+        points, np.where(band, stripe, color) * np.where(up > -20, 0.88, 1.0)[..., None]
+    )
 
 
-def _bow(neck: _Neck, color: Array) -> Cloth:
+def _bow(neck: _Neck, color: Array) -> Mesh:
     across = np.linspace(-1, 1, 21)[None]
     tall = (3.5 + 9 * np.abs(across) ** 0.8) * np.linspace(-1, 1, 7)[:, None]
     points = neck.at(26 * across + 0 * tall, -14 + tall, 0.010 + 0.004 * np.sin(9 * across))
-    return _grid(points, np.asarray(color) * np.where(np.abs(across) < 0.16, 0.75, 1.0)[..., None])
+    return grid_mesh(
+        points, np.asarray(color) * np.where(np.abs(across) < 0.16, 0.75, 1.0)[..., None]
+    )
 
 
-def _tube(path: Array, radius: float, color: Sequence[float]) -> Cloth:
+def _tube(path: Array, radius: float, color: Sequence[float]) -> Mesh:
     along = np.gradient(path, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     side = np.cross(along, [0.0, 0.3, 1.0])
@@ -265,10 +255,10 @@ def _tube(path: Array, radius: float, color: Sequence[float]) -> Cloth:
     other = np.cross(along, side)
     turn = np.linspace(0, 2 * np.pi, 9)[:-1]
     ring = np.cos(turn)[:, None, None] * side + np.sin(turn)[:, None, None] * other
-    return _grid(np.swapaxes(path + radius * ring, 0, 1), np.asarray(color), True)
+    return grid_mesh(np.swapaxes(path + radius * ring, 0, 1), np.asarray(color), True)
 
 
-def _stethoscope(neck: _Neck) -> Cloth:
+def _stethoscope(neck: _Neck) -> Mesh:
     phi = np.array([28, 30, 38, 60, 100, 140, 180, 220, 260, 300, 322, 330, 332.0])
     up = np.array([-58, -46, -34, -20, -8, -4, -3, -4, -8, -20, -34, -46, -58.0])
     t, fine = np.linspace(0, 1, len(phi)), np.linspace(0, 1, 70)
@@ -276,17 +266,17 @@ def _stethoscope(neck: _Neck) -> Cloth:
     return _tube(path, 0.0042, (0.10, 0.11, 0.13))
 
 
-def _space_ring(neck: _Neck, color: Array) -> dict[str, Cloth]:
-    """The ring that a helmet locks into: a level hoop, wide of the neck."""
+def _space_ring(neck: _Neck, color: Array) -> dict[str, Mesh]:
+    """Return the ring that a space helmet locks into, a hoop around the neck."""
     turn, tube = np.radians(np.arange(0, 360, 5.0)), np.linspace(0, 2 * np.pi, 13)
     middle = neck.centre + [0, 0.004, -0.004]
 
-    def hoop(radius: float, width: float, tall: float, lift: float, tone: Array) -> Cloth:
+    def hoop(radius: float, width: float, tall: float, lift: float, tone: Array) -> Mesh:
         r = radius + width * np.cos(tube)[:, None]
         z = lift + tall * np.sin(tube)[:, None] + 0 * turn
         tilt = 0.22 * r * np.cos(turn) * -1
         points = np.stack([1.08 * r * np.sin(turn), -r * np.cos(turn), z + tilt], -1)
-        return _grid(middle + points, tone, True)
+        return grid_mesh(middle + points, tone, True)
 
     steel = np.array([0.60, 0.63, 0.67])
     return {
@@ -298,7 +288,7 @@ def _space_ring(neck: _Neck, color: Array) -> dict[str, Cloth]:
 
 
 class _Paint:
-    """A canvas over the front of the body; coordinates are metres from the middle and up."""
+    """A canvas over the front of the body, in metres to the right of the middle and up."""
 
     def __init__(self, color: Color | Array) -> None:
         size = round((X1 - X0) / TEXEL), round((Z1 - Z0) / TEXEL)
@@ -377,7 +367,7 @@ def _buttons(paint: _Paint, x: float, color: Color | Array, radius: float = 0.00
 def _suit(paint: _Paint, c: Clothes) -> None:
     shirt = (0.93, 0.93, 0.95)
     paint.polygon([(-0.052, 0.64), (0.052, 0.64), (0.0, 0.47)], shirt)
-    # The tie's lower end lies so close that shirt would show through it.
+    # The lower part of the tie is painted: the shirt would show through a mesh so close to it.
     tie = [(-0.014, 0.545), (0.014, 0.545), (0.018, 0.482), (0.0, 0.462), (-0.018, 0.482)]
     paint.polygon(tie, c.accent)
     edge, cloth = _mul(c.color, 0.55), _mul(c.color, 1.12)
@@ -388,7 +378,7 @@ def _suit(paint: _Paint, c: Clothes) -> None:
 
 
 def _coat(paint: _Paint, c: Clothes) -> None:
-    """A doctor's open coat over scrubs."""
+    """Paint a doctor's open coat over scrubs."""
     paint.polygon([(-0.046, 0.64), (0.046, 0.64), (0.022, 0.47), (-0.022, 0.47)], c.accent)
     paint.polygon([(-0.034, 0.64), (0.034, 0.64), (0.0, 0.56)], _mul(c.accent, 0.8))
     for d, tone in ((0.002, _mul(c.color, 0.72)), (0.0, _mul(c.color, 1.0))):
@@ -397,7 +387,7 @@ def _coat(paint: _Paint, c: Clothes) -> None:
 
 
 def _vest(paint: _Paint, c: Clothes) -> None:
-    """A high-visibility vest over a dark shirt."""
+    """Paint a high-visibility vest over a dark shirt."""
     paint.polygon(
         [(0.040, 0.66), (0.125, 0.66), (0.138, 0.56), (0.14, 0.46), (0, 0.46), (0, 0.525)],
         c.color,
@@ -409,7 +399,7 @@ def _vest(paint: _Paint, c: Clothes) -> None:
 
 
 def _turnout(paint: _Paint, c: Clothes) -> None:
-    """A firefighter's coat: dark, with reflecting stripes and clasps."""
+    """Paint a firefighter's coat, dark with reflective stripes."""
     paint.line([(0.0, 0.62), (0.0, 0.46)], _mul(c.color, 0.5), 0.004)
     for z, x in ((0.520, 0.26), (0.556, 0.26)):
         paint.line([(-x, z), (x, z)], c.accent, 0.017)
@@ -437,7 +427,7 @@ def _robe(paint: _Paint, c: Clothes) -> None:
 
 
 def _overalls(paint: _Paint, c: Clothes) -> None:
-    """A checked shirt under the straps of blue overalls."""
+    """Paint the straps and bib of blue overalls over a shirt."""
     denim = np.array([0.22, 0.33, 0.52])
     for width, tone in ((0.036, 0.7), (0.033, 1.0)):
         paint.line([(0.070, 0.66), (0.074, 0.56), (0.060, 0.46)], denim * tone, width, True)
@@ -483,7 +473,7 @@ def _hooded(paint: _Paint, c: Clothes) -> None:
 
 
 def _jacket(paint: _Paint, c: Clothes) -> None:
-    """A quilted winter jacket with a zip."""
+    """Paint a quilted winter jacket with a zip."""
     for z in np.arange(0.49, 0.66, 0.026):
         paint.line([(X0, z), (X1, z)], _mul(c.color, 0.72), 0.0034)
         paint.line([(X0, z + 0.004), (X1, z + 0.004)], _mul(c.color, 1.12), 0.005)
@@ -504,7 +494,7 @@ _PAINT: dict[str, Callable[[_Paint, Clothes], None]] = {
     "hoodie": _hooded,
     "winter jacket": _jacket,
 }
-# How far the cloth stands off the skin, in metres.
+# Distance of the cloth from the skin in metres.
 _THICK = {
     "t-shirt": 0.006,
     "tank top": 0.004,
@@ -520,7 +510,7 @@ _THICK = {
 
 
 def paint_cloth(clothes: Clothes) -> Array:
-    """(H, W, 3) uint8 picture of a garment from the front; folds and pattern included."""
+    """Paint the front of a garment with its pattern and folds, (H, W, 3) uint8."""
     ground: Color | Array = clothes.color
     if clothes.kind == "safety vest":
         ground = clothes.accent
@@ -544,14 +534,14 @@ def paint_cloth(clothes: Clothes) -> Array:
 
 @functools.lru_cache(maxsize=1)
 def _polar(height: int, width: int) -> tuple[Array, Array]:
-    """Angle and radius (in 10 cm) about the neck: folds run from it over the shoulders."""
+    """Return angles and radii (in 10 cm) around the neck, from which folds radiate."""
     x = np.linspace(X0, X1, width, dtype=np.float32)[None] / 0.1
     z = (np.linspace(Z1, Z0, height, dtype=np.float32)[:, None] - 0.60) / 0.1
     return np.arctan2(x, -z), np.hypot(x, z)
 
 
 def _hem(clothes: Clothes, phi: Array) -> Array:
-    """How high, in degrees `up`, the garment reaches in each direction `phi`."""
+    """Return the elevation in degrees that a garment reaches in each direction `phi`."""
     front = np.abs(phi)
     crew = -14 + 9 * (1 - np.cos(np.radians(phi))) / 2
     deep = np.exp(-((front / 34) ** 2))
@@ -564,18 +554,18 @@ def _hem(clothes: Clothes, phi: Array) -> Array:
     return crew + 4
 
 
-def dress(clothes: Clothes, points: Array) -> dict[str, Cloth]:
+def dress(clothes: Clothes, points: Array) -> dict[str, Mesh]:
     """Put clothes on a body.
 
     Args:
-        clothes: What is worn.
-        points: (V, 3) posed vertices of the head model, metres.
+        clothes: Clothes to put on.
+        points: (V, 3) posed vertices of the head model in metres.
 
     Returns:
-        The pieces by name; `garment` carries the painted cloth, the others are collars and such.
+        The pieces by name: `garment` has the painted texture, the others are collars and the like.
 
     Raises:
-        FusionError: For an unknown kind of clothes.
+        FusionError: If the kind of clothes is unknown.
     """
     if clothes.kind not in CLOTHES:
         raise FusionError(f"Unknown clothes '{clothes.kind}': choose one of {', '.join(CLOTHES)}.")
@@ -586,16 +576,15 @@ def dress(clothes: Clothes, points: Array) -> dict[str, Cloth]:
     thick = _THICK.get(clothes.kind, 0.008)
     inside = np.radians(_hem(clothes, body.phi) - body.up) * reach
     offset = np.clip(0.9 * inside, -0.006, thick)
-    # Cloth hangs from the shoulders and does not follow the body into each hollow.
     placed = base + offset[:, None] * normals
     uv = np.stack([(body.place[:, 0] - X0) / (X1 - X0), (body.place[:, 2] - Z0) / (Z1 - Z0)], 1)
-    mesh = Mesh(placed, body.faces, np.tile(np.asarray(clothes.color), (len(placed), 1)))
-    garment = Cloth(mesh, vertex_normals(placed, body.faces), uv, paint_cloth(clothes))
+    colors, normals = np.tile(clothes.color, (len(placed), 1)), vertex_normals(placed, body.faces)
+    garment = Mesh(placed, body.faces, colors, normals, uv, paint_cloth(clothes))
     return {"garment": garment, **_trim(clothes, _neck(points), thick)}
 
 
-def _trim(c: Clothes, neck: _Neck, thick: float) -> dict[str, Cloth]:
-    """What stands off the garment at the neck."""
+def _trim(c: Clothes, neck: _Neck, thick: float) -> dict[str, Mesh]:
+    """Return what stands off the garment at the neck."""
     color, accent, white = np.asarray(c.color), np.asarray(c.accent), np.array([0.93, 0.93, 0.95])
     phi = np.linspace(-180, 180, 97)[:-1]
     behind = (1 - np.cos(np.radians(phi))) / 2  # 0 in front, 1 at the nape
@@ -650,8 +639,10 @@ def _trim(c: Clothes, neck: _Neck, thick: float) -> dict[str, Cloth]:
     return {}
 
 
-def _bow_low(neck: _Neck, color: Array) -> Cloth:
+def _bow_low(neck: _Neck, color: Array) -> Mesh:
     across = np.linspace(-1, 1, 15)[None]
     up = np.linspace(-38, -60, 7)[:, None]
     half = np.interp(up, [-60, -46, -38], [12, 7, 10])
-    return _grid(neck.at(across * half, up + 0 * across, 0.012 + 0.004 * (1 - across**2)), color)
+    return grid_mesh(
+        neck.at(across * half, up + 0 * across, 0.012 + 0.004 * (1 - across**2)), color
+    )

@@ -1,4 +1,4 @@
-"""Synthetic people: sampling, captions, scenery, and the data set's layout and resumption."""
+"""Synthetic people: sampling, captions, scenes, and the layout and resumption of data sets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ import pytest
 from PIL import Image
 
 from companion.people import dataset, shade
-from companion.people.appearance import SHAPE_MEAN, SHAPE_SPREAD, Person, sample_person, skin_color
+from companion.people.appearance import (
+    SHAPE_MEAN,
+    SHAPE_SPREAD,
+    Appearance,
+    sample_person,
+    skin_color,
+)
 from companion.people.caption import (
     EXPRESSION_PHRASES,
     MOST_WORDS,
@@ -97,7 +103,7 @@ def test_every_hair_style_is_worn_and_many_by_both_genders() -> None:
 def test_hair_color_goes_with_skin_and_age() -> None:
     people = [sample_person(2, i) for i in range(800)]
 
-    def share(names: set[str], group: list[Person]) -> float:
+    def share(names: set[str], group: list[Appearance]) -> float:
         return sum(p.hair.color_name in names for p in group) / len(group)
 
     dark = [p for p in people if sum(p.skin) < 1.2]
@@ -519,7 +525,7 @@ def test_patterns_show() -> None:
 
 
 class _Painter:
-    """Stands in for the renderer; counts how many people it was asked for."""
+    """A stand-in for the renderer that records the people it was asked for."""
 
     def __init__(self) -> None:
         self.people: list[int] = []
@@ -551,7 +557,7 @@ def painter(monkeypatch: pytest.MonkeyPatch) -> _Painter:
     painter = _Painter()
     monkeypatch.setattr(dataset, "make_samples", painter)
     monkeypatch.setattr(dataset, "SAMPLES_PER_SHARD", 4)
-    monkeypatch.setattr(dataset, "_require_renderer", lambda: None)
+    monkeypatch.setattr(dataset, "require", lambda *packages: None)
     monkeypatch.setattr(dataset, "_load", lambda: None)
     # A patched function does not reach a new process: work in threads of this one.
     from concurrent.futures import ThreadPoolExecutor
@@ -730,14 +736,14 @@ def test_hair_and_headwear_fit_every_head() -> None:
     pytest.importorskip("anny")
     from companion.people.hair import hair_mesh
     from companion.people.head import load_head_model
-    from companion.people.headwear import HEADWEAR, headwear_mesh
+    from companion.people.headwear import headwear_mesh
     from companion.people.scalp import skull
 
     model = load_head_model()
     marks = model.landmarks
 
     def over_an_eye(points: np.ndarray) -> int:
-        """How many points hide the eyes from a camera in front."""
+        """Return the number of points that hide an eye from a camera in front."""
         from_eye = np.abs(np.abs(points[:, 0]) - marks.eye_left[0])
         level = np.abs(points[:, 2] - marks.eyes[2])
         return int(
@@ -752,7 +758,7 @@ def test_hair_and_headwear_fit_every_head() -> None:
         head = raw @ (scale * rotation.T) + shift
         mesh = hair_mesh(person, head)
         assert (mesh is None) == (style == "bald")
-        kind = HEADWEAR[index % len(HEADWEAR)]
+        kind = HEADWEAR[1 + index % (len(HEADWEAR) - 1)]
         hat = headwear_mesh(kind, (0.5, 0.1, 0.1), head)
         assert hat is not None
         for part in (mesh, hat):
@@ -843,7 +849,7 @@ def test_a_portrait_is_deterministic_with_a_face_in_its_middle_and_a_depth() -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CLOTHES)
 def test_clothes_fit_every_body(kind: str) -> None:
-    """They wrap the neck without entering it, and leave the face free."""
+    """Clothes wrap the neck without entering it, and leave the face free."""
     pytest.importorskip("anny")
     from companion.people.head import load_head_model
     from companion.people.wardrobe import NECK, dress
@@ -858,9 +864,10 @@ def test_clothes_fit_every_body(kind: str) -> None:
         pieces = dress(clothes, points)
         assert pieces["garment"].texture is not None and pieces["garment"].uv is not None
         for piece in pieces.values():
-            cloth = piece.mesh.points
+            cloth = piece.points
+            assert piece.normals is not None
             assert np.isfinite(cloth).all() and np.isfinite(piece.normals).all()
-            assert piece.mesh.faces.max() < len(cloth) == len(piece.normals)
+            assert piece.faces.max() < len(cloth) == len(piece.normals)
             front = cloth[(np.abs(cloth[:, 0]) < 0.05) & (cloth[:, 1] < NECK[1])]
             assert len(front) == 0 or front[:, 2].max() < mouth - 0.01
             assert np.linalg.norm(cloth - NECK, axis=1).min() > 0.02

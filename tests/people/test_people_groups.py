@@ -1,4 +1,4 @@
-"""Pictures of several people: who stands where, the words, depth maps, shards; and renderings."""
+"""Pictures of several people: arrangement, captions, depth maps, shards and renderings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from companion.people import dataset
 from companion.people import groups as group
-from companion.people.appearance import Person, sample_person
+from companion.people.appearance import Appearance, sample_person
 from companion.people.caption import EXPRESSION_PHRASES, MOST_WORDS, STYLE_PHRASES, role_name
 from companion.people.groups import (
     Group,
@@ -124,7 +124,7 @@ def test_captions_say_how_many_or_who() -> None:
     assert len({describe_group(made, wording) for wording in range(40)}) > 20
 
 
-def _said_in(text: str, person: Person, view: View) -> bool:
+def _said_in(text: str, person: Appearance, view: View) -> bool:
     return any(
         noun in text.replace(",", "").split()
         for noun in (person.gender, "person", role_name(person, view))
@@ -166,7 +166,7 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "make_samples", alone)
     monkeypatch.setattr(dataset, "render_group", paint)
     monkeypatch.setattr(dataset, "SAMPLES_PER_SHARD", 4)
-    monkeypatch.setattr(dataset, "_require_renderer", lambda: None)
+    monkeypatch.setattr(dataset, "require", lambda *packages: None)
     monkeypatch.setattr(dataset, "_load", lambda: None)
     # A patched function does not reach a new process: work in threads of this one.
     monkeypatch.setattr(dataset, "ProcessPoolExecutor", lambda n, **_: ThreadPoolExecutor(n))
