@@ -1,4 +1,4 @@
-"""K_f and V_f of references, computed once: kept, saved, and told apart by fingerprints of their makers."""
+"""K_f and V_f of references, computed once, saved, and checked by their makers' fingerprints."""
 
 from __future__ import annotations
 
