@@ -43,7 +43,7 @@ class FusionLoadingMixin(DiffusionPipeline):
             pretrained_model_name_or_path: A folder in diffusers' layout, or a hub id.
             adapter: The adapter, or its folder or hub id; None takes the checkpoint's own
                 ``adapter`` folder where there is one.
-            **kwargs: As for the diffusers pipeline's ``from_pretrained``.
+            **kwargs: Arguments of the diffusers pipeline's ``from_pretrained``.
 
         Returns:
             The pipeline, with the adapter attached to its UNet.
@@ -54,7 +54,9 @@ class FusionLoadingMixin(DiffusionPipeline):
         loaded = _load_adapter(adapter, pretrained_model_name_or_path, kwargs)
         folder = Path(pretrained_model_name_or_path)
         steered = "controlnet" in inspect.signature(cls.__init__).parameters
-        lacking = folder.is_dir() and not (folder / "controlnet").is_dir()  # of a hub nobody knows
+        lacking = (
+            folder.is_dir() and not (folder / "controlnet").is_dir()
+        )  # a hub id is not checked
         if steered and lacking and kwargs.get("controlnet") is None:
             raise FusionError(
                 f"controlnet must be given to {cls.__name__}, for {str(folder)!r} has none: load "
@@ -92,7 +94,7 @@ class FusionLoadingMixin(DiffusionPipeline):
                 ``config`` where there is one.
             config: A folder in diffusers' layout, or a hub id, of a model built alike; its weights
                 are not read and may be missing.
-            **kwargs: As for the diffusers pipeline's ``from_single_file``.
+            **kwargs: Arguments of the diffusers pipeline's ``from_single_file``.
 
         Returns:
             The pipeline, with the adapter attached to its UNet.
@@ -171,13 +173,13 @@ class FusionLoadingMixin(DiffusionPipeline):
 
 
 def _taking_an_adapter(stock: Callable[..., None]) -> Callable[..., None]:
-    """A diffusers pipeline's ``__init__`` that takes an adapter, too.
+    """Make the ``__init__`` of a diffusers pipeline take an adapter, too.
 
     Diffusers reads the components of a pipeline from the signature of its ``__init__``, so each
     class needs its own.
     """
     signature = inspect.signature(stock)
-    # A checkpoint without these was made so on purpose: no need to pass None, or to be told.
+    # A checkpoint without these was made so on purpose: None is the default, without a warning.
     parameters = [
         p.replace(default=None) if p.name in ("safety_checker", "feature_extractor") else p
         for p in signature.parameters.values()
@@ -196,7 +198,7 @@ def _taking_an_adapter(stock: Callable[..., None]) -> Callable[..., None]:
         stock(*given.args, **given.kwargs)
         self.register_modules(adapter=adapter)
         if adapter is not None:
-            adapter.attach(self.unet)  # an adapter that does not fit is better known now
+            adapter.attach(self.unet)  # so that one that does not fit is refused now
 
     init.__annotations__ = {**stock.__annotations__, "adapter": FusionAdapter | None}
     init.__signature__ = signature.replace(  # type: ignore[attr-defined]
@@ -210,12 +212,13 @@ def _load_adapter(
     checkpoint: str | Path | None,
     loading: dict[str, Any],
 ) -> FusionAdapter | None:
-    """The adapter, loaded if it is not yet; None means the checkpoint's own, if it has one.
+    """Load an adapter, unless it is loaded already.
 
     Args:
-        source: The adapter, or its folder or hub id.
-        checkpoint: The folder or hub id of the base model.
-        loading: The arguments that the base model is loaded with; the dtype counts here.
+        source: The adapter, or its folder or hub id; None means the checkpoint's own, if any.
+        checkpoint: Folder or hub id of the base model.
+        loading: Arguments that the base model is loaded with, of which ``dtype`` and ``variant``
+            count here.
     """
     if source is None and checkpoint is not None:
         own = Path(checkpoint) / "adapter"
