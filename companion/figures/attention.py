@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from companion.evaluation.attention_maps import AttentionShares, Columns, record_attention
-from companion.figures.diagrams import FACE, INK, TEXT, Layer, layer_rows
+from companion.figures.diagrams import FACE, INK, TEXT, Layer
 from companion.figures.grids import label_font, picture_grid
-from companion.figures.tables import marked
+from companion.figures.tables import marked_table
 from fusionlib.errors import FusionError
 from fusionlib.masking import identity_attention_mask
 
@@ -298,32 +298,38 @@ def layer_table(layers: Sequence[Layer], run: str) -> Styler:
     """Lay out what each layer is and what it looks at, read while a picture was painted.
 
     Args:
-        layers: of `companion.figures.diagrams.read_layers`.
-        run: see `companion.figures.tables.run_label`.
+        layers: Layers of `companion.figures.diagrams.read_layers`.
+        run: The run, see `companion.figures.tables.run_label`.
     """
-    table = pd.DataFrame(layer_rows(layers)).set_index("layer").rename_axis(None)
-    return marked(table.style, "measured", f"Read from the models as they painted. {run}")
+    table = pd.DataFrame(
+        {
+            "positions": ["×".join(map(str, layer.size)) for layer in layers],
+            "width C": [str(layer.width) for layer in layers],
+            "heads": ["×".join(map(str, layer.heads)) for layer in layers],
+            "text keys": [str(layer.tokens[0]) for layer in layers],
+            "face keys": [" + ".join(map(str, layer.tokens[1:])) for layer in layers],
+            "trained weights": [f"{layer.trained:,}" for layer in layers],
+            "attention on the face": [f"{layer.face:.0%}" for layer in layers],
+        },
+        index=[layer.place.replace(" ", "\u00a0") for layer in layers],
+    )
+    return marked_table(table, f"Read from the models as they painted. {run}")
 
 
 def order_table(effect: pd.DataFrame, run: str) -> Styler:
     """Lay out what the order of the references changes.
 
     Args:
-        effect: of `companion.pages.reference_order.order_effect`.
-        run: see `companion.figures.tables.run_label`.
+        effect: Result of `companion.pages.reference_order.order_effect`.
+        run: The run, see `companion.figures.tables.run_label`.
     """
-    names = {"control": "the last one left out (a control)"}
-    shown = pd.DataFrame(
-        {
-            "largest difference, of 1": effect["largest"].map("{:.1e}".format),
-            "largest difference, of 255": effect["grey_levels"].map(str),
-            "values that differ": [
-                f"{differing:,} of {count:,}"
-                for differing, count in zip(effect["differing"], effect["count"], strict=True)
-            ],
-        }
-    ).rename(index=names)
-    return marked(shown.style, "measured", f"Measured here, against the order 1, 2, 3 … {run}")
+    columns = {
+        "largest difference, of 1": "{largest:.1e}",
+        "largest difference, of 255": "{grey_levels}",
+        "values that differ": "{differing:,} of {count:,}",
+    }
+    named = effect.rename(index={"control": "the last one left out (a control)"})
+    return marked_table(named, f"Measured here, against the order 1, 2, 3 … {run}", columns)
 
 
 def noise_picture(seed: int, size: tuple[int, int]) -> Image.Image:

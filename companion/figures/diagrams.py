@@ -7,7 +7,7 @@ A few pencils on a white card, which the drawings of the compared systems use, t
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,8 @@ INCH = 10.4
 """Units to an inch."""
 
 
-def in_words(number: int) -> str:
-    """Three digits of a number, in millions or thousands: 24.8 M."""
+def short_count(number: int) -> str:
+    """A number to three digits, in millions or thousands: 24.8 M."""
     value, unit = (number / 1e6, "M") if number >= 1e6 else (number / 1e3, "k")
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
 
@@ -264,7 +264,7 @@ def pipeline_drawing(
         box(axes, x, middle - 2.7, bar, 5.4, "", trained=True)
         look = {"ha": "center", "color": "white", "zorder": 4}
         label(axes, centre, middle + 1.0, "$K_f$, $V_f$", fontsize=small + 0.5, **look)
-        label(axes, centre, middle - 1.2, in_words(layer.trained), fontsize=small - 1, **look)
+        label(axes, centre, middle - 1.2, short_count(layer.trained), fontsize=small - 1, **look)
         arrow(axes, (centre, middle - 2.7), (centre, tops["image"] + tall / 2 + 0.2), colour=FACE)
         arrow(axes, (centre, 8.8), (centre, tops["image"] - tall / 2 - 0.2), colour=TEXT)
         text, *faces = layer.tokens
@@ -276,20 +276,6 @@ def pipeline_drawing(
     label(axes, last + 1.5, 5.6, "text keys", color=TEXT, fontsize=9)
     label(axes, last + 1.5, 3.4, "face keys", color=FACE, fontsize=9)
     total = sum(layer.trained for layer in layers)
-    label(axes, 3, middle + 1.9, f"trained: {in_words(total)}", color=TRAINED, weight="bold")
+    label(axes, 3, middle + 1.9, f"trained: {short_count(total)}", color=TRAINED, weight="bold")
     label(axes, 3, middle - 0.9, "in all layers", fontsize=9)
     return VectorFigure(figure)
-
-
-def layer_rows(layers: Sequence[Layer]) -> Mapping[str, list[str]]:
-    """The columns of a table of the layers, for `companion.figures.attention.layer_table`."""
-    return {
-        "layer": [layer.place.replace(" ", "\u00a0") for layer in layers],
-        "positions": ["×".join(map(str, layer.size)) for layer in layers],
-        "width C": [str(layer.width) for layer in layers],
-        "heads": ["×".join(map(str, layer.heads)) for layer in layers],
-        "text keys": [str(layer.tokens[0]) for layer in layers],
-        "face keys": [" + ".join(map(str, layer.tokens[1:])) for layer in layers],
-        "trained weights": [f"{layer.trained:,}" for layer in layers],
-        "attention on the face": [f"{layer.face:.0%}" for layer in layers],
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,13 +59,11 @@ def draw_interval(
         alpha: Opacity of the line.
     """
     at_x, at_y = (end.estimate if isinstance(end, Interval) else end for end in (x, y))
-    ends = [
-        *([([x.low, x.high], [at_y, at_y])] if isinstance(x, Interval) else ()),
-        *([([at_x, at_x], [y.low, y.high])] if isinstance(y, Interval) else ()),
-    ]
-    for xs, ys in ends:
-        if np.isfinite([*xs, *ys]).all():
-            axes.plot(xs, ys, color=colour, linewidth=width, alpha=alpha)
+    look: dict[str, Any] = {"color": colour, "linewidth": width, "alpha": alpha}
+    if isinstance(x, Interval):
+        axes.plot([x.low, x.high], [at_y, at_y], **look)
+    if isinstance(y, Interval):
+        axes.plot([at_x, at_x], [y.low, y.high], **look)
     axes.plot(at_x, at_y, marker, color=colour, markersize=size)
 
 
@@ -132,8 +131,9 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
         y = [interval.estimate for interval in rows["prompt"]]
         axes.plot(x, y, color=colour, linewidth=1.4, alpha=0.6)
         for identity, prompt in zip(rows["identity"], rows["prompt"], strict=True):
-            look = {"marker": marker, "size": 7, "width": 1, "alpha": 0.35}
-            draw_interval(axes, identity, prompt, colour=colour, **look)
+            draw_interval(
+                axes, identity, prompt, colour=colour, marker=marker, size=7, width=1, alpha=0.35
+            )
         axes.plot([], [], marker, color=colour, markersize=7, label=system)
         labels += [
             (f"{value:g}", (at, share), colour)

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
+import pandas as pd
 from pandas.io.formats.style import Styler
 
 from companion.claims.claims import STATUSES, Claim, Evidence, Status, judge_measured, status
 from companion.evaluation.comparison import MIN_PAIRED, PairedDifference
 from companion.evaluation.statistics import MIN_PEOPLE, Interval
-from companion.figures.tables import facts_table
+from companion.figures.tables import facts_table, table_files
 
 MARKS: dict[Status, str] = {
     "supported": "✓",
@@ -77,14 +78,27 @@ html[data-theme="dark"] .text_html:has(> .verdicts) {background: none !important
 
 
 class Panel:
-    """A piece of HTML that a notebook shows, with its plain text for where there is no HTML."""
+    """A piece of HTML that a notebook shows, with its plain text for where there is no HTML.
 
-    def __init__(self, html: str, text: str) -> None:
+    Args:
+        html: Content of the piece.
+        text: The same as plain text.
+        caption: Caption of a table.
+        files: A table as `companion.figures.tables.table_files` gives it.
+    """
+
+    def __init__(
+        self, html: str, text: str, caption: str = "", files: Mapping[str, str] | None = None
+    ) -> None:
         self._html = f'<style>{_STYLE}</style>\n<div class="verdicts">\n{html}\n</div>'
         self._text = text
+        self._caption, self._files = caption, dict(files or {})
 
     def _repr_html_(self) -> str:
         return self._html
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, object]]:
+        return self._files, {kind: {"caption": self._caption} for kind in self._files}
 
     def __repr__(self) -> str:
         return self._text
@@ -191,7 +205,7 @@ def verdict_plot(evidence: Sequence[Evidence] | Mapping[str, Evidence]) -> Panel
     for one in tested:
         rows.append(
             f'<div class="tested" data-verdict="{one.verdict}">'
-            f"<div><b>{MARKS[one.verdict]} {_in_words(one)}:</b> {escape(one.claim.title)}"
+            f"<div><b>{MARKS[one.verdict]} {_verdict_words(one)}:</b> {escape(one.claim.title)}"
             f"<small>{_place(one.claim)}; {experiment_link(one.claim, one.profile)}</small></div>"
             f"<div>{_bar(one)}<small>{_numbers(one)}</small></div></div>"
         )
@@ -211,7 +225,7 @@ def verdict_table(
     """
     runs = sorted({one.run for one in evidence.values()})
     caption = f"Found under the profile {profile}, with 95% intervals over people."
-    rows, lines = [], []
+    rows, cells, lines = [], [], []
     for claim in claims.values():
         stands = status(claim, evidence, profile)
         experiment = experiment_link(claim, profile)
@@ -219,12 +233,15 @@ def verdict_table(
             "not testable here": escape(claim.obstacle.get(profile, "")),
             "not measured yet": f"to be decided by {experiment}",
         }.get(stands) or f"{_numbers(evidence[claim.id])},<br>{experiment}"
-        rows.append(
-            f'<tr data-verdict="{stands}"><td>{escape(claim.title)} '
-            f"<small>{escape(claim.quotation)} {_place(claim)}.</small></td>"
-            f"<td><small>{escape(claim.decided_by)} ({claim.unit})</small></td>"
-            f"<td><b>{MARKS[stands]} {stands}</b> <small>{found}</small></td></tr>"
+        cells.append(
+            (
+                f"{escape(claim.title)} <small>{escape(claim.quotation)} {_place(claim)}.</small>",
+                f"<small>{escape(claim.decided_by)} ({claim.unit})</small>",
+                f"<b>{MARKS[stands]} {stands}</b> <small>{found}</small>",
+            )
         )
+        columns = "".join(f"<td>{cell}</td>" for cell in cells[-1])
+        rows.append(f'<tr data-verdict="{stands}">{columns}</tr>')
         lines.append(f"{stands}: {claim.title} ({claim.id})")
     html = (
         f'<table class="all"><caption>{escape(caption)}</caption>'
@@ -233,7 +250,8 @@ def verdict_table(
         f"<details><summary>The runs</summary>{''.join(f'<p>{escape(run)}</p>' for run in runs)}"
         "</details>"
     )
-    return Panel(html, "\n".join(lines))
+    frame = pd.DataFrame(cells, columns=["claim", "decided by", "found"]).set_index("claim")
+    return Panel(html, "\n".join(lines), caption, table_files(frame, caption))
 
 
 def claim_table(found: Evidence, **more: object) -> Styler:
@@ -279,7 +297,7 @@ def experiment_link(claim: Claim, profile: str) -> str:
     return f'<a href="../notebooks/{name}.html">{escape(name)}</a>'
 
 
-def _in_words(one: Evidence) -> str:
+def _verdict_words(one: Evidence) -> str:
     """The verdict, and whether nothing but missing pictures is in the way of another one."""
     decided = judge_measured(one.claim, one.found) != "undecided"
     missing = one.verdict == "undecided" and decided

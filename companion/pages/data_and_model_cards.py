@@ -20,7 +20,7 @@ from companion.evaluation.statistics import MIN_PEOPLE, Interval
 from companion.figures.display import VectorFigure, with_alt_text
 from companion.figures.grids import picture_grid
 from companion.figures.style import INK, MEASURED, QUIET
-from companion.figures.tables import marked, summary_table
+from companion.figures.tables import marked_table, summary_table
 from companion.methods.counterparts import compared_with
 from companion.pages.judging_judges import read_records
 from companion.pages.suite_criteria import Criterion
@@ -173,21 +173,18 @@ def criteria_table(criteria: Sequence[Criterion], run: str) -> Styler:
         criteria: of `companion.pages.suite_criteria`.
         run: on what.
     """
+    found = [one.measured for one in criteria]
     shown = pd.DataFrame(
         {
-            "measured": [_number(one.measured) for one in criteria],
+            "measured": [str(one) if isinstance(one, Interval) else f"{one:.3f}" for one in found],
             "at least": ["–" if one.least is None else f"{one.least:g}" for one in criteria],
             "met": [{True: "yes", False: "no", None: "–"}[one.met] for one in criteria],
             "looked at": [one.looked_at for one in criteria],
         },
         index=[f"{one.part}: {one.what}" for one in criteria],
     )
-    styler = shown.style.map(lambda met: "font-weight: bold" if met == "no" else "", subset=["met"])
-    return marked(styler, "measured", f"Measured here. {run}")
-
-
-def _number(value: float | Interval) -> str:
-    return str(value) if isinstance(value, Interval) else f"{value:.3f}"
+    styler = marked_table(shown, f"Measured here. {run}")
+    return styler.map(lambda met: "font-weight: bold" if met == "no" else "", subset=["met"])
 
 
 def spread(rows: Sequence[T], most: int) -> list[T]:
@@ -209,9 +206,12 @@ def measured_rows(table: pd.DataFrame, run: str, digits: int = 3) -> Styler:
         run: on what.
         digits: after the point.
     """
-    counts = [name for name in table if (table[name] == table[name].round()).all()]
-    shown = table.astype(dict.fromkeys(counts, int)).style.format(precision=digits)
-    return marked(shown, "measured", f"Measured here. {run}")
+
+    def as_text(column: pd.Series[float]) -> pd.Series[str]:
+        places = 0 if (column == column.round()).all() else digits
+        return column.map(f"{{:.{places}f}}".format)
+
+    return marked_table(table.apply(as_text), f"Measured here. {run}")
 
 
 def costs_table(costs: pd.DataFrame, run: str) -> Styler:
@@ -221,23 +221,21 @@ def costs_table(costs: pd.DataFrame, run: str) -> Styler:
         costs: of `companion.studies.costs.cost_table`; pictures are compared with the first row's.
         run: on what.
     """
-    first = costs["picture_s"].iloc[0]
-    shown = pd.DataFrame(
-        {
-            "trained parameters": costs["parameters"].map("{:,.0f}".format),
-            "steps": costs["steps"].map("{:,.0f}".format),
-            "minutes of training": costs["minutes"].map("{:.0f}".format),
-            "s for a person": costs["prepare_s"].map("{:.2f}".format),
-            "s for a picture": costs["picture_s"].map("{:.2f}".format),
-            f"against {costs.index[0]}": (costs["picture_s"] / first).map("{:.2f}".format),
-        }
-    ).replace("nan", "–")
+    columns = {
+        "trained parameters": "{parameters:,.0f}",
+        "steps": "{steps:,.0f}",
+        "minutes of training": "{minutes:.0f}",
+        "s for a person": "{prepare_s:.2f}",
+        "s for a picture": "{picture_s:.2f}",
+        f"against {costs.index[0]}": "{relative:.2f}",
+    }
     places = ", ".join(costs["measured_on"].dropna().unique())
     text = (
         f"Measured on {places}, the middle one of a few pictures; parameters, steps and minutes as "
         f"the training recorded them. {run}"
     )
-    return marked(shown.style, "measured", text)
+    relative = costs["picture_s"] / costs["picture_s"].iloc[0]
+    return marked_table(costs.assign(relative=relative), text, columns)
 
 
 def gains_table(told: pd.DataFrame, run: str) -> Styler:

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import webdataset
 from diffusers import UNet2DConditionModel
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 from PIL import Image
 
 from companion.evaluation.training_monitor import make_sheets
 from companion.figures.display import VectorFigure, with_alt_text
 from companion.figures.style import MEASURED, QUIET
+from companion.figures.tables import marked_table
 from companion.person import load_people
 from fusionlib.adapter import FusionAdapter
 from fusionlib.errors import FusionError
@@ -130,16 +133,20 @@ def sample_sheet(
     return make_sheets(lesson.profile, unet, adapter.eval(), faces)(0)
 
 
-def likeness_table(lesson: Lesson, looks: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """What the sheets say in numbers: a row for each."""
+def likeness_table(lesson: Lesson, sheets: Mapping[str, Mapping[str, Any]]) -> Styler:
+    """Lay out what is measured on sample sheets of a lesson, a row for each sheet."""
     columns = {
-        "identity_distance": "distance to the reference",
-        "faces_found": "share of pictures with a face",
-        "clip_score": "CLIP score",
-        "face_attention": "attention on the face's keys",
+        "distance to the reference": "identity_distance",
+        "share of pictures with a face": "faces_found",
+        "CLIP score": "clip_score",
+        "attention on the face's keys": "face_attention",
     }
-    rows = {name: {columns[key]: seen.get(key) for key in columns} for name, seen in looks.items()}
-    return pd.DataFrame.from_dict(rows, orient="index").round(3)
+    rows = {
+        name: {title: f"{sheet.get(key, np.nan):.3f}" for title, key in columns.items()}
+        for name, sheet in sheets.items()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return marked_table(table, "Measured here, on the sample sheets of the lesson.")
 
 
 class LiveCurves:

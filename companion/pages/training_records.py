@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from companion.figures.display import VectorFigure, with_alt_text
+from companion.figures.tables import marked_table
 from fusionlib.errors import FusionError
 
 FOLDERS = {
@@ -85,19 +86,18 @@ def training_table(checkpoint: str | Path, folders: Mapping[str, str] = FOLDERS)
         log = pd.read_csv(_record(checkpoint, model, "csv"))
         files = sorted((Path(checkpoint) / folder).rglob("*.safetensors"))
         rows[model] = {
-            "parameters, M": sum(_parameters(file) for file in files) / 1e6,
-            "file, MB": sum(file.stat().st_size for file in files) / 1e6,
+            "parameters, M": f"{sum(_parameters(file) for file in files) / 1e6:.2f}",
+            "file, MB": f"{sum(file.stat().st_size for file in files) / 1e6:.1f}",
             "samples": run["samples"],
             "samples before": run.get("samples_before", 0),
             "steps": run["steps"],
-            "minutes": run["seconds"] / 60,
-            "loss": log["loss"].tail(max(len(log) // 10, 1)).mean(),
+            "minutes": f"{run['seconds'] / 60:.1f}",
+            "loss": f"{log['loss'].tail(max(len(log) // 10, 1)).mean():.3f}",
         }
         machines.add(run["machine"])
     table = pd.DataFrame.from_dict(rows, orient="index")
-    digits = {"parameters, M": 2, "file, MB": 1, "minutes": 1, "loss": 3}
-    styler = table.style.format({column: f"{{:.{n}f}}" for column, n in digits.items()})
-    return styler.set_caption(f"Recorded by the runs, on {'; '.join(sorted(machines))}.")
+    caption = f"Recorded by the runs, on {'; '.join(sorted(machines))}."
+    return marked_table(table, caption, kind=None)
 
 
 def training_hours(checkpoint: str | Path) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from companion.figures.display import publish_alt
+from companion.publishing.exports import drop_exported
 from companion.publishing.notebooks import failed_copy, failing_cell, read_source
 from companion.publishing.page_checks import broken_pages
 from companion.publishing.tasks import Stage, read_stamp, write_stamp
@@ -33,9 +34,6 @@ LAST_LINES = 6
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 """A widget, which is nothing without a kernel: progress bars are left out, stills are kept."""
-
-UNSHOWN = ("application/pdf", "image/jpeg")
-"""Kinds of outputs that no page shows: the exports hold the one, a PNG stands for the other."""
 
 BROWSERS = (
     *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"),
@@ -254,7 +252,7 @@ def assemble_book(
             ignore = shutil.ignore_patterns("__pycache__", ".*")
             shutil.copytree(root / folder, source / folder, ignore=ignore)
     (source / "notebooks").mkdir()
-    excuses = unfinished(out, source)
+    notices = unfinished(out, source)
     for name in toc_notebooks(source):
         path = out / "executed" / f"{name}.ipynb"
         if failed_copy(out, name).exists():
@@ -267,7 +265,7 @@ def assemble_book(
             raise FusionError(
                 f"notebooks/{name}.ipynb was not executed yet: run `make reproduce`, which does."
             )
-        fit_page(notebook, excuses.get(name))
+        fit_page(notebook, notices.get(name))
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = unlink(cell.source, f"notebooks/{name}", titles)
@@ -305,12 +303,12 @@ def _with_notice(text: str, reasons: Mapping[str, str]) -> str:
     return f"{title}\n\n```{{admonition}} Another profile\n{said}{items}```\n{rest}"
 
 
-def fit_page(notebook: Any, excuse: str | None = None) -> None:
+def fit_page(notebook: Any, notice: str | None = None) -> None:
     """Make an executed notebook (an `nbformat` node) a page, in place.
 
     Args:
         notebook: whose outputs lose what no page shows.
-        excuse: why it is not finished, to be said under its title.
+        notice: Why it is not finished, to be said under its title.
     """
     import nbformat
 
@@ -322,19 +320,19 @@ def fit_page(notebook: Any, excuse: str | None = None) -> None:
             cell.metadata.tags.append("hide-input")
             cell.metadata["mystnb"] = {"code_prompt_show": "Show the default parameters"}
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if not mere_widget(output)]
+            cell.outputs = [output for output in cell.outputs if not is_widget_only(output)]
         for output in cell.get("outputs", []):
+            drop_exported(output)
             data = output.get("data", {})
-            for kind in UNSHOWN:
-                if "image/png" in data:
-                    data.pop(kind, None)
+            if "image/png" in data:
+                data.pop("image/jpeg", None)
     publish_alt(notebook)
-    if excuse:
-        text = f"```{{admonition}} This page is not finished\n:class: danger\n{excuse}\n```"
+    if notice:
+        text = f"```{{admonition}} This page is not finished\n:class: danger\n{notice}\n```"
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(text))
 
 
-def mere_widget(output: Any) -> bool:
+def is_widget_only(output: Any) -> bool:
     """Whether an output is a widget of which nothing is seen without a kernel."""
     data = output.get("data", {})
     return WIDGET in data and not data.keys() & {"image/png", "text/html"}

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from companion.publishing.book import WIDGET, mere_widget
+from companion.publishing.book import WIDGET, is_widget_only
+from companion.publishing.exports import drop_exported
 from companion.publishing.notebooks import (
     choose_notebooks,
     comes_after,
@@ -60,7 +61,7 @@ MOST_SHADES = 4096
 JPEG_WIDTH = 1600
 """Pixels, to which a wider picture is reduced: the column in which GitHub shows it is narrower."""
 
-UNSTORED = ("application/pdf", "image/jpeg", WIDGET)
+UNSTORED = ("image/jpeg", WIDGET)
 """Kinds of outputs that are left out: a PNG, or a JPEG made of it, stands for them."""
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -162,10 +163,11 @@ def tidy_outputs(outputs: Sequence[Any], root: Path = ROOT) -> Iterator[Any]:
         root: the repository.
     """
     for output in outputs:
-        if output.get("name") == "stderr" or mere_widget(output):
+        if output.get("name") == "stderr" or is_widget_only(output):
             continue
         if "text" in output:
             output.text = _tidy_text(output.text, root)
+        drop_exported(output)
         data = output.get("data", {})
         for kind in UNSTORED:
             data.pop(kind, None)
