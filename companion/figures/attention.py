@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 SECOND = "#17876a"
-"""The colour of a second face."""
+"""Colour of a second face."""
 
 SIDE = 192
 """Height of a picture in these figures, in pixels."""
@@ -39,15 +39,15 @@ def share_map(
     """How much of each query's attention goes to some columns, the mean over gazes.
 
     Args:
-        gazes: of any layers and calls; coarser maps are enlarged without smoothing.
-        columns: of `AttentionShares.weights`, summed.
-        size: the latents' height and width.
+        gazes: Shares of any layers and calls; coarser maps are enlarged without smoothing.
+        columns: Columns of `AttentionShares.weights`, which are summed.
+        size: Height and width of the latents.
 
     Returns:
         Shares from 0 to 1, ``(h, w)``.
 
     Raises:
-        FusionError: there are no gazes, or a layer's positions do not come of this size.
+        FusionError: There are no gazes, or a layer's positions do not result from this size.
     """
     maps = []
     for gaze in gazes:
@@ -72,14 +72,14 @@ def overlay(
     top: float | None = None,
     label: bool = True,
 ) -> Image.Image:
-    """A picture in grey under a map of shares, and their mean in the corner.
+    """A grey picture under a map of shares, with their mean in the corner.
 
     Args:
-        picture: any size.
-        share: ``(h, w)``, from 0 to 1.
-        colour: of the share ``top``, full strength.
-        top: None takes the map's own largest.
-        label: whether the mean stands in the corner.
+        picture: Picture of any size.
+        share: Shares from 0 to 1, ``(h, w)``.
+        colour: Colour of the share ``top``, at full strength.
+        top: Share of full strength; None takes the map's own largest.
+        label: Whether to write the mean in the corner.
     """
     width = round(SIDE * picture.width / picture.height)
     grey = picture.convert("L").resize((width, SIDE), Image.Resampling.LANCZOS)
@@ -113,11 +113,11 @@ def attention_film(
     All maps have one scale, from nothing to all of the attention.
 
     Args:
-        picture: that was painted.
-        gazes: noted on the way.
-        layers: which, of `companion.figures.diagrams.read_layers`.
-        size: the latents' height and width.
-        frames: how many of the timesteps, evenly spread.
+        picture: Picture that was painted.
+        gazes: Attention recorded while it was painted.
+        layers: Layers to show, of `companion.figures.diagrams.read_layers`.
+        size: Height and width of the latents.
+        frames: Number of timesteps to show, evenly spread.
     """
     times = list(dict.fromkeys(gaze.timestep for gaze in gazes))
     chosen = [times[round(i)] for i in np.linspace(0, len(times) - 1, min(frames, len(times)))]
@@ -137,15 +137,15 @@ def attention_film(
 def looked_at(
     reference: Image.Image, gazes: Sequence[AttentionShares], layers: Sequence[Layer]
 ) -> Image.Image:
-    """Which places of the first reference are looked at, layer by layer.
+    """Where the first reference is looked at, layer by layer.
 
-    A map's strongest cell is the place that is looked at most there; the number is the share of a
+    The strongest cell of a map is the place that is looked at most; the number is the share of a
     query's attention that the whole reference has.
 
     Args:
-        reference: its picture.
-        gazes: of every key, noted while a picture was painted.
-        layers: which.
+        reference: Picture of the reference.
+        gazes: Attention to every key, recorded while a picture was painted.
+        layers: Layers to show.
     """
     row: list[Image.Image | None] = []
     for layer in layers:
@@ -175,15 +175,15 @@ def word_maps(
     words: dict[str, list[int]],
     size: tuple[int, int],
 ) -> Image.Image:
-    """What each word gets of the finest layers' attention, and what the face gets, if there is one.
+    """The finest layers' attention to each word, and to the face, if there is one.
 
-    A row's numbers sum to 100%. A column has one scale, so that rows compare.
+    A row's numbers sum to 100%. A column has one scale, so that rows can be compared.
 
     Args:
-        painted: for each row its label, picture and gazes of every key.
-        words: which to show, of `words_of`; the others are one column, with the start token, the
+        painted: For each row its label, picture and attention to every key.
+        words: Words to show, of `words_of`; the others are one column, with the start token, the
             end and the padding.
-        size: the latents' height and width.
+        size: Height and width of the latents.
     """
     maps: dict[str, dict[str, Tensor]] = {}
     for label, (_, gazes) in painted.items():
@@ -217,8 +217,8 @@ def reference_maps(
     """How pictures of two references share the attention of the finest layers, over all steps.
 
     Args:
-        painted: for each row its label, picture and gazes of text and references.
-        size: the latents' height and width.
+        painted: For each row its label, picture and attention to text and references.
+        size: Height and width of the latents.
     """
     found = {}
     for label, (_, gazes) in painted.items():
@@ -244,10 +244,10 @@ def mask_maps(
     """For each of two people, where Eq. 7 lets them be seen, and where they are looked at.
 
     Args:
-        picture: of both.
-        gazes: of text and references.
-        masks: boolean ``(2, H, W)``.
-        size: the latents' height and width.
+        picture: Picture of both people.
+        gazes: Attention to text and references.
+        masks: Boolean masks, ``(2, H, W)``.
+        size: Height and width of the latents.
     """
     open_ = identity_attention_mask(masks, [0, 1], size, 1, [1, 1]).float()
     plain = _plain(picture)
@@ -276,16 +276,16 @@ def paint_watched(
     seed: int = 0,
     **arguments: Any,
 ) -> tuple[Image.Image, list[AttentionShares]]:
-    """Paint a picture and note what its queries look at.
+    """Paint a picture and record what its queries look at.
 
     Args:
-        pipeline: with an adapter.
-        prompt: what to paint.
-        references: what ``pipeline.encode_references`` made of faces, whose own pass is not to be
-            watched; None: the text alone.
-        of: what is told apart.
-        seed: of the noise.
-        arguments: further ones of the pipeline's call.
+        pipeline: Pipeline with an adapter.
+        prompt: Text prompt.
+        references: Result of ``pipeline.encode_references``, whose own pass is thus not recorded;
+            None for the text alone.
+        of: What the recorded columns stand for.
+        seed: Seed of the noise.
+        arguments: Further arguments of the pipeline's call.
     """
     noise = torch.Generator("cpu").manual_seed(seed)
     with record_attention(pipeline.unet, of, last=1) as gazes:
@@ -333,11 +333,11 @@ def order_table(effect: pd.DataFrame, run: str) -> Styler:
 
 
 def noise_picture(seed: int, size: tuple[int, int]) -> Image.Image:
-    """The noise that a seed names, three of its channels shown as colours.
+    """The noise of a seed, three of its channels shown as colours.
 
     Args:
-        seed: of `paint_watched`.
-        size: the latents' height and width.
+        seed: Seed of the noise, as for `paint_watched`.
+        size: Height and width of the latents.
     """
     noise = torch.randn(3, *size, generator=torch.Generator("cpu").manual_seed(seed))
     colours = (noise / 4 + 0.5).clamp(0, 1).mul(255).byte().permute(1, 2, 0).numpy()

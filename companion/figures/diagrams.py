@@ -134,13 +134,13 @@ class Layer:
     """One cross-attention layer, as it was found at work.
 
     Attributes:
-        name: in the UNet.
-        size: height and width in positions.
-        width: of its hidden states, C.
-        heads: how many, and each one's width.
-        tokens: N_text, then N_f of each reference.
-        trained: weights of its Linear_kf and Linear_vf.
-        face: the references' share of its attention, from 0 to 1.
+        name: Name in the UNet.
+        size: Height and width in positions.
+        width: Width of its hidden states, C.
+        heads: Number of heads, and the width of each.
+        tokens: Number of text tokens N_text, then N_f of each reference.
+        trained: Number of weights of its Linear_kf and Linear_vf.
+        face: Share of its attention that the references have, from 0 to 1.
     """
 
     name: str
@@ -169,12 +169,12 @@ def read_layers(
     """The layers that see faces, in the order in which the UNet comes to them.
 
     Args:
-        pipeline: with a ``FusionAdapter``.
-        gazes: what `companion.evaluation.attention_maps.record_attention` noted while it painted a picture.
-        size: the latents' height and width.
+        pipeline: Pipeline with a ``FusionAdapter``.
+        gazes: Attention that `companion.evaluation.attention_maps.record_attention` recorded.
+        size: Height and width of the latents.
 
     Raises:
-        FusionError: no layer saw a face.
+        FusionError: No layer saw a face.
     """
     layers = []
     for name in dict.fromkeys(gaze.layer for gaze in gazes):
@@ -213,11 +213,11 @@ def pipeline_drawing(
     """The paper's Figure 2: two passes through one UNet, and what is trained between them.
 
     Args:
-        layers: of `read_layers`.
-        reference: the picture of the face.
-        noise: what sampling starts from.
-        painted: what comes out.
-        prompt: the text.
+        layers: Layers of `read_layers`.
+        reference: Picture of the face.
+        noise: Picture of the noise that sampling starts from.
+        painted: Picture that results.
+        prompt: Text prompt.
     """
     width, height = 112.0, 66.0
     figure, axes = canvas(width, height)

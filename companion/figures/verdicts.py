@@ -25,7 +25,7 @@ MARKS: dict[Status, str] = {
     "not measured yet": "…",
     "not testable here": "–",
 }
-"""What stands for a verdict besides its colour."""
+"""Sign of a verdict, beside its colour."""
 
 _COLOURS: dict[Status, tuple[str, str]] = {  # on light and on dark pages
     "supported": ("#00796b", "#5fd0c0"),
@@ -118,9 +118,9 @@ def verdict_strip(
     """All claims as a row of fields, one each, sorted and coloured by verdict, with their counts.
 
     Args:
-        claims: of `companion.claims.claims.claims_under`.
-        evidence: of `companion.claims.claims.read_evidence`.
-        profile: its name.
+        claims: Claims of `companion.claims.claims.claims_under`.
+        evidence: Evidence of `companion.claims.claims.read_evidence`.
+        profile: Name of the profile.
     """
     counts = verdict_counts(claims, evidence, profile)
     sentence = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
@@ -151,12 +151,12 @@ def verdict_strip(
 def verdict_summary(
     claims: Mapping[str, Claim], evidence: Mapping[str, Evidence], profile: str
 ) -> Panel:
-    """What came of the claims in a few sentences: which hold, which do not, and what is in the way.
+    """Sum up the verdicts in a few sentences: which claims hold, which do not, which are open.
 
     Args:
-        claims: see `verdict_strip`.
-        evidence: see `verdict_strip`.
-        profile: its name.
+        claims: Claims, as for `verdict_strip`.
+        evidence: Evidence, as for `verdict_strip`.
+        profile: Name of the profile.
     """
 
     def titles(wanted: Status) -> str:
@@ -184,14 +184,14 @@ def verdict_summary(
 
 
 def verdict_plot(evidence: Sequence[Evidence] | Mapping[str, Evidence]) -> Panel:
-    """Draw claims that were tested: each number with its interval beside what it has to exceed.
+    """Draw tested claims: each number with its interval beside what it has to exceed.
 
     The dashed line in the middle is the claim's threshold. Units differ, so every claim has a scale
     of its own: what can be read off is the side on which the interval lies, and whether it reaches
     the line.
 
     Args:
-        evidence: of `companion.claims.claims.record_claim` or `read_evidence`.
+        evidence: Evidence of `companion.claims.claims.record_claim` or `read_evidence`.
     """
     tested = list(evidence.values() if isinstance(evidence, Mapping) else evidence)
     if not tested:
@@ -219,9 +219,9 @@ def verdict_table(
     """Lay out every claim: where it is made, what decides it, what was found, and the verdict.
 
     Args:
-        claims: see `verdict_strip`.
-        evidence: see `verdict_strip`.
-        profile: its name.
+        claims: Claims, as for `verdict_strip`.
+        evidence: Evidence, as for `verdict_strip`.
+        profile: Name of the profile.
     """
     runs = sorted({one.run for one in evidence.values()})
     caption = f"Found under the profile {profile}, with 95% intervals over people."
@@ -258,8 +258,8 @@ def claim_table(found: Evidence, **more: object) -> Styler:
     """Lay out a claim of the paper, the comparison that decides it, and the verdict.
 
     Args:
-        found: what was recorded about it.
-        more: further lines, above the verdict.
+        found: Evidence that was recorded about it.
+        more: Further lines, above the verdict.
     """
     claim = found.claim
     rows: dict[str, object] = {
@@ -298,7 +298,7 @@ def experiment_link(claim: Claim, profile: str) -> str:
 
 
 def _verdict_words(one: Evidence) -> str:
-    """The verdict, and whether nothing but missing pictures is in the way of another one."""
+    """The verdict in words, and whether only missing pictures leave it undecided."""
     decided = judge_measured(one.claim, one.found) != "undecided"
     missing = one.verdict == "undecided" and decided
     return "undecided, too few measured" if missing else one.verdict

@@ -30,7 +30,7 @@ from fusionlib.training.checkpoints import load_frozen
 from fusionlib.training.loop import Run
 
 FIRST = 120
-"""Of the held-out people whom the lesson trains on; its adapter is used by no other page."""
+"""Index of the first held-out person in the lesson; no other page uses its adapter."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Lesson:
     """A small run and who takes part.
 
     Attributes:
-        profile: base model and recipe.
-        learned: a reference of each person that the adapter is trained on.
-        strangers: references of people that it never sees.
-        pictures: how many it is trained on, of all of them together.
+        profile: Base model and recipe.
+        learned: A reference of each person on the sample sheets whom the adapter is trained on.
+        strangers: References of people that it never sees.
+        pictures: Number of pictures that it is trained on.
     """
 
     profile: Profile
@@ -63,14 +63,14 @@ def make_lesson(
     The adapter that comes of it goes to a folder of its own and is used nowhere else.
 
     Args:
-        profile: with a folder of held-out people.
-        out: where shards, checkpoints and the adapter go.
-        people: how many to train on.
-        steps: of training.
-        shown: people of either kind on the sample sheets.
+        profile: Profile with a folder of held-out people.
+        out: Folder for shards, checkpoints and the adapter.
+        people: Number of people to train on.
+        steps: Number of training steps.
+        shown: Number of people of either kind on the sample sheets.
 
     Raises:
-        FusionError: the profile has no such people.
+        FusionError: The profile has no such people.
     """
     if profile.heldout is None:
         raise FusionError(
@@ -122,9 +122,9 @@ def sample_sheet(
     """A sample sheet of some faces, and what is measured on it: see `SampleSheets`.
 
     Args:
-        lesson: whose prompts are painted.
-        faces: the references.
-        trained: with the adapter after its last step, or else before its first.
+        lesson: Lesson whose prompts are painted.
+        faces: References to paint with.
+        trained: Whether to use the adapter after its last training step, or before its first.
     """
     unet = load_frozen(UNet2DConditionModel, Path(lesson.profile.base_model) / "unet")
     adapter = FusionAdapter.from_unet(unet, init="self_attention")
@@ -150,10 +150,10 @@ def likeness_table(lesson: Lesson, sheets: Mapping[str, Mapping[str, Any]]) -> S
 
 
 class LiveCurves:
-    """Draws the curves of a running training into one output of a notebook, again and again.
+    """Curves of a running training, drawn into one output of a notebook again and again.
 
     Args:
-        every: seconds between two drawings, at least.
+        every: Least number of seconds between two drawings.
     """
 
     def __init__(self, every: float = 5.0) -> None:
@@ -182,7 +182,7 @@ def curves(log: pd.DataFrame) -> Image.Image:
     """Loss, its parts by timestep, and the gradient's norm over the steps.
 
     Args:
-        log: the rows of ``loss.csv``.
+        log: Rows of ``loss.csv``.
     """
     log = log.apply(pd.to_numeric, errors="coerce")
     bands = [name for name in log.columns if name.startswith("mse_t")]

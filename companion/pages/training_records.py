@@ -33,7 +33,7 @@ FOLDERS = {
 """The folder of each model in a checkpoint, in the order of training; the judges last."""
 
 JUDGES = ("identity", "classifier")
-"""Those that take no part in generation."""
+"""Models that take no part in generation."""
 
 _QUANTITIES = {
     "vae_quarter": "weighted L1 with edges, and KL",
@@ -56,7 +56,7 @@ def trained_methods(folder: str | Path) -> dict[str, str]:
     """The compared systems and ablations whose trainings are on record, for the functions below.
 
     Args:
-        folder: the profile's ``counterparts``, where `fusionlib train method` puts its weights.
+        folder: The profile's ``counterparts``, where `fusionlib train method` puts its weights.
 
     Returns:
         For each of them, by name, its folder in there; nothing where none was trained.
@@ -69,8 +69,8 @@ def training_table(checkpoint: str | Path, folders: Mapping[str, str] = FOLDERS)
     """One row a model: size, length and machine of its training, as recorded by the run itself.
 
     Args:
-        checkpoint: a folder with ``training/*.json`` and the models' folders.
-        folders: which runs, each with the folder of its model in there.
+        checkpoint: Folder with ``training/*.json`` and the models' folders.
+        folders: Runs to show, each with the folder of its model in the checkpoint.
 
     Returns:
         Indexed by run: parameters in millions, file in megabytes (the three runs of the autoencoder
@@ -78,7 +78,7 @@ def training_table(checkpoint: str | Path, folders: Mapping[str, str] = FOLDERS)
         and the loss as the mean over the last tenth of the run. The caption names the machine.
 
     Raises:
-        FusionError: when a record is missing.
+        FusionError: A record is missing.
     """
     rows, machines = {}, set()
     for model, folder in folders.items():
@@ -119,11 +119,11 @@ def loss_curves(checkpoint: str | Path, runs: Iterable[str] = FOLDERS) -> Image.
     """The loss curves: each logged value pale, a running mean on top.
 
     Args:
-        checkpoint: a folder with ``training/*.csv``.
-        runs: which of them, at least one.
+        checkpoint: Folder with ``training/*.csv``.
+        runs: Runs to draw, at least one.
 
     Raises:
-        FusionError: when a record is missing, or there is no run.
+        FusionError: A record is missing, or there is no run.
     """
     models = list(runs)
     if not models:

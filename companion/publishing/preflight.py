@@ -27,12 +27,12 @@ def check_ready(
     """Print what would be run and with what, and hold the profile to what that needs.
 
     Args:
-        profile: its models, judges and people.
-        notebooks: that would be run, by name.
-        given: the parameters that each would be handed.
+        profile: Profile whose models, judges and people are checked.
+        notebooks: Notebooks that would be run, by name.
+        given: Parameters that each would be given.
 
     Raises:
-        FusionError: something is missing; each thing was printed, and what to do about it.
+        FusionError: Something is missing; each thing was printed, with what to do about it.
     """
     declared = {name: declared_parameters(path) for name, path in notebooks.items()}
     for name in notebooks:
@@ -98,7 +98,7 @@ def _check_model(name: str, file: str, what: str, hint: str = "") -> None:
         return
     try:
         there = file_exists(name, file)
-    except Exception as error:  # no network, no leave, or told to stay offline
+    except Exception as error:  # no network, no permission, or offline mode
         raise FusionError(
             f"The {what} {name} is not in the hub's cache, and the hub cannot be asked for it "
             f"({type(error).__name__}): run `hf download {name}` where there is a network, with "

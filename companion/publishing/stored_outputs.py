@@ -1,7 +1,7 @@
 """Outputs in the notebooks themselves, so that they can be read where the repository is hosted.
 
 Every notebook is run at its own small default parameters, and its outputs are stored in it without
-what differs from run to run or serves nobody without a kernel. `make reproduce` takes no notice of
+what differs from run to run or is useless without a kernel. `make reproduce` takes no notice of
 them; `make test` runs every notebook and compares the cells that are tagged ``nbval-check-output``.
 """
 
@@ -39,10 +39,10 @@ CHECKED = "nbval-check-output"
 """Tag of a cell whose output is the same in every run and on every machine: nbval compares it."""
 
 MOST_BYTES = 1_500_000
-"""Of a notebook with its outputs; GitHub shows no large ones."""
+"""Largest size of a notebook with its outputs in bytes; GitHub shows no large ones."""
 
 MOST_BYTES_OF_ALL = 12_000_000
-"""Of all notebooks together."""
+"""Largest size of all notebooks together in bytes."""
 
 LARGE_PNG = 150_000
 """Bytes of a PNG from which on a JPEG may stand in its place."""
@@ -65,10 +65,10 @@ UNSTORED = ("image/jpeg", WIDGET)
 """Kinds of outputs that are left out: a PNG, or a JPEG made of it, stands for them."""
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-"""Of an object in memory, in its ``repr``."""
+"""Address of an object in memory, in its ``repr``."""
 
 TABLE_ID = re.compile(r"\bT_[0-9a-f]{5}")
-"""Of a table by pandas, new for each run."""
+"""Id of a table by pandas, new for each run."""
 
 PICTURES = ("image/png", "image/jpeg")
 
@@ -86,15 +86,15 @@ def store_outputs(
     stops no other and is left as it was.
 
     Args:
-        only: names of notebooks, or beginnings of which one notebook only has; by default all.
-        out: folder of everything that is built; a notebook that fails leaves a copy in ``stored``.
-        root: the repository.
+        only: Names of notebooks, or beginnings that only one notebook has; by default all.
+        out: Folder of everything that is built; a notebook that fails leaves a copy in ``stored``.
+        root: Root of the repository.
 
     Returns:
         The notebooks that were written.
 
     Raises:
-        FusionError: if a name is unknown, or, once everything else is done, if notebooks failed:
+        FusionError: A name is unknown, or, once everything else is done, notebooks failed:
             names each with its failing cell.
     """
     folder = Path(out).resolve() / "stored"
@@ -129,9 +129,9 @@ def with_outputs(notebook: Path, executed: Path, root: Path = ROOT) -> str:
     """The text of a notebook's file with tidied outputs of an executed copy.
 
     Args:
-        notebook: as its author wrote it; outputs that it has are not kept.
-        executed: a copy of it with the same cells.
-        root: the repository; paths in outputs are written as seen from there.
+        notebook: Notebook as its author wrote it; outputs that it has are not kept.
+        executed: Executed copy with the same cells.
+        root: Root of the repository; paths in outputs are written relative to it.
     """
     import nbformat
 
@@ -153,14 +153,14 @@ def source_digest(node: NotebookNode) -> str:
 
 
 def tidy_outputs(outputs: Sequence[Any], root: Path = ROOT) -> Iterator[Any]:
-    """Outputs of one cell, small, and without what another run or machine would write otherwise.
+    """Outputs of one cell, made small, without what differs between runs or machines.
 
     Left out are what was written to stderr, such as progress, widgets, and all but one kind of each
     picture. Addresses in memory go, and paths are written as seen from the repository.
 
     Args:
-        outputs: `nbformat` nodes; are changed.
-        root: the repository.
+        outputs: `nbformat` nodes, which are changed in place.
+        root: Root of the repository.
     """
     for output in outputs:
         if output.get("name") == "stderr" or is_widget_only(output):
@@ -215,14 +215,14 @@ def smaller_picture(png: bytes) -> tuple[str, bytes]:
 
 
 def faults(text: str, name: str) -> list[str]:
-    """Everything that is wrong with the outputs stored in a notebook, one sentence each.
+    """Problems of the outputs stored in a notebook, one sentence each.
 
     They must belong to the present source, hold no error and no path of the machine that they were
     made on, show no picture without words, and be small. A notebook without outputs has no fault.
 
     Args:
-        text: of the notebook's file.
-        name: of the notebook, to speak of it.
+        text: Content of the notebook's file.
+        name: Name of the notebook, for the messages.
     """
     import nbformat
 

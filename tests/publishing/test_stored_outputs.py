@@ -76,12 +76,13 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 from PIL import Image
-from companion.figures.display import described
+from companion.figures.display import with_alt_text
+from companion.figures.tables import marked_table
 print("this is passing by", file=sys.stderr)
 print(object(), __import__("os").path.abspath("../data"))
 noise = np.random.default_rng(0).normal(128, 20, (32, 32, 3)).clip(0, 255).astype("uint8")
-display(described(Image.fromarray(noise).resize((512, 512)), "Soft noise."))
-pd.DataFrame({"share": ["12%"], "number": [42]}).style
+display(with_alt_text(Image.fromarray(noise).resize((512, 512)), "Soft noise."))
+marked_table(pd.DataFrame({"share": ["12%"], "number": [42]}), "Measured here.")
 """
 STATES = "the answer is 42"
 
@@ -141,6 +142,7 @@ def test_what_is_stored_is_tidy_and_of_the_source(stored: tuple[Path, str, bytes
     assert printed.text == "<object object> data\n"
     assert "T_00000_row0_col1" in table.data["text/html"] and "42" in table.data["text/html"]
     assert table.data["text/plain"] == "<pandas.io.formats.style.Styler>"
+    assert set(table.data) == {"text/html", "text/plain"} and table.metadata == {}
     assert set(picture.data) == {"image/jpeg", "text/plain"}
     assert picture.metadata == {"image/jpeg": {"alt": "Soft noise."}}
     assert node.metadata.keys() == {"kernelspec", "fusionlib"}
