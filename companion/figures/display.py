@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 if TYPE_CHECKING:
+    from IPython.display import HTML
     from nbformat import NotebookNode
 
 
@@ -36,35 +37,27 @@ def with_alt_text(image: Image.Image, alt: str) -> Image.Image:
     return image
 
 
-WIDEST_ALT = 1000
+WIDEST_HTML = 1000
 """Largest side in pixels of a picture as HTML: a page's width, since it is stored twice."""
 
 
-class Html:
-    """A piece of HTML, as a notebook shows it and `myst_nb.glue` keeps it."""
-
-    def __init__(self, html: str) -> None:
-        self._html = html
-
-    def _repr_html_(self) -> str:
-        return self._html
-
-
-def as_html(image: Image.Image, alt: str | None = None) -> Html:
+def as_html(image: Image.Image, alt: str | None = None) -> HTML:
     """A picture as HTML, which keeps its alternative text when it is glued into another page.
 
     Args:
         image: Picture of any class.
         alt: What it shows; by default the text given to `with_alt_text`.
     """
+    from IPython.display import HTML
+
     file = BytesIO()
     small = image.convert("RGB")
-    small.thumbnail((WIDEST_ALT, WIDEST_ALT))
+    small.thumbnail((WIDEST_HTML, WIDEST_HTML))
     small.save(file, "JPEG", quality=85)
     data = b64encode(file.getvalue()).decode()
     words = escape(alt or image.info.get("alt", ""), quote=True)
     style = "display: block; margin: auto; max-width: 100%"
-    return Html(f'<img alt="{words}" style="{style}" src="data:image/jpeg;base64,{data}"/>')
+    return HTML(f'<img alt="{words}" style="{style}" src="data:image/jpeg;base64,{data}"/>')
 
 
 def publish_alt(notebook: NotebookNode) -> None:

@@ -376,12 +376,8 @@ def classification_table(found: pd.DataFrame, run: str) -> Styler:
         found: Results of `companion.pages.judging_judges.classification`.
         run: The people and pictures that were classified.
     """
-    columns = {
-        "classes": "{classes}",
-        "pictures": "{pictures}",
-        "accuracy ↑": "{accuracy}",
-        "commonest class alone": "{commonest:.3f}",
-    }
+    columns = {name: f"{{{name}}}" for name in ("classes", "pictures")}
+    columns |= {"accuracy ↑": "{accuracy}", "commonest class alone": "{commonest:.3f}"}
     text = f"Measured here, with 95% intervals over people. {run}"
     return marked_table(found.rename(index=lambda head: head.replace("_", " ")), text, columns)
 

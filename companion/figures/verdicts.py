@@ -153,10 +153,7 @@ def verdict_summary(
 ) -> Panel:
     """Sum up the verdicts in a few sentences: which claims hold, which do not, which are open.
 
-    Args:
-        claims: Claims, as for `verdict_strip`.
-        evidence: Evidence, as for `verdict_strip`.
-        profile: Name of the profile.
+    The arguments are those of `verdict_strip`.
     """
 
     def titles(wanted: Status) -> str:
@@ -218,10 +215,7 @@ def verdict_table(
 ) -> Panel:
     """Lay out every claim: where it is made, what decides it, what was found, and the verdict.
 
-    Args:
-        claims: Claims, as for `verdict_strip`.
-        evidence: Evidence, as for `verdict_strip`.
-        profile: Name of the profile.
+    The arguments are those of `verdict_strip`.
     """
     runs = sorted({one.run for one in evidence.values()})
     caption = f"Found under the profile {profile}, with 95% intervals over people."

@@ -20,6 +20,14 @@ from companion.person import Person
 from fusionlib.errors import FusionError
 
 
+def all_pictures(people: Sequence[Person]) -> tuple[list[Path], list[str]]:
+    """Every picture of people, references or not, and the name of the person in each."""
+    pairs = [
+        (path, person.name) for person in people for path in (*person.references, *person.others)
+    ]
+    return [path for path, _ in pairs], [name for _, name in pairs]
+
+
 def recognition(
     recognisers: Sequence[str],
     people: Sequence[Person],
@@ -41,8 +49,7 @@ def recognition(
     Raises:
         FusionError: There is no such recogniser, or not one pair of each kind.
     """
-    paths = [path for person in people for path in (*person.references, *person.others)]
-    whose = [person.name for person in people for _ in (*person.references, *person.others)]
+    paths, whose = all_pictures(people)
     judges = load_recognisers(recognisers)
     seen = observe(paths, judges, detector=detector, cache=cache, strict=True)
     return {name: told_apart(seen.values[name], whose) for name in judges}

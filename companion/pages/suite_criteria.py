@@ -1,7 +1,7 @@
 """What a suite of people and models must show before anything is judged by it, measured.
 
-Each function looks at one part of the suite and returns what it found beside what was asked for,
-before the outcome was known. `companion.evaluation.separation` has the measures themselves.
+Each function measures one part of the suite and returns the result beside the least value, which
+was set before the outcome was known. The measures are in `companion.evaluation.separation`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from companion.evaluation.separation import (
 )
 from companion.evaluation.statistics import Interval
 from companion.faces.recognisers import Instrument
-from companion.pages.judging_judges import read_records
+from companion.pages.judging_judges import all_pictures, read_records
 from companion.person import Person
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
 from fusionlib.support.provenance import sha256_file, sha256_modules
 
-SAID = ("style", "scene", "expression", "role", "gender")
+CAPTION_FIELDS = ("style", "scene", "expression", "role", "gender")
 """Fields of a record that its caption usually names; captions that differ in one are different."""
 
 WANTED = {"expression": 0.85, "style": 0.90, "scene": 0.85}
@@ -104,8 +104,7 @@ def of_autoencoder(
         out: Folder for the reconstructed pictures, made once.
         cache: Folder of readings, see `companion.evaluation.readings.observe`.
     """
-    paths = [path for person in people for path in (*person.references, *person.others)]
-    whose = [person.name for person in people for _ in (*person.references, *person.others)]
+    paths, whose = all_pictures(people)
     weights = sha256_modules([pipeline.vae])
     values, restored = [], []
     folder = Path(out) / f"reconstructions-{weights[:16]}"
@@ -151,7 +150,7 @@ def of_clip(
         raise FusionError(f"{folder} has no pictures whose records say held_out.")
     scorer = ClipScorer(checkpoint)
     seen = observe([path for path, _ in rows], {"clip": scorer}, cache=cache, strict=True)
-    facts = [tuple(record.get(field) for field in SAID) for _, record in rows]
+    facts = [tuple(record.get(field) for field in CAPTION_FIELDS) for _, record in rows]
     top1 = caption_retrieval(
         seen.values["clip"],
         scorer.embed_texts([record["caption"] for _, record in rows]),

@@ -29,13 +29,13 @@ from fusionlib.training.adapter import run_folder, train
 from fusionlib.training.checkpoints import load_frozen
 from fusionlib.training.loop import Run
 
-FIRST = 120
+FIRST_PERSON = 120
 """Index of the first held-out person in the lesson; no other page uses its adapter."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A small run and who takes part.
+    """A small training run, and the people in it.
 
     Attributes:
         profile: Base model and recipe.
@@ -58,9 +58,9 @@ class Lesson:
 def make_lesson(
     profile: Profile, out: str | Path, *, people: int, steps: int, shown: int = 2
 ) -> Lesson:
-    """Set up a run on a few of the held-out people, for a fresh clone has no others.
+    """Set up a run on a few of the held-out people, since a fresh clone has no others.
 
-    The adapter that comes of it goes to a folder of its own and is used nowhere else.
+    The trained adapter is stored in a folder of its own and used nowhere else.
 
     Args:
         profile: Profile with a folder of held-out people.
@@ -78,9 +78,11 @@ def make_lesson(
             "--profile embedded"
         )
     everyone = load_people(profile.heldout)
-    if not shown <= people <= len(everyone) - FIRST:
-        raise FusionError(f"people must be from {shown} to {len(everyone) - FIRST}, not {people}.")
-    taught = everyone[FIRST : FIRST + people]
+    if not shown <= people <= len(everyone) - FIRST_PERSON:
+        raise FusionError(
+            f"people must be from {shown} to {len(everyone) - FIRST_PERSON}, not {people}."
+        )
+    taught = everyone[FIRST_PERSON : FIRST_PERSON + people]
     folder = Path(out) / f"lesson-{people}-{steps}"
     folder.mkdir(parents=True, exist_ok=True)
     with webdataset.TarWriter(str(folder / "00000.tar"), encoder=False, mtime=0) as archive:
@@ -99,7 +101,7 @@ def make_lesson(
     small.training.sample_prompts = small.training.sample_prompts[:2]  # wide enough to see
     recipe = small.training.adapter
     recipe.steps, recipe.warmup_steps, recipe.batch_size = steps, min(20, steps // 4), 16
-    strangers = everyone[FIRST - shown : FIRST]
+    strangers = everyone[FIRST_PERSON - shown : FIRST_PERSON]
     return Lesson(
         small,
         [load_image(person.references[0]) for person in taught[:shown]],

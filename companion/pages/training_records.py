@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from companion.figures.display import VectorFigure, with_alt_text
+from companion.figures.style import MEASURED
 from companion.figures.tables import marked_table
 from fusionlib.errors import FusionError
 
@@ -137,8 +138,8 @@ def loss_curves(checkpoint: str | Path, runs: Iterable[str] = FOLDERS) -> Image.
     for axes, model in zip(panels, models, strict=False):
         log = pd.read_csv(_record(checkpoint, model, "csv"))
         smooth = log["loss"].rolling(25, min_periods=1, center=True).mean()
-        axes.plot(log["samples"], log["loss"], color="#00796b", alpha=0.25, linewidth=0.8)
-        axes.plot(log["samples"], smooth, color="#00796b", linewidth=1.8)
+        axes.plot(log["samples"], log["loss"], color=MEASURED, alpha=0.25, linewidth=0.8)
+        axes.plot(log["samples"], smooth, color=MEASURED, linewidth=1.8)
         low, high = np.quantile(log["loss"], [0.0, 0.98])
         axes.set(
             title=model,

@@ -109,7 +109,7 @@ def store_outputs(
         executed = folder / f"{name}.ipynb"
         execute_notebook(chosen[name], executed, folder / f"{name}.failed.ipynb", progress=True)
         text = with_outputs(chosen[name], executed, root)
-        if wrong := faults(text, name):
+        if wrong := output_faults(text, name):
             raise FusionError(f"{'; '.join(wrong)} (with its outputs: {short(executed)})")
         write_text(chosen[name], text)
         print(f"{short(chosen[name])}: stored, {len(text.encode()) / 1000:.0f} kB", flush=True)
@@ -214,7 +214,7 @@ def smaller_picture(png: bytes) -> tuple[str, bytes]:
     return "image/png", smallest
 
 
-def faults(text: str, name: str) -> list[str]:
+def output_faults(text: str, name: str) -> list[str]:
     """Problems of the outputs stored in a notebook, one sentence each.
 
     They must belong to the present source, hold no error and no path of the machine that they were

@@ -25,7 +25,7 @@ from companion.publishing.stored_outputs import (
     LARGE_PNG,
     MOST_BYTES_OF_ALL,
     MOST_SHADES,
-    faults,
+    output_faults,
     has_outputs,
     smaller_picture,
     source_digest,
@@ -44,7 +44,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_stored_outputs_have_no_fault(path: Path) -> None:
-    assert not faults(path.read_text(encoding="utf-8"), path.stem)
+    assert not output_faults(path.read_text(encoding="utf-8"), path.stem)
 
 
 def test_every_notebook_has_outputs() -> None:
@@ -148,7 +148,7 @@ def test_what_is_stored_is_tidy_and_of_the_source(stored: tuple[Path, str, bytes
     assert node.metadata.keys() == {"kernelspec", "fusionlib"}
     assert node.metadata.fusionlib == {"after": ["fails"], "stored": source_digest(node)}
     assert not any("papermill" in cell.metadata for cell in node.cells)
-    assert not faults(path.read_text(), "shown")
+    assert not output_faults(path.read_text(), "shown")
 
 
 def nbval(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -268,18 +268,18 @@ def add(node: nbformat.NotebookNode, **output: object) -> None:
 )
 def test_each_fault_is_found(change: Change, sentence: str) -> None:
     node = fine()
-    assert not faults(nbformat.writes(node), "n")
+    assert not output_faults(nbformat.writes(node), "n")
     change(node)
     if "changed" not in sentence:
         node.metadata["fusionlib"] = {"stored": source_digest(node)}
-    found = faults(nbformat.writes(node), "n")
+    found = output_faults(nbformat.writes(node), "n")
     assert len(found) == 1 and re.search(sentence, found[0]), found
 
 
 def test_without_outputs_there_is_nothing_to_find() -> None:
     node = fine()
     node.cells[0].outputs, node.cells[0].source = [], "changed"
-    assert not faults(nbformat.writes(node), "n")
+    assert not output_faults(nbformat.writes(node), "n")
 
 
 def test_widgets_and_progress_are_left_out_and_a_still_stays() -> None:
