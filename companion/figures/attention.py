@@ -34,12 +34,12 @@ SIDE = 192
 
 
 def share_map(
-    gazes: Sequence[AttentionShares], columns: Sequence[int] | slice, size: tuple[int, int]
+    recorded: Sequence[AttentionShares], columns: Sequence[int] | slice, size: tuple[int, int]
 ) -> Tensor:
-    """How much of each query's attention goes to some columns, the mean over gazes.
+    """How much of each query's attention goes to some columns, averaged over records.
 
     Args:
-        gazes: Shares of any layers and calls; coarser maps are enlarged without smoothing.
+        recorded: Shares of any layers and calls; coarser maps are enlarged without smoothing.
         columns: Columns of `AttentionShares.weights`, which are summed.
         size: Height and width of the latents.
 
@@ -47,11 +47,11 @@ def share_map(
         Shares from 0 to 1, ``(h, w)``.
 
     Raises:
-        FusionError: There are no gazes, or a layer's positions do not result from this size.
+        FusionError: No attention was recorded, or a layer's positions do not result from this size.
     """
     maps = []
-    for gaze in gazes:
-        shares = gaze.weights[..., columns].sum(-1).mean(0)
+    for each in recorded:
+        shares = each.weights[..., columns].sum(-1).mean(0)
         height, width = size
         while height * width > len(shares) and height * width > 1:
             height, width = -(-height // 2), -(-width // 2)
@@ -60,7 +60,7 @@ def share_map(
         small = shares.reshape(1, 1, height, width)
         maps.append(torch.nn.functional.interpolate(small, size, mode="nearest")[0, 0])
     if not maps:
-        raise FusionError("There are no gazes: watch the UNet while it paints.")
+        raise FusionError("No attention was recorded: record it while the UNet paints.")
     return torch.stack(maps).mean(0)
 
 
@@ -102,7 +102,7 @@ def overlay(
 
 def attention_film(
     picture: Image.Image,
-    gazes: Sequence[AttentionShares],
+    recorded: Sequence[AttentionShares],
     layers: Sequence[Layer],
     size: tuple[int, int],
     *,
@@ -114,18 +114,18 @@ def attention_film(
 
     Args:
         picture: Picture that was painted.
-        gazes: Attention recorded while it was painted.
+        recorded: Attention recorded while it was painted.
         layers: Layers to show, of `companion.figures.diagrams.read_layers`.
         size: Height and width of the latents.
         frames: Number of timesteps to show, evenly spread.
     """
-    times = list(dict.fromkeys(gaze.timestep for gaze in gazes))
+    times = list(dict.fromkeys(each.timestep for each in recorded))
     chosen = [times[round(i)] for i in np.linspace(0, len(times) - 1, min(frames, len(times)))]
     rows = []
     for layer in layers:
         row: list[Image.Image | None] = []
         for time in chosen:
-            now = [g for g in gazes if g.layer == layer.name and g.timestep == time]
+            now = [g for g in recorded if g.layer == layer.name and g.timestep == time]
             text = 1 if now[0].weights.shape[-1] == len(now[0].tokens) else now[0].tokens[0]
             row.append(overlay(picture, share_map(now, slice(text, None), size), FACE, top=1.0))
         rows.append(row)
@@ -135,7 +135,7 @@ def attention_film(
 
 
 def looked_at(
-    reference: Image.Image, gazes: Sequence[AttentionShares], layers: Sequence[Layer]
+    reference: Image.Image, recorded: Sequence[AttentionShares], layers: Sequence[Layer]
 ) -> Image.Image:
     """Where the first reference is looked at, layer by layer.
 
@@ -144,12 +144,12 @@ def looked_at(
 
     Args:
         reference: Picture of the reference.
-        gazes: Attention to every key, recorded while a picture was painted.
+        recorded: Attention to every key, recorded while a picture was painted.
         layers: Layers to show.
     """
     row: list[Image.Image | None] = []
     for layer in layers:
-        mine = [gaze for gaze in gazes if gaze.layer == layer.name and len(gaze.tokens) > 1]
+        mine = [each for each in recorded if each.layer == layer.name and len(each.tokens) > 1]
         text, count = mine[0].tokens[:2]
         by_key = torch.stack([g.weights[..., text : text + count].mean((0, 1)) for g in mine])
         places = by_key.mean(0).reshape(layer.size)
@@ -186,8 +186,8 @@ def word_maps(
         size: Height and width of the latents.
     """
     maps: dict[str, dict[str, Tensor]] = {}
-    for label, (_, gazes) in painted.items():
-        finest = [g for g in gazes if g.weights.shape[1] == size[0] * size[1]]
+    for label, (_, recorded) in painted.items():
+        finest = [g for g in recorded if g.weights.shape[1] == size[0] * size[1]]
         text = finest[0].tokens[0]
         shown = [number for numbers in words.values() for number in numbers]
         columns: dict[str, list[int]] = {f"“{word}”": at for word, at in words.items()}
@@ -221,8 +221,8 @@ def reference_maps(
         size: Height and width of the latents.
     """
     found = {}
-    for label, (_, gazes) in painted.items():
-        finest = [g for g in gazes if g.weights.shape[1] == size[0] * size[1]]
+    for label, (_, recorded) in painted.items():
+        finest = [g for g in recorded if g.weights.shape[1] == size[0] * size[1]]
         found[label] = [share_map(finest, [column], size) for column in range(3)]
     top = max(float(share.max()) for maps in found.values() for share in maps[1:])
     rows = [
@@ -239,13 +239,13 @@ def reference_maps(
 
 
 def mask_maps(
-    picture: Image.Image, gazes: Sequence[AttentionShares], masks: Tensor, size: tuple[int, int]
+    picture: Image.Image, recorded: Sequence[AttentionShares], masks: Tensor, size: tuple[int, int]
 ) -> Image.Image:
     """For each of two people, where Eq. 7 lets them be seen, and where they are looked at.
 
     Args:
         picture: Picture of both people.
-        gazes: Attention to text and references.
+        recorded: Attention to text and references.
         masks: Boolean masks, ``(2, H, W)``.
         size: Height and width of the latents.
     """
@@ -254,7 +254,7 @@ def mask_maps(
     rows = []
     for person, colour in enumerate((FACE, SECOND)):
         may = open_[:, 1 + person].reshape(size)
-        does = share_map(gazes, [1 + person], size)
+        does = share_map(recorded, [1 + person], size)
         inside = Image.fromarray(masks[person].numpy()).convert("L").resize(plain.size)
         rows.append(
             [
@@ -288,10 +288,10 @@ def paint_watched(
         arguments: Further arguments of the pipeline's call.
     """
     noise = torch.Generator("cpu").manual_seed(seed)
-    with record_attention(pipeline.unet, of, last=1) as gazes:
+    with record_attention(pipeline.unet, of, last=1) as recorded:
         made = pipeline(prompt, references=references, generator=noise, **arguments)
     picture: Image.Image = made.images[0]
-    return picture, gazes
+    return picture, recorded
 
 
 def layer_table(layers: Sequence[Layer], run: str) -> Styler:

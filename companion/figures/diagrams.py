@@ -27,7 +27,7 @@ TRAINED, TEXT, FACE = "#b3125c", "#3f72b8", "#e08a1e"
 """Colours of trained modules, of the text and of faces."""
 
 INCH = 10.4
-"""Units to an inch."""
+"""Drawing units in an inch."""
 
 
 def short_count(number: int) -> str:
@@ -65,7 +65,7 @@ def box(
 
 
 def label(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:
-    """Words beside something."""
+    """Text beside a part of the drawing."""
     settings: dict[str, Any] = {"fontsize": 9.5, "color": QUIET, "va": "center"}
     axes.text(x, y, text, **(settings | look))
 
@@ -92,7 +92,7 @@ def arrow(axes: Axes, *points: tuple[float, float], colour: str = LINE) -> None:
 def squares(
     axes: Axes, x: float, y: float, colours: Sequence[str], *, side: float = 2.0, gap: float = 0.5
 ) -> float:
-    """Keys in a row; returns where the row ends."""
+    """Keys as squares in a row; returns the x at which the row ends."""
     for number, colour in enumerate(colours):
         axes.add_patch(
             FancyBboxPatch(
@@ -131,7 +131,7 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 @dataclass(frozen=True)
 class Layer:
-    """One cross-attention layer, as it was found at work.
+    """One cross-attention layer, as it was recorded while painting.
 
     Attributes:
         name: Name in the UNet.
@@ -153,7 +153,7 @@ class Layer:
 
     @property
     def place(self) -> str:
-        """Where it stands, in short: ``down 0``, ``mid``, ``up 1.0``."""
+        """Its place in the UNet, in short: ``down 0``, ``mid``, ``up 1.0``."""
         way, *numbers = self.name.removesuffix(".attn2").split(".")
         block, each = (numbers[0], numbers[2]) if way != "mid_block" else ("", numbers[1])
         inner = self.name.split("transformer_blocks.")[1].split(".")[0]
@@ -164,21 +164,21 @@ class Layer:
 
 
 def read_layers(
-    pipeline: Any, gazes: Sequence[AttentionShares], size: tuple[int, int]
+    pipeline: Any, recorded: Sequence[AttentionShares], size: tuple[int, int]
 ) -> list[Layer]:
-    """The layers that see faces, in the order in which the UNet comes to them.
+    """The layers that see faces, in the order in which the UNet runs them.
 
     Args:
         pipeline: Pipeline with a ``FusionAdapter``.
-        gazes: Attention that `companion.evaluation.attention_maps.record_attention` recorded.
+        recorded: Attention that `companion.evaluation.attention_maps.record_attention` recorded.
         size: Height and width of the latents.
 
     Raises:
         FusionError: No layer saw a face.
     """
     layers = []
-    for name in dict.fromkeys(gaze.layer for gaze in gazes):
-        mine = [gaze for gaze in gazes if gaze.layer == name and len(gaze.tokens) > 1]
+    for name in dict.fromkeys(each.layer for each in recorded):
+        mine = [each for each in recorded if each.layer == name and len(each.tokens) > 1]
         if not mine:
             continue
         height, width = size
@@ -194,11 +194,11 @@ def read_layers(
                 (attention.heads, attention.inner_dim // attention.heads),
                 mine[0].tokens,
                 sum(weight.numel() for weight in added.parameters()),
-                float(np.mean([gaze.faces.mean().item() for gaze in mine])),
+                float(np.mean([each.faces.mean().item() for each in mine])),
             )
         )
     if not layers:
-        raise FusionError("No layer saw a face: watch a pipeline that is given references.")
+        raise FusionError("No layer saw a face: record a pipeline that is given references.")
     return layers
 
 

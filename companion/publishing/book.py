@@ -192,7 +192,7 @@ def find_browser() -> str:
 
 
 def print_page(page: Path, pdf: Path, browser: str, *, log: Path) -> None:
-    """Print a page from the disk to a PDF, once its equations are set.
+    """Print a page on disk to a PDF, after its equations are typeset.
 
     Raises:
         FusionError: The browser failed.
@@ -293,7 +293,7 @@ def _title(notebook: Path) -> str:
 
 
 def _with_notice(text: str, reasons: Mapping[str, str]) -> str:
-    """A page with a notice under its title of what the book goes without, and why."""
+    """A page with a notice under its title that lists what the book leaves out, and why."""
     items = "".join(f"- *{title}*: {why}.\n" for title, why in reasons.items())
     said = (
         "The text of these pages was written beside the `embedded` profile. Numbers and pictures "

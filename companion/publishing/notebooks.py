@@ -1,4 +1,4 @@
-"""Notebooks: which there are, what each comes after, and running one unless nothing changed.
+"""Notebooks: finding them, their order, and running one unless nothing changed.
 
 A notebook's metadata may say which others it comes after, because it reads what they leave:
 ``{"fusionlib": {"after": ["table1_identity"]}}``, or ``["*"]`` for all that do not say so too. It
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 LAST_LINES = 6
-"""How much of a failing cell's output an error message repeats."""
+"""Number of last lines of a failing cell's error that a message repeats."""
 
 ALL = "*"
-"""In the metadata: this notebook comes after all others."""
+"""Entry in a notebook's metadata that stands for all other notebooks."""
 
 
 def find_notebooks(root: Path) -> list[Path]:
@@ -53,7 +53,7 @@ def find_notebooks(root: Path) -> list[Path]:
 
 
 def choose_notebooks(notebooks: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """Those named, in their own order; all of them if no name is given.
+    """The named notebooks, in the order of `notebooks`; all of them if no name is given.
 
     Args:
         notebooks: Notebooks to choose from.
@@ -93,7 +93,7 @@ def read_source(notebook: Path) -> NotebookNode:
 
 
 def comes_after(notebooks: Sequence[Path]) -> dict[str, list[str]]:
-    """The names of those that each notebook comes after, by its own name.
+    """The notebooks that each notebook comes after, by name.
 
     Raises:
         FusionError: A notebook's metadata names one that does not exist.
@@ -120,7 +120,7 @@ def comes_after(notebooks: Sequence[Path]) -> dict[str, list[str]]:
 
 
 def reads(notebook: Path) -> dict[str, str]:
-    """What a notebook reads besides what all of them can: content hashes of folders, by name.
+    """Content hashes of the folders that a notebook alone reads, by name.
 
     Raises:
         FusionError: Its metadata names one that does not exist.
@@ -137,7 +137,7 @@ def reads(notebook: Path) -> dict[str, str]:
 
 
 def declared_parameters(notebook: Path) -> dict[str, Any]:
-    """The parameters that a notebook takes, with its own values; None for one that is no literal.
+    """The parameters of a notebook with their defaults; None for one that is no literal.
 
     Args:
         notebook: Notebook whose cell tagged ``parameters`` is read; nothing is run.
@@ -161,11 +161,11 @@ KINDS = {
     list: "a list",
     dict: "a mapping",
 }
-"""What to call the types that a parameter may have."""
+"""Names of the types that a parameter may have."""
 
 
 def _check_kinds(notebook: str, former: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse values of other types than those they stand for: cells would fail in their middle."""
+    """Refuse values of other types than the defaults, with which a cell would fail later."""
     for name, value in given.items():
         kind = type(former[name])
         taken = {float: (int, float)}.get(kind, (kind,))
@@ -182,7 +182,7 @@ def fit_parameters(
     of_profile: Mapping[str, Mapping[str, Any]],
     given: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """What to hand each notebook: the profile's values, and over them the given ones.
+    """Parameters for each notebook: the profile's values, and over them the given ones.
 
     Args:
         notebooks: Notebooks that are to be run.
@@ -336,12 +336,12 @@ def execute_notebook(
 
 
 def failed_copy(out: Path, name: str) -> Path:
-    """Where a notebook that failed lies, as far as it ran; there until it is run with success."""
+    """File of a failed notebook as far as it ran; it exists until the notebook succeeds."""
     return out / "executed" / f"{name}.failed.ipynb"
 
 
 def failing_cell(path: Path) -> str:
-    """Which cell of a notebook that papermill ran was the last to start, and its first line."""
+    """The last cell that papermill started in a notebook, and its first line."""
     import nbformat
 
     cells = nbformat.read(path, as_version=4).cells

@@ -45,21 +45,21 @@ MOST_BYTES_OF_ALL = 12_000_000
 """Largest size of all notebooks together in bytes."""
 
 LARGE_PNG = 150_000
-"""Bytes of a PNG from which on a JPEG may stand in its place."""
+"""Size of a PNG in bytes above which a JPEG may replace it."""
 
 LARGE_DRAWING = 20_000
-"""Bytes of a PNG from which on a drawing keeps 256 shades."""
+"""Size of a PNG in bytes above which a drawing is reduced to 256 colours."""
 
 LARGE_JPEG = 300_000
-"""Bytes of a JPEG from which on the next lower quality is taken."""
+"""Size of a JPEG in bytes above which the next lower quality is used."""
 
 JPEG_QUALITIES = (80, 70)
 
 MOST_SHADES = 4096
-"""Colours of a drawing, whose lines are smoothed; a photograph has more."""
+"""Most colours of a drawing with smoothed lines; a photograph has more."""
 
 JPEG_WIDTH = 1600
-"""Pixels, to which a wider picture is reduced: the column in which GitHub shows it is narrower."""
+"""Largest width of a JPEG in pixels; the column in which GitHub shows it is narrower."""
 
 UNSTORED = ("image/jpeg", WIDGET)
 """Kinds of outputs that are left out: a PNG, or a JPEG made of it, stands for them."""
@@ -148,7 +148,7 @@ def with_outputs(notebook: Path, executed: Path, root: Path = ROOT) -> str:
 
 
 def source_digest(node: NotebookNode) -> str:
-    """Hash of what a notebook's outputs are outputs of: the sources of its code cells."""
+    """Hash of the sources of a notebook's code cells, which its outputs depend on."""
     return sha256_json([cell.source for cell in node.cells if cell.cell_type == "code"])
 
 
@@ -184,7 +184,7 @@ def tidy_outputs(outputs: Sequence[Any], root: Path = ROOT) -> Iterator[Any]:
 
 
 def smaller_picture(png: bytes) -> tuple[str, bytes]:
-    """The same picture in fewer bytes: its kind and its file.
+    """The same picture in fewer bytes: its MIME type and its content.
 
     Anything small stays a PNG, to the pixel; a drawing of many shades keeps 256 of them. A large
     picture of which a JPEG takes less than half becomes one, no wider than `JPEG_WIDTH`: such are
@@ -270,7 +270,7 @@ def _tidy_text(text: str, root: Path) -> str:
 
 
 def _number_tables(node: NotebookNode) -> None:
-    """Give pandas' tables ids by their order, in place of random ones."""
+    """Number the ids of pandas' tables by their order; they are random otherwise."""
     numbers: dict[str, str] = {}
 
     def numbered(found: re.Match[str]) -> str:

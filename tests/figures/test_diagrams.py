@@ -117,7 +117,7 @@ def test_maps_are_means_and_coarse_ones_are_enlarged() -> None:
     torch.testing.assert_close(share_map([fine, coarse], [1], (2, 2)), expected)
     with pytest.raises(FusionError, match="does not lead to a layer of 4"):
         share_map([fine], [1], (3, 5))
-    with pytest.raises(FusionError, match="no gazes"):
+    with pytest.raises(FusionError, match="No attention was recorded"):
         share_map([], [1], (2, 2))
 
 

@@ -420,7 +420,7 @@ def test_a_lesson_is_of_people_whom_its_strangers_are_not_among(tmp_path: Path) 
     recipe = taken.profile.recipe("adapter")
     assert (recipe.steps, recipe.warmup_steps) == (8, 2)
     assert taken.adapter.is_relative_to(tmp_path) and taken.profile.heldout is None
-    left = len(load_people(profile.heldout)) - lesson.FIRST
+    left = len(load_people(profile.heldout)) - lesson.FIRST_PERSON
     for people in (1, left + 1):
         with pytest.raises(FusionError, match=f"people must be from 2 to {left}, not {people}"):
             lesson.make_lesson(profile, tmp_path, people=people, steps=8)
