@@ -46,17 +46,8 @@ def draw_interval(
 ) -> None:
     """Draw an estimate as a mark and its interval as a line, along x, along y, or along both.
 
-    Of an interval whose ends are not known, the mark is drawn alone.
-
-    Args:
-        axes: Axes to draw in.
-        x: Interval along x, or the place of one along y.
-        y: Interval along y, or the place of one along x.
-        colour: Colour of mark and line.
-        marker: Shape of the mark, as matplotlib names it.
-        size: Size of the mark in points.
-        width: Width of the line in points.
-        alpha: Opacity of the line.
+    A number in place of an interval is the mark's position on that axis. Of an interval without
+    known ends, the mark is drawn alone. `size` and `width` are in points; `alpha` is the line's.
     """
     at_x, at_y = (end.estimate if isinstance(end, Interval) else end for end in (x, y))
     look: dict[str, Any] = {"color": colour, "linewidth": width, "alpha": alpha}
@@ -68,15 +59,9 @@ def draw_interval(
 
 
 def interval_axes(axes: Axes, names: Sequence[str], label: str, *, fontsize: float = 11) -> None:
-    """Set axes up for intervals along x: a named row for each, the first at the top.
+    """Set axes up for intervals along x, with a named row for each, the first at the top.
 
-    The row at index n from the top stands at height ``len(names) - 1 - n``.
-
-    Args:
-        axes: Axes to set up.
-        names: Names of the rows.
-        label: What the x-axis shows.
-        fontsize: Size of the names in points.
+    The row at index n of `names` is at y = ``len(names) - 1 - n``; `fontsize` is that of the names.
     """
     axes.set_yticks(range(len(names)), list(names)[::-1])
     axes.set_ylim(-0.6, max(len(names), 1) - 0.4)

@@ -30,33 +30,12 @@ PROSE = 60
 """Characters from which on a cell is read as a sentence: left-aligned, in a wide column."""
 
 _LATEX = str.maketrans(
-    {
-        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "–": "--",
-        "—": "---",
-        "“": "``",
-        "”": "''",
-        "‘": "`",
-        "’": "'",
-        "…": r"\dots{}",
-        "−": "$-$",
-        "±": r"$\pm$",
-        "×": r"$\times$",
-        "·": r"$\cdot$",
-        "≤": r"$\leq$",
-        "≥": r"$\geq$",
-        "≈": r"$\approx$",
-        "↑": r"$\uparrow$",
-        "↓": r"$\downarrow$",
-        "→": r"$\rightarrow$",
-        "λ": r"$\lambda$",
-        "Δ": r"$\Delta$",
-    }
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "…": r"\dots{}", "–": "--", "—": "---"}
+    | {"“": "``", "”": "''", "‘": "`", "’": "'", "−": "$-$", "±": r"$\pm$", "×": r"$\times$"}
+    | {"·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$", "≈": r"$\approx$", "↑": r"$\uparrow$"}
+    | {"↓": r"$\downarrow$", "→": r"$\rightarrow$", "λ": r"$\lambda$", "Δ": r"$\Delta$"}
 )
 """Characters that LaTeX reserves, or that its fonts lack, and what to write for them."""
 
