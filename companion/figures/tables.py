@@ -89,7 +89,7 @@ def marked_table(
 def _mark(styler: Styler, cells: pd.DataFrame, kind: Literal["measured", "quoted"]) -> None:
     prose = [name for name in cells if cells[name].str.len().max() > PROSE]
     # An interval stays in one line: its comma is followed by a hard space.
-    styler.format(lambda cell: re.sub(r", (?=[^][]*\])", ",\u00a0", cell))
+    styler.format(lambda cell: re.sub(r", (?=[^][]*\])", ",\u00a0", str(cell)))
     # `!important`: pandas names a cell by its id, which the table's own rule below outdoes.
     styler.set_properties(subset=prose, **{"text-align": "left !important", "min-width": "16em"})
     colour = f"var(--{kind}, {QUOTED if kind == 'quoted' else MEASURED})"
@@ -128,7 +128,7 @@ def table_files(cells: pd.DataFrame, caption: str, *, header: bool = True) -> di
     latex = plain.map(_latex).rename(index=_latex, columns=_latex)
     latex.index.names = [name and _latex(str(name)) for name in latex.index.names]
     if latex.index.nlevels == latex.columns.nlevels == 1:  # the name stands beside the headings
-        latex = latex.rename_axis(index=None, columns=latex.index.name)
+        latex.columns.name, latex.index.name = latex.index.name, None
     styler = latex.style if header else latex.style.hide(axis="columns")
     text = styler.to_latex(
         caption=_latex(_plain(caption)),
@@ -142,7 +142,9 @@ def table_files(cells: pd.DataFrame, caption: str, *, header: bool = True) -> di
         text = text.replace("\\midrule\n", "", 1)
     if cells.columns.nlevels > 1:
         text = text.replace("\\\\\n", f"\\\\\n{_group_rules(plain)}\n", 1)
-        plain.columns = [": ".join(filter(None, dict.fromkeys(name))) for name in plain]
+        plain.columns = [
+            ": ".join(filter(None, dict.fromkeys(name))) for name in plain.columns.tolist()
+        ]
     return {
         "text/csv": plain.to_csv(header=header, lineterminator="\n"),
         "text/latex": "% \\usepackage{booktabs}\n" + text,
