@@ -20,36 +20,27 @@ from fusionlib.profiles import ROOT
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One of the modules of this package.
-
-    Attributes:
-        what: it measures.
-        full: whether models of full size are measured: those that cost the same with any weights.
-        cuda: whether a GPU makes a difference.
-        small: whether models of the embedded size are measured: others count what is timed there.
-    """
+    """What a module of this package measures, and where that makes sense."""
 
     what: str
-    full: bool = True
-    cuda: bool = True
-    small: bool = True
+    sizes: tuple[str, ...] = ("tiny", "embedded", "full")  # full: where any weights will do
+    devices: tuple[str, ...] = ("cpu", "cuda")  # CUDA: where a GPU makes a difference
 
     def measures(self, size: str, device: str) -> bool:
         """Whether there is something to measure."""
-        sized = {"full": self.full, "embedded": self.small}.get(size, True)
-        return sized and (self.cuda or device != "cuda")
+        return size in self.sizes and device in self.devices
 
+
+_SMALL = ("tiny", "embedded")
 
 MODULES = {
-    "startup": Benchmark("imports and --help, beside bare Python", full=False, cuda=False),
-    "generation": Benchmark("a picture, beside the base model, IP-Adapter and ControlNet"),
+    "startup": Benchmark("imports and --help, beside bare Python", _SMALL, ("cpu",)),
+    "generation": Benchmark("a picture, beside the base model and IP-Adapter"),
     "masks": Benchmark("identity masks: dense beside sorted, which skip what is closed"),
     "training": Benchmark("a training step, beside IP-Adapter's"),
-    "memory": Benchmark("peak memory of a picture and of a training step"),
-    "study": Benchmark("pictures a second: processes and batches"),
-    "evaluation": Benchmark("a study's status, and judging pictures", full=False, cuda=False),
-    "whole": Benchmark("a first picture; make reproduce by stage, from its record", full=False),
-    "floor": Benchmark("operations, counted and not timed", cuda=False, small=False),
+    "memory": Benchmark("peak memory of a picture and of a training step", devices=("cuda",)),
+    "study": Benchmark("pictures a second, by processes", _SMALL),
+    "whole": Benchmark("make reproduce by stage, from its record", _SMALL, ("cpu",)),
 }
 
 DTYPES = {"cpu": "float32", "cuda": "float16"}
@@ -84,21 +75,17 @@ def main(
     ] = ROOT / "build",
     minutes: Annotated[
         float | None,
-        typer.Option(help="Begin no further benchmark after so long.", show_default="no limit"),
+        typer.Option(help="Begin no further benchmark after this time.", show_default="no limit"),
     ] = None,
     profile: Annotated[
         bool,
         typer.Option("--profile", help="Record the longest operators, too, where a target is set."),
     ] = False,
-    again: Annotated[
-        bool,
-        typer.Option("--again", help="With `all`: those that this commit's records have, too."),
-    ] = False,
 ) -> None:
     """Measure things beside what a user would otherwise pick, on a machine that is idle.
 
     All are called in turn, round by round, in one process; what counts are ratios of medians. Those
-    with a target come first. Each writes its record when it is done, and `all` goes on from there.
+    with a target come first. Each writes its record when it is done.
     """
     if listed or name == "list":
         typer.echo(overview(out))
@@ -110,16 +97,13 @@ def main(
     chosen = choose(name, size, device)
     if not chosen:
         raise FusionError(f"{name} measures nothing at --size {size} --device {device}.")
-    if name == "all" and not again:
-        done = [one for one in chosen if is_done(one, size, device, profile, out)]
-        chosen = [one for one in chosen if one not in done]
-        if done:
-            typer.echo(f"Measured at this commit (--again does it anew): {', '.join(done)}.")
+    if name == "all" and not (reproduced / "manifest.json").is_file():
+        chosen = [one for one in chosen if one != "whole"]  # there is nothing to read
     started, failed = time.perf_counter(), []
-    for one in chosen:
+    for number, one in enumerate(chosen):
         if minutes is not None and time.perf_counter() - started > 60 * minutes:
-            left = chosen[chosen.index(one) :]
-            typer.echo(f"{minutes:g} minutes are over; not measured: {', '.join(left)}.")
+            left = ", ".join(chosen[number:])
+            typer.echo(f"{minutes:g} minutes are over; not measured: {left}.")
             break
         typer.echo(f"{one}: {MODULES[one].what}", err=True)
         try:
@@ -135,38 +119,12 @@ def main(
 
 def choose(name: str, size: str, device: str) -> list[str]:
     """The benchmarks of this name, or all; first those that decide a target."""
-    from companion.pages.benchmark_tables import targets_of
+    from companion.pages.benchmark_targets import targets_of
 
     chosen = [
         one for one in MODULES if name in (one, "all") and MODULES[one].measures(size, device)
     ]
     return sorted(chosen, key=lambda one: not targets_of(one, size, device))
-
-
-def is_done(name: str, size: str, device: str, profile: bool, folder: Path) -> bool:
-    """Whether there is a record of this commit, of this machine, and with a profile if asked."""
-    from companion.pages.benchmark_records import find_results
-    from fusionlib.support.provenance import git_commit
-
-    def of(commit: str | None) -> str | None:
-        return commit.removesuffix("-dirty") if commit else None  # a record makes it dirty, too
-
-    known = [found for found in find_results(folder, name) if of(found.commit) is not None]
-    return any(
-        (found.size, found.device) == (size, device)
-        and of(found.commit) == of(git_commit())
-        and found.profiled >= profile
-        and all(found.machine.get(key) == told for key, told in _same(device).items())
-        for found in known
-    )
-
-
-def _same(device: str) -> dict[str, object]:
-    """What two machines have in common where their measurements are worth as much."""
-    from benchmarks.alternate import describe_machine
-
-    machine = describe_machine(device)
-    return {key: machine.get(key) for key in ("cpu", "cores", "gpu")}
 
 
 def overview(folder: Path) -> str:
@@ -203,25 +161,16 @@ def measure(
     reproduced: Path = ROOT / "build",
     profile: bool = False,
 ) -> Path:
-    """Run one benchmark, print what it found, and write its record.
-
-    Args:
-        name: of a module of this package.
-        size: of the models, `benchmarks.models`.
-        device: ``cpu`` or ``cuda``.
-        dtype: of the models; None takes what is usual there.
-        repeats: rounds.
-        folder: of the record.
-        reproduced: where `fusionlib reproduce` left its record.
-        profile: whether to record the longest operators, where a target is set.
+    """Run one benchmark, print what it found, and write its record; the arguments are `main`'s.
 
     Returns:
         The record's path.
     """
     from benchmarks.alternate import Setting, describe_machine
     from benchmarks.models import size_of
-    from companion.pages.benchmark_records import Result, in_words
-    from companion.pages.benchmark_tables import targets_of, with_targets
+    from companion.pages.benchmark_records import Result
+    from companion.pages.benchmark_tables import benchmark_frame
+    from companion.pages.benchmark_targets import targets_of, with_targets
     from fusionlib.profiles.loading import quietly, torch_place
     from fusionlib.support.provenance import git_commit
 
@@ -246,7 +195,7 @@ def measure(
         groups=with_targets(groups, name, size, device),
         profiled=profile,
     )
-    typer.echo(in_words(result))
+    typer.echo(f"{result.run}\n{benchmark_frame([result]).to_string()}")
     return result.write(folder)
 
 

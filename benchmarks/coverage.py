@@ -1,7 +1,7 @@
 """How often the 95% intervals hold the truth, where it is known: ``book/records/coverage.csv``.
 
 Each simulated study has people who differ, and noise within people: two prompts and two seeds of
-each, skewed as distances are. Seeded: the same numbers again, on any machine.
+each, skewed as distances are. The seed is fixed: every machine finds the same numbers.
 
     python -m benchmarks.coverage
 """
@@ -9,7 +9,6 @@ each, skewed as distances are. Seeded: the same numbers again, on any machine.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -29,10 +28,7 @@ SHAPE = 0.5  # of the log-normal distribution, whose skewness is then 1.75
 def simulated(people: int, studies: int, *, skewed: bool) -> Values:
     """Gains of one method over another, ``(studies, people)``, whose true mean is `TRUTH`.
 
-    Args:
-        people: in each study.
-        studies: to simulate.
-        skewed: whether people differ log-normally, not normally.
+    People differ log-normally where `skewed`, and otherwise normally.
     """
     rng = np.random.default_rng(0)
     size = (studies, people, 1, 1)
@@ -81,12 +77,7 @@ def table(
     )
 
 
-def main(out: Path = ROOT / "book" / "records" / "coverage.csv") -> None:
-    """Simulate, print and write the table."""
+if __name__ == "__main__":
     found = table()
     print(found.to_string())
-    found.to_csv(out)
-
-
-if __name__ == "__main__":
-    main()
+    found.to_csv(ROOT / "book" / "records" / "coverage.csv")
