@@ -1,4 +1,4 @@
-"""Identity against the prompt: what a system gains in one and loses in the other along a number."""
+"""Plots of what was measured: estimates with their intervals, and one metric over another."""
 
 from __future__ import annotations
 
@@ -25,24 +25,77 @@ from companion.figures.display import VectorFigure, with_alt_text
 from companion.figures.style import INK, MEASURED, QUIET, QUOTED, WORSE
 
 COLOURS = (MEASURED, "#c4572b", "#4a6fb5", "#8a6d1b", "#7a5195")
-"""Of the systems, in their order; told apart without colour by their marks."""
+MARKERS = "osD^v"
+"""Colours and markers of systems, in their order; a marker also identifies one without colour."""
 
-MARKS = "osD^v"
+SHARE_AXIS_START = 0.9
+"""Highest share at which an axis of shares may start, so that small differences look small."""
 
-LOWEST = 0.9
-"""Where the axis of shares begins at the latest, so that small differences do not look large."""
+
+def draw_interval(
+    axes: Axes,
+    x: Interval | float,
+    y: Interval | float,
+    *,
+    colour: str,
+    marker: str = "o",
+    size: float = 8,
+    width: float = 3,
+    alpha: float = 1,
+) -> None:
+    """Draw an estimate as a mark and its interval as a line, along x, along y, or along both.
+
+    Of an interval whose ends are not known, the mark is drawn alone.
+
+    Args:
+        axes: Axes to draw in.
+        x: Interval along x, or the place of one along y.
+        y: Interval along y, or the place of one along x.
+        colour: Colour of mark and line.
+        marker: Shape of the mark, as matplotlib names it.
+        size: Size of the mark in points.
+        width: Width of the line in points.
+        alpha: Opacity of the line.
+    """
+    at_x, at_y = (end.estimate if isinstance(end, Interval) else end for end in (x, y))
+    ends = [
+        *([([x.low, x.high], [at_y, at_y])] if isinstance(x, Interval) else ()),
+        *([([at_x, at_x], [y.low, y.high])] if isinstance(y, Interval) else ()),
+    ]
+    for xs, ys in ends:
+        if np.isfinite([*xs, *ys]).all():
+            axes.plot(xs, ys, color=colour, linewidth=width, alpha=alpha)
+    axes.plot(at_x, at_y, marker, color=colour, markersize=size)
+
+
+def interval_axes(axes: Axes, names: Sequence[str], label: str, *, fontsize: float = 11) -> None:
+    """Set axes up for intervals along x: a named row for each, the first at the top.
+
+    The row at index n from the top stands at height ``len(names) - 1 - n``.
+
+    Args:
+        axes: Axes to set up.
+        names: Names of the rows.
+        label: What the x-axis shows.
+        fontsize: Size of the names in points.
+    """
+    axes.set_yticks(range(len(names)), list(names)[::-1])
+    axes.set_ylim(-0.6, max(len(names), 1) - 0.4)
+    axes.set_xlabel(label)
+    axes.tick_params(axis="y", length=0, labelsize=fontsize)
+    axes.spines[["top", "right", "left"]].set_visible(False)
 
 
 def trade_off(measured: Measurements, recogniser: str) -> pd.DataFrame:
-    """Identity and prompt of methods that are called after a system and a number, ``fused 0.5``.
+    """Identity and prompt of methods that are named by a system and a number, ``fused 0.5``.
 
     Args:
-        measured: a study, with classifiers.
-        recogniser: by which to judge identity.
+        measured: Measurements of a study, with classifiers.
+        recogniser: Recogniser that judges identity.
 
     Returns:
         A row for each method: ``system``, ``number``, ``identity`` (recovery R) and ``prompt`` (the
-        share of pictures that show everything that is asked for), each an `Interval`.
+        share of pictures that show everything the prompt asks for), the last two as `Interval`.
     """
     scores = measured.identity(recogniser)
     followed = with_prompt_followed(measured.images)
@@ -61,30 +114,27 @@ def trade_off(measured: Measurements, recogniser: str) -> pd.DataFrame:
 
 
 def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
-    """Draw each system's path, its numbers beside the marks: right and high is better.
+    """Draw identity against prompt, a path for each system: right and high is better.
 
     Args:
-        table: of `trade_off`.
-        number: what the numbers are.
+        table: Result of `trade_off`.
+        number: What the numbers beside the marks are.
     """
     figure = Figure(figsize=(8.5, 5.6), layout="constrained", dpi=150)
     axes = figure.subplots()
     words: list[str] = []
     labels: list[tuple[str, tuple[float, float], str]] = []
-    for (system, rows), colour, mark in zip(
-        table.groupby("system", sort=False), COLOURS, MARKS, strict=False
+    for (system, rows), colour, marker in zip(
+        table.groupby("system", sort=False), COLOURS, MARKERS, strict=False
     ):
         rows = rows.sort_values("number")
         x = [interval.estimate for interval in rows["identity"]]
         y = [interval.estimate for interval in rows["prompt"]]
         axes.plot(x, y, color=colour, linewidth=1.4, alpha=0.6)
-        for across, up, at, share in zip(rows["identity"], rows["prompt"], x, y, strict=True):
-            for xs, ys in (
-                ([across.low, across.high], [share, share]),
-                ([at, at], [up.low, up.high]),
-            ):
-                axes.plot(xs, ys, color=colour, linewidth=1, alpha=0.35)
-        axes.plot(x, y, mark, color=colour, markersize=7, label=system)
+        for identity, prompt in zip(rows["identity"], rows["prompt"], strict=True):
+            look = {"marker": marker, "size": 7, "width": 1, "alpha": 0.35}
+            draw_interval(axes, identity, prompt, colour=colour, **look)
+        axes.plot([], [], marker, color=colour, markersize=7, label=system)
         labels += [
             (f"{value:g}", (at, share), colour)
             for at, share, value in zip(x, y, rows["number"], strict=True)
@@ -97,7 +147,7 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
     axes.set_xlabel("identity recovery R: 0 a stranger, 1 another picture of the person", color=INK)
     axes.set_ylabel("pictures that show all that is asked for", color=INK)
     low, high = axes.get_ylim()
-    low = min(low, LOWEST)
+    low = min(low, SHARE_AXIS_START)
     high = min(high, 1 + 0.15 * (1 - low))  # no share is above 1: room for marks there
     axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # whole percents
@@ -147,7 +197,7 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _place(identity: float, prompt: float) -> str:
-    """A mark in words. A mean over people needs two of them, with a face in a picture of each."""
+    """The place of a mark in words; an estimate is NaN where it rests on fewer than two people."""
     likeness = f"R {identity:.2f}" if np.isfinite(identity) else "too few faces found"
     shown = f"{prompt:.0%} of prompts" if np.isfinite(prompt) else "too few people"
     return f"{likeness} and {shown}"
@@ -161,15 +211,16 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
     person.
 
     Args:
-        scores: of the study.
-        names: how to call the methods, if not by their own names.
+        scores: Scores of the study.
+        names: What to call the methods, if not by their own names.
     """
     from deepface.config.threshold import thresholds
 
     table = identity_table(scores)
     figure = Figure(figsize=(8, 0.75 * len(table) + 1), layout="constrained", dpi=150)
     axes = figure.subplots()
-    spread = np.random.default_rng(0)
+    jitter = np.random.default_rng(0)
+    called = [(names or {}).get(str(name), str(name)) for name in table.index]
     words = []
     for position, (name, row) in enumerate(table[::-1].iterrows()):
         if row["images"] is None or np.isnan(row["images"]):
@@ -179,12 +230,11 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
             values, colour = scores.of(str(name)), MEASURED
         if values.empty:
             continue
-        height = position + spread.uniform(-0.22, 0.22, len(values))
+        height = position + jitter.uniform(-0.22, 0.22, len(values))
         axes.scatter(values, height, s=14, color=colour, alpha=0.35, linewidths=0)
         interval = row["distance"]
-        words.append(f"{(names or {}).get(str(name), name)} {interval}")
-        axes.plot([interval.low, interval.high], [position] * 2, color=colour, linewidth=3)
-        axes.plot(interval.estimate, position, "o", color=colour, markersize=9)
+        words.append(f"{called[-1 - position]} {interval}")
+        draw_interval(axes, interval, position, colour=colour, size=9)
         axes.annotate(
             f"{interval.estimate:.3f}",
             (interval.estimate, position + 0.28),
@@ -204,16 +254,10 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
             fontsize=9,
             va="center",
         )
-    axes.set_yticks(
-        range(len(table)), [(names or {}).get(str(n), str(n)) for n in table.index[::-1]]
-    )
+    label = f"cosine distance to the {_target(scores)} ({scores.recogniser})"
+    interval_axes(axes, called, label)
     axes.set_ylim(-0.5, len(table) - 0.25)
     axes.set_xlim(left=0)
-    target = "reference" if scores.against == "reference" else "person's other pictures"
-    label = f"cosine distance to the {target} ({scores.recogniser})"
-    axes.set_xlabel(label)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0, labelsize=11)
     alt = f"A dot for each person in {len(words)} rows over the {label}. Means: "
     return with_alt_text(VectorFigure(figure), f"{alt}{'; '.join(words[::-1])}.")
 
@@ -221,14 +265,14 @@ def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = N
 def paired_plot(scores: Sequence[IdentityScores], baseline: str) -> Image.Image:
     """Draw how much nearer to the reference each method is than one of them, picture by picture.
 
-    A row for each method, a panel for each recogniser: to the right is nearer. The unit is the way
-    from another person's pictures to the person's own, so that recognisers can be compared. What
-    the interval decides is coloured; what it leaves open, or would rest on too few pairs or people,
-    is grey.
+    A row for each method, a panel for each recogniser: to the right is nearer. The unit is the
+    distance between another person's pictures and the person's own, so that recognisers can be
+    compared. A difference that the interval decides is coloured; one that it leaves open, or that
+    rests on too few pairs or people, is grey.
 
     Args:
-        scores: of one study, under one recogniser or more.
-        baseline: the method that the others are compared with. Where a study lacks it, the picture
+        scores: Scores of one study, under one recogniser or more.
+        baseline: Method that the others are compared with. Where a study lacks it, the picture
             says so.
     """
     methods = [str(name) for name in scores[0].images["method"].unique()]
@@ -238,44 +282,42 @@ def paired_plot(scores: Sequence[IdentityScores], baseline: str) -> Image.Image:
     panels = figure.subplots(1, len(scores), sharex=True, sharey=True, squeeze=False)[0]
     words = []
     for axes, score in zip(panels, scores, strict=True):
-        told = []
+        found_words = []
         way = float((score.scale["impostor"] - score.scale["genuine"]).mean())
         axes.axvline(0, color=INK, linewidth=1, zorder=0)
         for position, name in enumerate(reversed(others)):
             found = paired_difference(score, name, baseline)
-            mean, low, high = (float(end) / way for end in vars(found.interval).values())
-            if not np.isfinite([low, high]).all():
+            interval = Interval(*(float(end) / way for end in vars(found.interval).values()))
+            if not np.isfinite([interval.low, interval.high]).all():
                 continue
-            interval = Interval(mean, low, high)
             colour = {"supported": MEASURED, "not supported": WORSE}.get(found.verdict, QUIET)
-            axes.plot([low, high], [position] * 2, color=colour, linewidth=3)
-            axes.plot(mean, position, "o", color=colour, markersize=8)
-            told.append(f"{name} {interval}, {found.pairs} of {found.cells} pairs")
-        axes.set_yticks(range(len(others)), others[::-1])
-        axes.set_ylim(-0.6, max(len(others), 1) - 0.4)
-        axes.set_xlabel(f"gain in identity recovery R ({score.recogniser})", color=INK)
-        axes.tick_params(axis="y", length=0, labelsize=11)
+            draw_interval(axes, interval, position, colour=colour)
+            found_words.append(f"{name} {interval}, {found.pairs} of {found.cells} pairs")
+        interval_axes(axes, others, f"gain in identity recovery R ({score.recogniser})")
+        axes.xaxis.label.set_color(INK)
         axes.tick_params(axis="x", colors=QUIET)
-        axes.spines[["top", "right", "left"]].set_visible(False)
         axes.grid(axis="x", alpha=0.25)
-        words.append(f"by {score.recogniser}: {'; '.join(told[::-1]) or 'nothing'}")
+        words.append(f"by {score.recogniser}: {'; '.join(found_words[::-1]) or 'nothing'}")
     if not others:
         text = f"Nothing to compare: {baseline} and another method are needed."
         panels[0].text(0.5, 0.5, text, transform=panels[0].transAxes, ha="center", color=QUIET)
-    target = "reference" if scores[0].against == "reference" else "person's other pictures"
     alt = (
-        f"How much nearer to the {target} than {baseline}, in parts of the way from a stranger to "
-        f"the person: {'. '.join(words)}."
+        f"How much nearer to the {_target(scores[0])} than {baseline}, in parts of the way from a "
+        f"stranger to the person: {'. '.join(words)}."
     )
     return with_alt_text(VectorFigure(figure), alt)
+
+
+def _target(scores: IdentityScores) -> str:
+    return "reference" if scores.against == "reference" else "person's other pictures"
 
 
 def psnr_plot(pairs: pd.DataFrame, quoted: pd.DataFrame) -> Image.Image:
     """Draw PSNR over SSIM for many pairs of faces, computed properly and in 8 bits.
 
     Args:
-        pairs: one row for each pair, with columns ``ssim``, ``psnr`` and ``psnr_8bit_overflow``.
-        quoted: the paper's Table 2, as `companion.claims.quoted.read_quoted` returns it.
+        pairs: A row for each pair, with columns ``ssim``, ``psnr`` and ``psnr_8bit_overflow``.
+        quoted: The paper's Table 2, as `companion.claims.quoted.read_quoted` returns it.
     """
     figure = Figure(figsize=(8, 5.5), layout="constrained", dpi=150)
     axes = figure.subplots()

@@ -1,9 +1,11 @@
-"""Figures and tables of the book: pictures shown sharp, quoted and measured numbers kept apart."""
+"""Tables of the book: every cell as text, under a caption that says where its numbers come from."""
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,17 +26,199 @@ if TYPE_CHECKING:
 
     from companion.evaluation.separation import Separation
 
+PROSE = 60
+"""Characters from which on a cell is read as a sentence: left-aligned, in a wide column."""
+
+_LATEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "–": "--",
+        "—": "---",
+        "“": "``",
+        "”": "''",
+        "‘": "`",
+        "’": "'",
+        "…": r"\dots{}",
+        "−": "$-$",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "·": r"$\cdot$",
+        "≤": r"$\leq$",
+        "≥": r"$\geq$",
+        "≈": r"$\approx$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "→": r"$\rightarrow$",
+        "λ": r"$\lambda$",
+        "Δ": r"$\Delta$",
+    }
+)
+"""Characters that LaTeX reserves, or that its fonts lack, and what to write for them."""
+
+
+def marked_table(
+    frame: pd.DataFrame,
+    caption: str,
+    columns: Mapping[str, str] | None = None,
+    *,
+    kind: Literal["measured", "quoted"] | None = "measured",
+    header: bool = True,
+) -> Styler:
+    """Lay out a frame with the border and the caption that say where its numbers come from.
+
+    Every cell becomes the text that is shown. A notebook that shows the table stores it as CSV and
+    LaTeX beside the HTML, from which `companion.publishing.exports` writes files.
+
+    Args:
+        frame: Numbers, intervals or text; a missing value is shown as a dash.
+        caption: What was measured or quoted, and where.
+        columns: Headings, each with a template that is filled from the row's fields, such as
+            ``{"faces found": "{found} of {pictures}", "AUC ↑": "{auc:.3f}"}``. By default all
+            columns are shown, under their names.
+        kind: Whether the numbers were measured here or are quoted from the paper; None draws no
+            border.
+        header: Whether the headings are shown.
+
+    Returns:
+        A styler, to which further styles can be added.
+    """
+    if columns is not None:
+        rows = frame.to_dict("records")
+        filled = [{name: text.format_map(row) for name, text in columns.items()} for row in rows]
+        frame = pd.DataFrame(filled, index=frame.index, columns=list(columns))
+    cells = frame.map(str).replace(["nan", "None"], "–")
+    styler = cells.style.set_caption(caption)
+    if not header:
+        styler.hide(axis="columns")
+    if kind is not None:
+        _mark(styler, cells, kind)
+
+    def files(**_: Any) -> tuple[dict[str, str], dict[str, Any]]:
+        return table_files(cells, caption, header=header), {"text/csv": {"caption": caption}}
+
+    vars(styler)["_repr_mimebundle_"] = files  # IPython adds these kinds to the HTML
+    return styler
+
+
+def _mark(styler: Styler, cells: pd.DataFrame, kind: Literal["measured", "quoted"]) -> None:
+    prose = [name for name in cells if cells[name].str.len().max() > PROSE]
+    # An interval stays in one line: its comma is followed by a hard space.
+    styler.format(lambda cell: re.sub(r", (?=[^][]*\])", ",\u00a0", cell))
+    # `!important`: pandas names a cell by its id, which the table's own rule below outdoes.
+    styler.set_properties(subset=prose, **{"text-align": "left !important", "min-width": "16em"})
+    colour = f"var(--{kind}, {QUOTED if kind == 'quoted' else MEASURED})"
+    # Only lines and text are coloured: the page's background may be light or dark.
+    frame = f"border-left: 5px {'double' if kind == 'quoted' else 'solid'} {colour};"
+    over = f"caption-side: top; text-align: left; color: {colour}; padding: 0 0 .4em .6em;"
+    heads = [f"th.col_heading.col{at}" for at, name in enumerate(cells) if name in prose]
+    rules = {
+        "": f"{frame} border-collapse: collapse; margin: 1em 0;",
+        "caption": over,
+        "th, td": "text-align: right; padding: .3em .9em;",
+        "th.row_heading": "text-align: left; font-weight: normal;",
+        **dict.fromkeys(heads, "text-align: left;"),
+    }
+    styler.set_table_styles(
+        [{"selector": selector, "props": props} for selector, props in rules.items()]
+    )
+
+
+def marked(styler: Styler, kind: Literal["quoted", "measured"], caption: str) -> Styler:
+    """Mark a styler of text; `marked_table` takes its place."""
+    _mark(styler, styler.data, kind)  # type: ignore[attr-defined]
+    return styler.set_caption(caption)
+
+
+def table_files(cells: pd.DataFrame, caption: str, *, header: bool = True) -> dict[str, str]:
+    """A table as CSV and as LaTeX in the style of booktabs, by kind of output.
+
+    Args:
+        cells: Text, of which HTML elements are left out.
+        caption: The caption, which CSV goes without.
+        header: Whether the headings are part of the table. In CSV those of several levels are
+            joined: ``quoted: SSIM``.
+    """
+    plain = cells.map(_plain).rename(index=_plain, columns=_plain)
+    latex = plain.map(_latex).rename(index=_latex, columns=_latex)
+    latex.index.names = [name and _latex(str(name)) for name in latex.index.names]
+    styler = latex.style if header else latex.style.hide(axis="columns")
+    text = styler.to_latex(
+        caption=_latex(_plain(caption)),
+        column_format="".join(
+            ["l" * plain.index.nlevels, *map(_alignment, plain.to_numpy().T.tolist())]
+        ),
+        hrules=True,
+        multicol_align="c",
+        position_float="centering",
+        sparse_index=False,
+    )
+    if not header:
+        text = text.replace("\\midrule\n", "", 1)
+    if cells.columns.nlevels > 1:
+        text = text.replace("\\\\\n", f"\\\\\n{_group_rules(plain)}\n", 1)
+        plain.columns = [": ".join(filter(None, dict.fromkeys(name))) for name in plain]
+    return {
+        "text/csv": plain.to_csv(header=header, lineterminator="\n"),
+        "text/latex": "% \\usepackage{booktabs}\n" + text,
+    }
+
+
+def _group_rules(cells: pd.DataFrame) -> str:
+    """Lines under the headings that span several columns, which pandas does not draw."""
+    rules, start = [], cells.index.nlevels + 1
+    for name, columns in groupby(cells.columns.get_level_values(0)):
+        end = start + len(list(columns)) - 1
+        if name and end > start:
+            rules.append(rf"\cmidrule(lr){{{start}-{end}}}")
+        start = end + 1
+    return " ".join(rules)
+
+
+def _alignment(column: Sequence[str]) -> str:
+    """How LaTeX sets a column: numbers to the right, long texts in a paragraph."""
+    if max(map(len, column), default=0) > PROSE:
+        return r"p{0.5\linewidth}"
+    return "r" if all(text[0] in "-–−+.0123456789" for text in column if text) else "l"
+
+
+def _plain(text: Any) -> str:
+    """Text without HTML's elements and hard spaces."""
+    text = re.sub(r"<br */?>", " ", str(text))
+    return " ".join(html.unescape(re.sub(r"</?[a-z][^>]*>", "", text)).split())
+
+
+def _latex(text: str) -> str:
+    return text.translate(_LATEX)
+
+
+def facts_table(rows: Mapping[str, object], run: str) -> Styler:
+    """Lay out named results, one to a line, marked as measured here."""
+    frame = pd.DataFrame({"": list(map(str, rows.values()))}, index=list(rows))
+    styler = marked_table(frame, f"Measured here. {run}", header=False)
+    return styler.set_table_styles(
+        [{"selector": "td", "props": "text-align: left;"}], overwrite=False
+    )
+
 
 def summary_table(rows: Mapping[str, Mapping[str, object]], run: str) -> Styler:
     """Lay out numbers or intervals, a row for each method, marked as measured here."""
-    shown = pd.DataFrame(list(rows.values()), index=list(rows)).map(str)
-    return marked(shown.style, "measured", f"Measured here, with 95% intervals. {run}")
+    frame = pd.DataFrame(list(rows.values()), index=list(rows))
+    return marked_table(frame, f"Measured here, with 95% intervals. {run}")
 
 
 def quoted_table(path: str | Path) -> Styler:
     """Lay out one of the paper's tables (``data/paper/*.csv``), marked as quoted."""
     numbers = read_quoted(path)
-    return marked(as_printed(numbers).style.format("{:.2f}", na_rep="–"), "quoted", _place(numbers))
+    return marked_table(_two_digits(as_printed(numbers)), _place(numbers), kind="quoted")
+
+
+def _two_digits(numbers: pd.DataFrame) -> pd.DataFrame:
+    return numbers.map(lambda value: f"{value:.2f}" if isinstance(value, float) else value)
 
 
 def _place(numbers: pd.DataFrame) -> str:
@@ -48,19 +232,17 @@ def _place(numbers: pd.DataFrame) -> str:
 def side_by_side(quoted: pd.DataFrame, measured: pd.DataFrame, run: str) -> Styler:
     """Lay the paper's numbers and ours side by side, each in columns of its own and so marked.
 
-    A row that only one of the two has is a dash in the other's columns: nothing is matched that
-    does not have the same name.
+    Rows are matched by their names alone. A row that only one side has is a dash on the other.
 
     Args:
-        quoted: as `companion.claims.quoted.read_quoted` returns it.
-        measured: what was measured here, in rows and columns of any names; numbers or intervals.
-        run: see `run_label`.
+        quoted: The paper's table, of `companion.claims.quoted.read_quoted`.
+        measured: What was measured here, in rows and columns of any names; numbers or intervals.
+        run: The run, see `run_label`.
     """
-    printed = as_printed(quoted).map(lambda value: "–" if pd.isna(value) else f"{value:.2f}")
-    ours = measured.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value))
-    table = pd.concat({"quoted": printed, "measured here": ours}, axis=1).fillna("–")
+    printed, ours = _two_digits(as_printed(quoted)), _two_digits(measured)
+    table = pd.concat({"quoted": printed, "measured here": ours}, axis=1)
     table = table.loc[[*printed.index, *ours.index.difference(printed.index, sort=False)]]
-    styler = marked(table.style, "measured", f"{_place(quoted)} Measured here: {run}")
+    styler = marked_table(table, f"{_place(quoted)} Measured here: {run}")
     styles: dict[Any, Any] = {}
     for kind, columns in (("quoted", printed.columns), ("measured", ours.columns)):
         colour = f"var(--{kind}, {QUOTED if kind == 'quoted' else MEASURED})"
@@ -81,9 +263,9 @@ def measured_table(
     """Lay out the identity table of a study, marked as measured here.
 
     Args:
-        scores: of the study, under one recogniser or several.
-        run: under which profile, from which weights, on what: see `run_label`.
-        names: how to call the methods, if not by their own names.
+        scores: Scores of the study, under one recogniser or several.
+        run: The profile, the weights and the pictures, see `run_label`.
+        names: What to call the methods, if not by their own names.
     """
     judges = [scores] if isinstance(scores, IdentityScores) else list(scores)
     shown: dict[str, list[str]] = {}
@@ -105,7 +287,7 @@ def measured_table(
         f"Measured here by {' and '.join(judge.recogniser for judge in judges)}, on faces found by "
         f"DeepFace's {judges[0].detector} detector, with 95% intervals over people. {run}"
     )
-    return marked(pd.DataFrame(shown, index=called).style, "measured", text)
+    return marked_table(pd.DataFrame(shown, index=called), text)
 
 
 def alignment_table(
@@ -114,29 +296,28 @@ def alignment_table(
     """Lay out whether pictures show what their prompts ask for, marked as measured here.
 
     Args:
-        images: of `companion.evaluation.measure.Measurements`; the CLIP score and the accuracy of
-            each thing that a classifier tells are shown where they were measured, and whether it
-            sees a person's traits as in the reference.
-        run: see `run_label`.
-        names: how to call the methods, if not by their own names.
+        images: Pictures of `companion.evaluation.measure.Measurements`. Shown are the CLIP score,
+            the accuracy of each attribute that a classifier reads, and how often it reads a
+            person's traits as in the reference, where they were measured.
+        run: The run, see `run_label`.
+        names: What to call the methods, if not by their own names.
     """
     metrics = {"CLIP score ↑": "clip_score"} if "clip_score" in images else {}
     for column in images.columns:
-        head, _, told = column.replace("_", " ").rpartition(" ")
-        if told in ("correct", "kept"):
-            metrics[f"{head} {'accuracy' if told == 'correct' else told} ↑"] = column
+        head, _, kind = column.replace("_", " ").rpartition(" ")
+        if kind in ("correct", "kept"):
+            metrics[f"{head} {'accuracy' if kind == 'correct' else kind} ↑"] = column
     table = summary(images, metrics).map(str)
     for name, column in metrics.items():
         asked = images.groupby("method")[column].count()
         if asked.sum() < len(images):  # of some pictures nothing is asked
             table[name] += [f" ({asked[method]} pictures)" for method in table.index]
     table.index = pd.Index([(names or {}).get(str(name), str(name)) for name in table.index])
-    text = f"Measured here, with 95% intervals over people. {run}"
-    return marked(table.style, "measured", text)
+    return marked_table(table, f"Measured here, with 95% intervals over people. {run}")
 
 
 def prompts_table(
-    told: Mapping[str, tuple[IdentityScores | pd.DataFrame, str]],
+    metrics: Mapping[str, tuple[IdentityScores | pd.DataFrame, str]],
     method: str,
     other: str,
     run: str,
@@ -144,14 +325,14 @@ def prompts_table(
     """Lay out, prompt by prompt, how much better one method is than another.
 
     Args:
-        told: by heading, what was measured and the metric in it: see
+        metrics: For each heading, what was measured and the metric in it: see
             `companion.evaluation.comparison.paired_difference`.
-        method: the one that might be better.
-        other: the one it is compared with.
-        run: see `run_label`.
+        method: The method that might be better.
+        other: The method that it is compared with.
+        run: The run, see `run_label`.
     """
     rows: dict[str, dict[str, object]] = {}
-    for heading, (scores, metric) in told.items():
+    for heading, (scores, metric) in metrics.items():
         images = scores.images if isinstance(scores, IdentityScores) else scores
         for prompt, asked in images.groupby("prompt", sort=False):
             found = paired_difference(asked, method, other, metric)
@@ -162,99 +343,50 @@ def prompts_table(
         f"How much better {method} is than {other}, prompt by prompt, with 95% intervals over "
         f"people. Looked at afterwards: no claim is decided by it. {run}"
     )
-    return marked(pd.DataFrame.from_dict(rows, orient="index").style, "measured", text)
+    return marked_table(pd.DataFrame.from_dict(rows, orient="index"), text)
 
 
 def recognition_table(found: Mapping[str, Separation], run: str) -> Styler:
     """Lay out how well recognisers tell known people apart.
 
     Args:
-        found: of `companion.pages.judging_judges.recognition`.
-        run: on whose pictures.
+        found: Results of `companion.pages.judging_judges.recognition`, by recogniser.
+        run: The people and pictures that were compared.
     """
-    shown = pd.DataFrame(
-        {
-            "AUC ↑": [f"{one.auc:.3f}" for one in found.values()],
-            "distance, same person": [f"{one.genuine:.3f}" for one in found.values()],
-            "distance, two people": [f"{one.impostor:.3f}" for one in found.values()],
-            "faces found": [f"{one.found} of {one.pictures}" for one in found.values()],
-        },
-        index=list(found),
-    )
-    return marked(shown.style, "measured", f"Measured here, over all pairs of pictures. {run}")
+    columns = {
+        "AUC ↑": "{auc:.3f}",
+        "distance, same person": "{genuine:.3f}",
+        "distance, two people": "{impostor:.3f}",
+        "faces found": "{found} of {pictures}",
+    }
+    frame = pd.DataFrame(map(vars, found.values()), index=list(found))
+    return marked_table(frame, f"Measured here, over all pairs of pictures. {run}", columns)
 
 
 def classification_table(found: pd.DataFrame, run: str) -> Styler:
     """Lay out how often a classifier is right.
 
     Args:
-        found: of `companion.pages.judging_judges.classification`.
-        run: on whose pictures.
+        found: Results of `companion.pages.judging_judges.classification`.
+        run: The people and pictures that were classified.
     """
-    shown = found.assign(
-        accuracy=found["accuracy"].map(str), commonest=found["commonest"].map("{:.3f}".format)
-    ).rename(columns={"accuracy": "accuracy ↑", "commonest": "commonest class alone"})
-    shown.index = shown.index.str.replace("_", " ")
-    text = f"Measured here, with 95% intervals over people. {run}"
-    return marked(shown.style, "measured", text)
-
-
-def facts_table(rows: Mapping[str, object], run: str) -> Styler:
-    """Lay out named results, one to a line, marked as measured here."""
-    shown = pd.DataFrame({"": [str(value) for value in rows.values()]}, index=list(rows))
-    styler = marked(shown.style.hide(axis="columns"), "measured", f"Measured here. {run}")
-    return styler.set_table_styles(
-        [{"selector": "td", "props": "text-align: left;"}], overwrite=False
-    )
-
-
-PROSE = 60
-"""A cell of more letters than this is text, which is read from the left, and needs room."""
-
-
-def _unbroken(cell: Any) -> Any:
-    """An interval stays in one line: its comma is followed by a hard space."""
-    return re.sub(r", (?=[^][]*\])", ",\u00a0", cell) if isinstance(cell, str) else cell
-
-
-def marked(styler: Styler, kind: Literal["quoted", "measured"], caption: str) -> Styler:
-    """Give a table the frame and the caption that say where its numbers come from.
-
-    Args:
-        styler: is changed.
-        kind: whose numbers they are.
-        caption: what was quoted or measured, and where.
-    """
-    cells: Any = styler.data  # type: ignore[attr-defined]
-    words = [name for name in cells if any(isinstance(cell, str) for cell in cells[name])]
-    prose = [name for name in words if max(len(str(cell)) for cell in cells[name]) > PROSE]
-    styler.format(_unbroken, subset=words)
-    # `!important`: pandas names a cell by its id, which the table's own rule below outdoes.
-    styler.set_properties(subset=prose, **{"text-align": "left !important", "min-width": "16em"})
-    colour = f"var(--{kind}, {QUOTED if kind == 'quoted' else MEASURED})"
-    # Only lines and text are coloured: the page's background may be light or dark.
-    frame = f"border-left: 5px {'double' if kind == 'quoted' else 'solid'} {colour};"
-    over = f"caption-side: top; text-align: left; color: {colour}; padding: 0 0 .4em .6em;"
-    heads = [f"th.col_heading.col{at}" for at, name in enumerate(cells) if name in prose]
-    rules = {
-        "": f"{frame} border-collapse: collapse; margin: 1em 0;",
-        "caption": over,
-        "th, td": "text-align: right; padding: .3em .9em;",
-        "th.row_heading": "text-align: left; font-weight: normal;",
-        **dict.fromkeys(heads, "text-align: left;"),
+    columns = {
+        "classes": "{classes}",
+        "pictures": "{pictures}",
+        "accuracy ↑": "{accuracy}",
+        "commonest class alone": "{commonest:.3f}",
     }
-    return styler.set_caption(caption).set_table_styles(
-        [{"selector": selector, "props": props} for selector, props in rules.items()]
-    )
+    text = f"Measured here, with 95% intervals over people. {run}"
+    return marked_table(found.rename(index=lambda head: head.replace("_", " ")), text, columns)
 
 
 def run_label(profile: str, study: Study, over: str = "people") -> str:
     """One sentence that names a run: the profile, the study's size, its weights' first digits.
 
     Args:
-        profile: its name.
-        study: whose people count only where they have references.
-        over: what to call them, see `companion.studies.study.label_run`.
+        profile: Name of the profile.
+        study: The study; its people count only where they have references.
+        over: What to call them, see `companion.studies.study.label_run`.
     """
     people = sum(bool(person.references) for person in study.people)
     sizes = (people, len(study.all_prompts), len(study.seeds))
