@@ -93,7 +93,9 @@ def _text(models: Models) -> Tensor:
     return states
 
 
-def _fusion(models: Models, *, cached: bool = False, states: bool = False) -> tuple[Step, nn.Module]:
+def _fusion(
+    models: Models, *, cached: bool = False, states: bool = False
+) -> tuple[Step, nn.Module]:
     """The step of `fusionlib train adapter`; with `states`, by ``cache_references``."""
     empty_prompt = _text(models)
     weights = torch.ones(1, 1, 1, 1, device=models.setting.device)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from companion.figures.display import VectorFigure, with_alt_text
+from companion.figures.plots import draw_interval, interval_axes
 from companion.figures.style import INK, MEASURED, QUIET
 from companion.pages.benchmark_records import Group, Result
 from companion.pages.benchmark_tables import digits, missing, sentence
@@ -61,18 +62,18 @@ def _panel(axes: Any, group: Group) -> str:
     said = []
     for height, row in enumerate(group.rows[::-1]):
         found = group.interval(row)
-        first, ratio = row is group.rows[0], group.shows == "ratio"
-        colour = QUIET if first and group.shows != "value" else COLOURS[group.outcome(row)]
-        if not np.isnan(found.low):
-            axes.plot([found.low, found.high], [height] * 2, color=colour, linewidth=2.5)
-        axes.plot(found.estimate, height, "o", color=colour, markersize=5.5)
+        compared = row is not group.rows[0]
+        colour = COLOURS[group.outcome(row)] if compared or group.shows == "value" else QUIET
+        draw_interval(axes, found, height, colour=colour, size=5.5, width=2.5)
         marks = [found.estimate, found.high]
-        if ratio and not first and (floor := group.counted("operations", row)):
-            marks.append(floor)
-            axes.plot([floor] * 2, [height - 0.28, height + 0.28], color=QUIET, linewidth=1.5)
-        if ratio and not first and (kernels := group.counted("kernels", row)):
-            marks.append(kernels)
-            axes.plot(kernels, height, "D", markersize=5, mec=QUIET, mfc="none", mew=1.2, zorder=0)
+        if compared and group.shows == "ratio":
+            if floor := group.counted("operations", row):
+                marks.append(floor)
+                axes.plot([floor] * 2, [height - 0.28, height + 0.28], color=QUIET, linewidth=1.5)
+            if kernels := group.counted("kernels", row):
+                marks.append(kernels)
+                hollow = {"markersize": 5, "mec": QUIET, "mfc": "none", "mew": 1.2, "zorder": 0}
+                axes.plot(kernels, height, "D", **hollow)
         if row.target and row.target.of == group.shows and not row.target.against:
             marks.append(limit := row.target.limit)
             span = [height - 0.45, height + 0.45]
@@ -87,9 +88,15 @@ def _panel(axes: Any, group: Group) -> str:
             color=colour,
         )
         said.append(f"{row.name} {digits(found.estimate)}")
-    names = [row.name for row in group.rows[::-1]]
-    axes.set_yticks(range(len(names)), names, fontsize=8.5)
-    axes.set_ylim(-0.6, len(names) - 0.4)
+    first = group.rows[0].name
+    label = {
+        "value": group.unit,
+        "ratio": f"times {first}",
+        "difference": f"{group.unit} more than {first}",
+    }[group.shows]
+    interval_axes(axes, [row.name for row in group.rows], label, fontsize=8.5)
+    axes.xaxis.label.set_size(8)
+    axes.tick_params(axis="x", labelsize=8)
     lowest = min(group.interval(row).estimate for row in group.rows)
     left = axes.get_xlim()[0] if lowest < 0 else 0  # a difference may be less than nothing
     axes.set_xlim(left=left)
@@ -98,16 +105,4 @@ def _panel(axes: Any, group: Group) -> str:
     axes.set_xlim(left=left)
     if group.shows == "ratio":
         axes.axvline(1, color=QUIET, linewidth=0.8, zorder=0)
-    axes.set_xlabel(quantity(group), fontsize=8)
-    axes.tick_params(axis="x", labelsize=8)
-    axes.tick_params(axis="y", length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    return f"{group.title}, {quantity(group)}: {'; '.join(said[::-1])}."
-
-
-def quantity(group: Group) -> str:
-    """What the number that matters is counted in."""
-    if group.shows == "value":
-        return group.unit
-    first = group.rows[0].name
-    return f"times {first}" if group.shows == "ratio" else f"{group.unit} more than {first}"
+    return f"{group.title}, {label}: {'; '.join(said[::-1])}."

@@ -13,7 +13,7 @@ import pandas as pd
 from companion.claims.claims import CLAIMS, Evidence, find_claim, record_claim
 from companion.evaluation.comparison import Estimate
 from companion.evaluation.statistics import Interval
-from companion.figures.tables import marked
+from companion.figures.tables import marked_table
 from companion.pages.benchmark_records import Counted, Group, Operator, Result, Row, find_rows
 from companion.pages.benchmark_targets import (
     DEVICES,
@@ -36,8 +36,9 @@ def targets_table(results: Results) -> Any:
         places = [_place(one, results) for one in read_targets()]
         notes = dict.fromkeys(place[0].note for place in places if place and place[0].note)
         caption = " ".join([_TARGETS, *notes])
-    styler: Any = marked(table.style, "measured", caption)
-    return styler.map(lambda said: "color: gray" if said.startswith("no") else "", ["outcome"])
+    return marked_table(table, caption).map(
+        lambda said: "color: gray" if said.startswith("no") else "", ["outcome"]
+    )
 
 
 _TARGETS = (
@@ -58,7 +59,7 @@ def missed_table(results: Results) -> Any:
     if not rows:
         return sentence("No target is missed by what was measured.")
     table = _of_targets(rows)[["target", "found", "tried"]]  # the rest is in the table of all
-    return marked(table.style, "measured", "Measured here: the targets that are missed.")
+    return marked_table(table, "Measured here: the targets that are missed.")
 
 
 def profile_table(results: Results) -> Any:
@@ -79,7 +80,7 @@ def profile_table(results: Results) -> Any:
         "CUDA kernels), without what they call, and their share. What is empty is not among them."
         + (f" Not profiled yet: {', '.join(unseen)}." if unseen else "")
     )
-    return marked(pd.concat(tables, names=["", ""]).style, "measured", caption)
+    return marked_table(pd.concat(tables, names=["", ""]), caption)
 
 
 def optimisations_table(results: Results) -> Any:
@@ -91,19 +92,19 @@ def optimisations_table(results: Results) -> Any:
         "Measured here: what a thing takes, or makes in a second, with it, divided by the same "
         "without it; ratios of medians, in brackets the 95% interval."
     )
-    return marked(pd.DataFrame.from_dict(rows, orient="index").style, "measured", caption)
+    return marked_table(pd.DataFrame.from_dict(rows, orient="index"), caption)
 
 
 def benchmark_table(results: Sequence[Result], name: str) -> Any:
     """All rows that one benchmark measured; a sentence names it where there are none."""
     if not results:
         return sentence(missing(name))
-    style = benchmark_frame(results).style
-    style.cell_ids = False  # type: ignore[attr-defined]  # a third of a long table's HTML
     notes = [group.note for result in results for group in result.groups if group.note]
     said = [*(result.run for result in results), *dict.fromkeys(notes)]
     caption = f"{' '.join(said)} Medians over rounds, in brackets the 95% interval."
-    return marked(style, "measured", f"Measured here. {caption}")
+    styler = marked_table(benchmark_frame(results), f"Measured here. {caption}")
+    styler.cell_ids = False  # type: ignore[attr-defined]  # a third of a long table's HTML
+    return styler
 
 
 def benchmark_frame(results: Sequence[Result]) -> pd.DataFrame:
@@ -137,7 +138,7 @@ def masks_table(results: Sequence[Result]) -> Any:
     table = table.rename(columns=lambda people: "1 person" if people == 1 else f"{people} people")
     runs = " ".join(result.run for result in results if dense_to_sorted([result]))
     caption = f"Measured here. {runs} Ratios of medians, in brackets the 95% interval."
-    return marked(table.style, "measured", caption)
+    return marked_table(table, caption)
 
 
 def dense_to_sorted(results: Sequence[Result]) -> dict[str, dict[int, Interval]]:
