@@ -11,11 +11,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
+from benchmarks.alternate import Setting, describe_machine
+from benchmarks.models import size_of
 from companion.cli.options import one_sentence
+from companion.pages.benchmark_records import Result, find_results
+from companion.pages.benchmark_tables import benchmark_frame
+from companion.pages.benchmark_targets import targets_of, with_targets
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT
+from fusionlib.profiles.loading import quietly, torch_place
+from fusionlib.support.provenance import git_commit
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,6 @@ MODULES = {
     "whole": Benchmark("make reproduce by stage, from its record", _SMALL, ("cpu",)),
 }
 
-DTYPES = {"cpu": "float32", "cuda": "float16"}
-
 
 @one_sentence
 def main(
@@ -62,10 +68,7 @@ def main(
     ] = None,
     size: Annotated[
         str,
-        typer.Option(
-            help="`embedded`; `full`: Stable Diffusion 1.5 at 512 x 512, random weights; `tiny` "
-            "shows that everything runs."
-        ),
+        typer.Option(help="`embedded`; `full`: Stable Diffusion 1.5; `tiny`: all of it runs."),
     ] = "embedded",
     repeats: Annotated[int, typer.Option(help="Rounds, in each of which everything runs.")] = 7,
     out: Annotated[Path, typer.Option(help="Folder of the records.")] = ROOT
@@ -107,7 +110,10 @@ def main(
             break
         typer.echo(f"{one}: {MODULES[one].what}", err=True)
         try:
-            typer.echo(measure(one, size, device, dtype, repeats, out, reproduced, profile))
+            targets = targets_of(one, size, device) if profile else ()
+            kind = dtype or _usual_dtype(one, device)
+            setting = Setting(size, device, kind, repeats, reproduced, targets)
+            typer.echo(measure(one, setting, out))
         except Exception:  # the others are worth having, on a machine that is lent
             if name != "all":
                 raise
@@ -119,18 +125,13 @@ def main(
 
 def choose(name: str, size: str, device: str) -> list[str]:
     """The benchmarks of this name, or all; first those that decide a target."""
-    from companion.pages.benchmark_targets import targets_of
-
-    chosen = [
-        one for one in MODULES if name in (one, "all") and MODULES[one].measures(size, device)
-    ]
+    chosen = [one for one, module in MODULES.items() if module.measures(size, device)]
+    chosen = [one for one in chosen if name in (one, "all")]
     return sorted(chosen, key=lambda one: not targets_of(one, size, device))
 
 
 def overview(folder: Path) -> str:
     """A line for each benchmark: what it measures, and how long that took, by its records."""
-    from companion.pages.benchmark_records import find_results
-
     lines = []
     for name, benchmark in MODULES.items():
         took = [
@@ -141,9 +142,7 @@ def overview(folder: Path) -> str:
 
 
 def _check(device: str, repeats: int) -> None:
-    import torch
-
-    if device not in DTYPES:
+    if device not in ("cpu", "cuda"):
         raise FusionError(f"--device must be cpu or cuda, not {device!r}.")
     if device == "cuda" and not torch.cuda.is_available():
         raise FusionError("--device cuda needs a CUDA GPU, and torch sees none: use --device cpu.")
@@ -151,49 +150,30 @@ def _check(device: str, repeats: int) -> None:
         raise FusionError(f"--repeats must be 1 or more, not {repeats}.")
 
 
-def measure(
-    name: str,
-    size: str,
-    device: str,
-    dtype: str | None,
-    repeats: int,
-    folder: Path,
-    reproduced: Path = ROOT / "build",
-    profile: bool = False,
-) -> Path:
-    """Run one benchmark, print what it found, and write its record; the arguments are `main`'s.
+def _usual_dtype(name: str, device: str) -> str:
+    if device == "cpu":
+        return "float32"
+    return "bfloat16" if name in ("training", "memory") else "float16"
 
-    Returns:
-        The record's path.
-    """
-    from benchmarks.alternate import Setting, describe_machine
-    from benchmarks.models import size_of
-    from companion.pages.benchmark_records import Result
-    from companion.pages.benchmark_tables import benchmark_frame
-    from companion.pages.benchmark_targets import targets_of, with_targets
-    from fusionlib.profiles.loading import quietly, torch_place
-    from fusionlib.support.provenance import git_commit
 
-    size_of(size)
-    usual = "bfloat16" if name in ("training", "memory") and device == "cuda" else DTYPES[device]
-    profiled = targets_of(name, size, device) if profile else ()
-    setting = Setting(size, device, dtype or usual, repeats, reproduced, profiled)
-    torch_place(device, setting.dtype)
-    machine = describe_machine(device)  # before: how busy it is without us
+def measure(name: str, setting: Setting, folder: Path) -> Path:
+    """Run one benchmark, print what it found, and write its record; returns the record's path."""
+    size_of(setting.size)
+    torch_place(setting.device, setting.dtype)
+    machine = describe_machine(setting.device)  # before: how busy it is without us
     started = time.perf_counter()
     with quietly():
         groups = import_module(f"benchmarks.{name}").run(setting)
     result = Result(
         name=name,
-        size=size,
-        device=device,
+        size=setting.size,
+        device=setting.device,
         dtype=setting.dtype,
         machine=machine,
         commit=git_commit(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - started,
-        groups=with_targets(groups, name, size, device),
-        profiled=profile,
+        groups=with_targets(groups, name, setting.size, setting.device),
     )
     typer.echo(f"{result.run}\n{benchmark_frame([result]).to_string()}")
     return result.write(folder)

@@ -104,7 +104,7 @@ def compare(
 
 def _profiled(group: Group, calls: Mapping[str, Call], setting: Setting) -> Group:
     """Add a profile of the rows that have a target, and of their baselines."""
-    names: set[str] = set()
+    names = set[str]()
     for wanted in setting.profiled:
         if place := wanted.find([group]):
             names |= {place[1].name, group.baseline(wanted.target).name}

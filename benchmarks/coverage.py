@@ -26,10 +26,7 @@ SHAPE = 0.5  # of the log-normal distribution, whose skewness is then 1.75
 
 
 def simulated(people: int, studies: int, *, skewed: bool) -> Values:
-    """Gains of one method over another, ``(studies, people)``, whose true mean is `TRUTH`.
-
-    People differ log-normally where `skewed`, and otherwise normally.
-    """
+    """Gains, ``(studies, people)``, of true mean `TRUTH`; `skewed`: people differ log-normally."""
     rng = np.random.default_rng(0)
     size = (studies, people, 1, 1)
     between = rng.lognormal(0, SHAPE, size) if skewed else rng.normal(0, 1, size)

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import typer
 
 from companion.evaluation.comparison import with_prompt_followed
 from companion.evaluation.measure import measure
@@ -30,14 +29,7 @@ SCALES = (1.5, 2.0, 2.5, 3.0, 4.0)
 def table(
     profile: Profile, store: Path, *, scales: Sequence[float] = SCALES, noises: int = 2
 ) -> pd.DataFrame:
-    """What is painted at each scale, as shares of pictures.
-
-    Args:
-        profile: A profile with a classifier.
-        store: Folder of the pictures, see `companion.studies.study.run_study`.
-        scales: Scales to compare.
-        noises: Pictures of each prompt and scale.
-    """
+    """What is painted at each scale, as shares of pictures; `noises` of each prompt and scale."""
     pipeline = load_pipeline(profile)
     steps = profile.num_inference_steps
     study = Study(
@@ -76,17 +68,8 @@ def table(
     return by_scale.map(lambda share: f"{share:.3f}")
 
 
-def main(
-    store: Path = Path("build/guidance"),
-    out: Path = ROOT / "book" / "records" / "guidance.csv",
-    noises: int = 2,
-) -> None:
-    """Paint the suite at each scale, write the shares, and name the best scale."""
-    found = table(load_profile("embedded"), store, noises=noises)
-    found.to_csv(out)
-    typer.echo(found.to_string())
-    typer.echo(f"best: {found['face found and all as prompted'].astype(float).idxmax()}")
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    found = table(load_profile("embedded"), Path("build/guidance"))
+    found.to_csv(ROOT / "book" / "records" / "guidance.csv")
+    print(found.to_string())
+    print(f"best: {found['face found and all as prompted'].astype(float).idxmax()}")

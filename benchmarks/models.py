@@ -13,12 +13,7 @@ from functools import cache, cached_property
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.embeddings import ImageProjection
 from PIL import Image
 from torch import Tensor, nn
@@ -94,23 +89,13 @@ TINY = Size(
 
 @cache
 def size_of(name: str) -> Size:
-    """The size of this name.
-
-    Raises:
-        FusionError: There is none.
-    """
+    """The size of this name; a `FusionError` where there is none."""
     if name == "embedded":
         profile = load_profile("embedded")
-        built = profile.architecture
-        return Size(
-            profile.resolution,
-            profile.num_inference_steps,
-            profile.guidance_scale,
-            built["unet"],
-            built["vae"],
-            built["text"] | {"vocab_size": built["clip"]["vocab_size"]},
-            built["vision"] | {"projection_dim": built["clip"]["projection_dim"]},
-        )
+        made, built = (profile.num_inference_steps, profile.guidance_scale), profile.architecture
+        text = built["text"] | {"vocab_size": built["clip"]["vocab_size"]}
+        vision = built["vision"] | {"projection_dim": built["clip"]["projection_dim"]}
+        return Size(profile.resolution, *made, built["unet"], built["vae"], text, vision)
     if name not in ("tiny", "full"):
         raise FusionError(f"--size must be tiny, embedded or full, not {name!r}.")
     return TINY if name == "tiny" else FULL
@@ -119,9 +104,7 @@ def size_of(name: str) -> Size:
 class Models:
     """The frozen models of a size, with random weights, built when they are asked for.
 
-    Args:
-        setting: Size, device and type.
-        alone: Whether only one system is built, so that the base model needs no copies for others.
+    With `alone`, only one system is built, so that the base model needs no copies for others.
     """
 
     def __init__(self, setting: Setting, *, alone: bool = False) -> None:

@@ -42,11 +42,9 @@ def run(setting: Setting) -> list[Group]:
             say(f"a study, processes: {count}")
             seeds = 1 if tiny else 2 * count
             rates[count].append(_rate(study | {"seeds": seeds}, count, setting.device))
-    rows = tuple(
-        Row(f"{count} {'process' if count == 1 else 'processes'}", tuple(rates[count]))
-        for count in counts
-    )
     title = "Pictures a second of a study, default settings"
+    names = ["1 process", *(f"{count} processes" for count in counts[1:])]
+    rows = tuple(Row(name, tuple(rates[n])) for name, n in zip(names, counts, strict=True))
     return [Group(title, "pictures/s", rows, "value", in_a_minute(rows))]
 
 

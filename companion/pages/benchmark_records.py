@@ -142,7 +142,6 @@ class Result:
     created: str  # when it ended, in ISO format
     seconds: float  # how long all of it took
     groups: tuple[Group, ...]
-    profiled: bool = False  # whether the rows that have a target were profiled
 
     @property
     def where(self) -> str:
@@ -162,21 +161,9 @@ class Result:
         )
 
     def write(self, folder: Path) -> Path:
-        """Write the record, with the numbers that follow from it for readers of the bare file."""
-        content = asdict(self)
-        for group, shown in zip(self.groups, content["groups"], strict=True):
-            for row, entry in zip(group.rows, shown["rows"], strict=True):
-                ratio = group.interval(row, "ratio")
-                ends = (ratio.estimate, ratio.low, ratio.high)
-                entry["derived"] = {
-                    "quartiles": np.quantile(row.values, [0.25, 0.5, 0.75]).tolist(),
-                    "ratio": [float(end) if np.isfinite(end) else None for end in ends],
-                    "floor": group.counted("operations", row),
-                    "kernel_ratio": group.counted("kernels", row),
-                    "outcome": group.outcome(row),
-                }
+        """Write the record into a folder, atomically; returns its path."""
         path = folder / f"{self.name}-{self.size}-{self.device}.json"
-        write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
         return path
 
 

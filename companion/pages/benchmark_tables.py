@@ -34,18 +34,15 @@ def targets_table(results: Results) -> Any:
     caption = "Nothing was measured yet."
     if (table["found"] != "").any():
         places = [_place(one, results) for one in read_targets()]
+        caption = (
+            "Measured here. A target is met or missed where the whole 95% interval says so. The "
+            "floor is counted and not measured: operations in the same ratio. Beside it, for CUDA, "
+            "stand the kernels, counted likewise, and the time in them by the profile of one call."
+        )
         notes = dict.fromkeys(place[0].note for place in places if place and place[0].note)
-        caption = " ".join([_TARGETS, *notes])
-    return marked_table(table, caption).map(
-        lambda said: "color: gray" if said.startswith("no") else "", ["outcome"]
-    )
-
-
-_TARGETS = (
-    "Measured here. A target is met or missed where the whole 95% interval says so. The floor is "
-    "counted and not measured: operations in the same ratio. Beside it, for CUDA, stand the "
-    "kernels, counted likewise, and the time in them by the profile of one call."
-)
+        caption = " ".join([caption, *notes])
+    styler: Any = marked_table(table, caption)
+    return styler.map(lambda said: "color: gray" if said.startswith("no") else "", ["outcome"])
 
 
 def missed_table(results: Results) -> Any:
@@ -166,15 +163,7 @@ def record_training(
 ) -> list[Evidence]:
     """Record what the benchmark ``training`` says of the claim that training is cheap.
 
-    Args:
-        out: Folder that the notebook was given.
-        claim: The claim's id.
-        results: Records of that benchmark.
-        profile: Name of the profile.
-        path: File of the claims.
-
-    Raises:
-        FusionError: See `companion.claims.claims.record_claim`.
+    The evidence is written into the notebook's `out`, by `companion.claims.claims.record_claim`.
 
     Returns:
         The evidence; none where the claim cannot be tested, or nothing was measured at the size of

@@ -25,12 +25,20 @@ MODELS = {"embedded": "embedded", "full": "Stable Diffusion 1.5", "tiny": "tiny"
 DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
 
 
-class Wanted(BaseModel):
-    """A target, and the measurement that it is about; ``targets.yaml`` explains its entries."""
-
+class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     what: str = Field(min_length=1)
+
+    @property
+    def name(self) -> str:
+        """What tells it from all others."""
+        return self.what
+
+
+class Wanted(_Entry):
+    """A target, and the measurement that it is about; ``targets.yaml`` explains its entries."""
+
     benchmark: str = Field(min_length=1)
     size: Literal["embedded", "full"]
     device: Literal["cpu", "cuda"]
@@ -87,12 +95,9 @@ class Wanted(BaseModel):
         return None
 
 
-class Optimisation(BaseModel):
+class Optimisation(_Entry):
     """Something that was done for speed; ``optimisations.yaml`` explains its entries."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    what: str = Field(min_length=1)
     expected: str | None = None
     benchmark: str = ""
     group: str = ""
@@ -108,13 +113,9 @@ class Optimisation(BaseModel):
             raise ValueError("needs `benchmark`, `row` and `without`, or else `measured`")
         return self
 
-    @property
-    def name(self) -> str:
-        """What tells it from all others."""
-        return self.what
 
-
-Entry = TypeVar("Entry", Wanted, Optimisation)
+Entry = TypeVar("Entry", bound=_Entry)
+Optimisations = tuple[Optimisation, ...]
 
 
 @cache
@@ -124,9 +125,7 @@ def read_targets(path: str | Path = FOLDER / "targets.yaml") -> tuple[Wanted, ..
 
 
 @cache
-def read_optimisations(
-    path: str | Path = FOLDER / "optimisations.yaml",
-) -> tuple[Optimisation, ...]:
+def read_optimisations(path: str | Path = FOLDER / "optimisations.yaml") -> Optimisations:
     """All optimisations in the order of the page, likewise."""
     return _read(path, Optimisation)
 

@@ -577,7 +577,7 @@ def test_every_benchmark_runs(name: str, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        path = measure(name, "tiny", "cpu", None, 1, tmp_path)
+        path = measure(name, TINY, tmp_path)
     finally:
         torch.set_num_threads(threads)
     found = read_result(path)
