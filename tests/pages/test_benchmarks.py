@@ -564,8 +564,8 @@ def test_minutes_come_from_what_reproduce_recorded(tmp_path: Path) -> None:
             whole.stages(record)
 
 
-SLOW = {"study"}
-"""It starts processes that import everything."""
+SLOW = {"generation", "study"}
+"""The first makes many pictures, the other starts processes that import everything."""
 
 ON_CPU = [name for name in NAMES if name not in ("memory", "whole")]  # these have tests above
 
