@@ -1,10 +1,11 @@
-"""The house around the library: one set of versions, a book whose parts exist, its builder."""
+"""The repository as a whole: one set of versions, a book whose parts exist, and its builder."""
 
 import ast
 import json
 import re
 import sys
 import tomllib
+from collections.abc import Iterable, Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -36,8 +37,9 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_every_line_of_the_lock_is_one_pinned_version() -> None:
-    assert locked()["torch"] == "2.13.0"
+def declared(requirements: Iterable[str]) -> set[str]:
+    """Normalised names of the packages in a list of requirements."""
+    return {normal(re.split(r"[<>=!~;\[ ]", line)[0]) for line in requirements}
 
 
 def test_conda_users_get_the_locked_set() -> None:
@@ -52,49 +54,44 @@ def test_the_lock_holds_every_declared_dependency_and_satisfies_it() -> None:
     from packaging.requirements import Requirement
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    lines = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
     pins = locked()
-    for requirement in map(Requirement, declared):
+    for requirement in map(Requirement, lines):
         assert requirement.specifier.contains(pins[normal(requirement.name)], prereleases=True), (
             f"{requirement} is not met by the lock file"
         )
 
 
-def test_every_package_that_fusionlib_imports_is_declared() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
-    names = {normal(re.split(r"[<>=!~;\[ ]", line)[0]) for line in declared}
-    # The wheel dlib-bin names its module only by the file, which importlib.metadata overlooks.
-    distributions = {"dlib": ["dlib-bin"], **packages_distributions()}
-    for path in (ROOT / "fusionlib").rglob("*.py"):
+def imported_packages(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield every third-party package that a source file in the folder imports, anywhere in it."""
+    for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 modules = [node.module or ""]
-            for module in {module.split(".")[0] for module in modules}:
-                if module in sys.stdlib_module_names or module == "fusionlib":
-                    continue
-                providers = {normal(name) for name in distributions[module]}
-                assert providers & names, f"{path.name} imports {module}: not in pyproject.toml"
+            for package in {module.split(".")[0] for module in modules}:
+                if package not in (*sys.stdlib_module_names, "fusionlib", "companion"):
+                    yield path, package
 
 
-def test_readme_opens_with_the_two_commands() -> None:
-    commands = re.search(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert commands is not None
-    words = [line.split("#")[0].strip() for line in commands[1].splitlines()]
-    assert words == ["make reproduce", "make test"]
+@pytest.mark.parametrize("package", ["fusionlib", "companion"])
+def test_every_imported_package_is_declared(package: str) -> None:
+    """What fusionlib needs is always installed; what companion needs may be an extra.
 
-
-def test_readme_and_pages_say_that_the_embedded_model_knows_synthetic_people_only() -> None:
-    for page in ("README.md", "book/intro.md"):
-        assert "knows synthetic people only" in (ROOT / page).read_text()
-
-
-def test_citation_names_the_paper_and_the_software() -> None:
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["cff-version"] == "1.2.0" and citation["license"] == "Apache-2.0"
-    names = [a["family-names"] for a in citation["preferred-citation"]["authors"]]
-    assert names == ["Mohamed", "Han", "Li"]
+    Masks from regions and faces in photographs are optional in fusionlib: without scipy or dlib
+    they raise an error that names the package to install.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    allowed = declared(project["dependencies"])
+    allowed |= (
+        {"dlib-bin", "scipy"} if package == "fusionlib" else declared(sum(extras.values(), []))
+    )
+    # The wheel dlib-bin names its module only by the file, which importlib.metadata overlooks.
+    distributions = {"dlib": ["dlib-bin"], **packages_distributions()}
+    for path, imported in imported_packages(ROOT / package):
+        providers = {normal(name) for name in distributions[imported]}
+        assert providers & allowed, f"{path.name} imports {imported}: not in pyproject.toml"
 
 
 def test_ci_runs_what_a_reader_runs() -> None:
@@ -108,13 +105,15 @@ def test_every_page_of_the_book_exists() -> None:
         assert any((ROOT / f"{page}.{kind}").exists() for kind in ("md", "ipynb")), page
 
 
-def test_local_links_of_the_readme_lead_somewhere() -> None:
-    text = (ROOT / "README.md").read_text()
-    paths = re.findall(r"\]\((?!https?:)([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
-    paths += re.findall(r"\b((?:data|docs|book)/[\w./-]+\w)", text)
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_path_that_a_page_names_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    paths = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    folders = "fusionlib|companion|benchmarks|notebooks|tests|data|docs|book"
+    paths += re.findall(rf"(?<![\w/.:-])((?:{folders})/[\w./-]*\w)", text)
     assert paths
     for path in paths:
-        assert (ROOT / path).exists(), f"README.md points to {path}, which does not exist"
+        assert (ROOT / path).exists(), f"{page} names {path}, which does not exist"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

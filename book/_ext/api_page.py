@@ -1,9 +1,9 @@
-"""What the API page needs beyond autodoc: links in the docstrings, the source of every method.
+"""What the API page needs in addition to autodoc: links in docstrings, the source of every method.
 
-A docstring reads as well in a terminal as here, so it names things in plain ``literals`` and says
-"Eq. 7". On the page, the names of public things become links to their entries, and equations links
-to where the method's page explains them. There, the same functions are shown as code, without the
-examples that this page has.
+Docstrings are also read in terminals, so they use plain ``literals`` and write "Eq. 7". On the API
+page, the names of public objects become links to their entries, and equations become links to the
+sections of the method's page that explain them. Pages that show source code show only the first
+paragraph of each docstring, because the API page has the rest.
 """
 
 import inspect
@@ -16,8 +16,10 @@ from sphinx.pycode import ModuleAnalyzer
 
 import fusionlib
 
-EXAMPLE = re.compile(r'\n\n *Example:\n.*?(?=\n *""")', re.DOTALL)
-"""The example at the end of a docstring."""
+DOCSTRING = re.compile(r'"""(.*?)"""', re.DOTALL)
+
+SHARED = {"fusionlib.pipeline": "FusionMixin", "fusionlib.pipeline_loading": "FusionLoadingMixin"}
+"""The modules with the methods that all pipelines inherit, and the class there that has them."""
 
 EQUATIONS = {
     **dict.fromkeys("1", "text-attention"),
@@ -25,16 +27,16 @@ EQUATIONS = {
     **dict.fromkeys("3456", "fused-attention"),
     **dict.fromkeys("7", "several-identities"),
 }
-"""Each equation's section of ``book/method.md``, by its label."""
+"""Label of the section of ``book/method.md`` that explains an equation, by the number."""
 
 
 def target(literal: str, entry: str) -> str | None:
-    """The full name of the public class, function or method that a literal names, if it does.
+    """Find the full name of the public class, function or method that a literal refers to.
 
     Args:
-        literal: What stands between the backticks.
-        entry: The full name of the entry whose docstring it is; its class's methods go by their
-            names alone.
+        literal: Text between the backticks.
+        entry: Full name of the entry with this docstring; it may refer to other methods of its
+            class by their names alone.
     """
     owner = entry.split(".")[1]
     for name in (literal, f"{owner}.{literal}"):
@@ -50,7 +52,7 @@ def target(literal: str, entry: str) -> str | None:
 
 
 def link(app: Sphinx, what: str, entry: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Turn names and equations into links, in place, outside of the examples."""
+    """Turn names and equations into links, in place, but not in examples."""
 
     def name(found: re.Match[str]) -> str:
         full = target(found[1], entry)
@@ -70,7 +72,7 @@ def link(app: Sphinx, what: str, entry: str, obj: Any, options: Any, lines: list
 def sign(
     app: Sphinx, what: str, entry: str, obj: Any, options: Any, signature: str, returns: str
 ) -> tuple[str, str]:
-    """Say ``torch.device``, not ``device``, and what a context manager is annotated for."""
+    """Write ``torch.device`` instead of ``device``, and give context managers their return type."""
     wrapped = getattr(obj, "__wrapped__", None)
     if inspect.isgeneratorfunction(wrapped) and not inspect.isgeneratorfunction(obj):
         returns = "~contextlib.AbstractContextManager[None]"
@@ -78,29 +80,38 @@ def sign(
 
 
 def find_source(app: Sphinx, module: str) -> tuple[str, dict[str, Any]] | None:
-    """Tell viewcode where the methods are that the pipelines share."""
-    if module != "fusionlib.pipeline":
+    """Show viewcode the methods that ``FusionPipeline`` inherits as its own."""
+    if module not in SHARED:
         return None
     analyzer = ModuleAnalyzer.for_module(module)
     analyzer.find_tags()
-    shared = {tag: at for tag, at in analyzer.tags.items() if tag.startswith("FusionMixin.")}
-    own = {tag.replace("FusionMixin", "FusionPipeline"): at for tag, at in shared.items()}
-    return analyzer.code, analyzer.tags | own
+    mixin = f"{SHARED[module]}."
+    inherited = {
+        f"FusionPipeline.{tag.removeprefix(mixin)}": place
+        for tag, place in analyzer.tags.items()
+        if tag.startswith(mixin)
+    }
+    return analyzer.code, analyzer.tags | inherited
 
 
-def leave_out_examples(app: Sphinx, page: nodes.document) -> None:
-    """Take the examples out of the functions that a page includes from source files."""
+def shorten_docstrings(app: Sphinx, page: nodes.document) -> None:
+    """Cut docstrings to their first paragraph where a page includes code from source files."""
+
+    def first_paragraph(docstring: re.Match[str]) -> str:
+        summary = docstring[1].partition("\n\n")[0].rstrip()
+        return f'"""{summary}"""'
+
     for block in page.findall(nodes.literal_block):
         if block.get("source", "").endswith(".py"):
-            code = EXAMPLE.sub("", block.astext())
+            code = DOCSTRING.sub(first_paragraph, block.astext())
             block.rawsource, block.children = code, []
             block += nodes.Text(code)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Connect these to Sphinx."""
+    """Register the handlers with Sphinx."""
     app.connect("autodoc-process-docstring", link)
     app.connect("autodoc-process-signature", sign)
     app.connect("viewcode-find-source", find_source)
-    app.connect("doctree-read", leave_out_examples)
+    app.connect("doctree-read", shorten_docstrings)
     return {"parallel_read_safe": True}

@@ -1,8 +1,8 @@
-"""What a page says in its head: to search engines, and to who shows a card beside its address.
+"""The metadata in a page's head, for search engines and for cards beside shared links.
 
-A page's description is its first paragraph, or what its front matter says (``myst: html_meta:
-description:``). Addresses begin with ``html_baseurl``; where that is
-not set, it is where GitHub publishes the repository that ``_config.yml`` names.
+A page's description is its first paragraph, unless its front matter has one (``myst: html_meta:
+description:``). Addresses begin with ``html_baseurl``; if that is not set, it is the address at
+which GitHub publishes the repository that ``_config.yml`` names.
 """
 
 import re
@@ -20,10 +20,10 @@ CARD_ALT = "Three synthetic people: a reference picture of each, and three pictu
 
 
 def published_at(repository: str) -> str:
-    """Where GitHub Pages shows a repository, with a slash at the end.
+    """Return the address at which GitHub Pages publishes a repository, with a slash at the end.
 
     Args:
-        repository: its address on GitHub.
+        repository: Address of the repository on GitHub.
     """
     owner, name = urlsplit(repository).path.strip("/").removesuffix(".git").split("/")
     root = f"https://{owner.lower()}.github.io/"
@@ -31,7 +31,7 @@ def published_at(repository: str) -> str:
 
 
 def description(doctree: nodes.document) -> str:
-    """A page's first paragraph, without its citations, in at most 200 characters."""
+    """Return a page's first paragraph without citations, in at most 200 characters."""
     for paragraph in doctree.findall(nodes.paragraph):
         if isinstance(paragraph.parent, nodes.section):
             text = re.sub(r" ?\[[^][]*\]", "", paragraph.astext())
@@ -48,7 +48,7 @@ def _set_address(app: Sphinx, config: Config) -> None:
 def _write_head(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    # Jupyter Book loads Thebe on every page, and twice, which is an error in the browser's console.
+    # Jupyter Book loads Thebe twice on every page, which is an error in the browser's console.
     scripts = [(s, f"{s.filename} {s.attributes.get('body')}") for s in context["script_files"]]
     context["script_files"] = [s for s, text in scripts if "thebe" not in text.lower()]
     if doctree is None:
@@ -75,7 +75,7 @@ def _write_head(
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Called by Sphinx."""
+    """Register the handlers with Sphinx."""
     app.connect("config-inited", _set_address)
     app.connect("html-page-context", _write_head)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

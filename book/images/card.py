@@ -1,6 +1,6 @@
-"""Make `../_static/card.jpg`: what is shown beside an address of the book when it is shared.
+"""Make `../_static/card.jpg`, the picture on the card that accompanies a shared link to the book.
 
-Cut from `likeness.jpg`, hence to be run again whenever `likeness.py` was.
+It is cut from `likeness.jpg`, so run this script again after `likeness.py`.
 """
 
 from pathlib import Path
@@ -9,10 +9,10 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = (1200, 630)
-"""What the networks that show such cards ask for."""
+"""The size that social networks require for such cards."""
 
 ROWS, COLUMNS = (0, 3, 4), (0, 1, 2, 4)
-"""Of `likeness.jpg`, from its top and left, the reference first."""
+"""Rows and columns of `likeness.jpg` on the card; column 0 is the reference."""
 
 INK, PAPER, QUIET = "#f4f5f7", "#14181e", "#a9b4c2"
 TILE, GAP, APART, MARGIN = 188, 8, 20, 24
@@ -25,7 +25,7 @@ draw = ImageDraw.Draw(card)
 
 
 def font(size: int, name: str = "DejaVuSans") -> ImageFont.FreeTypeFont:
-    """A font that comes with matplotlib."""
+    """Load a font that comes with matplotlib."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), f"fonts/ttf/{name}.ttf"), size)
 
 

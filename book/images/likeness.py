@@ -1,7 +1,8 @@
-"""Make `likeness.jpg`: what the method does, on people whom the models never saw.
+"""Make `likeness.jpg`: pictures by the method of people that the models have never seen.
 
-One row a person: the reference, and what the fused adapter paints from it. Everybody gets the same
-prompts and the same seed; the people were chosen for their differences, the pictures were not.
+Each row shows a person's reference and the pictures that the fused adapter makes from it. All rows
+use the same prompts and the same seed. The people were chosen to differ; the pictures were not
+selected.
 """
 
 from pathlib import Path

@@ -1,10 +1,10 @@
 """Draw how each compared system feeds a face to the UNet: `systems/*.svg`, all in one style.
 
-The same things stand in the same places: the reference on the left, the prompt on top, one
-cross-attention layer on the right with the keys that its queries see. A dashed frame is one
-softmax: the weights within it add up to 1. What is trained is filled with one colour, and its
-number of weights is counted, never typed: at the published size from the shapes of the modules
-alone, and for the small model from the networks that `fusionlib train method` trains.
+All drawings have the same layout: the reference on the left, the prompt on top, and on the right
+one cross-attention layer with the keys that its queries see. A dashed frame is one softmax, whose
+weights sum to 1. Trained parts are filled with one colour. Their numbers of weights are counted:
+at the published size from the shapes of the modules, and for the small model from the networks
+that `fusionlib train method` trains.
 
     python book/images/systems.py
 """
@@ -45,34 +45,34 @@ from fusionlib.profiles import Profile, load_profile
 from fusionlib.unet_layers import cross_attention_layers
 
 FOLDER = Path(__file__).with_name("systems")
-PERSON = "0014"  # held out
-WIDTH, HEIGHT = 100.0, 46.5  # units across and up
+PERSON = "0014"  # a held-out person
+WIDTH, HEIGHT = 100.0, 46.5  # of the canvas, in units
 
 
 Keys = Literal["text", "shared", "apart", "word"]
-"""Where a layer's queries find the face: nowhere, in the text's softmax, in one of its own, or in
-the place of a word."""
+"""Where a layer's queries find the face: nowhere, in the text's softmax, in its own softmax, or in
+place of a word."""
 
 
 @dataclass(frozen=True)
 class System:
-    """What is drawn of one system.
+    """The content of one system's drawing.
 
     Attributes:
-        title: of the drawing.
-        keys: where the queries find the face.
-        readers: frozen networks that read the reference, each with what it makes of it.
-        projection: the trained modules between these and the keys.
-        face_keys: how many keys one reference has, in words.
-        squares: how many of them are drawn.
-        count: weights trained at the published size, of `counts`; None: nothing is trained.
-        base: at whose size it was published.
-        unet: what becomes of the UNet: frozen, with a trained LoRA, or trained as a whole.
-        encoder_trained: whether the text encoder is.
-        identity_net: whether there is a ControlNet that sees the face's keys only.
-        pictures: of the person, drawn as a stack.
-        for_whom: is it trained for.
-        trained_here: whether the small model has a counterpart, of `fusionlib train method`.
+        title: Title of the drawing.
+        keys: Place where the queries find the face.
+        readers: Frozen networks that read the reference, each with its output.
+        projection: Trained modules between the readers and the keys.
+        face_keys: Number of keys of one reference, in words.
+        squares: Number of face keys that are drawn.
+        count: Name in `counts` of the number of trained weights; None if nothing is trained.
+        base: Base model of the published weights.
+        unet: State of the UNet: frozen, with a trained LoRA, or trained as a whole.
+        encoder_trained: Whether the text encoder is trained.
+        identity_net: Whether there is a ControlNet that attends only to the face's keys.
+        pictures: Number of pictures of the person, drawn as a stack.
+        for_whom: People that it is trained for, in words.
+        trained_here: Whether `fusionlib train method` trains a counterpart for the small model.
     """
 
     title: str
@@ -181,14 +181,14 @@ SYSTEMS = {
         trained_here=False,
     ),
 }
-"""By the name that `fusionlib train method` has for it, with _ for -."""
+"""The systems by their names in `fusionlib train method`, with _ for -."""
 
 
-# ---------------------------------------------------------------------------------- how many
+# ------------------------------------------------------------------------- numbers of weights
 
 
 def counts() -> dict[str, int]:
-    """Weights that each system trains at its published size, counted on modules without memory."""
+    """Count the weights that each system trains at its published size, on the meta device."""
     from diffusers import ControlNetModel, UNet2DConditionModel
     from diffusers.models import embeddings as made
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -251,13 +251,13 @@ def _weights(module: Any) -> int:
 
 
 def _new_keys_and_values(unet: Any) -> int:
-    """Of W'_k and W'_v, from the text's width to each layer's."""
+    """Count the weights of W'_k and W'_v, from the text's width to each layer's."""
     layers = cross_attention_layers(unet).values()
     return sum(2 * layer.inner_dim * layer.cross_attention_dim for layer in layers)
 
 
 def _lora(unet: Any, rank: int) -> int:
-    """Of a LoRA on queries, keys, values and outputs of every attention layer."""
+    """Count a LoRA's weights on queries, keys, values and outputs of every attention layer."""
     layers = [module for module in unet.modules() if hasattr(module, "to_q")]
     linears = [part for a in layers for part in (a.to_q, a.to_k, a.to_v, a.to_out[0])]
     return sum(rank * (linear.in_features + linear.out_features) for linear in linears)
@@ -265,20 +265,20 @@ def _lora(unet: Any, rank: int) -> int:
 
 # ------------------------------------------------------------------------------ one drawing
 
-TOP, MIDDLE = 36.0, 22.0  # heights of the prompt's row and of the reference's
+TOP, MIDDLE = 36.0, 22.0  # heights of the rows of the prompt and of the reference
 LAYER = (53.5, 3.5, 43.5, 29.5)  # the card of one cross-attention layer: x, y, width, height
-ROWS = (25.0, 14.0)  # heights of the text's keys and of the face's
-LEFT, RIGHT = 55.3, 87.5  # of a frame
-WORDS = 7  # drawn; 77 in Stable Diffusion
+ROWS = (25.0, 14.0)  # heights of the keys of the text and of the face
+LEFT, RIGHT = 55.3, 87.5  # edges of a frame
+WORDS = 7  # text keys that are drawn, of 77 in Stable Diffusion
 
 
 def draw(system: System, faces: Sequence[Any], numbers: tuple[str, str]) -> Figure:
-    """One system.
+    """Draw one system.
 
     Args:
-        system: which.
-        faces: pictures of one person, the reference first.
-        numbers: of trained weights, at the published size and in the small model.
+        system: System to draw.
+        faces: Pictures of one person, the reference first.
+        numbers: Numbers of trained weights, at the published size and in the small model.
     """
     figure, axes = canvas(WIDTH, HEIGHT)
     axes.text(4, HEIGHT - 3.6, system.title, fontsize=14, color=INK, weight="bold", va="center")
@@ -286,7 +286,7 @@ def draw(system: System, faces: Sequence[Any], numbers: tuple[str, str]) -> Figu
     _prompt(axes, system)
     _reference(axes, system, faces)
     _trained(axes, system, numbers)
-    axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))  # pictures had moved them
+    axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))  # drawing pictures has changed them
     return figure
 
 
@@ -356,7 +356,7 @@ def _reference(axes: Axes, system: System, faces: Sequence[Any]) -> None:
 
 
 def _identity_net(axes: Axes, y: float, below: float) -> None:
-    """InstantID's ControlNet, which is shown landmarks and reads the face's keys as its text."""
+    """Draw InstantID's ControlNet, which sees landmarks and attends to the face's keys."""
     arrow(axes, (33.8, y), (38, y))
     box(axes, 38, y - 2.4, 11.6, 4.8, "IdentityNet", trained=True, size=9.5)
     arrow(axes, (43.8, below), (43.8, y + 2.6), colour=FACE)
@@ -403,13 +403,13 @@ def _layer(axes: Axes, system: System) -> None:
 
 
 def _frame(axes: Axes, floor: float, height: float) -> None:
-    """One softmax and its name."""
+    """Draw the frame of one softmax, with its label."""
     softmax(axes, LEFT, floor, RIGHT - LEFT, height)
     label(axes, RIGHT - 1, floor + 1.3, "one softmax", ha="right", fontsize=9, color=INK)
 
 
 def _answers(axes: Axes, system: System, middle: float) -> None:
-    """What leaves the layer: one answer, or the sum of two."""
+    """Draw the output of the layer: one attention, or the sum of two."""
     end = LAYER[0] + LAYER[2]
     out = (ROWS[0] + ROWS[1]) / 2 + 1
     if system.keys != "apart":
@@ -428,7 +428,7 @@ def _answers(axes: Axes, system: System, middle: float) -> None:
 
 
 def _trained(axes: Axes, system: System, numbers: tuple[str, str]) -> None:
-    """How many weights are trained, and for whom; lower left."""
+    """Write how many weights are trained, and for which people, in the lower left corner."""
     if system.count is None:
         label(axes, 4, 6, "nothing is trained", fontsize=11.5)
         return
@@ -438,11 +438,11 @@ def _trained(axes: Axes, system: System, numbers: tuple[str, str]) -> None:
     label(axes, 4, 4.2, system.for_whom + here, fontsize=9)
 
 
-# --------------------------------------------------------------------------- all on one card
+# ------------------------------------------------------------------- all systems in one table
 
 
 def overview(published: Mapping[str, int]) -> Figure:
-    """A row for each system: what it reads, what a query sees, how much was trained."""
+    """Draw a row for each system: what it reads, what a query sees, how many weights it trains."""
     step, top = 6.6, 7.0
     height = top + step * len(SYSTEMS) + 1.5
     figure, axes = canvas(WIDTH, height)
@@ -476,7 +476,7 @@ def overview(published: Mapping[str, int]) -> Figure:
 
 
 def _strip(axes: Axes, system: System, y: float) -> None:
-    """The keys of one layer in a row, each softmax in a frame."""
+    """Draw the keys of one layer in a row, each softmax in a frame."""
     side, low, x = 1.5, y - 0.75, 42.1
     words = [FACE if system.keys == "word" and n == 3 else TEXT for n in range(WORDS)]
     end = squares(axes, x, low, words, side=side, gap=0.35)
@@ -500,7 +500,7 @@ def _strip(axes: Axes, system: System, y: float) -> None:
 
 
 def write(figure: Figure, path: Path) -> None:
-    """Save it as SVG, letters as paths: the same bytes from the same drawing."""
+    """Save a drawing as SVG with letters as paths, so that the file is reproducible."""
     path.parent.mkdir(exist_ok=True)
     settings = {
         "svg.hashsalt": "fusionlib",
@@ -512,14 +512,14 @@ def write(figure: Figure, path: Path) -> None:
 
 
 def trained_here(profile: Profile) -> dict[str, int]:
-    """Weights that each counterpart trains in the small model."""
+    """Count the weights that each counterpart trains in the small model."""
     from companion.methods.counterpart_training import budgets
 
     return {str(name): int(count) for name, count in budgets(profile)["parameters"].items()}
 
 
 def drawings(profile: Profile) -> dict[str, Callable[[], Figure]]:
-    """Every drawing by its file's name."""
+    """Return a function for each drawing, by the name of its file."""
     published, small = counts(), trained_here(profile)
     folder = Path(profile.heldout or "")
     faces = [load_image(folder / f"{PERSON}_{view}.jpg").resize((96, 96)) for view in range(5)]
@@ -537,7 +537,7 @@ def drawings(profile: Profile) -> dict[str, Callable[[], Figure]]:
 
 
 def main(folder: Path = FOLDER) -> None:
-    """Write all drawings."""
+    """Write all drawings to a folder."""
     for name, make in drawings(load_profile("embedded")).items():
         write(make(), folder / f"{name}.svg")
 

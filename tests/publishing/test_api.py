@@ -1,4 +1,4 @@
-"""The public names: each is on the book's API page, and does what its docstring says and shows."""
+"""Every public name is on the book's API page and does what its docstring says and shows."""
 
 import ast
 import dataclasses
@@ -28,7 +28,7 @@ MEMBERS = {name: members.split(", ") if members else [] for name, members in ENT
 
 
 def documented() -> Iterator[tuple[str, Any]]:
-    """Everything with an entry on the page, by its name there."""
+    """Yield everything with an entry on the page, with its name there."""
     for name, members in MEMBERS.items():
         public = getattr(fusionlib, name)
         yield name, public
@@ -40,25 +40,28 @@ FUNCTIONS = {name: thing for name, thing in documented() if inspect.isroutine(th
 
 
 def sections(thing: Any) -> dict[str, str]:
-    """The sections of a docstring in Google's style, by their headings; the summary is ""."""
+    """Split a docstring in Google's style into its sections, by heading; the summary's is ""."""
     parts = re.split(r"^(\w+):\n(?= )", inspect.getdoc(thing) or "", flags=re.MULTILINE)
     return {"": parts[0], **dict(zip(parts[1::2], map(textwrap.dedent, parts[2::2]), strict=True))}
 
 
 def named(section: str) -> list[str]:
-    """The names that a section explains, one at the beginning of each of its paragraphs."""
+    """List the names that a section explains, one at the start of each entry."""
     return re.findall(r"^(\*{0,2}\w+):", section, flags=re.MULTILINE)
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:
-    """A signature's parameters as a docstring names them."""
+    """List a signature's parameters as a docstring names them."""
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     signature = inspect.signature(function).parameters.values()
     return [stars.get(p.kind, "") + p.name for p in signature if p.name not in ("self", "cls")]
 
 
 def raises_fusion_error(function: Callable[..., Any], seen: frozenset[Any] = frozenset()) -> bool:
-    """Whether a function raises a FusionError, or calls one of this library's that does."""
+    """Tell whether a function raises a FusionError, itself or through functions of this library.
+
+    Calls are followed by plain names and by methods of ``self``: checks are imported by name.
+    """
     function = inspect.unwrap(getattr(function, "__func__", function))
     if function in seen or not (function.__module__ or "").startswith("fusionlib."):
         return False
@@ -78,9 +81,9 @@ def raises_fusion_error(function: Callable[..., Any], seen: frozenset[Any] = fro
 
 
 def examples(name: str) -> list[doctest.DocTest]:
-    """The examples in the docstrings of a name and of its members on the page.
+    """Collect the examples in the docstrings of a name and of its members on the page.
 
-    They start from nothing: what they use, they import, as a reader has to.
+    Examples start with no names defined: like a reader, they have to import what they use.
     """
     find = doctest.DocTestFinder(recurse=False).find
     return [
@@ -94,9 +97,9 @@ def examples(name: str) -> list[doctest.DocTest]:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The repository's root as the examples see it, but what they write is thrown away.
+    """Provide a folder that looks like the repository's root, so that what examples write is lost.
 
-    On a busy machine one thread is much faster than two that wait for each other.
+    On a busy machine, one thread is much faster than two that wait for each other.
     """
     root, threads = tmp_path_factory.mktemp("repository"), torch.get_num_threads()
     (root / "data").symlink_to(ROOT / "data")
@@ -154,7 +157,7 @@ def test_errors_and_results_are_documented(name: str) -> None:
 
 
 def test_errors_are_found_through_the_functions_that_are_called() -> None:
-    """Most public functions leave it to a private one to complain; others have no reason to."""
+    """Most public functions leave it to a private one to raise; others have no reason to."""
     found = {name for name, function in FUNCTIONS.items() if raises_fusion_error(function)}
     assert {"masks_from_files", "fused_attention", "FusionAdapter.attach"} <= found
     assert {"QueryGroups.to", "ReferenceCache.to", "FusionAdapter.fingerprint"}.isdisjoint(found)
@@ -171,16 +174,30 @@ def extension() -> Any:
     return module
 
 
-def test_code_beside_the_equations_is_shown_without_its_examples(extension: Any) -> None:
+def test_code_beside_the_equations_is_shown_with_short_docstrings(extension: Any) -> None:
     source = inspect.getsource(inspect.unwrap(fusionlib.encode_references))
+    small = 'def f():\n    """One."""\n\n    x = 1\n\ndef g():\n    """Two.\n\n    More.\n    """\n'
     page = new_document("method")
     page += nodes.literal_block(source, source, source="fusionlib/reference.py")
-    extension.leave_out_examples(None, page)
-    (block,) = page.children
-    before, after = source.split("\n\n    Example:\n")
-    shown = before + '\n    """\n' + after.split('"""\n', 1)[1]
+    page += nodes.literal_block(small, small, source="small.py")
+    page += nodes.literal_block(small, small)  # not from a file
+    extension.shorten_docstrings(None, page)
+    block, shortened, untouched = page.children
+    before, summary, body = source.split('"""')
+    shown = before + '"""' + summary.split("\n\n")[0] + '"""' + body
     assert block.astext() == block.rawsource == shown
-    assert ">>>" not in shown and "return hidden_states" in shown
+    assert ">>>" not in shown and "Args:" not in shown and "return hidden_states" in shown
+    assert shortened.astext() == small.replace(".\n\n    More.\n    ", ".")
+    assert untouched.astext() == small
+
+
+def test_the_source_of_every_method_that_pipelines_share_is_found(extension: Any) -> None:
+    for method in MEMBERS["FusionPipeline"]:
+        module = getattr(fusionlib.FusionPipeline, method).__module__
+        code, tags = extension.find_source(None, module)
+        kind, first, last = tags[f"FusionPipeline.{method}"]
+        assert kind == "def" and f"def {method}(" in "\n".join(code.splitlines()[first - 1 : last])
+    assert extension.find_source(None, "fusionlib.attention") is None
 
 
 def test_the_page_links_names_and_equations_but_not_in_examples(extension: Any) -> None:

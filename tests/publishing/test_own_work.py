@@ -1,4 +1,4 @@
-"""Pages with code do what they say: their blocks are run as they stand."""
+"""The Python blocks on pages of the book run as they are and show what the pages say."""
 
 import doctest
 import re
@@ -10,7 +10,7 @@ import torch
 from fusionlib.profiles import ROOT
 
 PAGES = {"own_work": 7, "responsible_use": 1}
-"""Pages of the book, and how many blocks they have at least."""
+"""Pages with Python blocks, and the smallest number of blocks on each."""
 
 
 @pytest.mark.parametrize("page", PAGES)

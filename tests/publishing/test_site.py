@@ -1,4 +1,4 @@
-"""What publishes the book: its address in one place, workflows, Binder, Colab, heads of pages."""
+"""Publishing the book: its address, workflows, Binder, Colab, and the metadata of pages."""
 
 import importlib.util
 import re
@@ -52,10 +52,11 @@ def test_the_published_address_follows_from_the_repository(head: ModuleType) -> 
 
 def test_the_readme_leads_to_the_repository_that_the_book_names(head: ModuleType) -> None:
     text, slug = (ROOT / "README.md").read_text(), URL.removeprefix("https://github.com/")
+    clone = f"git clone --depth 1 {URL} && cd {slug.split('/')[1]}\n"
+    assert clone in text and clone in (ROOT / "book/intro.md").read_text()
     branch = CONFIG["repository"]["branch"]
-    links = [address for address in re.findall(r"\]\((https?://[^)]+)\)", text)]
+    links = re.findall(r"\]\((https?://[^)]+)\)", text)
     assert head.published_at(URL) in links
-    assert f"git clone {URL} && cd {slug.split('/')[1]}\n" in (ROOT / "book/intro.md").read_text()
     binder, colab = CONFIG["launch_buttons"]["binderhub_url"], CONFIG["launch_buttons"]["colab_url"]
     assert any(link.startswith(f"{binder}/v2/gh/{slug}/{branch}?") for link in links)
     opened = f"{colab}/github/{slug}/blob/{branch}/"
@@ -89,15 +90,6 @@ def test_workflows_run_what_a_reader_runs() -> None:
         assert re.search(rf"^{command.split()[1]}:", makefile, re.M), command
 
 
-def test_pages_are_published_with_the_least_rights() -> None:
-    jobs = yaml.safe_load((ROOT / ".github/workflows/pages.yml").read_text())["jobs"]
-    assert "permissions" not in jobs["build"]
-    assert jobs["deploy"]["permissions"] == {"pages": "write", "id-token": "write"}
-    assert jobs["deploy"]["needs"] == "build"
-    (upload,) = [s for s in jobs["build"]["steps"] if "upload-pages-artifact" in s.get("uses", "")]
-    assert upload["with"]["path"] == "build/book"
-
-
 def test_binder_installs_the_locked_set_and_the_checkout() -> None:
     lines = (ROOT / "binder/requirements.txt").read_text().splitlines()
     wanted = [line for line in lines if not line.startswith("#")]
@@ -125,13 +117,13 @@ PNG = (
 
 
 def dot() -> nbformat.NotebookNode:
-    """An output that shows one pixel, and what it says of it."""
+    """An output with a picture of one pixel and its alternative text."""
     metadata = {"image/png": {"alt": "A dot."}}
     return nbformat.v4.new_output("display_data", {"image/png": PNG}, metadata=metadata)
 
 
 def word(name: str) -> nbformat.NotebookNode:
-    """An output that is glued to a name."""
+    """An output that is glued under a name."""
     metadata = {"scrapbook": {"name": name, "mime_prefix": ""}}
     data = {"text/html": "<b>a word</b>", "text/plain": "a word"}
     return nbformat.v4.new_output("display_data", data, metadata=metadata)
@@ -139,7 +131,7 @@ def word(name: str) -> nbformat.NotebookNode:
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pages, with every notebook as it is, and a dot where its run would draw a figure."""
+    """The built pages, with every notebook as it is, and a dot in place of each figure."""
     out = tmp_path_factory.mktemp("build")
     (out / "executed").mkdir()
     pages = "\n".join(page.read_text() for page in sorted((ROOT / "book").glob("*.md")))
@@ -148,13 +140,13 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     glued += [(name, key) for key, name in blocks]
     for path in NOTEBOOKS:
         notebook = read_source(path)
-        words = [word(key) for name, key in glued if name == path.stem]  # that pages show
+        words = [word(key) for name, key in glued if name == path.stem]  # shown on pages
         notebook.cells.append(nbformat.v4.new_code_cell(outputs=words))
         for cell in notebook.cells:
             if "figure" in cell.metadata.get("mystnb", {}):
                 cell.outputs = [dot()]
         nbformat.write(notebook, out / "executed" / path.name)
-    build_book(out)  # which looks for dead links and for pictures without words
+    build_book(out)  # checks links and alternative texts, too
     return out / "book"
 
 
@@ -187,7 +179,7 @@ def test_a_notebook_can_be_launched_and_its_executed_copy_downloaded(book: Path)
 
 
 def test_pages_ask_nothing_of_other_machines(book: Path) -> None:
-    """Links may lead away; what a page loads by itself must be in the folder."""
+    """Links may lead elsewhere, but what a page loads must be in the book's folder."""
     for file in book.rglob("*.html"):
         if "_static" not in file.parts:
             loads = re.findall(
