@@ -9,21 +9,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from benchmarks.alternate import Setting, describe_machine
-from benchmarks.models import size_of
 from companion.cli.options import one_sentence
 from companion.pages.benchmark_records import Result, find_results
-from companion.pages.benchmark_tables import benchmark_frame
 from companion.pages.benchmark_targets import targets_of, with_targets
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT
-from fusionlib.profiles.loading import quietly, torch_place
 from fusionlib.support.provenance import git_commit
+
+if TYPE_CHECKING:
+    from benchmarks.alternate import Setting
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,9 @@ def main(
     if name != "all" and name not in MODULES:
         raise FusionError(f"There is no benchmark {name!r}: use all, or {', '.join(MODULES)}.")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # here and in what is started
-    _check(device, repeats)
+    from benchmarks.alternate import Setting  # and what reads it
+
+    _check(size, device, repeats)
     chosen = choose(name, size, device)
     if not chosen:
         raise FusionError(f"{name} measures nothing at --size {size} --device {device}.")
@@ -141,7 +141,11 @@ def overview(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _check(device: str, repeats: int) -> None:
+def _check(size: str, device: str, repeats: int) -> None:
+    import torch
+
+    if size not in ("tiny", "embedded", "full"):
+        raise FusionError(f"--size must be tiny, embedded or full, not {size!r}.")
     if device not in ("cpu", "cuda"):
         raise FusionError(f"--device must be cpu or cuda, not {device!r}.")
     if device == "cuda" and not torch.cuda.is_available():
@@ -158,7 +162,10 @@ def _usual_dtype(name: str, device: str) -> str:
 
 def measure(name: str, setting: Setting, folder: Path) -> Path:
     """Run one benchmark, print what it found, and write its record; returns the record's path."""
-    size_of(setting.size)
+    from benchmarks.alternate import describe_machine
+    from companion.pages.benchmark_tables import benchmark_frame
+    from fusionlib.profiles.loading import quietly, torch_place
+
     torch_place(setting.device, setting.dtype)
     machine = describe_machine(setting.device)  # before: how busy it is without us
     started = time.perf_counter()

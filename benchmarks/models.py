@@ -28,7 +28,6 @@ from transformers import (
 from benchmarks.alternate import Setting
 from companion.methods.counterpart_training import DecoupledTokens
 from fusionlib.adapter import FusionAdapter
-from fusionlib.errors import FusionError
 from fusionlib.pipeline import FusionPipeline
 from fusionlib.profiles import load_profile
 
@@ -89,16 +88,14 @@ TINY = Size(
 
 @cache
 def size_of(name: str) -> Size:
-    """The size of this name; a `FusionError` where there is none."""
-    if name == "embedded":
-        profile = load_profile("embedded")
-        made, built = (profile.num_inference_steps, profile.guidance_scale), profile.architecture
-        text = built["text"] | {"vocab_size": built["clip"]["vocab_size"]}
-        vision = built["vision"] | {"projection_dim": built["clip"]["projection_dim"]}
-        return Size(profile.resolution, *made, built["unet"], built["vae"], text, vision)
-    if name not in ("tiny", "full"):
-        raise FusionError(f"--size must be tiny, embedded or full, not {name!r}.")
-    return TINY if name == "tiny" else FULL
+    """The size of this name: ``tiny``, ``embedded`` or ``full``."""
+    if name != "embedded":
+        return {"tiny": TINY, "full": FULL}[name]
+    profile = load_profile("embedded")
+    made, built = (profile.num_inference_steps, profile.guidance_scale), profile.architecture
+    text = built["text"] | {"vocab_size": built["clip"]["vocab_size"]}
+    vision = built["vision"] | {"projection_dim": built["clip"]["projection_dim"]}
+    return Size(profile.resolution, *made, built["unet"], built["vae"], text, vision)
 
 
 class Models:
