@@ -44,7 +44,7 @@ MODULES = {
     "generation": Benchmark("a picture, beside the base model and IP-Adapter"),
     "masks": Benchmark("identity masks: dense beside sorted, which skip what is closed"),
     "training": Benchmark("a training step, beside IP-Adapter's"),
-    "memory": Benchmark("peak memory of a picture and of a training step", devices=("cuda",)),
+    "memory": Benchmark("peak memory of a training step", devices=("cuda",)),
     "study": Benchmark("pictures a second, by processes", _SMALL),
     "whole": Benchmark("make reproduce by stage, from its record", _SMALL, ("cpu",)),
 }

@@ -65,13 +65,11 @@ def table(
         "without the widening, log-normal": (plain, True),
     }
     size = {"studies": studies, "resamples": resamples}
-    return pd.DataFrame(
-        {
-            count: [f"{coverage(how, count, skewed=s, **size):.1%}" for how, s in rows.values()]
-            for count in people
-        },
-        index=pd.Index(rows, name="people"),
-    )
+    shares = {
+        count: [f"{coverage(how, count, skewed=s, **size):.1%}" for how, s in rows.values()]
+        for count in people
+    }
+    return pd.DataFrame(shares, index=pd.Index(rows, name="people"))
 
 
 if __name__ == "__main__":

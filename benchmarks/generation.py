@@ -18,7 +18,6 @@ from benchmarks.models import PROMPT, Models
 from companion.pages.benchmark_records import Group
 
 CLEAN, SHARED = "fused, clean cache", "fused, shared timestep"
-SYSTEMS = ("base model", CLEAN, SHARED, "IP-Adapter")
 WORDS = {1: "One reference", 4: "Four references"}
 
 

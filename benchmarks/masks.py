@@ -75,11 +75,7 @@ def layer_title(identities: int, side: int) -> str:
 
 
 def columns(identities: int, side: int) -> Tensor:
-    """One upright strip for each identity, two thirds of it mask and the rest background.
-
-    Returns:
-        Boolean, ``(identities, side, side)``.
-    """
+    """A strip for each identity, two thirds of it mask: boolean, ``(identities, side, side)``."""
     masks = torch.zeros(identities, side, side, dtype=torch.bool)
     for i, mask in enumerate(masks):
         left, right = i * side // identities, (i + 1) * side // identities

@@ -1,8 +1,7 @@
-"""Peak memory of a picture and of a training step on CUDA, by what PyTorch allocated.
+"""Peak memory of a training step on CUDA, by what PyTorch allocated.
 
-Each system is built alone and does everything twice. Weights count, the peak is that of the call;
-what is computed once for a person comes before it, as in `benchmarks.generation`. The base model
-that is only loaded comes first, and the others say how much more they took.
+Each system is built alone and makes two steps. Weights count, the peak is that of the steps. The
+base model that is only loaded comes first, and the others say how much more they took.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import generation, training
 from benchmarks.alternate import Call, Setting, say
 from benchmarks.models import Models
+from benchmarks.training import systems
 from companion.pages.benchmark_records import Group, Row
 
 LOADED = "base model, only loaded"
@@ -23,33 +22,20 @@ ROUNDS = 3
 
 
 def run(setting: Setting) -> list[Group]:
-    """Measure a picture with one reference, and a training step of one picture."""
-    loaded = {LOADED: lambda: _loaded(Models(setting, alone=True))}
-    painted = {
-        name: lambda name=name: generation.build(Models(setting, alone=True))[name](1)
-        for name in generation.SYSTEMS
-    }
-    groups = {
-        "A picture with one reference": loaded | painted,
-        "A training step of one picture": loaded | training.systems(setting),
-    }
-    return [
-        Group(
-            title,
-            "MB",
-            tuple(
-                Row(name, tuple(peak(name, build) for _ in range(min(setting.repeats, ROUNDS))))
-                for name, build in systems.items()
-            ),
-            "difference",
-        )
-        for title, systems in groups.items()
-    ]
+    """Measure a training step of one picture."""
 
+    def loaded() -> Call:
+        models = Models(setting)
+        parts = (models.unet, models.vae, models.text_encoder)
+        return lambda: parts
 
-def _loaded(models: Models) -> Call:
-    parts = (models.unet, models.vae, models.text_encoder)
-    return lambda: parts
+    rounds = range(min(setting.repeats, ROUNDS))
+    peaks = {
+        name: tuple(peak(name, build) for _ in rounds)
+        for name, build in ({LOADED: loaded} | systems(setting)).items()
+    }
+    rows = tuple(Row(name, found) for name, found in peaks.items())
+    return [Group("A training step of one picture", "MB", rows, "difference")]
 
 
 def peak(name: str, build: Callable[[], Call]) -> float:

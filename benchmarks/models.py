@@ -99,13 +99,10 @@ def size_of(name: str) -> Size:
 
 
 class Models:
-    """The frozen models of a size, with random weights, built when they are asked for.
+    """The frozen models of a size, with random weights, built when they are asked for."""
 
-    With `alone`, only one system is built, so that the base model needs no copies for others.
-    """
-
-    def __init__(self, setting: Setting, *, alone: bool = False) -> None:
-        self.setting, self.size, self.alone = setting, size_of(setting.size), alone
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.size = setting, size_of(setting.size)
         torch.manual_seed(0)
 
     def frozen(self, model: Any) -> Any:
@@ -166,13 +163,9 @@ class Models:
 
     def ip_adapter(self) -> Any:
         """The stock pipeline with an IP-Adapter's layers in a UNet of its own."""
-        return self._pipeline(StableDiffusionPipeline, unet=self.with_ip_adapter(), **_UNCHECKED)
-
-    def with_ip_adapter(self) -> Any:
-        """A UNet with an IP-Adapter's layers."""
         unet = self._copy()
         DecoupledTokens(unet, *self.projection())
-        return self.frozen(unet)
+        return self._pipeline(StableDiffusionPipeline, unet=self.frozen(unet), **_UNCHECKED)
 
     def projection(self) -> tuple[nn.Module, int]:
         """From what IP-Adapter reads of a face to tokens, and their number, as its authors do."""
@@ -203,20 +196,13 @@ class Models:
         }
 
     def _pipeline(self, kind: Any, **parts: Any) -> Any:
-        pipeline = kind(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            scheduler=self.scheduler,
-            **parts,
-        )
+        parts |= {"vae": self.vae, "text_encoder": self.text_encoder}
+        pipeline = kind(tokenizer=self.tokenizer, scheduler=self.scheduler, **parts)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     def _copy(self) -> Any:
         """A UNet whose processors are stock: attaching an adapter changes them."""
-        if self.alone:
-            return self.unet
         unet = self.built(lambda: UNet2DConditionModel(**self.size.unet))
         unet.load_state_dict(self.unet.state_dict())
         return unet

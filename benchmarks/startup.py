@@ -32,19 +32,14 @@ def run(setting: Setting) -> list[Group]:
 def process(*arguments: str) -> Call:
     """A call that runs Python with these arguments in the repository, without a model hub.
 
-    Raises:
-        FusionError: From the call: the process failed; repeats the last line that it wrote.
+    If the process fails, the call raises a `FusionError` with the last line that it wrote.
     """
 
     def call() -> None:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-        )
+        env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
             raise FusionError(f"`python {' '.join(arguments)}` failed: {last}")

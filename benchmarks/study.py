@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -45,18 +44,12 @@ def run(setting: Setting) -> list[Group]:
     title = "Pictures a second of a study, default settings"
     names = ["1 process", *(f"{count} processes" for count in counts[1:])]
     rows = tuple(Row(name, tuple(rates[n])) for name, n in zip(names, counts, strict=True))
-    return [Group(title, "pictures/s", rows, "value", in_a_minute(rows))]
+    return [Group(title, "pictures/s", rows, "value")]
 
 
 def powers_of_two(highest: int) -> list[int]:
     """1, 2, 4 and so on, up to a number."""
     return [2**power for power in range(highest.bit_length())]
-
-
-def in_a_minute(rows: Iterable[Row]) -> str:
-    """Rows of pictures a second, as a sentence of pictures a minute."""
-    said = (f"{60 * median(row.values):.0f} by {row.name}" for row in rows)
-    return f"Pictures a minute: {', '.join(said)}."
 
 
 def _rate(study: Mapping[str, Any], workers: int, device: str) -> float:

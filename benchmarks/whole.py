@@ -37,12 +37,10 @@ def stages(record: Path) -> Group:
         ) from error
     failed = ", ".join(content.get("failed", {}))
     longest_first = sorted(minutes, key=minutes.__getitem__, reverse=True)
-    return Group(
-        "make reproduce, minutes by stage",
-        "minutes",
-        tuple(Row(name, (minutes[name],)) for name in longest_first),
-        "value",
+    note = (
         f"The stages of make reproduce, together {sum(minutes.values()):.1f} minutes, were taken "
         f"from the last run of each on this machine ({facts}, {when})."
-        + (f" Failed: {failed}." if failed else ""),
     )
+    note += f" Failed: {failed}." if failed else ""
+    rows = tuple(Row(name, (minutes[name],)) for name in longest_first)
+    return Group("make reproduce, minutes by stage", "minutes", rows, "value", note)

@@ -44,16 +44,8 @@ def benchmark_plot(results: Sequence[Result], name: str, titled: str = "") -> An
         words.append(f"{where}: {said}" if where else said)
         axes.set_title(group.title, loc="left", fontsize=9, color=INK)
         if where:
-            axes.annotate(
-                where,
-                (0, 1),
-                xytext=(0, 24),
-                xycoords=("figure fraction", "axes fraction"),
-                textcoords="offset points",
-                fontsize=10,
-                fontweight="bold",
-                color=INK,
-            )
+            place = ((0, 1), (0, 24), ("figure fraction", "axes fraction"), "offset points")
+            axes.annotate(where, *place, fontsize=10, fontweight="bold", color=INK)
     return with_alt_text(VectorFigure(figure), " ".join(words))
 
 
@@ -78,15 +70,9 @@ def _panel(axes: Any, group: Group) -> str:
             marks.append(limit := row.target.limit)
             span = [height - 0.45, height + 0.45]
             axes.plot([limit] * 2, span, color=INK, linestyle=(0, (3, 2)), lw=1.2)
-        axes.annotate(  # right of all marks, so that none runs through it
-            digits(found.estimate),
-            (float(np.nanmax(marks)), height),
-            xytext=(7, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=colour,
-        )
+        # The number stands right of all marks, so that none runs through it.
+        place = ((float(np.nanmax(marks)), height), (7, 0), "data", "offset points")
+        axes.annotate(digits(found.estimate), *place, va="center", fontsize=8, color=colour)
         said.append(f"{row.name} {digits(found.estimate)}")
     first = group.rows[0].name
     label = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from companion.claims.claims import CLAIMS, Evidence, find_claim, record_claim
+from companion.claims.claims import Evidence, find_claim, record_claim
 from companion.evaluation.comparison import Estimate
 from companion.evaluation.statistics import Interval
 from companion.figures.tables import marked_table
@@ -155,21 +155,14 @@ def dense_to_sorted(results: Sequence[Result]) -> dict[str, dict[int, Interval]]
 
 
 def record_training(
-    out: str | Path,
-    claim: str,
-    results: Sequence[Result],
-    profile: str,
-    path: str | Path = CLAIMS,
+    out: str | Path, claim: str, results: Sequence[Result], profile: str
 ) -> list[Evidence]:
     """Record what the benchmark ``training`` says of the claim that training is cheap.
 
-    The evidence is written into the notebook's `out`, by `companion.claims.claims.record_claim`.
-
-    Returns:
-        The evidence; none where the claim cannot be tested, or nothing was measured at the size of
-        Stable Diffusion 1.5 on CUDA.
+    There is no evidence where the claim cannot be tested, or nothing was measured at the size of
+    Stable Diffusion 1.5 on CUDA. It is also written into the notebook's `out`.
     """
-    if profile in find_claim(claim, path).obstacle:
+    if profile in find_claim(claim).obstacle:
         return []
     # As IP-Adapter's own script trains: both encode everything in every step.
     wanted = next(one for one in read_targets() if one.what == "Training step, encoded")
@@ -181,7 +174,7 @@ def record_training(
             less = Interval(-more.estimate, -more.high, -more.low)
             found = Estimate(less, rounds, rounds, rounds)
             run = f"{result.where}, {result.created[:10]}"
-            evidence.append(record_claim(out, claim, found, profile=profile, run=run, path=path))
+            evidence.append(record_claim(out, claim, found, profile=profile, run=run))
     return evidence
 
 

@@ -152,18 +152,15 @@ def _read(path: str | Path, kind: type[Entry]) -> tuple[Entry, ...]:
     return tuple(found.values())
 
 
-def targets_of(benchmark: str, size: str, device: str) -> tuple[Wanted, ...]:
-    """The targets of one run of a benchmark."""
-    asked = (benchmark, size, device)
-    return tuple(one for one in read_targets() if (one.benchmark, one.size, one.device) == asked)
+def targets_of(*run: str) -> tuple[Wanted, ...]:
+    """The targets of one run: of a benchmark, at a size, on a device."""
+    return tuple(one for one in read_targets() if (one.benchmark, one.size, one.device) == run)
 
 
-def with_targets(
-    groups: Sequence[Group], benchmark: str, size: str, device: str
-) -> tuple[Group, ...]:
-    """Groups as a benchmark measured them, their rows with what is asked of them here."""
+def with_targets(groups: Sequence[Group], *run: str) -> tuple[Group, ...]:
+    """Groups as a run measured them, with the targets of their rows; `run`: see `targets_of`."""
     found = list(groups)
-    for wanted in targets_of(benchmark, size, device):
+    for wanted in targets_of(*run):
         if place := wanted.find(found):
             group, row = place
             rows = (replace(r, target=wanted.target) if r is row else r for r in group.rows)

@@ -1,12 +1,10 @@
 """Benchmarks: what is measured is what happened, by a clock that the tests control."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -51,7 +49,7 @@ from companion.pages.benchmark_targets import (
 )
 from companion.studies.store import INDEX, Store
 from fusionlib.errors import FusionError
-from fusionlib.profiles import ROOT, load_profile
+from fusionlib.profiles import load_profile
 
 TINY = Setting(size="tiny", repeats=1)
 MACHINE = {"cpu": "a processor", "cores": 2, "threads": 1, "load": 0.0, "torch": "2"}
@@ -207,7 +205,7 @@ def test_the_tables_say_which_targets_are_met_and_which_are_missed() -> None:
     assert len(benchmark_table([made, other], "generation").data) == 6
 
 
-def test_what_nobody_measured_says_how_to_measure_it() -> None:
+def test_what_is_not_measured_says_how_to_measure_it() -> None:
     for shown in (benchmark_plot([], "masks"), benchmark_table([], "masks"), masks_table([])):
         assert "<code>python -m benchmarks masks</code>" in shown._repr_html_()
     table = targets_table({}).data
@@ -229,24 +227,14 @@ def test_the_page_knows_every_benchmark() -> None:
 
 def test_a_target_is_asked_of_the_row_it_names_and_judged_on_the_page() -> None:
     clean = generation.CLEAN
-    groups = [
-        Group(
-            f"{number} reference{'s' * (number != 'One')}, seconds for a picture",
-            "s",
-            (Row("base model", (1.0, 2.0, 3.0)), Row(clean, (1.4, 2.8, 4.2))),
-        )
-        for number in ("One", "Two", "Four")
-    ]
+    rows = (Row("base model", (1.0, 2.0, 3.0)), Row(clean, (1.4, 2.8, 4.2)))
+    titles = ("One reference", "Two references", "Four references")
+    groups = [Group(f"{title}, seconds for a picture", "s", rows) for title in titles]
     asked = with_targets(groups, "generation", "embedded", "cpu")
-    assert [row.target for group in asked for row in group.rows] == [
-        *(None, Target("ratio", 1.35)),
-        *(None, None),
-        *(None, Target("ratio", 2.2)),
-    ]
+    one, four = Target("ratio", 1.35), Target("ratio", 2.2)
+    assert [r.target for group in asked for r in group.rows] == [None, one, None, None, None, four]
     assert list(with_targets(groups, "generation", "tiny", "cpu")) == groups
-    made = Result(
-        "generation", "embedded", "cpu", "float32", MACHINE, None, "2026-01-01", 1.0, asked
-    )
+    made = replace(result(), groups=asked)
     table = targets_table({"generation": [made]}).data.loc["embedded, CPU"]
     assert table.loc["Picture, one reference", "found"] == "1.40 [1.40, 1.40]"
     assert table.loc["Picture, one reference", "outcome"] == "missed"
@@ -301,10 +289,8 @@ def test_a_target_may_be_about_another_row_than_the_first() -> None:
     step = table.loc["Training step, cached"]
     assert (step["found"], step["floor, counted"]) == ("1.20 [1.20, 1.20]", "1.50")
     assert step["target"] == f"≤ 1 times {training.IP_CACHED}"
-    assert (
-        with_targets([replace(group, rows=rows[::2])], "training", "full", "cuda")[0].rows
-        == (rows[::2])
-    ), "without what it is compared with there is nothing to judge"
+    (alone,) = with_targets([replace(group, rows=rows[::2])], "training", "full", "cuda")
+    assert alone.rows == rows[::2], "without what it is compared with there is nothing to judge"
 
 
 @pytest.mark.parametrize(("size", "device"), [("full", "cuda"), ("embedded", "cpu")])
@@ -322,12 +308,8 @@ def test_behind_a_ratio_stand_the_kernels_and_the_time_in_them(size: str, device
 
 
 def test_processes_are_powers_of_two_up_to_the_cores() -> None:
-    assert [study.powers_of_two(cores) for cores in (1, 2, 3, 8)] == [
-        *([1], [1, 2], [1, 2]),
-        [1, 2, 4, 8],
-    ]
-    rows = (Row("1 process", (0.5, 1.0, 1.5)), Row("2 processes", (2.0,)))
-    assert study.in_a_minute(rows) == "Pictures a minute: 60 by 1 process, 120 by 2 processes."
+    found = [study.powers_of_two(cores) for cores in (1, 2, 3, 8)]
+    assert found == [[1], [1, 2], [1, 2], [1, 2, 4, 8]]
 
 
 def test_targets_name_what_is_measured() -> None:
@@ -336,9 +318,9 @@ def test_targets_name_what_is_measured() -> None:
     layers = {masks.layer_title(3, side) for side in (*sides.values(), sides["full"] // 2)}
     layers |= {f"The GPU alone: {layer}" for layer in layers}
     measured = {
-        "generation": set(generation.SYSTEMS),
+        "generation": set(generation.build(Models(TINY))),
         "training": set(training.systems(TINY)),
-        "memory": {memory.LOADED, *generation.SYSTEMS, *training.systems(TINY)},
+        "memory": {memory.LOADED, *training.systems(TINY)},
         "masks": {*masks.WAYS, *(f"masks, {way}" for way in masks.WAYS), "masks, by layer"},
     }
     for wanted in read_targets():
@@ -418,12 +400,6 @@ def test_the_table_of_masks_shows_how_many_times_longer_a_dense_one_takes() -> N
     varied_table = masks_table([varied]).data
     assert varied_table.loc["8 × 8, CPU", "2 people"] == "2.00 [1.80, 2.20]"
     assert "Three references" in benchmark_plot([made], "masks", "Three references").info["alt"]
-
-
-def test_the_page_on_the_method_shows_a_table_that_the_page_on_costs_makes() -> None:
-    assert "{glue} masks_table" in (ROOT / "book/method.md").read_text()
-    notebook = nbformat.read(ROOT / "notebooks/benchmarks.ipynb", 4)
-    assert any('glue("masks_table"' in cell.source for cell in notebook.cells)
 
 
 def test_a_training_step_on_cuda_decides_the_claim_that_it_is_cheap(tmp_path: Path) -> None:
@@ -520,13 +496,13 @@ def test_a_gpu_is_not_kept_waiting_by_what_it_makes_no_difference_to(
 
 
 @pytest.fixture
-def gpu_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """A GPU that holds 100 MB and says 160 MB at its peak; its peak is reset this often."""
+def gpu_memory(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A GPU that holds 100 MB, 160 MB at its peak; an entry for each reset of the peak."""
     resets: list[float] = []
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100e6)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 160e6)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: resets.append(0.0))
-    yield resets
+    return resets
 
 
 def test_a_peak_is_beyond_what_was_held_before(gpu_memory: list[float]) -> None:
@@ -536,17 +512,9 @@ def test_a_peak_is_beyond_what_was_held_before(gpu_memory: list[float]) -> None:
 
 
 def test_every_system_can_have_its_memory_measured(gpu_memory: list[float]) -> None:
-    pictures, steps = memory.run(TINY)
-    assert [row.name for row in pictures.rows] == [memory.LOADED, *generation.SYSTEMS]
+    (steps,) = memory.run(TINY)
     assert [row.name for row in steps.rows] == [memory.LOADED, *training.systems(TINY)]
-    assert pictures.rows[0] == steps.rows[0] and pictures.shows == "difference"
-    assert len(gpu_memory) == len(pictures.rows) + len(steps.rows)
-
-
-def test_a_system_that_is_measured_alone_holds_one_base_model() -> None:
-    for alone in (True, False):
-        models = Models(TINY, alone=alone)
-        assert (models.base().unet is models.unet) is alone
+    assert steps.shows == "difference" and len(gpu_memory) == len(steps.rows)
 
 
 def test_minutes_come_from_what_reproduce_recorded(tmp_path: Path) -> None:
