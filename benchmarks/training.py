@@ -65,7 +65,7 @@ def _whole(setting: Setting, loss_of: Step, network: nn.Module) -> Call:
         on = dtype != torch.float32
         with torch.autocast(setting.device, dtype if on else torch.bfloat16, enabled=on):
             loss = loss_of(next(numbers))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
