@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from companion.publishing.exports import EXPORTED
 from companion.publishing.notebooks import comes_after
 from companion.publishing.stored_outputs import ADDRESS, CHECKED, TABLE_ID
 
-UNCOMPARED = ("application/pdf", "stderr")
+UNCOMPARED = (*EXPORTED, "stderr")
 """Kinds of outputs that are not compared, besides nbval's: pictures, widgets."""
 
 UNSTABLE = {

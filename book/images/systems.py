@@ -34,8 +34,8 @@ from companion.figures.diagrams import (
     arrow,
     box,
     canvas,
-    in_words,
     label,
+    short_count,
     softmax,
     squares,
 )
@@ -465,7 +465,7 @@ def overview(published: Mapping[str, int]) -> Figure:
         _strip(axes, system, y)
         if system.count:
             label(
-                axes, 96.5, y, in_words(published[system.count]), ha="right", color=TRAINED,
+                axes, 96.5, y, short_count(published[system.count]), ha="right", color=TRAINED,
                 fontsize=11, weight="bold",
             )  # fmt: skip
         else:
@@ -525,9 +525,9 @@ def drawings(profile: Profile) -> dict[str, Callable[[], Figure]]:
     faces = [load_image(folder / f"{PERSON}_{view}.jpg").resize((96, 96)) for view in range(5)]
 
     def make(name: str, system: System) -> Callable[[], Figure]:
-        large = in_words(published[system.count]) if system.count else ""
+        large = short_count(published[system.count]) if system.count else ""
         own = small[name.replace("_", "-")] if system.count and system.trained_here else None
-        here = in_words(own) if own is not None else ""
+        here = short_count(own) if own is not None else ""
         return lambda: draw(system, faces, (f"{large} weights ({system.base})", here))
 
     return {

@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from companion.evaluation.attention_maps import AttentionShares, Columns, record_attention
-from companion.figures.diagrams import FACE, INK, TEXT, Layer, layer_rows
+from companion.figures.diagrams import FACE, INK, TEXT, Layer
 from companion.figures.grids import label_font, picture_grid
-from companion.figures.tables import marked
+from companion.figures.tables import marked_table
 from fusionlib.errors import FusionError
 from fusionlib.masking import identity_attention_mask
 
@@ -27,31 +27,31 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 SECOND = "#17876a"
-"""The colour of a second face."""
+"""Colour of a second face."""
 
 SIDE = 192
 """Height of a picture in these figures, in pixels."""
 
 
 def share_map(
-    gazes: Sequence[AttentionShares], columns: Sequence[int] | slice, size: tuple[int, int]
+    recorded: Sequence[AttentionShares], columns: Sequence[int] | slice, size: tuple[int, int]
 ) -> Tensor:
-    """How much of each query's attention goes to some columns, the mean over gazes.
+    """How much of each query's attention goes to some columns, averaged over records.
 
     Args:
-        gazes: of any layers and calls; coarser maps are enlarged without smoothing.
-        columns: of `AttentionShares.weights`, summed.
-        size: the latents' height and width.
+        recorded: Shares of any layers and calls; coarser maps are enlarged without smoothing.
+        columns: Columns of `AttentionShares.weights`, which are summed.
+        size: Height and width of the latents.
 
     Returns:
         Shares from 0 to 1, ``(h, w)``.
 
     Raises:
-        FusionError: there are no gazes, or a layer's positions do not come of this size.
+        FusionError: No attention was recorded, or a layer's positions do not result from this size.
     """
     maps = []
-    for gaze in gazes:
-        shares = gaze.weights[..., columns].sum(-1).mean(0)
+    for each in recorded:
+        shares = each.weights[..., columns].sum(-1).mean(0)
         height, width = size
         while height * width > len(shares) and height * width > 1:
             height, width = -(-height // 2), -(-width // 2)
@@ -60,7 +60,7 @@ def share_map(
         small = shares.reshape(1, 1, height, width)
         maps.append(torch.nn.functional.interpolate(small, size, mode="nearest")[0, 0])
     if not maps:
-        raise FusionError("There are no gazes: watch the UNet while it paints.")
+        raise FusionError("No attention was recorded: record it while the UNet paints.")
     return torch.stack(maps).mean(0)
 
 
@@ -72,14 +72,14 @@ def overlay(
     top: float | None = None,
     label: bool = True,
 ) -> Image.Image:
-    """A picture in grey under a map of shares, and their mean in the corner.
+    """A grey picture under a map of shares, with their mean in the corner.
 
     Args:
-        picture: any size.
-        share: ``(h, w)``, from 0 to 1.
-        colour: of the share ``top``, full strength.
-        top: None takes the map's own largest.
-        label: whether the mean stands in the corner.
+        picture: Picture of any size.
+        share: Shares from 0 to 1, ``(h, w)``.
+        colour: Colour of the share ``top``, at full strength.
+        top: Share of full strength; None takes the map's own largest.
+        label: Whether to write the mean in the corner.
     """
     width = round(SIDE * picture.width / picture.height)
     grey = picture.convert("L").resize((width, SIDE), Image.Resampling.LANCZOS)
@@ -102,7 +102,7 @@ def overlay(
 
 def attention_film(
     picture: Image.Image,
-    gazes: Sequence[AttentionShares],
+    recorded: Sequence[AttentionShares],
     layers: Sequence[Layer],
     size: tuple[int, int],
     *,
@@ -113,19 +113,19 @@ def attention_film(
     All maps have one scale, from nothing to all of the attention.
 
     Args:
-        picture: that was painted.
-        gazes: noted on the way.
-        layers: which, of `companion.figures.diagrams.read_layers`.
-        size: the latents' height and width.
-        frames: how many of the timesteps, evenly spread.
+        picture: Picture that was painted.
+        recorded: Attention recorded while it was painted.
+        layers: Layers to show, of `companion.figures.diagrams.read_layers`.
+        size: Height and width of the latents.
+        frames: Number of timesteps to show, evenly spread.
     """
-    times = list(dict.fromkeys(gaze.timestep for gaze in gazes))
+    times = list(dict.fromkeys(each.timestep for each in recorded))
     chosen = [times[round(i)] for i in np.linspace(0, len(times) - 1, min(frames, len(times)))]
     rows = []
     for layer in layers:
         row: list[Image.Image | None] = []
         for time in chosen:
-            now = [g for g in gazes if g.layer == layer.name and g.timestep == time]
+            now = [g for g in recorded if g.layer == layer.name and g.timestep == time]
             text = 1 if now[0].weights.shape[-1] == len(now[0].tokens) else now[0].tokens[0]
             row.append(overlay(picture, share_map(now, slice(text, None), size), FACE, top=1.0))
         rows.append(row)
@@ -135,21 +135,21 @@ def attention_film(
 
 
 def looked_at(
-    reference: Image.Image, gazes: Sequence[AttentionShares], layers: Sequence[Layer]
+    reference: Image.Image, recorded: Sequence[AttentionShares], layers: Sequence[Layer]
 ) -> Image.Image:
-    """Which places of the first reference are looked at, layer by layer.
+    """Where the first reference is looked at, layer by layer.
 
-    A map's strongest cell is the place that is looked at most there; the number is the share of a
+    The strongest cell of a map is the place that is looked at most; the number is the share of a
     query's attention that the whole reference has.
 
     Args:
-        reference: its picture.
-        gazes: of every key, noted while a picture was painted.
-        layers: which.
+        reference: Picture of the reference.
+        recorded: Attention to every key, recorded while a picture was painted.
+        layers: Layers to show.
     """
     row: list[Image.Image | None] = []
     for layer in layers:
-        mine = [gaze for gaze in gazes if gaze.layer == layer.name and len(gaze.tokens) > 1]
+        mine = [each for each in recorded if each.layer == layer.name and len(each.tokens) > 1]
         text, count = mine[0].tokens[:2]
         by_key = torch.stack([g.weights[..., text : text + count].mean((0, 1)) for g in mine])
         places = by_key.mean(0).reshape(layer.size)
@@ -175,19 +175,19 @@ def word_maps(
     words: dict[str, list[int]],
     size: tuple[int, int],
 ) -> Image.Image:
-    """What each word gets of the finest layers' attention, and what the face gets, if there is one.
+    """The finest layers' attention to each word, and to the face, if there is one.
 
-    A row's numbers sum to 100%. A column has one scale, so that rows compare.
+    A row's numbers sum to 100%. A column has one scale, so that rows can be compared.
 
     Args:
-        painted: for each row its label, picture and gazes of every key.
-        words: which to show, of `words_of`; the others are one column, with the start token, the
+        painted: For each row its label, picture and attention to every key.
+        words: Words to show, of `words_of`; the others are one column, with the start token, the
             end and the padding.
-        size: the latents' height and width.
+        size: Height and width of the latents.
     """
     maps: dict[str, dict[str, Tensor]] = {}
-    for label, (_, gazes) in painted.items():
-        finest = [g for g in gazes if g.weights.shape[1] == size[0] * size[1]]
+    for label, (_, recorded) in painted.items():
+        finest = [g for g in recorded if g.weights.shape[1] == size[0] * size[1]]
         text = finest[0].tokens[0]
         shown = [number for numbers in words.values() for number in numbers]
         columns: dict[str, list[int]] = {f"“{word}”": at for word, at in words.items()}
@@ -217,12 +217,12 @@ def reference_maps(
     """How pictures of two references share the attention of the finest layers, over all steps.
 
     Args:
-        painted: for each row its label, picture and gazes of text and references.
-        size: the latents' height and width.
+        painted: For each row its label, picture and attention to text and references.
+        size: Height and width of the latents.
     """
     found = {}
-    for label, (_, gazes) in painted.items():
-        finest = [g for g in gazes if g.weights.shape[1] == size[0] * size[1]]
+    for label, (_, recorded) in painted.items():
+        finest = [g for g in recorded if g.weights.shape[1] == size[0] * size[1]]
         found[label] = [share_map(finest, [column], size) for column in range(3)]
     top = max(float(share.max()) for maps in found.values() for share in maps[1:])
     rows = [
@@ -239,22 +239,22 @@ def reference_maps(
 
 
 def mask_maps(
-    picture: Image.Image, gazes: Sequence[AttentionShares], masks: Tensor, size: tuple[int, int]
+    picture: Image.Image, recorded: Sequence[AttentionShares], masks: Tensor, size: tuple[int, int]
 ) -> Image.Image:
     """For each of two people, where Eq. 7 lets them be seen, and where they are looked at.
 
     Args:
-        picture: of both.
-        gazes: of text and references.
-        masks: boolean ``(2, H, W)``.
-        size: the latents' height and width.
+        picture: Picture of both people.
+        recorded: Attention to text and references.
+        masks: Boolean masks, ``(2, H, W)``.
+        size: Height and width of the latents.
     """
     open_ = identity_attention_mask(masks, [0, 1], size, 1, [1, 1]).float()
     plain = _plain(picture)
     rows = []
     for person, colour in enumerate((FACE, SECOND)):
         may = open_[:, 1 + person].reshape(size)
-        does = share_map(gazes, [1 + person], size)
+        does = share_map(recorded, [1 + person], size)
         inside = Image.fromarray(masks[person].numpy()).convert("L").resize(plain.size)
         rows.append(
             [
@@ -276,62 +276,68 @@ def paint_watched(
     seed: int = 0,
     **arguments: Any,
 ) -> tuple[Image.Image, list[AttentionShares]]:
-    """Paint a picture and note what its queries look at.
+    """Paint a picture and record what its queries look at.
 
     Args:
-        pipeline: with an adapter.
-        prompt: what to paint.
-        references: what ``pipeline.encode_references`` made of faces, whose own pass is not to be
-            watched; None: the text alone.
-        of: what is told apart.
-        seed: of the noise.
-        arguments: further ones of the pipeline's call.
+        pipeline: Pipeline with an adapter.
+        prompt: Text prompt.
+        references: Result of ``pipeline.encode_references``, whose own pass is thus not recorded;
+            None for the text alone.
+        of: What the recorded columns stand for.
+        seed: Seed of the noise.
+        arguments: Further arguments of the pipeline's call.
     """
     noise = torch.Generator("cpu").manual_seed(seed)
-    with record_attention(pipeline.unet, of, last=1) as gazes:
+    with record_attention(pipeline.unet, of, last=1) as recorded:
         made = pipeline(prompt, references=references, generator=noise, **arguments)
     picture: Image.Image = made.images[0]
-    return picture, gazes
+    return picture, recorded
 
 
 def layer_table(layers: Sequence[Layer], run: str) -> Styler:
     """Lay out what each layer is and what it looks at, read while a picture was painted.
 
     Args:
-        layers: of `companion.figures.diagrams.read_layers`.
-        run: see `companion.figures.tables.run_label`.
+        layers: Layers of `companion.figures.diagrams.read_layers`.
+        run: The run, see `companion.figures.tables.run_label`.
     """
-    table = pd.DataFrame(layer_rows(layers)).set_index("layer").rename_axis(None)
-    return marked(table.style, "measured", f"Read from the models as they painted. {run}")
+    table = pd.DataFrame(
+        {
+            "positions": ["×".join(map(str, layer.size)) for layer in layers],
+            "width C": [str(layer.width) for layer in layers],
+            "heads": ["×".join(map(str, layer.heads)) for layer in layers],
+            "text keys": [str(layer.tokens[0]) for layer in layers],
+            "face keys": [" + ".join(map(str, layer.tokens[1:])) for layer in layers],
+            "trained weights": [f"{layer.trained:,}" for layer in layers],
+            "attention on the face": [f"{layer.face:.0%}" for layer in layers],
+        },
+        index=[layer.place.replace(" ", "\u00a0") for layer in layers],
+    )
+    return marked_table(table, f"Read from the models as they painted. {run}")
 
 
 def order_table(effect: pd.DataFrame, run: str) -> Styler:
     """Lay out what the order of the references changes.
 
     Args:
-        effect: of `companion.pages.reference_order.order_effect`.
-        run: see `companion.figures.tables.run_label`.
+        effect: Result of `companion.pages.reference_order.order_effect`.
+        run: The run, see `companion.figures.tables.run_label`.
     """
-    names = {"control": "the last one left out (a control)"}
-    shown = pd.DataFrame(
-        {
-            "largest difference, of 1": effect["largest"].map("{:.1e}".format),
-            "largest difference, of 255": effect["grey_levels"].map(str),
-            "values that differ": [
-                f"{differing:,} of {count:,}"
-                for differing, count in zip(effect["differing"], effect["count"], strict=True)
-            ],
-        }
-    ).rename(index=names)
-    return marked(shown.style, "measured", f"Measured here, against the order 1, 2, 3 … {run}")
+    columns = {
+        "largest difference, of 1": "{largest:.1e}",
+        "largest difference, of 255": "{grey_levels}",
+        "values that differ": "{differing:,} of {count:,}",
+    }
+    named = effect.rename(index={"control": "the last one left out (a control)"})
+    return marked_table(named, f"Measured here, against the order 1, 2, 3 … {run}", columns)
 
 
 def noise_picture(seed: int, size: tuple[int, int]) -> Image.Image:
-    """The noise that a seed names, three of its channels shown as colours.
+    """The noise of a seed, three of its channels shown as colours.
 
     Args:
-        seed: of `paint_watched`.
-        size: the latents' height and width.
+        seed: Seed of the noise, as for `paint_watched`.
+        size: Height and width of the latents.
     """
     noise = torch.randn(3, *size, generator=torch.Generator("cpu").manual_seed(seed))
     colours = (noise / 4 + 0.5).clamp(0, 1).mul(255).byte().permute(1, 2, 0).numpy()

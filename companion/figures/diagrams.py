@@ -7,7 +7,7 @@ A few pencils on a white card, which the drawings of the compared systems use, t
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,11 @@ TRAINED, TEXT, FACE = "#b3125c", "#3f72b8", "#e08a1e"
 """Colours of trained modules, of the text and of faces."""
 
 INCH = 10.4
-"""Units to an inch."""
+"""Drawing units in an inch."""
 
 
-def in_words(number: int) -> str:
-    """Three digits of a number, in millions or thousands: 24.8 M."""
+def short_count(number: int) -> str:
+    """A number to three digits, in millions or thousands: 24.8 M."""
     value, unit = (number / 1e6, "M") if number >= 1e6 else (number / 1e3, "k")
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
 
@@ -65,7 +65,7 @@ def box(
 
 
 def label(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:
-    """Words beside something."""
+    """Text beside a part of the drawing."""
     settings: dict[str, Any] = {"fontsize": 9.5, "color": QUIET, "va": "center"}
     axes.text(x, y, text, **(settings | look))
 
@@ -92,7 +92,7 @@ def arrow(axes: Axes, *points: tuple[float, float], colour: str = LINE) -> None:
 def squares(
     axes: Axes, x: float, y: float, colours: Sequence[str], *, side: float = 2.0, gap: float = 0.5
 ) -> float:
-    """Keys in a row; returns where the row ends."""
+    """Keys as squares in a row; returns the x at which the row ends."""
     for number, colour in enumerate(colours):
         axes.add_patch(
             FancyBboxPatch(
@@ -131,16 +131,16 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 @dataclass(frozen=True)
 class Layer:
-    """One cross-attention layer, as it was found at work.
+    """One cross-attention layer, as it was recorded while painting.
 
     Attributes:
-        name: in the UNet.
-        size: height and width in positions.
-        width: of its hidden states, C.
-        heads: how many, and each one's width.
-        tokens: N_text, then N_f of each reference.
-        trained: weights of its Linear_kf and Linear_vf.
-        face: the references' share of its attention, from 0 to 1.
+        name: Name in the UNet.
+        size: Height and width in positions.
+        width: Width of its hidden states, C.
+        heads: Number of heads, and the width of each.
+        tokens: Number of text tokens N_text, then N_f of each reference.
+        trained: Number of weights of its Linear_kf and Linear_vf.
+        face: Share of its attention that the references have, from 0 to 1.
     """
 
     name: str
@@ -153,7 +153,7 @@ class Layer:
 
     @property
     def place(self) -> str:
-        """Where it stands, in short: ``down 0``, ``mid``, ``up 1.0``."""
+        """Its place in the UNet, in short: ``down 0``, ``mid``, ``up 1.0``."""
         way, *numbers = self.name.removesuffix(".attn2").split(".")
         block, each = (numbers[0], numbers[2]) if way != "mid_block" else ("", numbers[1])
         inner = self.name.split("transformer_blocks.")[1].split(".")[0]
@@ -164,21 +164,21 @@ class Layer:
 
 
 def read_layers(
-    pipeline: Any, gazes: Sequence[AttentionShares], size: tuple[int, int]
+    pipeline: Any, recorded: Sequence[AttentionShares], size: tuple[int, int]
 ) -> list[Layer]:
-    """The layers that see faces, in the order in which the UNet comes to them.
+    """The layers that see faces, in the order in which the UNet runs them.
 
     Args:
-        pipeline: with a ``FusionAdapter``.
-        gazes: what `companion.evaluation.attention_maps.record_attention` noted while it painted a picture.
-        size: the latents' height and width.
+        pipeline: Pipeline with a ``FusionAdapter``.
+        recorded: Attention that `companion.evaluation.attention_maps.record_attention` recorded.
+        size: Height and width of the latents.
 
     Raises:
-        FusionError: no layer saw a face.
+        FusionError: No layer saw a face.
     """
     layers = []
-    for name in dict.fromkeys(gaze.layer for gaze in gazes):
-        mine = [gaze for gaze in gazes if gaze.layer == name and len(gaze.tokens) > 1]
+    for name in dict.fromkeys(each.layer for each in recorded):
+        mine = [each for each in recorded if each.layer == name and len(each.tokens) > 1]
         if not mine:
             continue
         height, width = size
@@ -194,11 +194,11 @@ def read_layers(
                 (attention.heads, attention.inner_dim // attention.heads),
                 mine[0].tokens,
                 sum(weight.numel() for weight in added.parameters()),
-                float(np.mean([gaze.faces.mean().item() for gaze in mine])),
+                float(np.mean([each.faces.mean().item() for each in mine])),
             )
         )
     if not layers:
-        raise FusionError("No layer saw a face: watch a pipeline that is given references.")
+        raise FusionError("No layer saw a face: record a pipeline that is given references.")
     return layers
 
 
@@ -213,11 +213,11 @@ def pipeline_drawing(
     """The paper's Figure 2: two passes through one UNet, and what is trained between them.
 
     Args:
-        layers: of `read_layers`.
-        reference: the picture of the face.
-        noise: what sampling starts from.
-        painted: what comes out.
-        prompt: the text.
+        layers: Layers of `read_layers`.
+        reference: Picture of the face.
+        noise: Picture of the noise that sampling starts from.
+        painted: Picture that results.
+        prompt: Text prompt.
     """
     width, height = 112.0, 66.0
     figure, axes = canvas(width, height)
@@ -264,7 +264,7 @@ def pipeline_drawing(
         box(axes, x, middle - 2.7, bar, 5.4, "", trained=True)
         look = {"ha": "center", "color": "white", "zorder": 4}
         label(axes, centre, middle + 1.0, "$K_f$, $V_f$", fontsize=small + 0.5, **look)
-        label(axes, centre, middle - 1.2, in_words(layer.trained), fontsize=small - 1, **look)
+        label(axes, centre, middle - 1.2, short_count(layer.trained), fontsize=small - 1, **look)
         arrow(axes, (centre, middle - 2.7), (centre, tops["image"] + tall / 2 + 0.2), colour=FACE)
         arrow(axes, (centre, 8.8), (centre, tops["image"] - tall / 2 - 0.2), colour=TEXT)
         text, *faces = layer.tokens
@@ -276,20 +276,6 @@ def pipeline_drawing(
     label(axes, last + 1.5, 5.6, "text keys", color=TEXT, fontsize=9)
     label(axes, last + 1.5, 3.4, "face keys", color=FACE, fontsize=9)
     total = sum(layer.trained for layer in layers)
-    label(axes, 3, middle + 1.9, f"trained: {in_words(total)}", color=TRAINED, weight="bold")
+    label(axes, 3, middle + 1.9, f"trained: {short_count(total)}", color=TRAINED, weight="bold")
     label(axes, 3, middle - 0.9, "in all layers", fontsize=9)
     return VectorFigure(figure)
-
-
-def layer_rows(layers: Sequence[Layer]) -> Mapping[str, list[str]]:
-    """The columns of a table of the layers, for `companion.figures.attention.layer_table`."""
-    return {
-        "layer": [layer.place.replace(" ", "\u00a0") for layer in layers],
-        "positions": ["×".join(map(str, layer.size)) for layer in layers],
-        "width C": [str(layer.width) for layer in layers],
-        "heads": ["×".join(map(str, layer.heads)) for layer in layers],
-        "text keys": [str(layer.tokens[0]) for layer in layers],
-        "face keys": [" + ".join(map(str, layer.tokens[1:])) for layer in layers],
-        "trained weights": [f"{layer.trained:,}" for layer in layers],
-        "attention on the face": [f"{layer.face:.0%}" for layer in layers],
-    }

@@ -12,7 +12,7 @@ import matplotlib
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from companion.figures.display import grid_words, with_alt_text
+from companion.figures.display import with_alt_text
 from companion.figures.style import INK, QUIET
 from companion.person import Person
 from fusionlib.errors import FusionError
@@ -31,12 +31,12 @@ def picture_grid(
     """Lay pictures out with labels, enlarged by a whole factor so that they stay sharp.
 
     Args:
-        rows: rows of pictures of one size; ``None`` leaves a place empty.
-        columns: a label above each column.
-        labels: a label left of each row.
-        references: so many columns on the left are inputs: they are framed and set apart.
-        groups: labels above runs of the other columns, each with the number of its columns.
-        upscale: enlargement of each picture (Lanczos).
+        rows: Rows of pictures of one size; ``None`` leaves a place empty.
+        columns: Label above each column.
+        labels: Label left of each row.
+        references: Number of columns on the left that show inputs, framed and set apart.
+        groups: Labels above runs of the other columns, each with the number of its columns.
+        upscale: Factor by which each picture is enlarged (Lanczos).
 
     Returns:
         One picture, which a notebook shows by itself, with the labels as alternative text.
@@ -97,13 +97,48 @@ def picture_grid(
             if column < references:
                 frame = (x, y, x + width - 1, y + height - 1)
                 draw.rectangle(frame, outline=QUIET, width=max(gap // 3, 1))
-    alt = grid_words(
+    alt = _grid_words(
         len(rows), count, heads=columns, labels=labels, references=references, groups=groups
     )
     return with_alt_text(canvas, alt)
 
 
+def _grid_words(
+    rows: int,
+    columns: int,
+    *,
+    heads: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    references: int = 0,
+    groups: Sequence[tuple[str, int]] = (),
+) -> str:
+    """Describe in words what `picture_grid` shows, from its labels."""
+    words = [f"Pictures in {_count(rows, 'row')} and {_count(columns, 'column')}."]
+    if any(labels):
+        words.append(f"Rows from the top: {_listed(labels)}.")
+    if any(heads):
+        texts = [_listed(heads[:references])] if references else []
+        at = references
+        for title, span in groups or [("", columns - references)]:
+            run = _listed(heads[at : at + span])
+            texts.append(f"under {title}: {run}" if title else run)
+            at += span
+        words.append(f"From left to right: {'; '.join(filter(None, texts))}.")
+    elif references:
+        words.append(f"On the left: {_count(references, 'column')} of references.")
+    return " ".join(words)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(filter(None, texts))
+
+
 def label_font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of labels on pictures, which matplotlib brings along."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
@@ -113,7 +148,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 WIDEST = 9
-"""Pictures of one person side by side: of more, none is large enough to look at."""
+"""Most pictures of one person side by side; more would be too small to look at."""
 
 
 def study_grid(
@@ -134,16 +169,16 @@ def study_grid(
     a method left a person out, the place stays empty.
 
     Args:
-        index: of the study, as `companion.studies.study.run_study` returns it.
-        people: whom to show.
-        prompts: which prompts to show, side by side.
-        references: how many of a person's references to show.
-        called: what to call these, if not by their numbers.
-        seed: which seed to show.
-        labels: a label left of each row, if a person has one row.
+        index: Index of the study, as `companion.studies.study.run_study` returns it.
+        people: People to show.
+        prompts: Prompts to show, side by side.
+        references: Number of a person's references to show.
+        called: Names of the references, if not their numbers.
+        seed: Seed to show.
+        labels: Label left of each row, if a person has one row.
 
     Raises:
-        FusionError: the study has no picture of a prompt with this seed.
+        FusionError: The study has no picture of a prompt with this seed.
     """
     of_seed = index[index["seed"] == seed]
     unknown = set(prompts) - set(of_seed["prompt"])
@@ -214,9 +249,9 @@ def study_grid(
 def _bands(
     cells: Sequence[tuple[str, str]], references: int
 ) -> list[tuple[Sequence[tuple[str, str]], bool]]:
-    """What stands in each band, and whether the references do, too.
+    """Cells of each band, and whether the references stand beside them.
 
-    One reference is repeated beside each band; several stand in the first one only.
+    One reference is repeated beside each band; several stand in the first band only.
     """
     if references <= 1:
         size = math.ceil(len(cells) / math.ceil(len(cells) / (WIDEST - references)))
@@ -250,11 +285,11 @@ def prompt_grid(index: pd.DataFrame, *, columns: int = 8) -> Image.Image:
 
 
 def pairs_grid(index: pd.DataFrame, people: Sequence[Person]) -> Image.Image:
-    """Show a study in which each person has a prompt of their own: the reference, then each method.
+    """Show a study in which each person has their own prompt: the reference, then each method.
 
     Args:
-        index: of the study; of several prompts or seeds of a person the first is shown.
-        people: whom to show.
+        index: Index of the study; of several prompts or seeds of a person the first is shown.
+        people: People to show.
     """
     methods = list(index["method"].unique())
     rows, labels = [], []

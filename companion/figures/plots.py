@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,39 +46,22 @@ def draw_interval(
 ) -> None:
     """Draw an estimate as a mark and its interval as a line, along x, along y, or along both.
 
-    Of an interval whose ends are not known, the mark is drawn alone.
-
-    Args:
-        axes: Axes to draw in.
-        x: Interval along x, or the place of one along y.
-        y: Interval along y, or the place of one along x.
-        colour: Colour of mark and line.
-        marker: Shape of the mark, as matplotlib names it.
-        size: Size of the mark in points.
-        width: Width of the line in points.
-        alpha: Opacity of the line.
+    A number in place of an interval is the mark's position on that axis. Of an interval without
+    known ends, the mark is drawn alone. `size` and `width` are in points; `alpha` is the line's.
     """
     at_x, at_y = (end.estimate if isinstance(end, Interval) else end for end in (x, y))
-    ends = [
-        *([([x.low, x.high], [at_y, at_y])] if isinstance(x, Interval) else ()),
-        *([([at_x, at_x], [y.low, y.high])] if isinstance(y, Interval) else ()),
-    ]
-    for xs, ys in ends:
-        if np.isfinite([*xs, *ys]).all():
-            axes.plot(xs, ys, color=colour, linewidth=width, alpha=alpha)
+    look: dict[str, Any] = {"color": colour, "linewidth": width, "alpha": alpha}
+    if isinstance(x, Interval):
+        axes.plot([x.low, x.high], [at_y, at_y], **look)
+    if isinstance(y, Interval):
+        axes.plot([at_x, at_x], [y.low, y.high], **look)
     axes.plot(at_x, at_y, marker, color=colour, markersize=size)
 
 
 def interval_axes(axes: Axes, names: Sequence[str], label: str, *, fontsize: float = 11) -> None:
-    """Set axes up for intervals along x: a named row for each, the first at the top.
+    """Set axes up for intervals along x, with a named row for each, the first at the top.
 
-    The row at index n from the top stands at height ``len(names) - 1 - n``.
-
-    Args:
-        axes: Axes to set up.
-        names: Names of the rows.
-        label: What the x-axis shows.
-        fontsize: Size of the names in points.
+    The row at index n of `names` is at y = ``len(names) - 1 - n``; `fontsize` is that of the names.
     """
     axes.set_yticks(range(len(names)), list(names)[::-1])
     axes.set_ylim(-0.6, max(len(names), 1) - 0.4)
@@ -132,8 +116,9 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
         y = [interval.estimate for interval in rows["prompt"]]
         axes.plot(x, y, color=colour, linewidth=1.4, alpha=0.6)
         for identity, prompt in zip(rows["identity"], rows["prompt"], strict=True):
-            look = {"marker": marker, "size": 7, "width": 1, "alpha": 0.35}
-            draw_interval(axes, identity, prompt, colour=colour, **look)
+            draw_interval(
+                axes, identity, prompt, colour=colour, marker=marker, size=7, width=1, alpha=0.35
+            )
         axes.plot([], [], marker, color=colour, markersize=7, label=system)
         labels += [
             (f"{value:g}", (at, share), colour)

@@ -30,33 +30,12 @@ PROSE = 60
 """Characters from which on a cell is read as a sentence: left-aligned, in a wide column."""
 
 _LATEX = str.maketrans(
-    {
-        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "–": "--",
-        "—": "---",
-        "“": "``",
-        "”": "''",
-        "‘": "`",
-        "’": "'",
-        "…": r"\dots{}",
-        "−": "$-$",
-        "±": r"$\pm$",
-        "×": r"$\times$",
-        "·": r"$\cdot$",
-        "≤": r"$\leq$",
-        "≥": r"$\geq$",
-        "≈": r"$\approx$",
-        "↑": r"$\uparrow$",
-        "↓": r"$\downarrow$",
-        "→": r"$\rightarrow$",
-        "λ": r"$\lambda$",
-        "Δ": r"$\Delta$",
-    }
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "…": r"\dots{}", "–": "--", "—": "---"}
+    | {"“": "``", "”": "''", "‘": "`", "’": "'", "−": "$-$", "±": r"$\pm$", "×": r"$\times$"}
+    | {"·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$", "≈": r"$\approx$", "↑": r"$\uparrow$"}
+    | {"↓": r"$\downarrow$", "→": r"$\rightarrow$", "λ": r"$\lambda$", "Δ": r"$\Delta$"}
 )
 """Characters that LaTeX reserves, or that its fonts lack, and what to write for them."""
 
@@ -99,7 +78,9 @@ def marked_table(
         _mark(styler, cells, kind)
 
     def files(**_: Any) -> tuple[dict[str, str], dict[str, Any]]:
-        return table_files(cells, caption, header=header), {"text/csv": {"caption": caption}}
+        return table_files(cells, caption, header=header), {
+            "text/csv": {"caption": _plain(caption)}
+        }
 
     vars(styler)["_repr_mimebundle_"] = files  # IPython adds these kinds to the HTML
     return styler
@@ -146,12 +127,12 @@ def table_files(cells: pd.DataFrame, caption: str, *, header: bool = True) -> di
     plain = cells.map(_plain).rename(index=_plain, columns=_plain)
     latex = plain.map(_latex).rename(index=_latex, columns=_latex)
     latex.index.names = [name and _latex(str(name)) for name in latex.index.names]
+    if latex.index.nlevels == latex.columns.nlevels == 1:  # the name stands beside the headings
+        latex = latex.rename_axis(index=None, columns=latex.index.name)
     styler = latex.style if header else latex.style.hide(axis="columns")
     text = styler.to_latex(
         caption=_latex(_plain(caption)),
-        column_format="".join(
-            ["l" * plain.index.nlevels, *map(_alignment, plain.to_numpy().T.tolist())]
-        ),
+        column_format=_column_format(plain),
         hrules=True,
         multicol_align="c",
         position_float="centering",
@@ -179,11 +160,15 @@ def _group_rules(cells: pd.DataFrame) -> str:
     return " ".join(rules)
 
 
-def _alignment(column: Sequence[str]) -> str:
-    """How LaTeX sets a column: numbers to the right, long texts in a paragraph."""
-    if max(map(len, column), default=0) > PROSE:
-        return r"p{0.5\linewidth}"
-    return "r" if all(text[0] in "-–−+.0123456789" for text in column if text) else "l"
+def _column_format(cells: pd.DataFrame) -> str:
+    """How LaTeX sets each column: numbers to the right, long texts in a paragraph."""
+    names = [cells.index.get_level_values(level) for level in range(cells.index.nlevels)]
+    formats: list[str] = []
+    for column in (*names, *cells.to_numpy().T):
+        numbers = all(text[0] in "-–−+.0123456789" for text in column if text)
+        kind = "r" if numbers and len(formats) >= len(names) else "l"
+        formats.append(r"p{0.5\linewidth}" if max(map(len, column), default=0) > PROSE else kind)
+    return "".join(formats)
 
 
 def _plain(text: Any) -> str:
@@ -370,12 +355,8 @@ def classification_table(found: pd.DataFrame, run: str) -> Styler:
         found: Results of `companion.pages.judging_judges.classification`.
         run: The people and pictures that were classified.
     """
-    columns = {
-        "classes": "{classes}",
-        "pictures": "{pictures}",
-        "accuracy ↑": "{accuracy}",
-        "commonest class alone": "{commonest:.3f}",
-    }
+    columns = {name: f"{{{name}}}" for name in ("classes", "pictures")}
+    columns |= {"accuracy ↑": "{accuracy}", "commonest class alone": "{commonest:.3f}"}
     text = f"Measured here, with 95% intervals over people. {run}"
     return marked_table(found.rename(index=lambda head: head.replace("_", " ")), text, columns)
 

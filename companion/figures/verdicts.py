@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
+import pandas as pd
 from pandas.io.formats.style import Styler
 
 from companion.claims.claims import STATUSES, Claim, Evidence, Status, judge_measured, status
 from companion.evaluation.comparison import MIN_PAIRED, PairedDifference
 from companion.evaluation.statistics import MIN_PEOPLE, Interval
-from companion.figures.tables import facts_table
+from companion.figures.tables import facts_table, table_files
 
 MARKS: dict[Status, str] = {
     "supported": "✓",
@@ -24,7 +25,7 @@ MARKS: dict[Status, str] = {
     "not measured yet": "…",
     "not testable here": "–",
 }
-"""What stands for a verdict besides its colour."""
+"""Sign of a verdict, beside its colour."""
 
 _COLOURS: dict[Status, tuple[str, str]] = {  # on light and on dark pages
     "supported": ("#00796b", "#5fd0c0"),
@@ -77,14 +78,27 @@ html[data-theme="dark"] .text_html:has(> .verdicts) {background: none !important
 
 
 class Panel:
-    """A piece of HTML that a notebook shows, with its plain text for where there is no HTML."""
+    """A piece of HTML that a notebook shows, with its plain text for where there is no HTML.
 
-    def __init__(self, html: str, text: str) -> None:
+    Args:
+        html: Content of the piece.
+        text: The same as plain text.
+        caption: Caption of a table.
+        files: A table as `companion.figures.tables.table_files` gives it.
+    """
+
+    def __init__(
+        self, html: str, text: str, caption: str = "", files: Mapping[str, str] | None = None
+    ) -> None:
         self._html = f'<style>{_STYLE}</style>\n<div class="verdicts">\n{html}\n</div>'
         self._text = text
+        self._caption, self._files = caption, dict(files or {})
 
     def _repr_html_(self) -> str:
         return self._html
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, object]]:
+        return self._files, {kind: {"caption": self._caption} for kind in self._files}
 
     def __repr__(self) -> str:
         return self._text
@@ -104,9 +118,9 @@ def verdict_strip(
     """All claims as a row of fields, one each, sorted and coloured by verdict, with their counts.
 
     Args:
-        claims: of `companion.claims.claims.claims_under`.
-        evidence: of `companion.claims.claims.read_evidence`.
-        profile: its name.
+        claims: Claims of `companion.claims.claims.claims_under`.
+        evidence: Evidence of `companion.claims.claims.read_evidence`.
+        profile: Name of the profile.
     """
     counts = verdict_counts(claims, evidence, profile)
     sentence = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
@@ -137,12 +151,9 @@ def verdict_strip(
 def verdict_summary(
     claims: Mapping[str, Claim], evidence: Mapping[str, Evidence], profile: str
 ) -> Panel:
-    """What came of the claims in a few sentences: which hold, which do not, and what is in the way.
+    """Sum up the verdicts in a few sentences: which claims hold, which do not, which are open.
 
-    Args:
-        claims: see `verdict_strip`.
-        evidence: see `verdict_strip`.
-        profile: its name.
+    The arguments are those of `verdict_strip`.
     """
 
     def titles(wanted: Status) -> str:
@@ -170,14 +181,14 @@ def verdict_summary(
 
 
 def verdict_plot(evidence: Sequence[Evidence] | Mapping[str, Evidence]) -> Panel:
-    """Draw claims that were tested: each number with its interval beside what it has to exceed.
+    """Draw tested claims: each number with its interval beside what it has to exceed.
 
     The dashed line in the middle is the claim's threshold. Units differ, so every claim has a scale
     of its own: what can be read off is the side on which the interval lies, and whether it reaches
     the line.
 
     Args:
-        evidence: of `companion.claims.claims.record_claim` or `read_evidence`.
+        evidence: Evidence of `companion.claims.claims.record_claim` or `read_evidence`.
     """
     tested = list(evidence.values() if isinstance(evidence, Mapping) else evidence)
     if not tested:
@@ -191,7 +202,7 @@ def verdict_plot(evidence: Sequence[Evidence] | Mapping[str, Evidence]) -> Panel
     for one in tested:
         rows.append(
             f'<div class="tested" data-verdict="{one.verdict}">'
-            f"<div><b>{MARKS[one.verdict]} {_in_words(one)}:</b> {escape(one.claim.title)}"
+            f"<div><b>{MARKS[one.verdict]} {_verdict_words(one)}:</b> {escape(one.claim.title)}"
             f"<small>{_place(one.claim)}; {experiment_link(one.claim, one.profile)}</small></div>"
             f"<div>{_bar(one)}<small>{_numbers(one)}</small></div></div>"
         )
@@ -204,14 +215,11 @@ def verdict_table(
 ) -> Panel:
     """Lay out every claim: where it is made, what decides it, what was found, and the verdict.
 
-    Args:
-        claims: see `verdict_strip`.
-        evidence: see `verdict_strip`.
-        profile: its name.
+    The arguments are those of `verdict_strip`.
     """
     runs = sorted({one.run for one in evidence.values()})
     caption = f"Found under the profile {profile}, with 95% intervals over people."
-    rows, lines = [], []
+    rows, cells, lines = [], [], []
     for claim in claims.values():
         stands = status(claim, evidence, profile)
         experiment = experiment_link(claim, profile)
@@ -219,12 +227,15 @@ def verdict_table(
             "not testable here": escape(claim.obstacle.get(profile, "")),
             "not measured yet": f"to be decided by {experiment}",
         }.get(stands) or f"{_numbers(evidence[claim.id])},<br>{experiment}"
-        rows.append(
-            f'<tr data-verdict="{stands}"><td>{escape(claim.title)} '
-            f"<small>{escape(claim.quotation)} {_place(claim)}.</small></td>"
-            f"<td><small>{escape(claim.decided_by)} ({claim.unit})</small></td>"
-            f"<td><b>{MARKS[stands]} {stands}</b> <small>{found}</small></td></tr>"
+        cells.append(
+            (
+                f"{escape(claim.title)} <small>{escape(claim.quotation)} {_place(claim)}.</small>",
+                f"<small>{escape(claim.decided_by)} ({claim.unit})</small>",
+                f"<b>{MARKS[stands]} {stands}</b> <small>{found}</small>",
+            )
         )
+        columns = "".join(f"<td>{cell}</td>" for cell in cells[-1])
+        rows.append(f'<tr data-verdict="{stands}">{columns}</tr>')
         lines.append(f"{stands}: {claim.title} ({claim.id})")
     html = (
         f'<table class="all"><caption>{escape(caption)}</caption>'
@@ -233,15 +244,16 @@ def verdict_table(
         f"<details><summary>The runs</summary>{''.join(f'<p>{escape(run)}</p>' for run in runs)}"
         "</details>"
     )
-    return Panel(html, "\n".join(lines))
+    frame = pd.DataFrame(cells, columns=["claim", "decided by", "found"]).set_index("claim")
+    return Panel(html, "\n".join(lines), caption, table_files(frame, caption))
 
 
 def claim_table(found: Evidence, **more: object) -> Styler:
     """Lay out a claim of the paper, the comparison that decides it, and the verdict.
 
     Args:
-        found: what was recorded about it.
-        more: further lines, above the verdict.
+        found: Evidence that was recorded about it.
+        more: Further lines, above the verdict.
     """
     claim = found.claim
     rows: dict[str, object] = {
@@ -279,8 +291,8 @@ def experiment_link(claim: Claim, profile: str) -> str:
     return f'<a href="../notebooks/{name}.html">{escape(name)}</a>'
 
 
-def _in_words(one: Evidence) -> str:
-    """The verdict, and whether nothing but missing pictures is in the way of another one."""
+def _verdict_words(one: Evidence) -> str:
+    """The verdict in words, and whether only missing pictures leave it undecided."""
     decided = judge_measured(one.claim, one.found) != "undecided"
     missing = one.verdict == "undecided" and decided
     return "undecided, too few measured" if missing else one.verdict

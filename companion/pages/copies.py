@@ -1,9 +1,10 @@
 """Are generated pictures copies of training pictures?
 
-A training set is large, and rendered people need not be kept: a picture of theirs is known by its
-person and view, and can be rendered again. So only an embedding of each training picture is kept
-beside the models that saw it. For any generated picture the most similar ones are found by it, and
-rendered to be looked at; and held-out renders, which are no copies, say how similar is similar.
+A training set is large, and pictures of rendered people need not be stored: each can be rendered
+again from the numbers of its person and view. So only an embedding of each training picture is
+stored beside the models that saw it. For a generated picture, the most similar training pictures
+are found by their embeddings and rendered. Held-out renders, which cannot be copies, show how
+similar unrelated pictures are.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from fusionlib.inputs.images import load_image
 
 @dataclass(frozen=True)
 class Seen:
-    """The pictures of single people in a training set, as a CLIP model sees them.
+    """Embeddings of the pictures of single people in a training set.
 
     Attributes:
-        embeddings: ``(pictures, dimension)``, of length 1.
-        person: number of each picture's person.
-        view: number of the picture among that person's.
-        seed: of the data set, with which any of them can be rendered again.
-        clip: fingerprint of the model that embedded them.
+        embeddings: Embeddings of length 1, ``(pictures, dimension)``.
+        person: Number of each picture's person.
+        view: Number of the picture among that person's.
+        seed: Seed of the data set, with which any picture can be rendered again.
+        clip: Fingerprint of the model that embedded them.
     """
 
     embeddings: NDArray[np.float32]
@@ -45,19 +46,19 @@ class Seen:
 
 
 def embed_training_set(shards: str | Path, checkpoint: str, out: str | Path) -> int:
-    """Embed every picture of a rendered training set and keep the embeddings, in float16.
+    """Embed every picture of a rendered training set and store the embeddings in float16.
 
     Args:
-        shards: as `fusionlib people render` writes them. Pictures of several people and pictures
+        shards: Shards that `fusionlib people render` wrote. Pictures of several people and pictures
             that cannot be read are left out.
-        checkpoint: folder or hub id of a CLIP model with its processor.
-        out: the ``.safetensors`` file to write, when all are done.
+        checkpoint: Folder or hub id of a CLIP model with its processor.
+        out: ``.safetensors`` file to write when all pictures are embedded.
 
     Returns:
-        How many pictures.
+        Number of pictures.
 
     Raises:
-        FusionError: no model or no shard, or the records name no person.
+        FusionError: There is no model or no shard, or the records name no person.
     """
     from safetensors.numpy import save_file
 
@@ -100,7 +101,7 @@ def load_seen(path: str | Path) -> Seen:
     """Read what `embed_training_set` wrote.
 
     Raises:
-        FusionError: there is no such file, or it is another one.
+        FusionError: There is no such file, or it has other content.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -124,7 +125,7 @@ def load_seen(path: str | Path) -> Seen:
 
 
 def similarity(embeddings: Vectors, seen: Seen) -> NDArray[np.float64]:
-    """For each picture the cosine to the most similar training picture, ``(pictures,)``."""
+    """Cosine of each picture to the most similar training picture, ``(pictures,)``."""
     vectors = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     best: NDArray[np.float64] = (vectors @ seen.embeddings.T).max(axis=1).astype(np.float64)
     return best
@@ -136,10 +137,10 @@ def render_nearest(
     """Render, for each picture, the training pictures most similar to it, the nearest first.
 
     Args:
-        embeddings: ``(pictures, dimension)``, by the same CLIP model.
-        seen: the training set.
-        count: how many for each.
-        size: of the renders, pixels.
+        embeddings: Embeddings by the same CLIP model, ``(pictures, dimension)``.
+        seen: Training set to search.
+        count: Number of training pictures for each.
+        size: Side of the renders in pixels.
     """
     rows = nearest(embeddings, seen.embeddings, count)
     made: dict[int, Image.Image] = {}
@@ -167,18 +168,18 @@ def neighbours(
     size: int = 128,
     cache: str | Path | None = None,
 ) -> list[list[Image.Image]]:
-    """Rows to look at: each picture, then the training pictures most similar to it.
+    """Rows of pictures: each given one, then the training pictures most similar to it.
 
     Args:
-        paths: pictures.
-        seen: the training set.
-        scorer: the CLIP model that embedded it.
-        count: how many training pictures for each.
-        size: of the renders, pixels.
-        cache: see `companion.evaluation.readings.observe`.
+        paths: Files of the pictures.
+        seen: Training set to search.
+        scorer: CLIP model that embedded the training set.
+        count: Number of training pictures for each.
+        size: Side of the renders in pixels.
+        cache: Folder of readings, see `companion.evaluation.readings.observe`.
 
     Raises:
-        FusionError: the training set was embedded by another model.
+        FusionError: The training set was embedded by another model.
     """
     _check_model(seen, scorer)
     vectors = observe(paths, {"clip": scorer}, cache=cache, strict=True).values["clip"]
@@ -193,15 +194,15 @@ def how_similar(
     *,
     cache: str | Path | None = None,
 ) -> pd.DataFrame:
-    """How near to the training set pictures come, set by set.
+    """How similar pictures are to the training set, set by set.
 
-    Generated pictures that come nearer than held-out renders would be copies, or on the way there.
+    Generated pictures that are more similar to it than held-out renders would be near-copies.
 
     Args:
-        sets: pictures, by the name of their set.
-        seen: the training set.
-        scorer: the CLIP model that embedded it.
-        cache: see `companion.evaluation.readings.observe`.
+        sets: Files of pictures, by the name of their set.
+        seen: Training set to search.
+        scorer: CLIP model that embedded the training set.
+        cache: Folder of readings, see `companion.evaluation.readings.observe`.
 
     Returns:
         A row for each set: ``pictures``, and of the cosines to the most similar training picture
@@ -225,5 +226,5 @@ def _check_model(seen: Seen, scorer: ClipScorer) -> None:
     if seen.clip != scorer.fingerprint:
         raise FusionError(
             "The training set was embedded by another CLIP model than the one in use: embed it "
-            "anew with `fusionlib data embed`."
+            "again with `fusionlib data embed`."
         )

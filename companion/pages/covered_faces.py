@@ -1,4 +1,4 @@
-"""Faces that something covers: the references of Section 3.3, for whom more of them should help."""
+"""Covered faces: the references of Section 3.3, where more of them should help."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def cover_face(image: Image.Image, eyes: Eyes) -> Image.Image:
     """Hide nose, mouth, cheeks and chin behind a mask, as people wear it.
 
     Args:
-        image: RGB.
-        eyes: where they are, see `companion.faces.aligned.AlignedFace`.
+        image: RGB picture.
+        eyes: Places of the eyes, see `companion.faces.aligned.AlignedFace`.
     """
     left, right = np.array(eyes, dtype=float)
     across = right - left
@@ -50,15 +50,15 @@ def cover_first(
     """The same people with the first of their references covered; the others stay as they are.
 
     Args:
-        people: with references.
-        folder: for the covered pictures, ``NAME.png``; made as needed.
-        detector: of DeepFace, to find the eyes.
+        people: People with references.
+        folder: Folder for the covered pictures, ``NAME.png``; made as needed.
+        detector: Detector of DeepFace that finds the eyes.
 
     Returns:
         Those in whose first reference a face was found.
 
     Raises:
-        FusionError: no face was found in any, or the detector does not tell where the eyes are.
+        FusionError: No face was found in any, or the detector does not say where the eyes are.
     """
     covered = []
     for person in people:

@@ -1,6 +1,6 @@
-"""Figures and tables of the data card and the model card: who the people are, what the suite shows.
+"""Figures and tables of the data card and the model card: the people, and what the suite shows.
 
-What is said of people is read from where they come from, the sampler, not from notes about it.
+What is said about people is computed by the sampler that they come from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from companion.evaluation.statistics import MIN_PEOPLE, Interval
 from companion.figures.display import VectorFigure, with_alt_text
 from companion.figures.grids import picture_grid
 from companion.figures.style import INK, MEASURED, QUIET
-from companion.figures.tables import marked, summary_table
+from companion.figures.tables import marked_table, summary_table
 from companion.methods.counterparts import compared_with
 from companion.pages.judging_judges import read_records
 from companion.pages.suite_criteria import Criterion
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BARS = 12
-"""Most names in one histogram; what is rarer is counted together."""
+"""Most bars in one histogram of names; rarer names are counted together."""
 
 
 def people_sheet(people: Sequence[Person], *, columns: int = 10, upscale: int = 1) -> Image.Image:
@@ -59,9 +59,9 @@ def group_rows(folder: str | Path, count: int) -> list[list[Image.Image]]:
     """Pictures of several people: a row of pictures, one of their masks, one of their depth.
 
     Args:
-        folder: of pictures with ``index.csv``, as `fusionlib people render --groups --files`
+        folder: Folder of pictures with ``index.csv``, as `fusionlib people render --groups --files`
             writes them.
-        count: of pictures, the first ones.
+        count: Number of pictures to show, the first ones.
     """
     folder = Path(folder)
     files = pd.read_csv(folder / "index.csv")["file"].iloc[:count]
@@ -75,8 +75,8 @@ def heldout_counts(folder: str | Path, groups: str | Path) -> dict[str, int]:
     """How many people and pictures are held out, by what they show.
 
     Args:
-        folder: of pictures of one person each, with ``index.csv``.
-        groups: the same of pictures of several people.
+        folder: Folder of pictures of one person each, with ``index.csv``.
+        groups: The same for pictures of several people.
     """
     alone = pd.read_csv(Path(folder) / "index.csv")
     several = pd.read_csv(Path(groups) / "index.csv")["people"].str.count(" ") + 1
@@ -92,13 +92,13 @@ def heldout_counts(folder: str | Path, groups: str | Path) -> dict[str, int]:
 
 
 def sampled(count: int, *, seed: int = 0, first: int = 0, views: int = 4) -> pd.DataFrame:
-    """What a data set of so many people holds, without rendering it: a row for each picture.
+    """Attributes of the pictures of a data set, without rendering it: a row for each picture.
 
     Args:
-        count: of people.
-        seed: of the data set.
-        first: number of the first person.
-        views: pictures of each.
+        count: Number of people.
+        seed: Seed of the data set.
+        first: Number of the first person.
+        views: Number of pictures of each.
 
     Returns:
         The fields of `companion.people.caption.attributes`, and ``person``, ``view``, ``skin tone``
@@ -120,7 +120,7 @@ def sampled(count: int, *, seed: int = 0, first: int = 0, views: int = 4) -> pd.
 
 
 def _tone(skin: tuple[float, float, float]) -> float:
-    """The place of a colour on the line of human skin, by its brightness."""
+    """The skin tone whose colour has the brightness of the given one."""
     steps = [number / 100 for number in range(101)]
     return min(steps, key=lambda tone: abs(sum(skin_color(tone)) - sum(skin)))
 
@@ -128,13 +128,13 @@ def _tone(skin: tuple[float, float, float]) -> float:
 def histograms(table: pd.DataFrame, fields: Sequence[str], *, columns: int = 4) -> Image.Image:
     """One small histogram for each field: bars of names by their frequency, or of binned numbers.
 
-    Its alternative text tells of numbers the range and the middle half, of names how many there
-    are, the commonest and the rarest.
+    The alternative text gives the range and the middle half of numbers, and of names their count,
+    the commonest and the rarest.
 
     Args:
-        table: of `sampled`, or of any records.
-        fields: columns of it.
-        columns: histograms beside each other.
+        table: Records, such as those of `sampled`.
+        fields: Columns of the table to draw.
+        columns: Number of histograms side by side.
     """
     count = -(-len(fields) // columns)
     figure = Figure(figsize=(3.1 * columns, 2.5 * count), layout="constrained", dpi=130)
@@ -167,34 +167,31 @@ def histograms(table: pd.DataFrame, fields: Sequence[str], *, columns: int = 4) 
 
 
 def criteria_table(criteria: Sequence[Criterion], run: str) -> Styler:
-    """Lay out what the suite must show beside what was found; what falls short is marked.
+    """Lay out what the suite must show beside what was found; what falls short is bold.
 
     Args:
-        criteria: of `companion.pages.suite_criteria`.
-        run: on what.
+        criteria: Criteria of `companion.pages.suite_criteria`.
+        run: The run, see `companion.figures.tables.run_label`.
     """
+    found = [one.measured for one in criteria]
     shown = pd.DataFrame(
         {
-            "measured": [_number(one.measured) for one in criteria],
+            "measured": [str(one) if isinstance(one, Interval) else f"{one:.3f}" for one in found],
             "at least": ["–" if one.least is None else f"{one.least:g}" for one in criteria],
             "met": [{True: "yes", False: "no", None: "–"}[one.met] for one in criteria],
             "looked at": [one.looked_at for one in criteria],
         },
         index=[f"{one.part}: {one.what}" for one in criteria],
     )
-    styler = shown.style.map(lambda met: "font-weight: bold" if met == "no" else "", subset=["met"])
-    return marked(styler, "measured", f"Measured here. {run}")
-
-
-def _number(value: float | Interval) -> str:
-    return str(value) if isinstance(value, Interval) else f"{value:.3f}"
+    styler = marked_table(shown, f"Measured here. {run}")
+    return styler.map(lambda met: "font-weight: bold" if met == "no" else "", subset=["met"])
 
 
 def spread(rows: Sequence[T], most: int) -> list[T]:
-    """So many of a sequence at most, the first and the last among them, evenly spread between.
+    """At most this many items of a sequence, evenly spread from the first to the last.
 
     Args:
-        rows: of anything.
+        rows: Sequence to choose from.
         most: 1 or more.
     """
     chosen = np.linspace(0, len(rows) - 1, min(most, len(rows)))
@@ -202,58 +199,59 @@ def spread(rows: Sequence[T], most: int) -> list[T]:
 
 
 def measured_rows(table: pd.DataFrame, run: str, digits: int = 3) -> Styler:
-    """Lay out measured numbers row by row, as they come.
+    """Lay out a table of measured numbers as it is; columns of whole numbers without decimals.
 
     Args:
-        table: numbers, with names for rows and columns.
-        run: on what.
-        digits: after the point.
+        table: Numbers, with names for rows and columns.
+        run: The run, see `companion.figures.tables.run_label`.
+        digits: Number of digits after the point.
     """
-    counts = [name for name in table if (table[name] == table[name].round()).all()]
-    shown = table.astype(dict.fromkeys(counts, int)).style.format(precision=digits)
-    return marked(shown, "measured", f"Measured here. {run}")
+
+    def as_text(column: pd.Series[float]) -> pd.Series[str]:
+        places = 0 if (column == column.round()).all() else digits
+        return column.map(f"{{:.{places}f}}".format)
+
+    return marked_table(table.apply(as_text), f"Measured here. {run}")
 
 
 def costs_table(costs: pd.DataFrame, run: str) -> Styler:
     """Lay out what methods cost, marked as measured here.
 
     Args:
-        costs: of `companion.studies.costs.cost_table`; pictures are compared with the first row's.
-        run: on what.
+        costs: Result of `companion.studies.costs.cost_table`; times are relative to its first row.
+        run: The run, see `companion.figures.tables.run_label`.
     """
-    first = costs["picture_s"].iloc[0]
-    shown = pd.DataFrame(
-        {
-            "trained parameters": costs["parameters"].map("{:,.0f}".format),
-            "steps": costs["steps"].map("{:,.0f}".format),
-            "minutes of training": costs["minutes"].map("{:.0f}".format),
-            "s for a person": costs["prepare_s"].map("{:.2f}".format),
-            "s for a picture": costs["picture_s"].map("{:.2f}".format),
-            f"against {costs.index[0]}": (costs["picture_s"] / first).map("{:.2f}".format),
-        }
-    ).replace("nan", "–")
+    columns = {
+        "trained parameters": "{parameters:,.0f}",
+        "steps": "{steps:,.0f}",
+        "minutes of training": "{minutes:.0f}",
+        "s for a person": "{prepare_s:.2f}",
+        "s for a picture": "{picture_s:.2f}",
+        f"against {costs.index[0]}": "{relative:.2f}",
+    }
     places = ", ".join(costs["measured_on"].dropna().unique())
     text = (
         f"Measured on {places}, the middle one of a few pictures; parameters, steps and minutes as "
         f"the training recorded them. {run}"
     )
-    return marked(shown.style, "measured", text)
+    relative = costs["picture_s"] / costs["picture_s"].iloc[0]
+    return marked_table(costs.assign(relative=relative), text, columns)
 
 
-def gains_table(told: pd.DataFrame, run: str) -> Styler:
+def gains_table(gains: pd.DataFrame, run: str) -> Styler:
     """Lay out what a reference tells each adapter, beside the one that it is an ablation of.
 
     Args:
-        told: of `companion.pages.reference_gains.reference_gains`.
-        run: on what.
+        gains: Result of `companion.pages.reference_gains.reference_gains`.
+        run: The run, see `companion.figures.tables.run_label`.
     """
     columns = {"own reference": "own", "another's": "another", "about the person": "identity"}
     rows: dict[str, dict[str, object]] = {}
-    for name, found in summary(told, columns).to_dict("index").items():
+    for name, found in summary(gains, columns).to_dict("index").items():
         other = compared_with(str(name))
         compared = {"compared with": other or "–", "more about the person": "–"}
-        if other in set(told["method"]):
-            difference = paired_difference(told, str(name), str(other), "identity")
+        if other in set(gains["method"]):
+            difference = paired_difference(gains, str(name), str(other), "identity")
             enough = difference.people >= MIN_PEOPLE
             compared["more about the person"] = (
                 str(difference.interval) if enough else f"fewer than {MIN_PEOPLE} people"
@@ -266,11 +264,11 @@ def captioned(folder: str | Path, count: int) -> tuple[list[str], list[Path], li
     """Captions of held-out pictures, these pictures, and as many others.
 
     Args:
-        folder: see `companion.pages.judging_judges.read_records`.
-        count: of captions; no two are the same.
+        folder: Folder with records, see `companion.pages.judging_judges.read_records`.
+        count: Number of captions; no two are the same.
 
     Raises:
-        FusionError: there are not twice as many pictures.
+        FusionError: There are not twice as many pictures.
     """
     pictures = [(path, record["caption"]) for _, path, record in read_records(folder)]
     chosen: dict[str, Path] = {}

@@ -1,4 +1,4 @@
-"""How well the judges judge: recognisers and the classifier on pictures of which all is known."""
+"""How well the judges judge: recognisers and the classifier on pictures with known content."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ from companion.person import Person
 from fusionlib.errors import FusionError
 
 
+def all_pictures(people: Sequence[Person]) -> tuple[list[Path], list[str]]:
+    """Every picture of people, references or not, and the name of the person in each."""
+    pairs = [
+        (path, person.name) for person in people for path in (*person.references, *person.others)
+    ]
+    return [path for path, _ in pairs], [name for _, name in pairs]
+
+
 def recognition(
     recognisers: Sequence[str],
     people: Sequence[Person],
@@ -30,19 +38,18 @@ def recognition(
     """Compare every picture of people with every other, references or not.
 
     Args:
-        recognisers: names in DeepFace, or folders of networks.
-        people: two or more, some of them with two pictures or more.
-        detector: of DeepFace.
-        cache: see `companion.evaluation.readings.observe`.
+        recognisers: Names in DeepFace, or folders of networks.
+        people: Two people or more, some of them with two pictures or more.
+        detector: Face detector of DeepFace.
+        cache: Folder of readings, see `companion.evaluation.readings.observe`.
 
     Returns:
         What each recogniser makes of them, by its name.
 
     Raises:
-        FusionError: there is no such recogniser, or not one pair of each kind.
+        FusionError: There is no such recogniser, or not one pair of each kind.
     """
-    paths = [path for person in people for path in (*person.references, *person.others)]
-    whose = [person.name for person in people for _ in (*person.references, *person.others)]
+    paths, whose = all_pictures(people)
     judges = load_recognisers(recognisers)
     seen = observe(paths, judges, detector=detector, cache=cache, strict=True)
     return {name: told_apart(seen.values[name], whose) for name in judges}
@@ -59,20 +66,20 @@ def classification(
     """How often a classifier is right about pictures that come with their records.
 
     Args:
-        checkpoint: see `companion.evaluation.alignment.Classifier`.
-        folder: holds ``index.csv`` with the columns person and file, and beside each picture its
-            record as JSON, as ``data/heldout`` does.
-        only: keep only pictures whose records have these values, ``{"style": "photo"}``.
-        people: look at so many people only, the first ones.
-        cache: see `companion.evaluation.readings.observe`.
+        checkpoint: Classifier, see `companion.evaluation.alignment.Classifier`.
+        folder: Folder with ``index.csv``, whose columns are person and file, and beside each
+            picture its record as JSON, such as ``data/heldout``.
+        only: Values that a picture's record must have, such as ``{"style": "photo"}``.
+        people: Number of people whose pictures are classified, the first ones; by default all.
+        cache: Folder of readings, see `companion.evaluation.readings.observe`.
 
     Returns:
-        A row for each head of which the records know something: ``classes``, ``pictures``,
+        A row for each head that the records have labels for: ``classes``, ``pictures``,
         ``accuracy`` (an `Interval` over people) and ``commonest``, the share of the most frequent
         class, which always answering it would reach.
 
     Raises:
-        FusionError: the folder is of another shape, or there is no such classifier.
+        FusionError: The folder has another layout, or there is no such classifier.
     """
     classifier = Classifier("classifier", checkpoint)
     rows = [
@@ -102,14 +109,14 @@ def classification(
 def read_records(
     folder: str | Path, people: int | None = None
 ) -> list[tuple[str, Path, dict[str, Any]]]:
-    """What is known of the pictures in a folder: whose each is, its file, its record.
+    """The person, the file and the record of each picture in a folder.
 
     Args:
-        folder: see `classification`.
-        people: read so many people only, the first ones.
+        folder: Folder of pictures and records, see `classification`.
+        people: Number of people whose records are read, the first ones; by default all.
 
     Raises:
-        FusionError: the folder is of another shape.
+        FusionError: The folder has another layout.
     """
     folder = Path(folder)
     try:

@@ -32,20 +32,20 @@ def morph_gains(
     shows one of the people only gains nothing.
 
     Args:
-        index: of a study over the pairs.
-        pairs: each a `Person` with two references, one of each of two people.
-        first: the method that shows the first person alone.
-        middle: the blend.
-        second: the method that shows the second person alone.
-        recogniser: by name or folder.
-        detector: of DeepFace.
-        cache: see `companion.evaluation.measure.measure`.
+        index: Index of a study over the pairs.
+        pairs: Pairs, each a `Person` with two references, one of each of two people.
+        first: Method that shows the first person alone.
+        middle: Method that blends the two.
+        second: Method that shows the second person alone.
+        recogniser: Name or folder of the recogniser.
+        detector: Face detector of DeepFace.
+        cache: Folder of readings, see `companion.evaluation.measure.measure`.
 
     Returns:
         The mean over pairs; pairs in which a face was not found are counted as missing.
 
     Raises:
-        FusionError: a pair has not two references, or the study lacks one of the methods.
+        FusionError: A pair does not have two references, or the study lacks one of the methods.
     """
     for pair in pairs:
         if len(pair.references) != 2:

@@ -1,8 +1,8 @@
-"""An audit of a metric: what the PSNR column of the paper's Table 2 can and cannot say.
+"""An audit of a metric: what the PSNR column of the paper's Table 2 can and cannot show.
 
 Every value in it lies between 27.93 and 28.40 dB. Squared differences that are left in 8 bits wrap
-modulo 256, and give about 27.9 dB for almost any pair of pictures. These functions put both ways of
-computing to many pairs of faces: of one person, and of different people.
+modulo 256, and give about 27.9 dB for almost any pair of pictures. These functions apply both ways
+of computing PSNR to many pairs of faces: of one person, and of different people.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def pair_up(people: Sequence[Person]) -> pd.DataFrame:
     those of the next person (method `ANOTHER`).
 
     Raises:
-        FusionError: fewer than two people.
+        FusionError: There are fewer than two people.
     """
     if len(people) < 2:
         raise FusionError("Pairs of different people need two people.")
@@ -40,22 +40,22 @@ def pair_up(people: Sequence[Person]) -> pd.DataFrame:
 
 
 NEAR = 0.05
-"""Of SSIM: which pairs a printed value is compared with."""
+"""Largest difference in SSIM of pairs that a printed value is compared with."""
 
 ENOUGH = 5
-"""Of such pairs; a range of fewer says little."""
+"""Least number of pairs whose range is worth reporting."""
 
 
 def overflow_facts(pairs: pd.DataFrame, quoted: pd.DataFrame | None = None) -> dict[str, str]:
     """What was found: ranges of both PSNRs, and how each goes with SSIM.
 
     Args:
-        pairs: measured pairs, with columns ``ssim``, ``psnr`` and ``psnr_8bit_overflow``.
-        quoted: the paper's table, of `companion.claims.quoted.read_quoted`: where its values lie
-            among those of pairs of about the same SSIM.
+        pairs: Measured pairs, with columns ``ssim``, ``psnr`` and ``psnr_8bit_overflow``.
+        quoted: The paper's table, of `companion.claims.quoted.read_quoted`, to place its values
+            among those of pairs of similar SSIM.
 
     Raises:
-        FusionError: fewer than ten pairs were measured.
+        FusionError: Fewer than ten pairs were measured.
     """
     measured = pairs.dropna(subset=["ssim", "psnr", "psnr_8bit_overflow"])
     if len(measured) < 10:

@@ -1,10 +1,10 @@
-"""What a reference tells an adapter: how much of the denoising error it takes away.
+"""What a reference tells an adapter: how much of the denoising error it removes.
 
-No picture is painted, so a minute tells adapters apart of which a recogniser would need thousands
-of pictures. It is the error that training minimises, on people whom no model saw, but for three
-things: no position counts more than another, nothing is said in words, and timesteps are a few
-noisy ones. It says nothing of likeness by itself. So the reference of another person is shown
-beside a person's own: what that takes away as well has nothing to do with who it is.
+No picture is painted, so a minute is enough to distinguish adapters for which a recogniser would
+need thousands of pictures. The error is the one that training minimises, on people that no model
+saw, with three differences: all positions have the same weight, the prompt is empty, and the
+timesteps are a few noisy ones. The error does not measure likeness by itself. So the reference of
+another person is tried beside a person's own: what that removes as well is not due to identity.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fusionlib.profiles import Profile
 
 TIMESTEPS = (600, 750, 900, 980)
-"""Where a picture is still undecided: a reference tells more, the noisier the picture is."""
+"""Noisy timesteps: the noisier a picture is, the more a reference tells about it."""
 
 BATCH = 32
 
@@ -40,7 +40,7 @@ def trained_adapters(profile: Profile) -> dict[str, str]:
     """The adapters of a profile that have been trained: its own, ``fused``, and the ablations.
 
     Args:
-        profile: says where they lie.
+        profile: Profile that names their folders.
 
     Returns:
         Folders or hub ids by the method's name.
@@ -60,22 +60,22 @@ def trained_adapters(profile: Profile) -> dict[str, str]:
 def reference_gains(
     profile: Profile, people: Sequence[Person], adapters: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """Show adapters noisy pictures of people, with their own reference, another's, and none.
+    """Denoise pictures of people by each adapter, with their own reference, another's, and none.
 
     Everything is the same for all adapters: the pictures, the noise, the empty prompt.
 
     Args:
-        profile: the base model.
-        people: with a reference and one further picture each, which is what is denoised.
-        adapters: folders by the method's name; by default `trained_adapters`.
+        profile: Profile with the base model.
+        people: People with a reference and a further picture each; the latter is denoised.
+        adapters: Folders by the method's name; by default `trained_adapters`.
 
     Returns:
         A row for each adapter (``method``), ``person`` and timestep (in ``prompt``), with ``seed``
-        0: the share of the error without a reference that is taken away by one of the person's
+        0: the share of the error without a reference that is removed by one of the person's
         ``own``, by ``another`` person's, and their difference, ``identity``.
 
     Raises:
-        FusionError: fewer than two people, or one without a further picture.
+        FusionError: There are fewer than two people, or one has no further picture.
     """
     if len(people) < 2 or not all(person.references and person.others for person in people):
         raise FusionError("Gains want two people at least, each with a reference and an other.")

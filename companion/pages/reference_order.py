@@ -27,17 +27,17 @@ def reversal(
     """The largest change of any pixel when the references are given in reverse order.
 
     Args:
-        pipeline: with an adapter.
-        prompt: what to paint.
-        paths: the references, two or more.
-        seed: of the noise.
-        sampling: further arguments of the pipeline's call.
+        pipeline: Pipeline with an adapter.
+        prompt: Text prompt.
+        paths: Files of two references or more.
+        seed: Seed of the noise.
+        sampling: Further arguments of the pipeline's call.
 
     Returns:
         In grey levels of 255, unrounded: a picture file holds no less than half of one.
 
     Raises:
-        FusionError: there are fewer than two references, or one cannot be read.
+        FusionError: There are fewer than two references, or one cannot be read.
     """
     faces = [load_image(path) for path in paths]
     _check(faces)
@@ -78,11 +78,11 @@ def order_effect(
     """Paint one prompt from one noise with every order of the references.
 
     Args:
-        pipeline: with an adapter.
-        prompt: what to paint.
-        faces: two references or more; n of them are painted in n! orders.
-        seed: of the noise.
-        sampling: further arguments of the pipeline's call.
+        pipeline: Pipeline with an adapter.
+        prompt: Text prompt.
+        faces: Two references or more; n of them are painted in n! orders.
+        seed: Seed of the noise.
+        sampling: Further arguments of the pipeline's call.
 
     Returns:
         A row for each other order, by its name ("2, 1, 3"), and one for ``control``, which leaves
@@ -91,7 +91,7 @@ def order_effect(
         picture's 256 levels; ``differing`` of ``count``: channels whose level is another.
 
     Raises:
-        FusionError: there are fewer than two references.
+        FusionError: There are fewer than two references.
     """
     _check(faces)
 

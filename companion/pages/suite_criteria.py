@@ -1,7 +1,7 @@
 """What a suite of people and models must show before anything is judged by it, measured.
 
-Each function looks at one part of the suite and returns what it found beside what was asked for,
-before anybody knew the outcome. `companion.evaluation.separation` has the measures themselves.
+Each function measures one part of the suite and returns the result beside the least value, which
+was set before the outcome was known. The measures are in `companion.evaluation.separation`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from companion.evaluation.separation import (
 )
 from companion.evaluation.statistics import Interval
 from companion.faces.recognisers import Instrument
-from companion.pages.judging_judges import read_records
+from companion.pages.judging_judges import all_pictures, read_records
 from companion.person import Person
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
 from fusionlib.support.provenance import sha256_file, sha256_modules
 
-SAID = ("style", "scene", "expression", "role", "gender")
-"""Fields of a record that its caption usually says: captions that differ in one are told apart."""
+CAPTION_FIELDS = ("style", "scene", "expression", "role", "gender")
+"""Fields of a record that its caption usually names; captions that differ in one are different."""
 
 WANTED = {"expression": 0.85, "style": 0.90, "scene": 0.85}
 """Share of the base model's pictures that show what the prompt says."""
@@ -47,12 +47,12 @@ class Criterion:
     """One thing that a suite must show.
 
     Attributes:
-        part: of the suite: people, autoencoder, CLIP, classifier, base, adapter; or renders, which
-            some of these are compared with.
-        what: is measured, with its unit.
-        least: what was asked for; None where nothing was, and the value is there to compare with.
-        measured: the value, or its interval over people.
-        looked_at: on how many of what.
+        part: Part of the suite: people, autoencoder, CLIP, classifier, base, adapter; or renders,
+            which some of these are compared with.
+        what: What is measured, with its unit.
+        least: Least acceptable value; None where the value is only there to compare with.
+        measured: The value, or its interval over people.
+        looked_at: Number and kind of what was measured.
     """
 
     part: str
@@ -76,7 +76,7 @@ def of_people(found: Separation) -> list[Criterion]:
     """Recognisers made for photographs of real people must tell the rendered people apart.
 
     Args:
-        found: by dlib, on photographs with expression and pose varying.
+        found: Result of dlib on photographs with varying expression and pose.
     """
     looked = f"{found.pictures} photographs"
     return [
@@ -97,15 +97,14 @@ def of_autoencoder(
     """What the latents keep: of the pictures, and of who is in them.
 
     Args:
-        pipeline: a Stable Diffusion pipeline, of which the autoencoder is looked at.
-        people: two or more, with pictures that the autoencoder has not seen.
-        recogniser: an instrument of `companion.evaluation.readings`.
-        detector: of DeepFace.
-        out: folder for the pictures as the autoencoder gives them back, made once.
-        cache: see `companion.evaluation.readings.observe`.
+        pipeline: Stable Diffusion pipeline, whose autoencoder is measured.
+        people: Two people or more, with pictures that the autoencoder has not seen.
+        recogniser: Instrument of `companion.evaluation.readings`.
+        detector: Face detector of DeepFace.
+        out: Folder for the reconstructed pictures, made once.
+        cache: Folder of readings, see `companion.evaluation.readings.observe`.
     """
-    paths = [path for person in people for path in (*person.references, *person.others)]
-    whose = [person.name for person in people for _ in (*person.references, *person.others)]
+    paths, whose = all_pictures(people)
     weights = sha256_modules([pipeline.vae])
     values, restored = [], []
     folder = Path(out) / f"reconstructions-{weights[:16]}"
@@ -138,20 +137,20 @@ def of_clip(
     """Whether CLIP finds the caption of pictures whose combinations were kept from training.
 
     Args:
-        checkpoint: of the CLIP model.
-        folder: of held-out pictures with records, see `companion.pages.judging_judges.read_records`.
-        candidates: captions to choose from.
-        cache: see `companion.evaluation.readings.observe`.
+        checkpoint: Folder or hub id of the CLIP model.
+        folder: Held-out pictures with records, see `companion.pages.judging_judges.read_records`.
+        candidates: Number of captions to choose from.
+        cache: Folder of readings, see `companion.evaluation.readings.observe`.
 
     Raises:
-        FusionError: fewer than two pictures show such a combination.
+        FusionError: Fewer than two pictures show such a combination.
     """
     rows = [(path, record) for _, path, record in read_records(folder) if record.get("held_out")]
     if len(rows) < 2:
         raise FusionError(f"{folder} has no pictures whose records say held_out.")
     scorer = ClipScorer(checkpoint)
     seen = observe([path for path, _ in rows], {"clip": scorer}, cache=cache, strict=True)
-    facts = [tuple(record.get(field) for field in SAID) for _, record in rows]
+    facts = [tuple(record.get(field) for field in CAPTION_FIELDS) for _, record in rows]
     top1 = caption_retrieval(
         seen.values["clip"],
         scorer.embed_texts([record["caption"] for _, record in rows]),
@@ -167,7 +166,7 @@ def of_classifier(found: pd.DataFrame) -> list[Criterion]:
     """The judge of the others must be right about renders.
 
     Args:
-        found: of `companion.pages.judging_judges.classification`.
+        found: Result of `companion.pages.judging_judges.classification`.
     """
     rows = found.to_dict(orient="index")
     return [
@@ -187,8 +186,8 @@ def of_base(measured: Measurements, method: str = "text-only") -> list[Criterion
     """Whether the base model paints what a prompt says, and faces, whatever the style.
 
     Args:
-        measured: a study of the base model alone, with classifiers.
-        method: its name in there.
+        measured: Measurements of a study of the base model alone, with classifiers.
+        method: Name of the method in the study.
     """
     images = measured.images[measured.images["method"] == method]
     several = images["person"].nunique() > 1  # there is no interval over one person
@@ -218,19 +217,19 @@ def faces_by_style(
     in renders, which all have a face, no painted picture can be asked to show it.
 
     Args:
-        painted: measured pictures: columns prompt and face.
-        styles: the style that each prompt asks for; pictures of other prompts are not looked at.
-        folder: of renders with records, see `companion.pages.judging_judges.read_records`.
-        people: look at so many of its people only, the first ones.
-        detector: of DeepFace.
-        cache: see `companion.evaluation.readings.observe`.
+        painted: Measured pictures, with the columns prompt and face.
+        styles: Style that each prompt asks for; pictures of other prompts are left out.
+        folder: Renders with records, see `companion.pages.judging_judges.read_records`.
+        people: Number of people whose renders are used, the first ones; by default all.
+        detector: Face detector of DeepFace.
+        cache: Folder of readings, see `companion.evaluation.readings.observe`.
 
     Returns:
         A row for each style that was painted and rendered: the shares ``painted`` and ``renders``,
         from 0 to 1, and how many pictures each is of.
 
     Raises:
-        FusionError: the folder is of another shape, or a picture in it cannot be read.
+        FusionError: The folder has another layout, or a picture in it cannot be read.
     """
     rows = [(record.get("style"), path) for _, path, record in read_records(folder, people)]
     seen = observe([path for _, path in rows], detector=detector, cache=cache, strict=True)
@@ -250,7 +249,7 @@ def of_renders(by_style: pd.DataFrame) -> list[Criterion]:
     """What the base model's faces are to be compared with: those of renders, each style once.
 
     Args:
-        by_style: of `faces_by_style`.
+        by_style: Result of `faces_by_style`.
     """
     looked = f"{by_style['of renders'].sum():.0f} renders"
     return [Criterion("renders", FACES_FOUND, None, float(by_style["renders"].mean()), looked)]
@@ -266,10 +265,10 @@ def of_adapter(
     """Whether an adapter keeps the person and the prompt; nothing if the study is without it.
 
     Args:
-        measured: a study whose prompts ask for other expressions than the references have.
-        scores: the distances in it, by the name of the recogniser.
-        method: its name in there.
-        least: what was asked of it, if anything.
+        measured: Measurements of a study whose prompts ask for expressions unlike the references'.
+        scores: Identity scores of the study, by the name of the recogniser.
+        method: Name of the method in the study.
+        least: Least value asked of the method, if any.
     """
     images = measured.images[measured.images["method"] == method]
     if images.empty:
@@ -297,18 +296,18 @@ def distance_to_renders(
     """How far generated pictures are from renders as a distribution, beside renders from renders.
 
     Args:
-        generated: pictures made from captions.
-        drawn: the renders with these captions.
-        further: other renders, as many.
-        instruments: whose features to compare, by name.
-        cache: see `companion.evaluation.readings.observe`.
+        generated: Pictures generated from captions.
+        drawn: Renders with these captions.
+        further: Equally many other renders.
+        instruments: Instruments whose features are compared, by name.
+        cache: Folder of readings, see `companion.evaluation.readings.observe`.
 
     Returns:
         A row for each instrument: the Fréchet distances ``generated`` and ``renders``, both to
         the first renders.
 
     Raises:
-        FusionError: the three are not equally many, which would make the values incomparable.
+        FusionError: The numbers of pictures differ, which would make the values incomparable.
     """
     if not len(generated) == len(drawn) == len(further):
         raise FusionError(

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import webdataset
 from diffusers import UNet2DConditionModel
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 from PIL import Image
 
 from companion.evaluation.training_monitor import make_sheets
 from companion.figures.display import VectorFigure, with_alt_text
 from companion.figures.style import MEASURED, QUIET
+from companion.figures.tables import marked_table
 from companion.person import load_people
 from fusionlib.adapter import FusionAdapter
 from fusionlib.errors import FusionError
@@ -26,19 +29,19 @@ from fusionlib.training.adapter import run_folder, train
 from fusionlib.training.checkpoints import load_frozen
 from fusionlib.training.loop import Run
 
-FIRST = 120
-"""Of the held-out people whom the lesson trains on; its adapter is used by no other page."""
+FIRST_PERSON = 120
+"""Index of the first held-out person in the lesson; no other page uses its adapter."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A small run and who takes part.
+    """A small training run, and the people in it.
 
     Attributes:
-        profile: base model and recipe.
-        learned: a reference of each person that the adapter is trained on.
-        strangers: references of people that it never sees.
-        pictures: how many it is trained on, of all of them together.
+        profile: Base model and recipe.
+        learned: A reference of each person on the sample sheets whom the adapter is trained on.
+        strangers: References of people that it never sees.
+        pictures: Number of pictures that it is trained on.
     """
 
     profile: Profile
@@ -55,19 +58,19 @@ class Lesson:
 def make_lesson(
     profile: Profile, out: str | Path, *, people: int, steps: int, shown: int = 2
 ) -> Lesson:
-    """Set up a run on a few of the held-out people, for a fresh clone has no others.
+    """Set up a run on a few of the held-out people, since a fresh clone has no others.
 
-    The adapter that comes of it goes to a folder of its own and is used nowhere else.
+    The trained adapter is stored in a folder of its own and used nowhere else.
 
     Args:
-        profile: with a folder of held-out people.
-        out: where shards, checkpoints and the adapter go.
-        people: how many to train on.
-        steps: of training.
-        shown: people of either kind on the sample sheets.
+        profile: Profile with a folder of held-out people.
+        out: Folder for shards, checkpoints and the adapter.
+        people: Number of people to train on.
+        steps: Number of training steps.
+        shown: Number of people of either kind on the sample sheets.
 
     Raises:
-        FusionError: the profile has no such people.
+        FusionError: The profile has no such people.
     """
     if profile.heldout is None:
         raise FusionError(
@@ -75,9 +78,11 @@ def make_lesson(
             "--profile embedded"
         )
     everyone = load_people(profile.heldout)
-    if not shown <= people <= len(everyone) - FIRST:
-        raise FusionError(f"people must be from {shown} to {len(everyone) - FIRST}, not {people}.")
-    taught = everyone[FIRST : FIRST + people]
+    if not shown <= people <= len(everyone) - FIRST_PERSON:
+        raise FusionError(
+            f"people must be from {shown} to {len(everyone) - FIRST_PERSON}, not {people}."
+        )
+    taught = everyone[FIRST_PERSON : FIRST_PERSON + people]
     folder = Path(out) / f"lesson-{people}-{steps}"
     folder.mkdir(parents=True, exist_ok=True)
     with webdataset.TarWriter(str(folder / "00000.tar"), encoder=False, mtime=0) as archive:
@@ -96,7 +101,7 @@ def make_lesson(
     small.training.sample_prompts = small.training.sample_prompts[:2]  # wide enough to see
     recipe = small.training.adapter
     recipe.steps, recipe.warmup_steps, recipe.batch_size = steps, min(20, steps // 4), 16
-    strangers = everyone[FIRST - shown : FIRST]
+    strangers = everyone[FIRST_PERSON - shown : FIRST_PERSON]
     return Lesson(
         small,
         [load_image(person.references[0]) for person in taught[:shown]],
@@ -119,9 +124,9 @@ def sample_sheet(
     """A sample sheet of some faces, and what is measured on it: see `SampleSheets`.
 
     Args:
-        lesson: whose prompts are painted.
-        faces: the references.
-        trained: with the adapter after its last step, or else before its first.
+        lesson: Lesson whose prompts are painted.
+        faces: References to paint with.
+        trained: Whether to use the adapter after its last training step, or before its first.
     """
     unet = load_frozen(UNet2DConditionModel, Path(lesson.profile.base_model) / "unet")
     adapter = FusionAdapter.from_unet(unet, init="self_attention")
@@ -130,23 +135,27 @@ def sample_sheet(
     return make_sheets(lesson.profile, unet, adapter.eval(), faces)(0)
 
 
-def likeness_table(lesson: Lesson, looks: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """What the sheets say in numbers: a row for each."""
+def likeness_table(lesson: Lesson, sheets: Mapping[str, Mapping[str, Any]]) -> Styler:
+    """Lay out what is measured on sample sheets of a lesson, a row for each sheet."""
     columns = {
-        "identity_distance": "distance to the reference",
-        "faces_found": "share of pictures with a face",
-        "clip_score": "CLIP score",
-        "face_attention": "attention on the face's keys",
+        "distance to the reference": "identity_distance",
+        "share of pictures with a face": "faces_found",
+        "CLIP score": "clip_score",
+        "attention on the face's keys": "face_attention",
     }
-    rows = {name: {columns[key]: seen.get(key) for key in columns} for name, seen in looks.items()}
-    return pd.DataFrame.from_dict(rows, orient="index").round(3)
+    rows = {
+        name: {title: f"{sheet.get(key, np.nan):.3f}" for title, key in columns.items()}
+        for name, sheet in sheets.items()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return marked_table(table, "Measured here, on the sample sheets of the lesson.")
 
 
 class LiveCurves:
-    """Draws the curves of a running training into one output of a notebook, again and again.
+    """Curves of a running training, drawn into one output of a notebook again and again.
 
     Args:
-        every: seconds between two drawings, at least.
+        every: Least number of seconds between two drawings.
     """
 
     def __init__(self, every: float = 5.0) -> None:
@@ -175,7 +184,7 @@ def curves(log: pd.DataFrame) -> Image.Image:
     """Loss, its parts by timestep, and the gradient's norm over the steps.
 
     Args:
-        log: the rows of ``loss.csv``.
+        log: Rows of ``loss.csv``.
     """
     log = log.apply(pd.to_numeric, errors="coerce")
     bands = [name for name in log.columns if name.startswith("mse_t")]

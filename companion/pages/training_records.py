@@ -15,6 +15,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from companion.figures.display import VectorFigure, with_alt_text
+from companion.figures.style import MEASURED
+from companion.figures.tables import marked_table
 from fusionlib.errors import FusionError
 
 FOLDERS = {
@@ -32,7 +34,7 @@ FOLDERS = {
 """The folder of each model in a checkpoint, in the order of training; the judges last."""
 
 JUDGES = ("identity", "classifier")
-"""Those that take no part in generation."""
+"""Models that take no part in generation."""
 
 _QUANTITIES = {
     "vae_quarter": "weighted L1 with edges, and KL",
@@ -55,7 +57,7 @@ def trained_methods(folder: str | Path) -> dict[str, str]:
     """The compared systems and ablations whose trainings are on record, for the functions below.
 
     Args:
-        folder: the profile's ``counterparts``, where `fusionlib train method` puts its weights.
+        folder: The profile's ``counterparts``, where `fusionlib train method` puts its weights.
 
     Returns:
         For each of them, by name, its folder in there; nothing where none was trained.
@@ -68,8 +70,8 @@ def training_table(checkpoint: str | Path, folders: Mapping[str, str] = FOLDERS)
     """One row a model: size, length and machine of its training, as recorded by the run itself.
 
     Args:
-        checkpoint: a folder with ``training/*.json`` and the models' folders.
-        folders: which runs, each with the folder of its model in there.
+        checkpoint: Folder with ``training/*.json`` and the models' folders.
+        folders: Runs to show, each with the folder of its model in the checkpoint.
 
     Returns:
         Indexed by run: parameters in millions, file in megabytes (the three runs of the autoencoder
@@ -77,7 +79,7 @@ def training_table(checkpoint: str | Path, folders: Mapping[str, str] = FOLDERS)
         and the loss as the mean over the last tenth of the run. The caption names the machine.
 
     Raises:
-        FusionError: when a record is missing.
+        FusionError: A record is missing.
     """
     rows, machines = {}, set()
     for model, folder in folders.items():
@@ -85,19 +87,18 @@ def training_table(checkpoint: str | Path, folders: Mapping[str, str] = FOLDERS)
         log = pd.read_csv(_record(checkpoint, model, "csv"))
         files = sorted((Path(checkpoint) / folder).rglob("*.safetensors"))
         rows[model] = {
-            "parameters, M": sum(_parameters(file) for file in files) / 1e6,
-            "file, MB": sum(file.stat().st_size for file in files) / 1e6,
+            "parameters, M": f"{sum(_parameters(file) for file in files) / 1e6:.2f}",
+            "file, MB": f"{sum(file.stat().st_size for file in files) / 1e6:.1f}",
             "samples": run["samples"],
             "samples before": run.get("samples_before", 0),
             "steps": run["steps"],
-            "minutes": run["seconds"] / 60,
-            "loss": log["loss"].tail(max(len(log) // 10, 1)).mean(),
+            "minutes": f"{run['seconds'] / 60:.1f}",
+            "loss": f"{log['loss'].tail(max(len(log) // 10, 1)).mean():.3f}",
         }
         machines.add(run["machine"])
     table = pd.DataFrame.from_dict(rows, orient="index")
-    digits = {"parameters, M": 2, "file, MB": 1, "minutes": 1, "loss": 3}
-    styler = table.style.format({column: f"{{:.{n}f}}" for column, n in digits.items()})
-    return styler.set_caption(f"Recorded by the runs, on {'; '.join(sorted(machines))}.")
+    caption = f"Recorded by the runs, on {'; '.join(sorted(machines))}."
+    return marked_table(table, caption, kind=None)
 
 
 def training_hours(checkpoint: str | Path) -> str:
@@ -119,11 +120,11 @@ def loss_curves(checkpoint: str | Path, runs: Iterable[str] = FOLDERS) -> Image.
     """The loss curves: each logged value pale, a running mean on top.
 
     Args:
-        checkpoint: a folder with ``training/*.csv``.
-        runs: which of them, at least one.
+        checkpoint: Folder with ``training/*.csv``.
+        runs: Runs to draw, at least one.
 
     Raises:
-        FusionError: when a record is missing, or there is no run.
+        FusionError: A record is missing, or there is no run.
     """
     models = list(runs)
     if not models:
@@ -137,8 +138,8 @@ def loss_curves(checkpoint: str | Path, runs: Iterable[str] = FOLDERS) -> Image.
     for axes, model in zip(panels, models, strict=False):
         log = pd.read_csv(_record(checkpoint, model, "csv"))
         smooth = log["loss"].rolling(25, min_periods=1, center=True).mean()
-        axes.plot(log["samples"], log["loss"], color="#00796b", alpha=0.25, linewidth=0.8)
-        axes.plot(log["samples"], smooth, color="#00796b", linewidth=1.8)
+        axes.plot(log["samples"], log["loss"], color=MEASURED, alpha=0.25, linewidth=0.8)
+        axes.plot(log["samples"], smooth, color=MEASURED, linewidth=1.8)
         low, high = np.quantile(log["loss"], [0.0, 0.98])
         axes.set(
             title=model,

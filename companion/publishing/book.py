@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from companion.figures.display import publish_alt
+from companion.publishing.exports import drop_exported
 from companion.publishing.notebooks import failed_copy, failing_cell, read_source
 from companion.publishing.page_checks import broken_pages
 from companion.publishing.tasks import Stage, read_stamp, write_stamp
@@ -29,13 +30,10 @@ from fusionlib.support.files import short
 from fusionlib.support.provenance import sha256_folder
 
 LAST_LINES = 6
-"""How much of a build's log an error message repeats."""
+"""Number of last lines of a build's log that an error message repeats."""
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-"""A widget, which is nothing without a kernel: progress bars are left out, stills are kept."""
-
-UNSHOWN = ("application/pdf", "image/jpeg")
-"""Kinds of outputs that no page shows: the exports hold the one, a PNG stands for the other."""
+"""Kind of a widget, which needs a kernel: progress bars are left out, stills are kept."""
 
 BROWSERS = (
     *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"),
@@ -60,21 +58,21 @@ def build_book(
     """Build the book into ``out/book`` from the pages and the executed notebooks.
 
     The sources are assembled in ``out/book-source``, with each notebook replaced by its executed
-    copy. A warning of the book's builder, such as a broken reference, is an error, and so is what
-    `companion.publishing.page_checks.broken_pages` finds, a dead link or a picture without words; unless a notebook failed
-    or was not run: others may refer to what it did not make. The pages on disk are replaced only by
-    a complete new set.
+    copy. A warning of the book's builder, such as a broken reference, is an error, and so is a dead
+    link or a picture without words (`companion.publishing.page_checks.broken_pages`). If a notebook
+    failed or was not run they are no errors, since pages may refer to what it did not make. The
+    pages on disk are replaced only by a complete new set.
 
     Args:
-        out: folder of everything that is built; holds the executed notebooks.
-        root: the repository.
-        force: build it even if nothing changed.
-        partial: whether notebooks may be there that were never run.
-        left_out: notebooks that this book goes without, by name, and why: see `Profile.left_out`.
-        label: what to call it in progress messages.
+        out: Folder of everything that is built, with the executed notebooks.
+        root: Root of the repository.
+        force: Whether to build it even if nothing changed.
+        partial: Whether some notebooks may never have been run.
+        left_out: Notebooks left out of this book, by name, and why: see `Profile.left_out`.
+        label: Name in progress messages.
 
     Raises:
-        FusionError: if a notebook was not executed yet, or the book does not build.
+        FusionError: A notebook was not executed yet, or the book does not build.
     """
     out = Path(out).resolve()
     source = assemble_book(out, root, partial=partial, left_out=left_out)
@@ -100,7 +98,7 @@ def build_book(
 
 
 def publish_manifest(out: Path) -> None:
-    """Lay ``out/manifest.json``, if there is one, beside the pages: who reads them has no other."""
+    """Copy ``out/manifest.json``, if there is one, beside the pages for their readers."""
     if (out / "manifest.json").exists() and (out / "book").is_dir():
         shutil.copyfile(out / "manifest.json", out / "book" / "manifest.json")
 
@@ -115,16 +113,16 @@ def build_pdf(
     """Print the whole book to ``out/book.pdf``, through one long page and a Chromium.
 
     Args:
-        out: folder of everything that is built; holds the executed notebooks.
-        root: the repository.
-        left_out: see `build_book`.
-        label: what to call it in progress messages.
+        out: Folder of everything that is built, with the executed notebooks.
+        root: Root of the repository.
+        left_out: Notebooks left out, see `build_book`.
+        label: Name in progress messages.
 
     Returns:
         The PDF.
 
     Raises:
-        FusionError: if there is no Chromium, a notebook was not executed yet, or either step fails.
+        FusionError: There is no Chromium, a notebook was not executed yet, or either step fails.
     """
     out = Path(out).resolve()
     browser = find_browser()
@@ -155,7 +153,7 @@ def one_page(html: str) -> str:
     """Turn links to other pages into links within the one page that holds them all.
 
     Args:
-        html: of the single page, in which each page begins at ``#document-NAME``.
+        html: HTML of the single page, in which each page begins at ``#document-NAME``.
     """
     link = r'href="\.\./((?:book|notebooks)/[\w/-]+)\.html(#[^"]+)?"'
     return re.sub(link, lambda found: f'href="{found[2] or "#document-" + found[1]}"', html)
@@ -165,7 +163,7 @@ def find_browser() -> str:
     """A program that prints pages: what ``CHROME_PATH`` names, or else the first that is found.
 
     Raises:
-        FusionError: there is none.
+        FusionError: There is none.
     """
     if named := os.environ.get("CHROME_PATH"):
         if found := shutil.which(named):
@@ -194,10 +192,10 @@ def find_browser() -> str:
 
 
 def print_page(page: Path, pdf: Path, browser: str, *, log: Path) -> None:
-    """Print a page from the disk to a PDF, once its equations are set.
+    """Print a page on disk to a PDF, after its equations are typeset.
 
     Raises:
-        FusionError: if the browser fails.
+        FusionError: The browser failed.
     """
     command = [browser, "--headless=new", "--disable-gpu", "--no-sandbox", "--hide-scrollbars"]
     command += ["--no-pdf-header-footer", "--generate-pdf-document-outline"]
@@ -211,7 +209,7 @@ def print_page(page: Path, pdf: Path, browser: str, *, log: Path) -> None:
 
 
 def unfinished(out: Path, source: Path) -> dict[str, str]:
-    """Notebooks of a book's sources that failed or never ran, by name, and what to say of them."""
+    """A notice about each notebook of a book's sources that failed or never ran, by name."""
     said = {}
     for name in toc_notebooks(source):
         if failed_copy(out, name).exists():
@@ -235,7 +233,7 @@ def assemble_book(
     Where notebooks are left out, the first page says which and why, and links to them become words.
 
     Raises:
-        FusionError: if a notebook of the table of contents was not executed yet, and `partial` is
+        FusionError: A notebook of the table of contents was not executed yet, and `partial` is
             not set.
     """
     import nbformat
@@ -254,7 +252,7 @@ def assemble_book(
             ignore = shutil.ignore_patterns("__pycache__", ".*")
             shutil.copytree(root / folder, source / folder, ignore=ignore)
     (source / "notebooks").mkdir()
-    excuses = unfinished(out, source)
+    notices = unfinished(out, source)
     for name in toc_notebooks(source):
         path = out / "executed" / f"{name}.ipynb"
         if failed_copy(out, name).exists():
@@ -267,7 +265,7 @@ def assemble_book(
             raise FusionError(
                 f"notebooks/{name}.ipynb was not executed yet: run `make reproduce`, which does."
             )
-        fit_page(notebook, excuses.get(name))
+        fit_page(notebook, notices.get(name))
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = unlink(cell.source, f"notebooks/{name}", titles)
@@ -295,7 +293,7 @@ def _title(notebook: Path) -> str:
 
 
 def _with_notice(text: str, reasons: Mapping[str, str]) -> str:
-    """A page with a notice under its title of what the book goes without, and why."""
+    """A page with a notice under its title that lists what the book leaves out, and why."""
     items = "".join(f"- *{title}*: {why}.\n" for title, why in reasons.items())
     said = (
         "The text of these pages was written beside the `embedded` profile. Numbers and pictures "
@@ -305,37 +303,37 @@ def _with_notice(text: str, reasons: Mapping[str, str]) -> str:
     return f"{title}\n\n```{{admonition}} Another profile\n{said}{items}```\n{rest}"
 
 
-def fit_page(notebook: Any, excuse: str | None = None) -> None:
+def fit_page(notebook: Any, notice: str | None = None) -> None:
     """Make an executed notebook (an `nbformat` node) a page, in place.
 
     Args:
-        notebook: whose outputs lose what no page shows.
-        excuse: why it is not finished, to be said under its title.
+        notebook: Executed notebook, whose outputs lose what no page shows.
+        notice: Why it is not finished, to be said under its title.
     """
     import nbformat
 
     marks = "papermill-error-cell-tag"  # papermill's own, in raw HTML, before the title
-    notebook.metadata.pop("widgets", None)  # their state serves nobody without a kernel
+    notebook.metadata.pop("widgets", None)  # their state is useless without a kernel
     notebook.cells = [c for c in notebook.cells if marks not in c.metadata.get("tags", [])]
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):  # the run's own are shown
             cell.metadata.tags.append("hide-input")
             cell.metadata["mystnb"] = {"code_prompt_show": "Show the default parameters"}
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if not mere_widget(output)]
+            cell.outputs = [output for output in cell.outputs if not is_widget_only(output)]
         for output in cell.get("outputs", []):
+            drop_exported(output)
             data = output.get("data", {})
-            for kind in UNSHOWN:
-                if "image/png" in data:
-                    data.pop(kind, None)
+            if "image/png" in data:
+                data.pop("image/jpeg", None)
     publish_alt(notebook)
-    if excuse:
-        text = f"```{{admonition}} This page is not finished\n:class: danger\n{excuse}\n```"
+    if notice:
+        text = f"```{{admonition}} This page is not finished\n:class: danger\n{notice}\n```"
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(text))
 
 
-def mere_widget(output: Any) -> bool:
-    """Whether an output is a widget of which nothing is seen without a kernel."""
+def is_widget_only(output: Any) -> bool:
+    """Whether an output is a widget that shows nothing without a kernel."""
     data = output.get("data", {})
     return WIDGET in data and not data.keys() & {"image/png", "text/html"}
 
@@ -344,7 +342,7 @@ def _run_builder(out: Path, source: Path, kind: str) -> Path:
     """Run Jupyter Book; returns the folder of what it made.
 
     Raises:
-        FusionError: it failed.
+        FusionError: It failed.
     """
     work = out / "book-build"
     shutil.rmtree(work, ignore_errors=True)

@@ -1,8 +1,9 @@
 """Figures and tables of executed notebooks as files: PNG and PDF, CSV and LaTeX.
 
-Whatever a notebook shows is exported, read from its stored outputs: an ``image/png`` is a figure, a
-``<table>`` in ``text/html`` a table. A figure that was drawn has an ``application/pdf`` beside it
-(`companion.figures.display`); one of pixels is put on a PDF page as it is.
+They are read from the notebook's stored outputs. An ``image/png`` is a figure. A figure that was
+drawn has an ``application/pdf`` beside it (`companion.figures.display`); one of pixels is put on a
+PDF page as it is. A ``text/csv`` is a table, with a ``text/latex`` beside it
+(`companion.figures.tables`).
 """
 
 from __future__ import annotations
@@ -17,23 +18,25 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from companion.publishing.html_tables import Table, read_tables
 from fusionlib.support.files import write_text
 
+EXPORTED = ("application/pdf", "text/csv", "text/latex")
+"""Kinds of outputs that become files; a page shows the PNG or the HTML beside them."""
+
 PIXELS_PER_INCH = 300
-"""Of a picture on its PDF page."""
+"""Resolution of a picture on its PDF page."""
 
 
 @dataclass(frozen=True)
-class Figure:
+class StoredFigure:
     """A figure as a notebook stores it.
 
     Attributes:
-        name: as the cell's metadata calls it, or a number of its own.
-        caption: of the cell's metadata.
-        alt: what to say to who cannot see it, of the cell's metadata.
-        png: the file's bytes.
-        pdf: the same of the PDF, None where the notebook stores none.
+        name: Name in the cell's metadata, or else a number.
+        caption: Caption in the cell's metadata.
+        alt: Alternative text in the cell's metadata.
+        png: Content of the PNG file.
+        pdf: Content of the PDF file, None where the notebook stores none.
     """
 
     name: str
@@ -41,6 +44,21 @@ class Figure:
     alt: str
     png: bytes
     pdf: bytes | None
+
+
+@dataclass(frozen=True)
+class StoredTable:
+    """A table as a notebook stores it.
+
+    Attributes:
+        caption: Caption of the table.
+        csv: Content of the CSV file.
+        latex: Content of the LaTeX file.
+    """
+
+    caption: str
+    csv: str
+    latex: str
 
 
 def remove_exports(out: Path, name: str) -> None:
@@ -54,11 +72,11 @@ def export_notebook(
     """Write a notebook's figures and tables to ``out/exports/NAME``, and ``index.json`` over them.
 
     Args:
-        executed: the notebook with its outputs.
-        out: folder of everything that is built.
-        record: what the notebook was run from, for the index; its ``digest`` tells whether the
-            files are those of this run.
-        again: write them even if they are.
+        executed: Executed notebook with its outputs.
+        out: Folder of everything that is built.
+        record: What the notebook was run from, for the index; its ``digest`` tells whether the
+            files are of this run.
+        again: Whether to write the files even if they are of this run.
 
     Returns:
         The folder.
@@ -83,8 +101,8 @@ def export_notebook(
     tables = []
     for number, table in enumerate(find_tables(notebook), start=1):
         name = f"table-{number}"
-        (partial / f"{name}.csv").write_text(table.csv(), encoding="utf-8")
-        (partial / f"{name}.tex").write_text(table.latex(), encoding="utf-8")
+        (partial / f"{name}.csv").write_text(table.csv, encoding="utf-8")
+        (partial / f"{name}.tex").write_text(table.latex, encoding="utf-8")
         tables.append({"csv": f"{name}.csv", "latex": f"{name}.tex", "caption": table.caption})
 
     index = {
@@ -101,10 +119,11 @@ def export_notebook(
     return folder
 
 
-def find_figures(notebook: Any) -> Iterator[Figure]:
+def find_figures(notebook: Any) -> Iterator[StoredFigure]:
     """The figures that a notebook (an `nbformat` node) shows, from its first cell to its last."""
     taken: set[str] = set()
-    for cell, data in _shown(notebook):
+    for cell, output in _outputs(notebook):
+        data = output.get("data", {})
         if "image/png" not in data:
             continue
         settings = cell.metadata.get("mystnb", {})
@@ -115,7 +134,7 @@ def find_figures(notebook: Any) -> Iterator[Figure]:
             number += base != "figure" or name in taken
             name = f"{base}-{number}"
         taken.add(name)
-        yield Figure(
+        yield StoredFigure(
             name=name,
             caption=figure.get("caption", ""),
             alt=settings.get("image", {}).get("alt", ""),
@@ -124,20 +143,32 @@ def find_figures(notebook: Any) -> Iterator[Figure]:
         )
 
 
-def find_tables(notebook: Any) -> Iterator[Table]:
+def find_tables(notebook: Any) -> Iterator[StoredTable]:
     """The tables that a notebook shows, from its first cell to its last."""
-    for _, data in _shown(notebook):
-        yield from read_tables(data.get("text/html", ""))
+    for _, output in _outputs(notebook):
+        data = output.get("data", {})
+        if {"text/csv", "text/latex"} <= data.keys():
+            caption = output.get("metadata", {}).get("text/csv", {}).get("caption", "")
+            yield StoredTable(caption, data["text/csv"], data["text/latex"])
+
+
+def drop_exported(output: Any) -> None:
+    """Take from an output the kinds that become files, where a PNG or HTML is beside them."""
+    data = output.get("data", {})
+    if data.keys() & {"image/png", "text/html"}:
+        for kind in EXPORTED:
+            data.pop(kind, None)
+            output.get("metadata", {}).pop(kind, None)
 
 
 def pdf_of_pixels(png: bytes) -> bytes:
     """Put a picture on a PDF page of its size, pixel by pixel."""
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
-    from matplotlib.figure import Figure as Page
+    from matplotlib.figure import Figure
     from PIL import Image
 
     picture = Image.open(BytesIO(png)).convert("RGB")
-    page = Page(figsize=(picture.width / PIXELS_PER_INCH, picture.height / PIXELS_PER_INCH))
+    page = Figure(figsize=(picture.width / PIXELS_PER_INCH, picture.height / PIXELS_PER_INCH))
     axes = page.add_axes((0, 0, 1, 1))
     axes.imshow(picture, interpolation="none", aspect="auto")
     axes.axis("off")
@@ -146,11 +177,11 @@ def pdf_of_pixels(png: bytes) -> bytes:
     return file.getvalue()
 
 
-def _shown(notebook: Any) -> Iterator[tuple[Any, Mapping[str, str]]]:
-    """Cells and what they show, by kind."""
+def _outputs(notebook: Any) -> Iterator[tuple[Any, Any]]:
+    """All outputs, each with its cell."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            yield cell, output.get("data", {})
+            yield cell, output
 
 
 def _digest(folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Notebooks: which there are, what each comes after, and running one unless nothing changed.
+"""Notebooks: finding them, their order, and running one unless nothing changed.
 
 A notebook's metadata may say which others it comes after, because it reads what they leave:
 ``{"fusionlib": {"after": ["table1_identity"]}}``, or ``["*"]`` for all that do not say so too. It
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 LAST_LINES = 6
-"""How much of a failing cell's output an error message repeats."""
+"""Number of last lines of a failing cell's error that a message repeats."""
 
 ALL = "*"
-"""In the metadata: this notebook comes after all others."""
+"""Entry in a notebook's metadata that stands for all other notebooks."""
 
 
 def find_notebooks(root: Path) -> list[Path]:
     """The repository's notebooks: first those of the table of contents, in its order.
 
     Raises:
-        FusionError: if there are none, or one of the table of contents does not exist.
+        FusionError: There are none, or one of the table of contents does not exist.
     """
     present = sorted((root / "notebooks").glob("*.ipynb"))
     if not present:
@@ -53,14 +53,14 @@ def find_notebooks(root: Path) -> list[Path]:
 
 
 def choose_notebooks(notebooks: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """Those named, in their own order; all of them if no name is given.
+    """The named notebooks, in the order of `notebooks`; all of them if no name is given.
 
     Args:
-        notebooks: to choose from.
-        names: file stems, or beginnings of which one notebook only has.
+        notebooks: Notebooks to choose from.
+        names: File stems, or beginnings that only one notebook has.
 
     Raises:
-        FusionError: if a name is nobody's or several's.
+        FusionError: A name fits no notebook, or several.
     """
     chosen = set()
     for name in names:
@@ -93,10 +93,10 @@ def read_source(notebook: Path) -> NotebookNode:
 
 
 def comes_after(notebooks: Sequence[Path]) -> dict[str, list[str]]:
-    """The names of those that each notebook comes after, by its own name.
+    """The notebooks that each notebook comes after, by name.
 
     Raises:
-        FusionError: if a notebook's metadata names one that does not exist.
+        FusionError: A notebook's metadata names one that does not exist.
     """
     import nbformat
 
@@ -120,10 +120,10 @@ def comes_after(notebooks: Sequence[Path]) -> dict[str, list[str]]:
 
 
 def reads(notebook: Path) -> dict[str, str]:
-    """What a notebook reads besides what all of them can: content hashes of folders, by name.
+    """Content hashes of the folders that a notebook alone reads, by name.
 
     Raises:
-        FusionError: if its metadata names one that does not exist.
+        FusionError: Its metadata names one that does not exist.
     """
     import nbformat
 
@@ -137,10 +137,10 @@ def reads(notebook: Path) -> dict[str, str]:
 
 
 def declared_parameters(notebook: Path) -> dict[str, Any]:
-    """The parameters that a notebook takes, with its own values; None for one that is no literal.
+    """The parameters of a notebook with their defaults; None for one that is no literal.
 
     Args:
-        notebook: its cell tagged ``parameters`` is read, and nothing is run.
+        notebook: Notebook whose cell tagged ``parameters`` is read; nothing is run.
     """
     import papermill
 
@@ -161,11 +161,11 @@ KINDS = {
     list: "a list",
     dict: "a mapping",
 }
-"""What to call the types that a parameter may have."""
+"""Names of the types that a parameter may have."""
 
 
 def _check_kinds(notebook: str, former: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse values of other types than those they stand for: cells would fail in their middle."""
+    """Refuse values of other types than the defaults, with which a cell would fail later."""
     for name, value in given.items():
         kind = type(former[name])
         taken = {float: (int, float)}.get(kind, (kind,))
@@ -182,15 +182,15 @@ def fit_parameters(
     of_profile: Mapping[str, Mapping[str, Any]],
     given: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """What to hand each notebook: the profile's values, and over them the given ones.
+    """Parameters for each notebook: the profile's values, and over them the given ones.
 
     Args:
-        notebooks: that are to be run.
-        of_profile: values by notebook name; the notebook has to declare each.
-        given: values for every notebook that declares them; one at least has to.
+        notebooks: Notebooks that are to be run.
+        of_profile: Values by notebook name; the notebook has to declare each.
+        given: Values for every notebook that declares them; at least one has to.
 
     Raises:
-        FusionError: if a parameter is not declared, or a value is of another type than the one
+        FusionError: A parameter is not declared, or a value is of another type than the one
             that it stands for.
     """
     declared = {notebook.stem: declared_parameters(notebook) for notebook in notebooks}
@@ -238,17 +238,17 @@ def run_notebook(
     under ``out/exports``. Of a failure, ``NAME.failed.ipynb`` is left instead.
 
     Args:
-        notebook: the notebook to run; it is not changed.
-        parameters: values for its cell tagged ``parameters``, which declares them.
-        out: folder of everything that is built.
-        inputs: content hashes of what the notebook depends on besides itself.
-        after: what the notebooks that it comes after were made from, by name.
-        force: run it even if nothing changed.
-        progress: show a bar where a terminal can.
-        label: what to call it in progress messages.
+        notebook: Notebook to run; it is not changed.
+        parameters: Values for its cell tagged ``parameters``, which declares them.
+        out: Folder of everything that is built.
+        inputs: Content hashes of what the notebook depends on besides itself.
+        after: Digests of the notebooks that it comes after, by name.
+        force: Whether to run it even if nothing changed.
+        progress: Whether to show a progress bar in a terminal.
+        label: Name in progress messages.
 
     Raises:
-        FusionError: if a cell fails: names the cell and repeats the error's last lines.
+        FusionError: A cell failed; the message names it and repeats the error's last lines.
     """
     label = label or notebook.name
     name = notebook.stem
@@ -293,14 +293,14 @@ def execute_notebook(
     """Run a notebook by papermill in a fresh kernel and its own folder, as JupyterLab would.
 
     Args:
-        notebook: is not changed.
-        executed: the copy with outputs, there only if every cell succeeded.
-        failed: where a copy is left, as far as it ran, if a cell failed; removed otherwise.
-        parameters: in place of the notebook's own.
-        progress: show a bar where a terminal can.
+        notebook: Notebook to run; it is not changed.
+        executed: File of the copy with outputs, written only if every cell succeeded.
+        failed: File of a copy as far as it ran, if a cell failed; removed otherwise.
+        parameters: Values in place of the notebook's own.
+        progress: Whether to show a progress bar in a terminal.
 
     Raises:
-        FusionError: if a cell fails: names the cell and repeats the error's last lines.
+        FusionError: A cell failed; the message names it and repeats the error's last lines.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -336,12 +336,12 @@ def execute_notebook(
 
 
 def failed_copy(out: Path, name: str) -> Path:
-    """Where a notebook that failed lies, as far as it ran; there until it is run with success."""
+    """File of a failed notebook as far as it ran; it exists until the notebook succeeds."""
     return out / "executed" / f"{name}.failed.ipynb"
 
 
 def failing_cell(path: Path) -> str:
-    """Which cell of a notebook that papermill ran was the last to start, and its first line."""
+    """The last cell that papermill started in a notebook, and its first line."""
     import nbformat
 
     cells = nbformat.read(path, as_version=4).cells

@@ -19,9 +19,9 @@ class Page(HTMLParser):
     """What a page's HTML holds that can be wrong.
 
     Attributes:
-        anchors: names that a link to the page may end with.
-        links: addresses as written, each once, in their order.
-        wordless: sources of pictures without alternative text.
+        anchors: Names that a link to the page may end with.
+        links: Addresses as written, each once, in their order.
+        wordless: Sources of pictures without alternative text.
     """
 
     anchors: set[str] = field(default_factory=set)
@@ -54,13 +54,13 @@ def read_page(path: Path) -> Page:
 
 
 def broken_pages(folder: str | Path) -> list[str]:
-    """Everything that is wrong with the pages of a folder, one sentence each.
+    """Problems of the pages of a folder, one sentence each.
 
     A link must lead to a file of the folder, and its ``#anchor`` to an element of that page; a
     picture must have alternative text.
 
     Args:
-        folder: of a built book; ``_static`` holds no pages.
+        folder: Folder of a built book; ``_static`` holds no pages.
     """
     folder = Path(folder).resolve()
     files = [f for f in sorted(folder.rglob("*.html")) if "_static" not in f.parts]

@@ -1,4 +1,4 @@
-"""Is everything there that a profile's notebooks need, before a run of hours begins?
+"""Checks, before a run of hours begins, that everything a profile's notebooks need is there.
 
 Models that come from a hub are looked for in its cache, and else on the hub, by one file of each.
 The judges are loaded, which downloads DeepFace's weights, so that they cannot be missing later.
@@ -17,22 +17,22 @@ from fusionlib.profiles import Profile
 from fusionlib.profiles.loading import adapter_of, check_model
 
 PICTURES = 2
-"""What a notebook asks of each person, unless its metadata says ``{"fusionlib": {"pictures": 6}}``:
-a reference, and another picture to measure by."""
+"""Pictures of each person that a notebook needs: a reference, and another to measure by. Its
+metadata can name another number: ``{"fusionlib": {"pictures": 6}}``."""
 
 
 def check_ready(
     profile: Profile, notebooks: Mapping[str, Path], given: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Print what would be run and with what, and hold the profile to what that needs.
+    """Print what would be run with which parameters, and check that the profile has what it needs.
 
     Args:
-        profile: its models, judges and people.
-        notebooks: that would be run, by name.
-        given: the parameters that each would be handed.
+        profile: Profile whose models, judges and people are checked.
+        notebooks: Notebooks that would be run, by name.
+        given: Parameters that each would be given.
 
     Raises:
-        FusionError: something is missing; each thing was printed, and what to do about it.
+        FusionError: Something is missing; each thing was printed, with what to do about it.
     """
     declared = {name: declared_parameters(path) for name, path in notebooks.items()}
     for name in notebooks:
@@ -87,7 +87,7 @@ def _models(profile: Profile) -> Iterator[Callable[[], object]]:
 
 
 def _check_model(name: str, file: str, what: str, hint: str = "") -> None:
-    """See whether a model is a folder, in the hub's cache, or on the hub."""
+    """Check that a model is a folder, in the hub's cache, or on the hub."""
     from huggingface_hub import file_exists, try_to_load_from_cache
 
     try:
@@ -98,7 +98,7 @@ def _check_model(name: str, file: str, what: str, hint: str = "") -> None:
         return
     try:
         there = file_exists(name, file)
-    except Exception as error:  # no network, no leave, or told to stay offline
+    except Exception as error:  # no network, no permission, or offline mode
         raise FusionError(
             f"The {what} {name} is not in the hub's cache, and the hub cannot be asked for it "
             f"({type(error).__name__}): run `hf download {name}` where there is a network, with "

@@ -1,10 +1,10 @@
 """From the notebooks to the book: run what changed, export the results, build the pages.
 
 Every notebook is run by papermill into ``build/executed``, and the book is built from the executed
-copies; outputs that the notebooks in git hold (`companion.publishing.stored_outputs`) play no part in it. A notebook
-is run again only when something that can change its output changed: its own text, the sources of
-fusionlib, the data and weights, the profile or the lock file, or a notebook that it comes after.
-Those are compared by content, never by time.
+copies. Outputs stored in the notebooks in git (`companion.publishing.stored_outputs`) play no part.
+A notebook is run again only when something that can change its output changed: its own text, the
+sources of fusionlib and companion, the data and weights, the profile or the lock file, or a
+notebook that it comes after. These are compared by content, never by time.
 """
 
 from __future__ import annotations
@@ -54,24 +54,24 @@ def reproduce(
     what happened.
 
     Args:
-        profile: name of a profile in ``fusionlib/profiles``, or the path of a profile's YAML file.
-        out: folder for everything that is built. What the notebooks generate goes to ``study/``,
+        profile: Name of a profile in ``fusionlib/profiles``, or the path of a profile's YAML file.
+        out: Folder for everything that is built. What the notebooks generate goes to ``study/``,
             the executed notebooks to ``executed/``, their figures and tables to ``exports/``, the
             pages to ``book/``, and ``manifest.json``, there too, says what they were made from.
-        only: names of notebooks, or beginnings of which one notebook only has; by default all.
-        parameters: values for every notebook that declares them, over those of the profile.
-        book: whether to build the book; by default if all notebooks are run.
-        jobs: how many notebooks to run at once; by default see `companion.publishing.tasks.default_jobs`.
-        force: run and build everything, whether or not anything changed.
-        dry_run: run nothing: say what would be run, and whether what it needs is there, see
+        only: Names of notebooks, or beginnings that only one notebook has; by default all.
+        parameters: Values for every notebook that declares them, over those of the profile.
+        book: Whether to build the book; by default if all notebooks are run.
+        jobs: Number of notebooks to run at once; see `companion.publishing.tasks.default_jobs`.
+        force: Whether to run and build everything even if nothing changed.
+        dry_run: Whether to only say what would be run and whether its needs are met, see
             `companion.publishing.preflight`.
-        root: the repository to reproduce.
+        root: Root of the repository to reproduce.
 
     Returns:
         The book's first page; without a book, the folder of the executed notebooks.
 
     Raises:
-        FusionError: if a name or parameter is unknown or, in a dry run, something is missing. If
+        FusionError: A name or parameter is unknown or, in a dry run, something is missing. If
             notebooks failed or the book did not build: names each with its failing cell, once
             everything else is done.
     """
@@ -160,10 +160,10 @@ def reproduce(
 def _in_the_book(
     root: Path, profile: Profile, only: Sequence[str]
 ) -> tuple[list[Path], dict[str, list[str]]]:
-    """The notebooks that a profile has a use for, and those that each of them comes after.
+    """The notebooks that a profile runs, and those that each of them comes after.
 
     Raises:
-        FusionError: one that is left out was asked for by name, or there is none of that name.
+        FusionError: One that is left out was asked for by name, or there is none of that name.
     """
     notebooks = find_notebooks(root)
     names = {path.stem for path in notebooks}

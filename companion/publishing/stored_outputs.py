@@ -1,7 +1,7 @@
 """Outputs in the notebooks themselves, so that they can be read where the repository is hosted.
 
 Every notebook is run at its own small default parameters, and its outputs are stored in it without
-what differs from run to run or serves nobody without a kernel. `make reproduce` takes no notice of
+what differs from run to run or is useless without a kernel. `make reproduce` takes no notice of
 them; `make test` runs every notebook and compares the cells that are tagged ``nbval-check-output``.
 """
 
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from companion.publishing.book import WIDGET, mere_widget
+from companion.publishing.book import WIDGET, is_widget_only
+from companion.publishing.exports import drop_exported
 from companion.publishing.notebooks import (
     choose_notebooks,
     comes_after,
@@ -38,36 +39,36 @@ CHECKED = "nbval-check-output"
 """Tag of a cell whose output is the same in every run and on every machine: nbval compares it."""
 
 MOST_BYTES = 1_500_000
-"""Of a notebook with its outputs; GitHub shows no large ones."""
+"""Largest size of a notebook with its outputs in bytes; GitHub shows no large ones."""
 
 MOST_BYTES_OF_ALL = 12_000_000
-"""Of all notebooks together."""
+"""Largest size of all notebooks together in bytes."""
 
 LARGE_PNG = 150_000
-"""Bytes of a PNG from which on a JPEG may stand in its place."""
+"""Size of a PNG in bytes above which a JPEG may replace it."""
 
 LARGE_DRAWING = 20_000
-"""Bytes of a PNG from which on a drawing keeps 256 shades."""
+"""Size of a PNG in bytes above which a drawing is reduced to 256 colours."""
 
 LARGE_JPEG = 300_000
-"""Bytes of a JPEG from which on the next lower quality is taken."""
+"""Size of a JPEG in bytes above which the next lower quality is used."""
 
 JPEG_QUALITIES = (80, 70)
 
 MOST_SHADES = 4096
-"""Colours of a drawing, whose lines are smoothed; a photograph has more."""
+"""Most colours of a drawing with smoothed lines; a photograph has more."""
 
 JPEG_WIDTH = 1600
-"""Pixels, to which a wider picture is reduced: the column in which GitHub shows it is narrower."""
+"""Largest width of a JPEG in pixels; the column in which GitHub shows it is narrower."""
 
-UNSTORED = ("application/pdf", "image/jpeg", WIDGET)
+UNSTORED = ("image/jpeg", WIDGET)
 """Kinds of outputs that are left out: a PNG, or a JPEG made of it, stands for them."""
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-"""Of an object in memory, in its ``repr``."""
+"""Address of an object in memory, in its ``repr``."""
 
 TABLE_ID = re.compile(r"\bT_[0-9a-f]{5}")
-"""Of a table by pandas, new for each run."""
+"""Id of a table by pandas, new for each run."""
 
 PICTURES = ("image/png", "image/jpeg")
 
@@ -85,15 +86,15 @@ def store_outputs(
     stops no other and is left as it was.
 
     Args:
-        only: names of notebooks, or beginnings of which one notebook only has; by default all.
-        out: folder of everything that is built; a notebook that fails leaves a copy in ``stored``.
-        root: the repository.
+        only: Names of notebooks, or beginnings that only one notebook has; by default all.
+        out: Folder of everything that is built; a notebook that fails leaves a copy in ``stored``.
+        root: Root of the repository.
 
     Returns:
         The notebooks that were written.
 
     Raises:
-        FusionError: if a name is unknown, or, once everything else is done, if notebooks failed:
+        FusionError: A name is unknown, or, once everything else is done, notebooks failed:
             names each with its failing cell.
     """
     folder = Path(out).resolve() / "stored"
@@ -108,7 +109,7 @@ def store_outputs(
         executed = folder / f"{name}.ipynb"
         execute_notebook(chosen[name], executed, folder / f"{name}.failed.ipynb", progress=True)
         text = with_outputs(chosen[name], executed, root)
-        if wrong := faults(text, name):
+        if wrong := output_faults(text, name):
             raise FusionError(f"{'; '.join(wrong)} (with its outputs: {short(executed)})")
         write_text(chosen[name], text)
         print(f"{short(chosen[name])}: stored, {len(text.encode()) / 1000:.0f} kB", flush=True)
@@ -128,9 +129,9 @@ def with_outputs(notebook: Path, executed: Path, root: Path = ROOT) -> str:
     """The text of a notebook's file with tidied outputs of an executed copy.
 
     Args:
-        notebook: as its author wrote it; outputs that it has are not kept.
-        executed: a copy of it with the same cells.
-        root: the repository; paths in outputs are written as seen from there.
+        notebook: Notebook as its author wrote it; outputs that it has are not kept.
+        executed: Executed copy with the same cells.
+        root: Root of the repository; paths in outputs are written relative to it.
     """
     import nbformat
 
@@ -147,25 +148,26 @@ def with_outputs(notebook: Path, executed: Path, root: Path = ROOT) -> str:
 
 
 def source_digest(node: NotebookNode) -> str:
-    """Hash of what a notebook's outputs are outputs of: the sources of its code cells."""
+    """Hash of the sources of a notebook's code cells, which its outputs depend on."""
     return sha256_json([cell.source for cell in node.cells if cell.cell_type == "code"])
 
 
 def tidy_outputs(outputs: Sequence[Any], root: Path = ROOT) -> Iterator[Any]:
-    """Outputs of one cell, small, and without what another run or machine would write otherwise.
+    """Outputs of one cell, made small, without what differs between runs or machines.
 
     Left out are what was written to stderr, such as progress, widgets, and all but one kind of each
     picture. Addresses in memory go, and paths are written as seen from the repository.
 
     Args:
-        outputs: `nbformat` nodes; are changed.
-        root: the repository.
+        outputs: `nbformat` nodes, which are changed in place.
+        root: Root of the repository.
     """
     for output in outputs:
-        if output.get("name") == "stderr" or mere_widget(output):
+        if output.get("name") == "stderr" or is_widget_only(output):
             continue
         if "text" in output:
             output.text = _tidy_text(output.text, root)
+        drop_exported(output)
         data = output.get("data", {})
         for kind in UNSTORED:
             data.pop(kind, None)
@@ -182,7 +184,7 @@ def tidy_outputs(outputs: Sequence[Any], root: Path = ROOT) -> Iterator[Any]:
 
 
 def smaller_picture(png: bytes) -> tuple[str, bytes]:
-    """The same picture in fewer bytes: its kind and its file.
+    """The same picture in fewer bytes: its MIME type and its content.
 
     Anything small stays a PNG, to the pixel; a drawing of many shades keeps 256 of them. A large
     picture of which a JPEG takes less than half becomes one, no wider than `JPEG_WIDTH`: such are
@@ -212,15 +214,15 @@ def smaller_picture(png: bytes) -> tuple[str, bytes]:
     return "image/png", smallest
 
 
-def faults(text: str, name: str) -> list[str]:
-    """Everything that is wrong with the outputs stored in a notebook, one sentence each.
+def output_faults(text: str, name: str) -> list[str]:
+    """Problems of the outputs stored in a notebook, one sentence each.
 
     They must belong to the present source, hold no error and no path of the machine that they were
     made on, show no picture without words, and be small. A notebook without outputs has no fault.
 
     Args:
-        text: of the notebook's file.
-        name: of the notebook, to speak of it.
+        text: Content of the notebook's file.
+        name: Name of the notebook, for the messages.
     """
     import nbformat
 
@@ -268,7 +270,7 @@ def _tidy_text(text: str, root: Path) -> str:
 
 
 def _number_tables(node: NotebookNode) -> None:
-    """Give pandas' tables ids by their order, in place of random ones."""
+    """Number the ids of pandas' tables by their order; they are random otherwise."""
     numbers: dict[str, str] = {}
 
     def numbered(found: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Tasks that come after one another: run in order, side by side where the order leaves it open."""
+"""Tasks of a reproduction: how many run at once, in which order, and when each last succeeded."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from queue import SimpleQueue
+from threading import Thread
 from typing import TypeVar
 
 from fusionlib.errors import FusionError
@@ -18,27 +18,26 @@ from fusionlib.support.files import write_text
 
 T = TypeVar("T")
 
+NOTEBOOK_MEMORY = 3 * 2**30
+"""Bytes of memory that a notebook may need."""
+
 
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-MEMORY = 3 * 2**30
-"""Bytes that a notebook may need."""
-
-
 def default_jobs() -> int:
-    """How many notebooks to run at once: one a core, as far as memory goes; one with a GPU.
+    """How many notebooks to run at once: one per core, as far as memory allows; one with a GPU.
 
-    Two processes of one thread make pictures faster than one of two. Notebooks that share one GPU
-    share its memory, which one of them may need to itself.
+    Two processes of one thread make pictures faster than one of two threads. Notebooks that share a
+    GPU share its memory, all of which one of them may need.
     """
     import psutil
 
     if shutil.which("nvidia-smi"):
         return 1
-    return max(1, min(cores(), psutil.virtual_memory().available // MEMORY))
+    return max(1, min(cores(), psutil.virtual_memory().available // NOTEBOOK_MEMORY))
 
 
 def run_in_order(
@@ -47,20 +46,22 @@ def run_in_order(
     *,
     jobs: int = 1,
 ) -> dict[str, T | FusionError]:
-    """Run every task, each when those it comes after are through. One that fails stops no other.
+    """Run every task once those it comes after have ended. One that fails stops no other.
 
     Args:
-        after: for each task, in the order wanted where nothing else decides, those it comes after.
-        run: does the named task. It is given the outcomes of those the task comes after. With more
-            than one job it runs in threads, so what takes time should be another process's work.
-        jobs: how many tasks to run at once.
+        after: For each task, those it comes after; where nothing else decides, tasks start in the
+            order of this mapping.
+        run: Function that runs the named task. It is given the outcomes of the tasks that this one
+            comes after. With more than one job it runs in threads, so the work should be done by
+            another process.
+        jobs: How many tasks to run at once.
 
     Returns:
         Each task's outcome, in the order of `after`: what `run` returned, or the `FusionError` that
         it raised. Any other exception is raised at once.
 
     Raises:
-        FusionError: if tasks come after each other in a circle.
+        FusionError: Tasks come after each other in a circle.
     """
     sorter = TopologicalSorter(after)
     try:
@@ -71,31 +72,36 @@ def run_in_order(
 
     outcomes: dict[str, T | FusionError] = {}
 
-    def attempt(name: str) -> tuple[str, T | FusionError | BaseException]:
-        try:
-            return name, run(name, {other: outcomes[other] for other in after[name]})
-        except BaseException as error:  # a thread's exception is the caller's matter
-            return name, error
+    def start(name: str) -> Future[T]:
+        future: Future[T] = Future()
+        before = {other: outcomes[other] for other in after[name]}
 
-    def settle(name: str, outcome: T | FusionError | BaseException) -> None:
-        if isinstance(outcome, BaseException) and not isinstance(outcome, FusionError):
-            raise outcome
-        outcomes[name] = outcome
-        sorter.done(name)
+        def attempt() -> None:
+            try:
+                future.set_result(run(name, before))
+            except BaseException as error:  # raised again where the result is read
+                future.set_exception(error)
 
-    if jobs <= 1:  # in the main thread, where an interrupt also stops what runs
-        waiting: list[str] = []
-        while sorter.is_active():
-            waiting = sorted([*waiting, *sorter.get_ready()], key=list(after).index)
-            settle(*attempt(waiting.pop(0)))
-    else:
-        finished: SimpleQueue[tuple[str, T | FusionError | BaseException]] = SimpleQueue()
-        # Its threads are daemons: whoever interrupts need not wait for them.
-        with ThreadPool(jobs) as pool:
-            while sorter.is_active():
-                for name in sorted(sorter.get_ready(), key=list(after).index):
-                    pool.apply_async(attempt, (name,), callback=finished.put)
-                settle(*finished.get())
+        if jobs <= 1:  # in the main thread, where an interrupt also stops the task
+            attempt()
+        else:  # a daemon, so that after an interrupt nothing waits for it
+            Thread(target=attempt, daemon=True).start()
+        return future
+
+    ready: list[str] = []
+    running: dict[Future[T], str] = {}
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()], key=list(after).index)
+        while ready and len(running) < max(jobs, 1):
+            name = ready.pop(0)
+            running[start(name)] = name
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            name = running.pop(future)
+            try:
+                outcomes[name] = future.result()
+            except FusionError as error:
+                outcomes[name] = error
+            sorter.done(name)
     return {name: outcomes[name] for name in after}
 
 
@@ -104,10 +110,10 @@ class Stage:
     """One step of a reproduction.
 
     Attributes:
-        name: the notebook's, or ``book``, or ``pdf``.
-        digest: hash of what it was made from.
-        seconds: how long it took when it was last run.
-        reused: whether that was an earlier run.
+        name: Name of the notebook, or ``book``, or ``pdf``.
+        digest: Hash of what it was made from.
+        seconds: Seconds that it took when it last ran.
+        reused: Whether that was an earlier run.
     """
 
     name: str
@@ -117,7 +123,7 @@ class Stage:
 
 
 def read_stamp(out: Path, name: str) -> Stage | None:
-    """What was recorded when this stage last succeeded, if it did."""
+    """The record of a stage's last success, None where there is none."""
     try:
         record = json.loads((out / "stamps" / f"{name}.json").read_text(encoding="utf-8"))
         return Stage(**(record | {"reused": True}))
@@ -126,6 +132,6 @@ def read_stamp(out: Path, name: str) -> Stage | None:
 
 
 def write_stamp(out: Path, stage: Stage) -> Stage:
-    """Record that a stage succeeded; returns it."""
+    """Record that a stage succeeded, and return it."""
     write_text(out / "stamps" / f"{stage.name}.json", json.dumps(vars(stage)) + "\n")
     return stage

@@ -1,10 +1,10 @@
-"""The book's table of contents, and a book that goes without some of its notebooks."""
+"""The book's table of contents, and a book without some of its notebooks."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +13,36 @@ import yaml
 _NOTEBOOKS = "notebooks/"
 
 _PARTS = ("parts", "chapters", "sections")
-"""What a table of contents nests pages in."""
+"""Keys under which a table of contents nests pages."""
 
 _LINK = re.compile(
     r"\{doc\}`(?:(?P<words>[^`<]*?)\s*<)?(?P<doc>[^`<>]+)>?`|"
     r"\[(?P<text>[^]]+)\]\((?P<file>[^)\s]+)\.ipynb\)"
 )
-"""A link to another page: MyST's role, with words of its own or without, or Markdown's."""
+"""A link to another page: a role of MyST, with or without its own words, or Markdown's link."""
 
 
 def toc_pages(root: Path) -> list[str]:
     """Pages of ``_toc.yml`` in reading order, as it names them: without their file extension."""
+    from sphinx_external_toc.parsing import parse_toc_yaml
 
-    def walk(node: Any) -> Iterator[str]:
-        if isinstance(node, list):
-            for item in node:
-                yield from walk(item)
-        elif isinstance(node, dict):
-            if "root" in node or "file" in node:
-                yield node.get("root") or node["file"]
-            for key in _PARTS:
-                yield from walk(node.get(key, []))
-
-    return list(walk(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))))
+    return list(parse_toc_yaml(root / "_toc.yml"))
 
 
 def toc_notebooks(root: Path) -> list[str]:
-    """The names of the notebooks among them."""
+    """Names of the notebooks in ``_toc.yml``, in reading order."""
     return [p.removeprefix(_NOTEBOOKS) for p in toc_pages(root) if p.startswith(_NOTEBOOKS)]
 
 
 def prune_toc(root: Path, names: Collection[str]) -> dict[str, Any]:
-    """The table of contents without some notebooks, their sections, and parts that held no more.
+    """The table of contents without some notebooks, their sections, and parts left empty.
 
     Args:
-        root: holds ``_toc.yml``.
-        names: of the notebooks.
+        root: Folder of ``_toc.yml``.
+        names: Names of the notebooks.
 
     Returns:
-        The content of another ``_toc.yml``.
+        Content of a new ``_toc.yml``.
     """
     gone = {_NOTEBOOKS + name for name in names}
 
@@ -68,16 +59,16 @@ def prune_toc(root: Path, names: Collection[str]) -> dict[str, Any]:
 
 
 def unlink(text: str, page: str, titles: Mapping[str, str]) -> str:
-    """Turn links to notebooks that the book goes without into their titles.
+    """Turn links to notebooks that are left out of the book into their titles.
 
     Args:
-        text: in MyST Markdown.
-        page: whose text it is, as the table of contents names it.
-        titles: of the notebooks, by name.
+        text: Text of a page in MyST Markdown.
+        page: The page, as the table of contents names it.
+        titles: Titles of the notebooks, by name.
 
     Returns:
-        The text with *Title (not in this book)* in the place of each such link, or with the words
-        that the link had.
+        The text with *Title (not in this book)* in place of each such link, or with the link's own
+        words.
     """
 
     def plain(found: re.Match[str]) -> str:

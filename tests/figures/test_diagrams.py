@@ -14,6 +14,7 @@ from skimage.measure import label as components
 from companion.evaluation.attention_maps import AttentionShares
 from companion.figures.attention import (
     attention_film,
+    layer_table,
     overlay,
     paint_watched,
     share_map,
@@ -24,10 +25,9 @@ from companion.figures.diagrams import (
     FACE,
     TRAINED,
     Layer,
-    in_words,
-    layer_rows,
     pipeline_drawing,
     read_layers,
+    short_count,
 )
 from companion.figures.display import VectorFigure
 from companion.pages.reference_order import order_effect, reversal, without_strength
@@ -75,8 +75,8 @@ def test_layers_are_those_of_the_model_and_their_weights_are_all_that_is_trained
         assert 0 < layer.face < 1
     places = [layer.place for layer in layers]
     assert len(set(places)) == len(places) and places[2] == "mid"
-    rows = layer_rows(layers)
-    assert {len(column) for column in rows.values()} == {len(layers)}
+    table = layer_table(layers, "A run.").data
+    assert list(table["width C"]) == [str(layer.width) for layer in layers]
 
 
 def test_the_drawing_has_a_trained_box_for_each_layer(painted: Any) -> None:
@@ -117,7 +117,7 @@ def test_maps_are_means_and_coarse_ones_are_enlarged() -> None:
     torch.testing.assert_close(share_map([fine, coarse], [1], (2, 2)), expected)
     with pytest.raises(FusionError, match="does not lead to a layer of 4"):
         share_map([fine], [1], (3, 5))
-    with pytest.raises(FusionError, match="no gazes"):
+    with pytest.raises(FusionError, match="No attention was recorded"):
         share_map([], [1], (2, 2))
 
 
@@ -204,7 +204,7 @@ def test_every_system_that_a_study_can_name_is_drawn_and_shown(systems: Any) -> 
 
 
 def test_numbers_are_said_in_three_digits() -> None:
-    assert [in_words(n) for n in (24_780_800, 1_674_000_000, 622_592, 3_188_736)] == [
+    assert [short_count(n) for n in (24_780_800, 1_674_000_000, 622_592, 3_188_736)] == [
         "24.8 M",
         "1,674 M",
         "623 k",

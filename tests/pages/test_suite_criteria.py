@@ -161,8 +161,8 @@ def test_trainings_of_the_compared_systems_are_shown_as_those_of_the_suite(tmp_p
     methods = trained_methods(tmp_path)
     assert list(methods) == names
     table = training_table(tmp_path, methods).data
-    assert list(table.index) == names and list(table["minutes"]) == [0, 1, 2, 3, 4, 5]
-    assert set(table["parameters, M"]) == {0.5}, "wherever in its folder a system keeps weights"
+    assert list(table.index) == names and list(table["minutes"]) == [f"{n}.0" for n in range(6)]
+    assert set(table["parameters, M"]) == {"0.50"}, "wherever in its folder a system keeps weights"
     drawn = loss_curves(tmp_path, methods)
     assert drawn.height > drawn.width / 3, "two lines of panels"
     assert all(f"{name} from" in drawn.info["alt"] for name in names)

@@ -1,12 +1,11 @@
 """What the notebooks show is exported: figures as PNG and PDF, tables as CSV and LaTeX."""
 
-import csv
 import json
 import re
 import struct
 import zlib
 from base64 import b64encode
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from IPython.core.formatters import format_display_data
+from IPython.display import Math
 from matplotlib.figure import Figure
 from PIL import Image
 
 from companion.figures.display import VectorFigure
+from companion.figures.tables import marked_table
 from companion.publishing.book import fit_page, one_page
-from companion.publishing.exports import export_notebook, find_figures, pdf_of_pixels
-from companion.publishing.html_tables import read_tables
+from companion.publishing.exports import export_notebook, find_figures, find_tables, pdf_of_pixels
 
 
 def drawn(text: str = "a label") -> VectorFigure:
@@ -32,9 +32,9 @@ def drawn(text: str = "a label") -> VectorFigure:
 
 def cell(shown: Any, **mystnb: Any) -> Any:
     """A code cell that shows an object, as a kernel would store it."""
-    kinds, _ = format_display_data(shown)
+    kinds, metadata = format_display_data(shown)
     data = {k: b64encode(v).decode() if isinstance(v, bytes) else v for k, v in kinds.items()}
-    output = nbformat.v4.new_output("execute_result", data, execution_count=1)
+    output = nbformat.v4.new_output("execute_result", data, metadata=metadata, execution_count=1)
     return nbformat.v4.new_code_cell("show", outputs=[output], metadata={"mystnb": mystnb})
 
 
@@ -102,7 +102,7 @@ def test_figures_are_called_as_the_pages_call_them() -> None:
 
 
 def test_everything_a_notebook_shows_is_exported_and_listed(tmp_path: Path) -> None:
-    table = pd.DataFrame({"distance": [0.123]}, index=["fused"]).style.set_caption("Measured.")
+    table = marked_table(pd.DataFrame({"distance": ["0.123"]}, index=["fused"]), "Measured.")
     cells = [cell(drawn()), cell(Image.new("RGB", (3, 3), "red")), cell(table)]
     executed = write(tmp_path / "executed", *cells)
     record = {"digest": "one", "parameters": {"people": 3}}
@@ -117,7 +117,7 @@ def test_everything_a_notebook_shows_is_exported_and_listed(tmp_path: Path) -> N
     assert index["parameters"] == {"people": 3} and index["tables"][0]["caption"] == "Measured."
     assert (folder / index["notebook"]).samefile(executed)
     assert Image.open(folder / "figure-2.png").getpixel((0, 0)) == (255, 0, 0)
-    assert (folder / "table-1.csv").read_text() == ",distance\nfused,0.123000\n"
+    assert (folder / "table-1.csv").read_text() == ",distance\nfused,0.123\n"
 
     write(tmp_path / "executed", cell(table))
     export_notebook(executed, tmp_path, record, again=False)
@@ -126,72 +126,31 @@ def test_everything_a_notebook_shows_is_exported_and_listed(tmp_path: Path) -> N
     assert {path.name for path in folder.iterdir()} == {"index.json", "table-1.csv", "table-1.tex"}
 
 
-def test_a_table_is_read_as_pandas_wrote_it() -> None:
-    columns = pd.MultiIndex.from_tuples([("quoted", "SSIM"), ("quoted", "PSNR"), ("here", "SSIM")])
-    rows = pd.MultiIndex.from_tuples([("one", "a"), ("one", "b"), ("two", "a")])
-    numbers = pd.DataFrame(np.arange(9).reshape(3, 3), rows, columns).astype(str)
-    for html in (numbers.style.to_html(), numbers.to_html(), numbers.to_html(sparsify=False)):
-        (table,) = read_tables(f"<p>before</p>{html}")
-        assert table.labels == 2 and len(table.heads) == 2
-        assert table.heads[0][2:] == ("quoted", "quoted", "here")
-        found = list(csv.reader(StringIO(table.csv())))
-        assert found[0] == ["", "", "quoted: SSIM", "quoted: PSNR", "here: SSIM"]
-        assert [row[:2] for row in found[1:]] == [list(row) for row in rows]
-        assert [row[2:] for row in found[1:]] == numbers.to_numpy().tolist()
+def test_tables_are_found_in_their_order() -> None:
+    shown = [cell(marked_table(pd.DataFrame({name: [1]}), f"Of {name}.")) for name in ("a", "b")]
+    tables = list(find_tables(nbformat.v4.new_notebook(cells=[*shown, cell("no table")])))
+    assert [table.caption for table in tables] == ["Of a.", "Of b."]
+    assert tables[1].csv == ",b\n0,1\n" and r"0 & 1 \\" in tables[1].latex
 
 
-def test_headless_tables_and_awkward_cells() -> None:
-    html = (
-        "<style>td {}</style><table><caption>What &amp; <b>why</b></caption><tr><th>a<br>b</th>"
-        "<td>1, 2 <table><tr><td>x</td></tr></table></td></tr><tr><td></td></tr></table>"
-    )
-    (table,) = read_tables(html)
-    assert table.caption == "What & why" and table.heads == ()
-    assert table.csv() == 'a b,"1, 2 x"\n'
-    assert read_tables("<p>none</p>") == [] == read_tables("<table></table>")
-
-
-def test_latex_has_booktabs_and_no_sign_that_it_would_stumble_over() -> None:
-    cells = {"R ↑ of A_b": ["50% & {more}", "–0.5 ± 1"], "#": ["λ^2 −1", "\\x~$"]}
-    styler = pd.DataFrame(cells, index=["first_row", "<2>"]).style.set_caption("100% “so”")
-    (table,) = read_tables(styler.to_html())
-    latex = table.latex()
-    assert latex.isascii()
-    for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\caption{100\% ``so''}"):
-        assert latex.count(rule) == 1
-    assert r" & R $\uparrow$ of A\_b & \# \\" in latex
-    assert r"first\_row & 50\% \& \{more\} & $\lambda$\textasciicircum{}2 $-$1 \\" in latex
-    escaped = (
-        r"\textless{}2\textgreater{} & --0.5 $\pm$ 1 & \textbackslash{}x\textasciitilde{}\$ \\"
-    )
-    assert escaped in latex
-    rows = [line for line in latex.splitlines() if line.endswith(r"\\")]
-    assert all(len(re.findall(r"(?<!\\)&", line)) == 2 for line in rows), "three columns in each"
-
-
-def test_groups_of_columns_have_one_heading_and_a_line_in_latex() -> None:
-    columns = pd.MultiIndex.from_tuples([("quoted", "A"), ("quoted", "B"), ("here", "A")])
-    (table,) = read_tables(pd.DataFrame([[1, 2, 3]], ["x"], columns).style.to_html())
-    latex = table.latex()
-    assert r" & \multicolumn{2}{c}{quoted} & here \\" in latex and r"\cmidrule(lr){2-3}" in latex
-    assert r"\begin{tabular}{lrrr}" in latex
-
-
-@pytest.mark.parametrize("excuse", [None, "Its notebook failed at In [3]."])
-def test_a_page_shows_pixels_only_and_says_what_is_missing(excuse: str | None) -> None:
+@pytest.mark.parametrize("notice", [None, "Its notebook failed at In [3]."])
+def test_a_page_shows_pixels_only_and_says_what_is_missing(notice: str | None) -> None:
     notebook = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_markdown_cell("# Title"),
             cell(drawn()),
             cell(Image.new("L", (2, 2))),
+            cell(marked_table(pd.DataFrame({"x": [1]}), "One.")),
+            cell(Math("x^2")),
         ]
     )
     notebook.cells[1].metadata["tags"] = ["parameters"]
-    fit_page(notebook, excuse)
+    fit_page(notebook, notice)
     kinds = [set(o.data) for c in notebook.cells for o in c.get("outputs", [])]
-    assert kinds == [{"image/png", "text/plain"}] * 2
+    assert kinds[:2] == [{"image/png", "text/plain"}] * 2
+    assert kinds[2:] == [{"text/html", "text/plain"}, {"text/latex", "text/plain"}]
     assert notebook.cells[0].source == "# Title"
-    assert (excuse is not None) == ("not finished" in notebook.cells[1].source)
+    assert (notice is not None) == ("not finished" in notebook.cells[1].source)
     nbformat.validate(notebook)
 
 

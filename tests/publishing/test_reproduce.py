@@ -157,10 +157,10 @@ def test_a_value_of_another_type_is_refused(
 
 SHOW = """
 from matplotlib.figure import Figure
-from companion.figures.display import Drawing
+from companion.figures.display import VectorFigure
 figure = Figure(figsize=(2, 1))
 figure.text(0.1, 0.5, str(number))
-display(Drawing(figure))
+display(VectorFigure(figure))
 print("number", number, "words", words, "under", profile)
 """
 

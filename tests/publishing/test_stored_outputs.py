@@ -25,8 +25,8 @@ from companion.publishing.stored_outputs import (
     LARGE_PNG,
     MOST_BYTES_OF_ALL,
     MOST_SHADES,
-    faults,
     has_outputs,
+    output_faults,
     smaller_picture,
     source_digest,
     store_outputs,
@@ -44,7 +44,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_stored_outputs_have_no_fault(path: Path) -> None:
-    assert not faults(path.read_text(encoding="utf-8"), path.stem)
+    assert not output_faults(path.read_text(encoding="utf-8"), path.stem)
 
 
 def test_every_notebook_has_outputs() -> None:
@@ -76,12 +76,13 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 from PIL import Image
-from companion.figures.display import described
+from companion.figures.display import with_alt_text
+from companion.figures.tables import marked_table
 print("this is passing by", file=sys.stderr)
 print(object(), __import__("os").path.abspath("../data"))
 noise = np.random.default_rng(0).normal(128, 20, (32, 32, 3)).clip(0, 255).astype("uint8")
-display(described(Image.fromarray(noise).resize((512, 512)), "Soft noise."))
-pd.DataFrame({"share": ["12%"], "number": [42]}).style
+display(with_alt_text(Image.fromarray(noise).resize((512, 512)), "Soft noise."))
+marked_table(pd.DataFrame({"share": ["12%"], "number": [42]}), "Measured here.")
 """
 STATES = "the answer is 42"
 
@@ -141,12 +142,13 @@ def test_what_is_stored_is_tidy_and_of_the_source(stored: tuple[Path, str, bytes
     assert printed.text == "<object object> data\n"
     assert "T_00000_row0_col1" in table.data["text/html"] and "42" in table.data["text/html"]
     assert table.data["text/plain"] == "<pandas.io.formats.style.Styler>"
+    assert set(table.data) == {"text/html", "text/plain"} and table.metadata == {}
     assert set(picture.data) == {"image/jpeg", "text/plain"}
     assert picture.metadata == {"image/jpeg": {"alt": "Soft noise."}}
     assert node.metadata.keys() == {"kernelspec", "fusionlib"}
     assert node.metadata.fusionlib == {"after": ["fails"], "stored": source_digest(node)}
     assert not any("papermill" in cell.metadata for cell in node.cells)
-    assert not faults(path.read_text(), "shown")
+    assert not output_faults(path.read_text(), "shown")
 
 
 def nbval(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -266,18 +268,18 @@ def add(node: nbformat.NotebookNode, **output: object) -> None:
 )
 def test_each_fault_is_found(change: Change, sentence: str) -> None:
     node = fine()
-    assert not faults(nbformat.writes(node), "n")
+    assert not output_faults(nbformat.writes(node), "n")
     change(node)
     if "changed" not in sentence:
         node.metadata["fusionlib"] = {"stored": source_digest(node)}
-    found = faults(nbformat.writes(node), "n")
+    found = output_faults(nbformat.writes(node), "n")
     assert len(found) == 1 and re.search(sentence, found[0]), found
 
 
 def test_without_outputs_there_is_nothing_to_find() -> None:
     node = fine()
     node.cells[0].outputs, node.cells[0].source = [], "changed"
-    assert not faults(nbformat.writes(node), "n")
+    assert not output_faults(nbformat.writes(node), "n")
 
 
 def test_widgets_and_progress_are_left_out_and_a_still_stays() -> None:

@@ -420,7 +420,7 @@ def test_a_lesson_is_of_people_whom_its_strangers_are_not_among(tmp_path: Path) 
     recipe = taken.profile.recipe("adapter")
     assert (recipe.steps, recipe.warmup_steps) == (8, 2)
     assert taken.adapter.is_relative_to(tmp_path) and taken.profile.heldout is None
-    left = len(load_people(profile.heldout)) - lesson.FIRST
+    left = len(load_people(profile.heldout)) - lesson.FIRST_PERSON
     for people in (1, left + 1):
         with pytest.raises(FusionError, match=f"people must be from 2 to {left}, not {people}"):
             lesson.make_lesson(profile, tmp_path, people=people, steps=8)
@@ -445,14 +445,14 @@ def test_a_lesson_is_looked_at_before_and_after(
     faces = [Image.new("RGB", (SIDE, SIDE))] * 2
     taken = lesson.Lesson(profile, faces, [], 4)
     looks = {
-        kind: lesson.look(taken, faces, trained=kind == "after") for kind in ("before", "after")
+        kind: lesson.sample_sheet(taken, faces, trained=kind == "after") for kind in ("before", "after")
     }
     fresh = FusionAdapter.from_unet(tiny_unet_of(tiny_checkpoint)).state_dict()
     saved = FusionAdapter.from_pretrained(trained).state_dict()
     for fusion, expected in zip(shown, (fresh, saved), strict=True):
         assert all(torch.equal(value, expected[n]) for n, value in fusion.state_dict().items())
-    table = lesson.likeness_table(taken, looks)
-    assert list(table.index) == ["before", "after"] and (table["CLIP score"] == 2).all()
+    table = lesson.likeness_table(taken, looks).data
+    assert list(table.index) == ["before", "after"] and (table["CLIP score"] == "2.000").all()
 
 
 def test_curves_are_drawn_now_and_then_and_of_bands_only(monkeypatch: pytest.MonkeyPatch) -> None:
