@@ -1,5 +1,5 @@
 """What things cost, beside what a user would otherwise pick: ``python -m benchmarks --list``.
 
-A module for each benchmark has one function, ``run(setting)``, and returns groups of rows
-(`companion.pages.benchmark_records`). All of them measure through `benchmarks.alternate`.
+Each module of a benchmark has one function, ``run(setting)``, and returns groups of rows
+(`companion.pages.benchmark_records`). All of them measure by `benchmarks.alternate`.
 """

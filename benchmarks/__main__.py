@@ -9,50 +9,45 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from companion.cli.options import one_sentence
+from companion.pages.benchmark_records import Result, find_results
+from companion.pages.benchmark_targets import targets_of, with_targets
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT
+from fusionlib.support.provenance import git_commit
+
+if TYPE_CHECKING:
+    from benchmarks.alternate import Setting
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One of the modules of this package.
-
-    Attributes:
-        what: it measures.
-        full: whether models of full size are measured: those that cost the same with any weights.
-        cuda: whether a GPU makes a difference.
-        small: whether models of the embedded size are measured: others count what is timed there.
-    """
+    """What a module of this package measures, and where that makes sense."""
 
     what: str
-    full: bool = True
-    cuda: bool = True
-    small: bool = True
+    sizes: tuple[str, ...] = ("tiny", "embedded", "full")  # full: where any weights will do
+    devices: tuple[str, ...] = ("cpu", "cuda")  # CUDA: where a GPU makes a difference
 
     def measures(self, size: str, device: str) -> bool:
         """Whether there is something to measure."""
-        sized = {"full": self.full, "embedded": self.small}.get(size, True)
-        return sized and (self.cuda or device != "cuda")
+        return size in self.sizes and device in self.devices
 
+
+_SMALL = ("tiny", "embedded")
 
 MODULES = {
-    "startup": Benchmark("imports and --help, beside bare Python", full=False, cuda=False),
-    "generation": Benchmark("a picture, beside the base model, IP-Adapter and ControlNet"),
+    "startup": Benchmark("imports and --help, beside bare Python", _SMALL, ("cpu",)),
+    "generation": Benchmark("a picture, beside the base model and IP-Adapter"),
     "masks": Benchmark("identity masks: dense beside sorted, which skip what is closed"),
     "training": Benchmark("a training step, beside IP-Adapter's"),
-    "memory": Benchmark("peak memory of a picture and of a training step"),
-    "study": Benchmark("pictures a second: processes and batches"),
-    "evaluation": Benchmark("a study's status, and judging pictures", full=False, cuda=False),
-    "whole": Benchmark("a first picture; make reproduce by stage, from its record", full=False),
-    "floor": Benchmark("operations, counted and not timed", cuda=False, small=False),
+    "memory": Benchmark("peak memory of a training step", devices=("cuda",)),
+    "study": Benchmark("pictures a second, by processes", _SMALL),
+    "whole": Benchmark("make reproduce by stage, from its record", _SMALL, ("cpu",)),
 }
-
-DTYPES = {"cpu": "float32", "cuda": "float16"}
 
 
 @one_sentence
@@ -71,10 +66,7 @@ def main(
     ] = None,
     size: Annotated[
         str,
-        typer.Option(
-            help="`embedded`; `full`: Stable Diffusion 1.5 at 512 x 512, random weights; `tiny` "
-            "shows that everything runs."
-        ),
+        typer.Option(help="`embedded`; `full`: Stable Diffusion 1.5; `tiny`: all of it runs."),
     ] = "embedded",
     repeats: Annotated[int, typer.Option(help="Rounds, in each of which everything runs.")] = 7,
     out: Annotated[Path, typer.Option(help="Folder of the records.")] = ROOT
@@ -84,21 +76,17 @@ def main(
     ] = ROOT / "build",
     minutes: Annotated[
         float | None,
-        typer.Option(help="Begin no further benchmark after so long.", show_default="no limit"),
+        typer.Option(help="Begin no further benchmark after this time.", show_default="no limit"),
     ] = None,
     profile: Annotated[
         bool,
         typer.Option("--profile", help="Record the longest operators, too, where a target is set."),
     ] = False,
-    again: Annotated[
-        bool,
-        typer.Option("--again", help="With `all`: those that this commit's records have, too."),
-    ] = False,
 ) -> None:
     """Measure things beside what a user would otherwise pick, on a machine that is idle.
 
     All are called in turn, round by round, in one process; what counts are ratios of medians. Those
-    with a target come first. Each writes its record when it is done, and `all` goes on from there.
+    with a target come first. Each writes its record when it is done.
     """
     if listed or name == "list":
         typer.echo(overview(out))
@@ -106,24 +94,26 @@ def main(
     if name != "all" and name not in MODULES:
         raise FusionError(f"There is no benchmark {name!r}: use all, or {', '.join(MODULES)}.")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # here and in what is started
-    _check(device, repeats)
+    from benchmarks.alternate import Setting  # and what reads it
+
+    _check(size, device, repeats)
     chosen = choose(name, size, device)
     if not chosen:
         raise FusionError(f"{name} measures nothing at --size {size} --device {device}.")
-    if name == "all" and not again:
-        done = [one for one in chosen if is_done(one, size, device, profile, out)]
-        chosen = [one for one in chosen if one not in done]
-        if done:
-            typer.echo(f"Measured at this commit (--again does it anew): {', '.join(done)}.")
+    if name == "all" and not (reproduced / "manifest.json").is_file():
+        chosen = [one for one in chosen if one != "whole"]  # there is nothing to read
     started, failed = time.perf_counter(), []
-    for one in chosen:
+    for number, one in enumerate(chosen):
         if minutes is not None and time.perf_counter() - started > 60 * minutes:
-            left = chosen[chosen.index(one) :]
-            typer.echo(f"{minutes:g} minutes are over; not measured: {', '.join(left)}.")
+            left = ", ".join(chosen[number:])
+            typer.echo(f"{minutes:g} minutes are over; not measured: {left}.")
             break
         typer.echo(f"{one}: {MODULES[one].what}", err=True)
         try:
-            typer.echo(measure(one, size, device, dtype, repeats, out, reproduced, profile))
+            targets = targets_of(one, size, device) if profile else ()
+            kind = dtype or _usual_dtype(one, device)
+            setting = Setting(size, device, kind, repeats, reproduced, targets)
+            typer.echo(measure(one, setting, out))
         except Exception:  # the others are worth having, on a machine that is lent
             if name != "all":
                 raise
@@ -135,44 +125,13 @@ def main(
 
 def choose(name: str, size: str, device: str) -> list[str]:
     """The benchmarks of this name, or all; first those that decide a target."""
-    from companion.pages.benchmark_tables import targets_of
-
-    chosen = [
-        one for one in MODULES if name in (one, "all") and MODULES[one].measures(size, device)
-    ]
+    chosen = [one for one, module in MODULES.items() if module.measures(size, device)]
+    chosen = [one for one in chosen if name in (one, "all")]
     return sorted(chosen, key=lambda one: not targets_of(one, size, device))
-
-
-def is_done(name: str, size: str, device: str, profile: bool, folder: Path) -> bool:
-    """Whether there is a record of this commit, of this machine, and with a profile if asked."""
-    from companion.pages.benchmark_records import find_results
-    from fusionlib.support.provenance import git_commit
-
-    def of(commit: str | None) -> str | None:
-        return commit.removesuffix("-dirty") if commit else None  # a record makes it dirty, too
-
-    known = [found for found in find_results(folder, name) if of(found.commit) is not None]
-    return any(
-        (found.size, found.device) == (size, device)
-        and of(found.commit) == of(git_commit())
-        and found.profiled >= profile
-        and all(found.machine.get(key) == told for key, told in _same(device).items())
-        for found in known
-    )
-
-
-def _same(device: str) -> dict[str, object]:
-    """What two machines have in common where their measurements are worth as much."""
-    from benchmarks.alternate import describe_machine
-
-    machine = describe_machine(device)
-    return {key: machine.get(key) for key in ("cpu", "cores", "gpu")}
 
 
 def overview(folder: Path) -> str:
     """A line for each benchmark: what it measures, and how long that took, by its records."""
-    from companion.pages.benchmark_records import find_results
-
     lines = []
     for name, benchmark in MODULES.items():
         took = [
@@ -182,10 +141,12 @@ def overview(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _check(device: str, repeats: int) -> None:
+def _check(size: str, device: str, repeats: int) -> None:
     import torch
 
-    if device not in DTYPES:
+    if size not in ("tiny", "embedded", "full"):
+        raise FusionError(f"--size must be tiny, embedded or full, not {size!r}.")
+    if device not in ("cpu", "cuda"):
         raise FusionError(f"--device must be cpu or cuda, not {device!r}.")
     if device == "cuda" and not torch.cuda.is_available():
         raise FusionError("--device cuda needs a CUDA GPU, and torch sees none: use --device cpu.")
@@ -193,60 +154,35 @@ def _check(device: str, repeats: int) -> None:
         raise FusionError(f"--repeats must be 1 or more, not {repeats}.")
 
 
-def measure(
-    name: str,
-    size: str,
-    device: str,
-    dtype: str | None,
-    repeats: int,
-    folder: Path,
-    reproduced: Path = ROOT / "build",
-    profile: bool = False,
-) -> Path:
-    """Run one benchmark, print what it found, and write its record.
+def _usual_dtype(name: str, device: str) -> str:
+    if device == "cpu":
+        return "float32"
+    return "bfloat16" if name in ("training", "memory") else "float16"
 
-    Args:
-        name: of a module of this package.
-        size: of the models, `benchmarks.models`.
-        device: ``cpu`` or ``cuda``.
-        dtype: of the models; None takes what is usual there.
-        repeats: rounds.
-        folder: of the record.
-        reproduced: where `fusionlib reproduce` left its record.
-        profile: whether to record the longest operators, where a target is set.
 
-    Returns:
-        The record's path.
-    """
-    from benchmarks.alternate import Setting, describe_machine
-    from benchmarks.models import size_of
-    from companion.pages.benchmark_records import Result, in_words
-    from companion.pages.benchmark_tables import targets_of, with_targets
+def measure(name: str, setting: Setting, folder: Path) -> Path:
+    """Run one benchmark, print what it found, and write its record; returns the record's path."""
+    from benchmarks.alternate import describe_machine
+    from companion.pages.benchmark_tables import benchmark_frame
     from fusionlib.profiles.loading import quietly, torch_place
-    from fusionlib.support.provenance import git_commit
 
-    size_of(size)
-    usual = "bfloat16" if name in ("training", "memory") and device == "cuda" else DTYPES[device]
-    profiled = targets_of(name, size, device) if profile else ()
-    setting = Setting(size, device, dtype or usual, repeats, reproduced, profiled)
-    torch_place(device, setting.dtype)
-    machine = describe_machine(device)  # before: how busy it is without us
+    torch_place(setting.device, setting.dtype)
+    machine = describe_machine(setting.device)  # before: how busy it is without us
     started = time.perf_counter()
     with quietly():
         groups = import_module(f"benchmarks.{name}").run(setting)
     result = Result(
         name=name,
-        size=size,
-        device=device,
+        size=setting.size,
+        device=setting.device,
         dtype=setting.dtype,
         machine=machine,
         commit=git_commit(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - started,
-        groups=with_targets(groups, name, size, device),
-        profiled=profile,
+        groups=with_targets(groups, name, setting.size, setting.device),
     )
-    typer.echo(in_words(result))
+    typer.echo(f"{result.run}\n{benchmark_frame([result]).to_string()}")
     return result.write(folder)
 
 

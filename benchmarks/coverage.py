@@ -1,7 +1,7 @@
 """How often the 95% intervals hold the truth, where it is known: ``book/records/coverage.csv``.
 
 Each simulated study has people who differ, and noise within people: two prompts and two seeds of
-each, skewed as distances are. Seeded: the same numbers again, on any machine.
+each, skewed as distances are. The seed is fixed: every machine finds the same numbers.
 
     python -m benchmarks.coverage
 """
@@ -9,7 +9,6 @@ each, skewed as distances are. Seeded: the same numbers again, on any machine.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -27,13 +26,7 @@ SHAPE = 0.5  # of the log-normal distribution, whose skewness is then 1.75
 
 
 def simulated(people: int, studies: int, *, skewed: bool) -> Values:
-    """Gains of one method over another, ``(studies, people)``, whose true mean is `TRUTH`.
-
-    Args:
-        people: in each study.
-        studies: to simulate.
-        skewed: whether people differ log-normally, not normally.
-    """
+    """Gains, ``(studies, people)``, of true mean `TRUTH`; `skewed`: people differ log-normally."""
     rng = np.random.default_rng(0)
     size = (studies, people, 1, 1)
     between = rng.lognormal(0, SHAPE, size) if skewed else rng.normal(0, 1, size)
@@ -72,21 +65,14 @@ def table(
         "without the widening, log-normal": (plain, True),
     }
     size = {"studies": studies, "resamples": resamples}
-    return pd.DataFrame(
-        {
-            count: [f"{coverage(how, count, skewed=s, **size):.1%}" for how, s in rows.values()]
-            for count in people
-        },
-        index=pd.Index(rows, name="people"),
-    )
-
-
-def main(out: Path = ROOT / "book" / "records" / "coverage.csv") -> None:
-    """Simulate, print and write the table."""
-    found = table()
-    print(found.to_string())
-    found.to_csv(out)
+    shares = {
+        count: [f"{coverage(how, count, skewed=s, **size):.1%}" for how, s in rows.values()]
+        for count in people
+    }
+    return pd.DataFrame(shares, index=pd.Index(rows, name="people"))
 
 
 if __name__ == "__main__":
-    main()
+    found = table()
+    print(found.to_string())
+    found.to_csv(ROOT / "book" / "records" / "coverage.csv")

@@ -1,6 +1,6 @@
-"""Which guidance scale the embedded base model wants: ``book/records/guidance.csv``.
+"""The guidance scale that the embedded base model needs: ``book/records/guidance.csv``.
 
-Text alone, from noise of its own, so that nothing that is measured elsewhere has a say: the suite's
+Text alone, from noise of its own, so that nothing that is measured elsewhere decides: the suite's
 prompts, painted at each scale from the same noise. A picture counts where a face is found and the
 classifier sees all that the prompt asks for. The profile takes the scale with the largest share.
 
@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import typer
 
 from companion.evaluation.comparison import with_prompt_followed
 from companion.evaluation.measure import measure
@@ -30,14 +29,7 @@ SCALES = (1.5, 2.0, 2.5, 3.0, 4.0)
 def table(
     profile: Profile, store: Path, *, scales: Sequence[float] = SCALES, noises: int = 2
 ) -> pd.DataFrame:
-    """What is painted at each scale, as shares of pictures.
-
-    Args:
-        profile: with a classifier.
-        store: of the pictures, see `companion.studies.study.run_study`.
-        scales: to compare.
-        noises: pictures of each prompt and scale.
-    """
+    """What is painted at each scale, as shares of pictures; `noises` of each prompt and scale."""
     pipeline = load_pipeline(profile)
     steps = profile.num_inference_steps
     study = Study(
@@ -46,7 +38,7 @@ def table(
             text_only(pipeline, name=f"{scale:g}", num_inference_steps=steps, guidance_scale=scale)
             for scale in scales
         ],
-        # Names name the noise: these are nobody's elsewhere. The references are shown to no method.
+        # Noise follows from the name: these are used nowhere else. No method sees the references.
         people=[
             replace(person, name=f"noise {number}")
             for number, person in enumerate(load_people(profile.heldout, noises, others=0))
@@ -63,40 +55,21 @@ def table(
         cache=store / "observations",
     )
     images = with_prompt_followed(measured.images)
-    images = images.assign(
-        found=images["face"].astype(float),
-        both=images["followed"].where(images["face"], 0.0),
-    )
+    found = images["face"].astype(float)
     columns = {
-        "face found": "found",
-        "expression as prompted": "expression_correct",
-        "style as prompted": "style_correct",
-        "scene as prompted": "scene_correct",
-        "face found and all as prompted": "both",
+        "face found": found,
+        "expression as prompted": images["expression_correct"],
+        "style as prompted": images["style_correct"],
+        "scene as prompted": images["scene_correct"],
+        "face found and all as prompted": images["followed"].where(images["face"], 0.0),
     }
-    return pd.DataFrame(
-        {
-            told: [
-                f"{images.loc[images['method'] == f'{scale:g}', column].mean():.3f}"
-                for scale in scales
-            ]
-            for told, column in columns.items()
-        },
-        index=pd.Index([f"{scale:g}" for scale in scales], name="guidance scale"),
-    )
-
-
-def main(
-    store: Path = Path("build/guidance"),
-    out: Path = ROOT / "book" / "records" / "guidance.csv",
-    noises: int = 2,
-) -> None:
-    """Paint the suite at each scale, write the shares, and name the best scale."""
-    found = table(load_profile("embedded"), store, noises=noises)
-    found.to_csv(out)
-    typer.echo(found.to_string())
-    typer.echo(f"best: {found['face found and all as prompted'].astype(float).idxmax()}")
+    by_scale = pd.DataFrame(columns).groupby(images["method"]).mean()
+    by_scale = by_scale.loc[[f"{scale:g}" for scale in scales]].rename_axis("guidance scale")
+    return by_scale.map(lambda share: f"{share:.3f}")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    found = table(load_profile("embedded"), Path("build/guidance"))
+    found.to_csv(ROOT / "book" / "records" / "guidance.csv")
+    print(found.to_string())
+    print(f"best: {found['face found and all as prompted'].astype(float).idxmax()}")

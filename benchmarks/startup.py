@@ -1,11 +1,10 @@
-"""How long it takes until something happens: imports and the command line's help, as processes."""
+"""How long imports and the command line's help take, each in a process of its own."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 
 from benchmarks.alternate import Call, Setting, compare
 from companion.pages.benchmark_records import Group
@@ -31,29 +30,18 @@ def run(setting: Setting) -> list[Group]:
 
 
 def process(*arguments: str) -> Call:
-    """A call that runs Python with these arguments in the repository, and waits for its end.
+    """A call that runs Python with these arguments in the repository, without a model hub.
 
-    Raises:
-        FusionError: from the call: the process failed; repeats the last line that it wrote.
+    If the process fails, the call raises a `FusionError` with the last line that it wrote.
     """
 
     def call() -> None:
-        run_python(arguments)
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+            raise FusionError(f"`python {' '.join(arguments)}` failed: {last}")
 
     return call
-
-
-def run_python(arguments: Sequence[str]) -> str:
-    """Run it without a model hub and return what it printed."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
-        raise FusionError(f"`python {' '.join(arguments)}` failed: {last}")
-    return done.stdout

@@ -1,33 +1,25 @@
-"""A study's throughput: pictures a second, in batches and in processes side by side."""
+"""A study's throughput: pictures a second, by processes side by side."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from benchmarks.alternate import Setting, compare, say
-from benchmarks.models import PROMPT, Models
-from benchmarks.startup import run_python
+from benchmarks.alternate import Setting, say
+from benchmarks.models import PROMPT
+from benchmarks.startup import process
 from companion.pages.benchmark_records import Group, Row
 from companion.publishing.tasks import cores
 from companion.studies.store import Store
 
 
 def run(setting: Setting) -> list[Group]:
-    """Measure batches, and, where weights are at hand, whole studies."""
-    groups = [_batches(setting)]
-    return groups if setting.size == "full" else [_processes(setting), *groups]
-
-
-def _processes(setting: Setting) -> Group:
-    """The fused method by `fusionlib study run`, in one process and in more of them.
+    """Measure the fused method by `fusionlib study run`, in one process and in more of them.
 
     The repository's own weights; loading is left out, for it does not grow with the study. Each
     process has as many pictures to make as the only one of the smallest study.
@@ -49,23 +41,15 @@ def _processes(setting: Setting) -> Group:
             say(f"a study, processes: {count}")
             seeds = 1 if tiny else 2 * count
             rates[count].append(_rate(study | {"seeds": seeds}, count, setting.device))
-    rows = tuple(
-        Row(f"{count} {'process' if count == 1 else 'processes'}", tuple(rates[count]))
-        for count in counts
-    )
     title = "Pictures a second of a study, default settings"
-    return Group(title, "pictures/s", rows, "value", in_a_minute(rows))
+    names = ["1 process", *(f"{count} processes" for count in counts[1:])]
+    rows = tuple(Row(name, tuple(rates[n])) for name, n in zip(names, counts, strict=True))
+    return [Group(title, "pictures/s", rows, "value")]
 
 
 def powers_of_two(highest: int) -> list[int]:
     """1, 2, 4 and so on, up to a number."""
     return [2**power for power in range(highest.bit_length())]
-
-
-def in_a_minute(rows: Iterable[Row]) -> str:
-    """What rows of pictures a second come to, as a sentence."""
-    said = (f"{60 * median(row.values):.0f} by {row.name}" for row in rows)
-    return f"Pictures a minute: {', '.join(said)}."
 
 
 def _rate(study: Mapping[str, Any], workers: int, device: str) -> float:
@@ -74,7 +58,7 @@ def _rate(study: Mapping[str, Any], workers: int, device: str) -> float:
         file, store = Path(folder) / "study.yaml", Path(folder) / "store"
         file.write_text(yaml.safe_dump(dict(study)), "utf-8")
         command = ["-m", "fusionlib", "study", "run", str(file), "--store", str(store)]
-        run_python([*command, "--workers", str(workers), "--device", device])
+        process(*command, "--workers", str(workers), "--device", device)()
         index = Store(store).index()
     return sum(_pace(made) for _, made in index.groupby("worker"))
 
@@ -83,21 +67,3 @@ def _pace(made: pd.DataFrame) -> float:
     when = pd.to_datetime(made["created"])
     seconds = (when.max() - when.min()).total_seconds()
     return (len(made) - 1) / seconds if seconds > 0 else 0.0
-
-
-def _batches(setting: Setting) -> Group:
-    """Seconds for each picture of a batch, by the fused method's clean mode, one reference."""
-    models = Models(setting)
-    seen = models.fused.encode_references(models.pictures(1))
-    sizes = {"tiny": [1, 2], "embedded": [1, 2, 4, 8, 16], "full": [1, 2, 4, 8]}[setting.size]
-
-    def paint(size: int) -> None:
-        models.fused(PROMPT, seen, num_images_per_prompt=size, **models.sampling)
-
-    calls = {f"batches of {size}": (lambda size=size: paint(size)) for size in sizes}
-    group = compare("Seconds for a picture, in batches", calls, setting)
-    rows = tuple(
-        replace(row, values=tuple(value / size for value in row.values))
-        for row, size in zip(group.rows, sizes, strict=True)
-    )
-    return replace(group, rows=rows)

@@ -206,19 +206,16 @@ from .methods.groups import (
 from .methods.groups import (
     posed_like_the_next as posed_like_the_next,
 )
-from .pages.benchmark_records import (
+from .pages.benchmark_plots import (
     benchmark_plot as benchmark_plot,
 )
-from .pages.benchmark_records import (
+from .pages.benchmark_tables import (
     benchmark_table as benchmark_table,
 )
 from .pages.benchmark_records import (
     every_result as every_result,
 )
-from .pages.benchmark_records import (
-    masks_plot as masks_plot,
-)
-from .pages.benchmark_records import (
+from .pages.benchmark_tables import (
     masks_table as masks_table,
 )
 from .pages.benchmark_tables import (
