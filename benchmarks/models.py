@@ -38,7 +38,7 @@ from transformers import (
 
 from benchmarks.alternate import Setting
 from companion.methods.counterpart_training import DecoupledTokens
-from companion.methods.dreambooth import Recipe
+from companion.methods.dreambooth import FineTuning
 from fusionlib.adapter import FusionAdapter
 from fusionlib.errors import FusionError
 from fusionlib.pipeline import FusionPipeline
@@ -321,7 +321,9 @@ def add_lora(unet: Any) -> list[nn.Parameter]:
     from peft import LoraConfig
 
     layers = ["to_q", "to_k", "to_v", "to_out.0"]
-    unet.add_adapter(LoraConfig(r=Recipe.rank, lora_alpha=Recipe.rank, target_modules=layers))
+    unet.add_adapter(
+        LoraConfig(r=FineTuning.rank, lora_alpha=FineTuning.rank, target_modules=layers)
+    )
     added = [p for p in unet.parameters() if p.requires_grad]
     for weight in added:
         weight.data = weight.data.float()
