@@ -1,7 +1,5 @@
 """``fusionlib people`` and ``fusionlib data``: synthetic people, and photographs to train on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +18,11 @@ def render(
     out: Annotated[Path, typer.Argument(help="Folder to write, made as needed.")],
     people: Annotated[int, typer.Option(help="How many people.")] = 2000,
     views: Annotated[int, typer.Option(help="Pictures of each person.")] = 4,
-    seed: Annotated[int, typer.Option(help="Names the whole data set.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the whole data set.")] = 0,
     size: Annotated[int, typer.Option(help="Side of the pictures, pixels.")] = 128,
     first_person: Annotated[
         int,
-        typer.Option(help="Number of the first person; sets that share nobody do not overlap."),
+        typer.Option(help="Number of the first person; sets of other numbers show other people."),
     ] = 0,
     workers: Annotated[int, typer.Option(help="Processes, when writing shards.")] = 2,
     split: Annotated[str, typer.Option(help="A name that goes into the records.")] = "train",
@@ -71,7 +69,9 @@ def prepare(
     out: Annotated[Path, typer.Argument(help="Folder of the new shards, made as needed.")],
     pairs: Annotated[
         int | None,
-        typer.Option(help="Stop after the shard that brings so many.", show_default="all"),
+        typer.Option(
+            help="Stop after the shard with which this many are kept.", show_default="all"
+        ),
     ] = None,
     max_faces: Annotated[int, typer.Option(help="Drop pictures of more people.")] = 1,
     min_face: Annotated[int, typer.Option(help="Smallest side of the face, pixels.")] = 128,
@@ -101,7 +101,7 @@ def people(
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
     size: Annotated[int, typer.Option(help="Side of the pictures, pixels.")] = 512,
 ) -> None:
-    """Make photographs of people who agreed the held-out people of a profile (its `heldout:`).
+    """Turn photographs of people who agreed into the held-out people of a profile (`heldout:`).
 
         FOLDER/ada/1.jpg   the reference: the first by name, from the front, in even light
         FOLDER/ada/2.jpg   another picture of her, to measure by

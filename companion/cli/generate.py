@@ -1,7 +1,5 @@
 """``fusionlib generate``: pictures of a person, from face pictures and a prompt."""
 
-from __future__ import annotations
-
 import math
 import time
 import warnings
@@ -250,7 +248,7 @@ def _for_each(option: str, given: Sequence[T] | None, default: T, references: in
 
 def _references(
     paths: Sequence[Path], crop: Sequence[str] | None, face: Sequence[str] | None
-) -> tuple[Reference, ...]:
+) -> "tuple[Reference, ...]":
     """The references, each with its crop and its face as the options say."""
     from companion.request import Reference
 
@@ -278,7 +276,7 @@ def _identities(given: Sequence[int] | None, references: int, masks: int) -> tup
     return tuple(identities)
 
 
-def _crop(text: str) -> Crop:
+def _crop(text: str) -> "Crop":
     if text == "face" or text == "none":
         return text
     try:
@@ -293,7 +291,7 @@ def _crop(text: str) -> Crop:
     return box
 
 
-def _face(text: str | None) -> FaceChoice:
+def _face(text: str | None) -> "FaceChoice":
     if text is None or text == "largest":
         return text
     if not (text.isdecimal() and len(text) < 5):
@@ -301,7 +299,7 @@ def _face(text: str | None) -> FaceChoice:
     return int(text)
 
 
-def _load(reference: Reference) -> Image.Image:
+def _load(reference: "Reference") -> "Image.Image":
     """Load a reference; an error names the options that help."""
     from fusionlib.inputs.images import load_image
     from fusionlib.inputs.photos import FaceChoiceError, pixel_box

@@ -1,6 +1,4 @@
-"""What the commands share: how they fail, and the options that several of them have."""
-
-from __future__ import annotations
+"""What the commands share: how they fail and warn, and options that several of them have."""
 
 import functools
 import warnings
@@ -29,7 +27,7 @@ DeviceOption = Annotated[
 
 
 def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
-    """Print what a user can put right as one sentence, without a traceback, and exit with 1."""
+    """Print an error that a user can put right in one sentence, and exit with 1."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -44,7 +42,7 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Print what warns the user as one line each, without its place in the code."""
+    """Print each warning to the user as one line, without its place in the code."""
     with warnings.catch_warnings():
         usual = warnings.showwarning
 

@@ -1,7 +1,5 @@
 """``fusionlib reproduce``, ``book`` and ``notebooks``: run the notebooks and build the book."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

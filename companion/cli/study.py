@@ -1,11 +1,7 @@
 """``fusionlib study run | status | export`` and ``fusionlib evaluate``."""
 
-from __future__ import annotations
-
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,7 +23,7 @@ LAUNCHED = {
     "number": ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"),
     "gpu": ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"),
 }
-"""Where `accelerate launch` leaves a process's place among the others: as torchrun or an MPI."""
+"""Environment variables by which `accelerate launch` numbers processes, as torchrun or an MPI."""
 
 StoreArgument = Annotated[Path, typer.Argument(help="Folder of the store.")]
 NameArgument = Annotated[str, typer.Argument(help="Name of the study.")]
@@ -118,8 +114,8 @@ def costs(
     typer.echo(table.to_string(float_format="{:.2f}".format, na_rep="-"))
 
 
-def _share(option: str | None) -> tuple[Share, str | None]:
-    """The part to make, by the option or as accelerate set it, and the device it goes with."""
+def _share(option: str | None) -> "tuple[Share, str | None]":
+    """The part to make, by the option or by accelerate, and the device of this process."""
     from companion.studies.study import Share
 
     if option is not None:
@@ -135,17 +131,20 @@ def _share(option: str | None) -> tuple[Share, str | None]:
         return Share(), None
     import torch
 
-    # Nothing has to be said between the processes, so no group of them is formed.
+    # The processes have nothing to tell each other, so they form no group.
     device = f"cuda:{place['gpu'] or 0}" if torch.cuda.is_available() else "cpu"
     return Share(place["number"] or 0, place["count"] or 1), device
 
 
 def _run_workers(count: int, arguments: list[str], device: str | None) -> None:
-    """Start processes, each with its part; if one fails, stop the others and say why."""
+    """Start processes, each with its part; if one fails, stop the others and report why."""
+    import subprocess
+    import tempfile
+
     command = [sys.executable, "-m", "fusionlib", "study", "run", *arguments]
     command += ["--device", device] if device else []
     with ExitStack() as opened:
-        # Files, not pipes: a worker that nobody listens to must not wait for room in one.
+        # Files, not pipes: a worker would wait for room in a pipe that is not read.
         said = [opened.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
         processes = [
             subprocess.Popen(
@@ -376,7 +375,7 @@ def evaluate(
 
 
 def _classifier(text: str) -> tuple[str, str]:
-    """What a classifier is called, by the option, and its folder."""
+    """The name and the folder of a classifier, as the option gives them."""
     what, equals, folder = text.partition("=")
     if not equals:
         return Path(text).name, text
@@ -385,7 +384,7 @@ def _classifier(text: str) -> tuple[str, str]:
     return what, folder
 
 
-def _print_measurements(title: str, measured: Measurements, people: int, baseline: str) -> None:
+def _print_measurements(title: str, measured: "Measurements", people: int, baseline: str) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -256,8 +256,8 @@ class Student:
             self._set(load_file(learned))
         except Exception as error:  # safetensors has errors of its own
             raise FusionError(
-                f"What DreamBooth learned, {learned}, is damaged or gone: delete it and start "
-                "again, it will be learned once more."
+                f"What DreamBooth learned, {learned}, is damaged or gone: delete it, and the "
+                "person is learned again."
             ) from error
         self._current = learned
 
