@@ -277,8 +277,10 @@ def _identities(given: Sequence[int] | None, references: int, masks: int) -> tup
 
 
 def _crop(text: str) -> "Crop":
-    if text == "face" or text == "none":
-        return text
+    if text == "face":
+        return "face"
+    if text == "none":
+        return "none"
     try:
         box = tuple(float(edge) for edge in text.split(","))
     except ValueError:
@@ -292,8 +294,10 @@ def _crop(text: str) -> "Crop":
 
 
 def _face(text: str | None) -> "FaceChoice":
-    if text is None or text == "largest":
-        return text
+    if text is None:
+        return None
+    if text == "largest":
+        return "largest"
     if not (text.isdecimal() and len(text) < 5):
         raise FusionError(f"--face {text!r} must be largest, or a number from the left, from 0.")
     return int(text)

@@ -347,9 +347,10 @@ class Studio(anywidget.AnyWidget):
 
     def _made(self, request: Request) -> Image.Image:
         def tick(pipeline: Any, step: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
-            self.progress = (step + 1) / request.steps
+            self.progress = (step + 1) / steps
             return state
 
+        steps = request.steps or self.max_steps
         generator = torch.Generator("cpu").manual_seed(request.seed)
         with as_recorded(self._threads):
             made: Any = self.pipeline(
