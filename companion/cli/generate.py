@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from companion.cli.options import DeviceOption, ProfileOption, one_sentence, plain_warnings
+from companion.cli.options import DeviceOption, ProfileOption, one_sentence, option, plain_warnings
 from fusionlib.errors import FusionError
 
 if TYPE_CHECKING:
@@ -28,103 +28,100 @@ EMBEDDED_NOTE = (
 
 @one_sentence
 def generate(
-    prompt: Annotated[str, typer.Option(help="What to paint, as text.")],
-    out: Annotated[Path, typer.Option(help="The PNG to write; folders are made as needed.")],
+    prompt: Annotated[str, option("What to paint, as text.")],
+    out: Annotated[Path, option("The PNG to write; folders are made as needed.")],
     reference: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="A picture of the face to keep, any image file: the face is found, turned level "
-            "and cropped. Repeat it for several pictures of one person, or to blend people. "
-            "Without any, the base model paints from the prompt alone."
+        option(
+            """A picture of the face to keep, any image file: the face is found, turned level
+            and cropped. Repeat it for several pictures of one person, or to blend people.
+            Without any, the base model paints from the prompt alone."""
         ),
     ] = None,
     face: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Which face of the reference, if it shows several: `largest`, or a number "
-            "counted from the left, from 0. One for all references, or repeat it, one for each.",
-            show_default="the only one",
+        option(
+            """Which face of the reference, if it shows several: `largest`, or a number counted
+            from the left, from 0. One for all references, or repeat it, one for each.""",
+            shown="the only one",
         ),
     ] = None,
     crop: Annotated[
         list[str] | None,
-        typer.Option(
-            help="How to cut a reference out: `face` finds the face; `LEFT,TOP,RIGHT,BOTTOM` is "
-            "your own box, in pixels, or in fractions of width and height if none is above 1; "
-            "`none` takes the picture as it is (of one that is no square, the middle). One for "
-            "all references, or repeat it, one for each.",
-            show_default="face",
+        option(
+            """How to cut a reference out: `face` finds the face; `LEFT,TOP,RIGHT,BOTTOM` is
+            your own box, in pixels, or in fractions of width and height if none is above 1;
+            `none` takes the picture as it is (of one that is no square, the middle). One for
+            all references, or repeat it, one for each.""",
+            shown="face",
         ),
     ] = None,
     strength: Annotated[
         list[float] | None,
-        typer.Option(
-            help="Weight of the reference's face in the attention: 0 leaves it out, 1 is the "
-            "paper's method. One for all references, or repeat it, one for each.",
-            show_default="1.0",
+        option(
+            """Weight of the reference's face in the attention: 0 leaves it out, 1 is the
+            paper's method. One for all references, or repeat it, one for each.""",
+            shown="1.0",
         ),
     ] = None,
     mask: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="For several people in one picture: an image file, white where the face of one "
-            "shall be, and black elsewhere; scaled to the picture. Repeat it, one for each person."
+        option(
+            """For several people in one picture: an image file, white where the face of one
+            shall be, and black elsewhere; scaled to the picture. Repeat it, one for each
+            person."""
         ),
     ] = None,
     identity: Annotated[
         list[int] | None,
-        typer.Option(
-            help="With masks: the number of the mask, from 0, to which the reference's person "
-            "belongs. Repeat it, one for each reference.",
-            show_default="0, 1, ...",
+        option(
+            """With masks: the number of the mask, from 0, to which the reference's person
+            belongs. Repeat it, one for each reference.""",
+            shown="0, 1, ...",
         ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the noise: the same seed gives the same picture.")
-    ] = 0,
+    seed: Annotated[int, option("Seed of the noise: the same seed gives the same picture.")] = 0,
     count: Annotated[
         int,
-        typer.Option(
-            help="Number of pictures to paint, of this seed and those that follow it. With more "
-            "than one, the seed is added to each file's name: `image.png` becomes `image-0.png` "
-            "and so on.",
+        option(
+            """Number of pictures to paint, of this seed and those that follow it. With more
+            than one, the seed is added to each file's name: `image.png` becomes `image-0.png`
+            and so on."""
         ),
     ] = 1,
     height: Annotated[
         int | None,
-        typer.Option(help="Height of the picture in pixels.", show_default="the model's own"),
+        option("Height of the picture in pixels.", shown="the model's own"),
     ] = None,
     width: Annotated[
         int | None,
-        typer.Option(help="Width of the picture in pixels.", show_default="the model's own"),
+        option("Width of the picture in pixels.", shown="the model's own"),
     ] = None,
-    negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
+    negative_prompt: Annotated[str, option("What to keep away from.")] = "",
     guidance_scale: Annotated[
         float | None,
-        typer.Option(help="How strongly to follow prompt and face.", show_default="the profile's"),
+        option("How strongly to follow prompt and face.", shown="the profile's"),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Denoising steps.", show_default="the profile's")
-    ] = None,
+    steps: Annotated[int | None, option("Denoising steps.", shown="the profile's")] = None,
     profile: ProfileOption = "embedded",
     base_model: Annotated[
         str | None,
-        typer.Option(
-            help="A Stable Diffusion checkpoint in place of the profile's: a folder in diffusers' "
-            "layout, or a hub id (owner/name).",
-            show_default="the profile's",
+        option(
+            """A Stable Diffusion checkpoint in place of the profile's: a folder in diffusers'
+            layout, or a hub id (owner/name).""",
+            shown="the profile's",
         ),
     ] = None,
     adapter: Annotated[
         str | None,
-        typer.Option(
-            help="A fusion adapter trained for that checkpoint (`fusionlib train adapter`): a "
-            "folder or a hub id.",
-            show_default="the checkpoint's own, or the profile's",
+        option(
+            """A fusion adapter trained for that checkpoint (`fusionlib train adapter`): a
+            folder or a hub id.""",
+            shown="the checkpoint's own, or the profile's",
         ),
     ] = None,
     device: DeviceOption = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    dtype: Annotated[str, option("float32, float16 or bfloat16.")] = "float32",
 ) -> None:
     r"""Paint a picture of the person in a reference picture.
 

@@ -13,17 +13,29 @@ from fusionlib.errors import FusionError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+
+def option(text: str, *names: str, shown: str | None = None, **more: Any) -> Any:
+    """An option of a command.
+
+    Args:
+        text: Help, which may be wrapped over several lines.
+        names: Names of the option, by default that of the parameter.
+        shown: Words for the default in the help; None shows the value.
+        more: Further arguments of ``typer.Option``.
+    """
+    shown_default = {} if shown is None else {"show_default": shown}
+    return typer.Option(*names, help=" ".join(text.split()), **shown_default, **more)
+
+
 ProfileOption = Annotated[
     str,
-    typer.Option(
-        help="Models and settings: `embedded` (small, in this repository, synthetic people), "
-        "`paper` (published checkpoints from the hub, wants a GPU), or the path of a YAML file."
+    option(
+        """Models and settings: `embedded` (small, in this repository, synthetic people), `paper`
+        (published checkpoints from the hub, wants a GPU), or the path of a YAML file."""
     ),
 ]
 
-DeviceOption = Annotated[
-    str | None, typer.Option(help="A torch device.", show_default="cuda if there, else cpu")
-]
+DeviceOption = Annotated[str | None, option("A torch device.", shown="cuda if there, else cpu")]
 
 
 def one_sentence(command: Callable[P, R]) -> Callable[P, R]:

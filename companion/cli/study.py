@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from companion.cli.options import DeviceOption, ProfileOption, one_sentence
+from companion.cli.options import DeviceOption, ProfileOption, one_sentence, option
 from fusionlib.errors import FusionError
 
 if TYPE_CHECKING:
@@ -34,15 +34,15 @@ NameArgument = Annotated[str, typer.Argument(help="Name of the study.")]
 def run(
     file: Annotated[Path, typer.Argument(help="The study's YAML file.")],
     store: Annotated[
-        Path, typer.Option(help="Folder of the store, made as needed; studies may share it.")
+        Path, option("Folder of the store, made as needed; studies may share it.")
     ] = Path("build/study"),
-    workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
+    workers: Annotated[int, option("Processes on this machine.")] = 1,
     share: Annotated[
         str | None,
-        typer.Option(
-            help="Make one part only: `1/3`, `2/3` and `3/3` on three machines make the whole. "
-            "Under `accelerate launch` each process takes its own part.",
-            show_default="the whole",
+        option(
+            """Make one part only: `1/3`, `2/3` and `3/3` on three machines make the whole.
+            Under `accelerate launch` each process takes its own part.""",
+            shown="the whole",
         ),
     ] = None,
     device: DeviceOption = None,
@@ -90,7 +90,7 @@ def costs(
     device: DeviceOption = None,
     record: Annotated[
         Path | None,
-        typer.Option(help="Keep the seconds in this CSV file, too.", show_default="(not kept)"),
+        option("Keep the seconds in this CSV file, too.", shown="(not kept)"),
     ] = None,
 ) -> None:
     """Measure what each method of a study costs, beside what its training did.
@@ -245,57 +245,54 @@ def evaluate(
     ],
     baseline: Annotated[
         str | None,
-        typer.Option(
-            help="The method that the others are compared with.", show_default="the first"
-        ),
+        option("The method that the others are compared with.", shown="the first"),
     ] = None,
     profile: ProfileOption = "embedded",
     recogniser: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A face recogniser: a name in DeepFace, or the folder of a network. Repeatable.",
-            show_default="the profile's",
+        option(
+            "A face recogniser: a name in DeepFace, or the folder of a network. Repeatable.",
+            shown="the profile's",
         ),
     ] = None,
     detector: Annotated[
         str | None,
-        typer.Option(help="A face detector of DeepFace.", show_default="the profile's"),
+        option("A face detector of DeepFace.", shown="the profile's"),
     ] = None,
     clip: Annotated[
         str | None,
-        typer.Option(
-            help="CLIP model of the CLIP score: a folder or hub id, or `none`.",
-            show_default="the profile's",
+        option(
+            "CLIP model of the CLIP score: a folder or hub id, or `none`.", shown="the profile's"
         ),
     ] = None,
     classifier: Annotated[
         list[str] | None,
-        typer.Option(
-            help="An image classifier, a folder or hub id: whether it sees what the prompt asks "
-            "for. One whose classes are not called like `expression/laughing` says by "
-            "`expression=FOLDER` what it tells. Repeatable; `none` for none.",
-            show_default="the profile's",
+        option(
+            """An image classifier, a folder or hub id: whether it sees what the prompt asks
+            for. One whose classes are not called like `expression/laughing` says by
+            `expression=FOLDER` what it tells. Repeatable; `none` for none.""",
+            shown="the profile's",
         ),
     ] = None,
     against: Annotated[
         Literal["reference", "others"],
-        typer.Option(
-            help="What distances lead to: the person's first reference, or the pictures of the "
-            "person that no method saw."
+        option(
+            """What distances lead to: the person's first reference, or the pictures of the
+            person that no method saw."""
         ),
     ] = "reference",
     out: Annotated[
-        Path | None, typer.Option(help="Also write all numbers, a row for each picture, as CSV.")
+        Path | None, option("Also write all numbers, a row for each picture, as CSV.")
     ] = None,
     record: Annotated[
         Path | None,
-        typer.Option(
-            help="Also keep a finished study's numbers and manifest in a file, .parquet, that a "
-            "notebook can show without making the pictures again."
+        option(
+            """Also keep a finished study's numbers and manifest in a file, .parquet, that a
+            notebook can show without making the pictures again."""
         ),
     ] = None,
     cache: Annotated[
-        Path, typer.Option(help="Folder for what was read off pictures; kept for the next time.")
+        Path, option("Folder for what was read off pictures; kept for the next time.")
     ] = Path("build/observations"),
 ) -> None:
     """Print how good pictures are: whom they show, what the prompt asked for, and face quality.
