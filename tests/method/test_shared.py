@@ -13,6 +13,7 @@ import torch
 from test_pipeline import face, generate, same
 
 from fusionlib import FusionAdapter, FusionError, FusionPipeline, pipeline_inputs
+from fusionlib.processor import in_turn
 
 
 @pytest.fixture
