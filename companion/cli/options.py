@@ -23,8 +23,8 @@ def option(text: str, *names: str, shown: str | None = None, **more: Any) -> Any
         shown: Words for the default in the help; None shows the value.
         more: Further arguments of ``typer.Option``.
     """
-    shown_default = {} if shown is None else {"show_default": shown}
-    return typer.Option(*names, help=" ".join(text.split()), **shown_default, **more)
+    default = True if shown is None else shown
+    return typer.Option(*names, help=" ".join(text.split()), show_default=default, **more)
 
 
 ProfileOption = Annotated[
