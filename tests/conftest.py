@@ -14,3 +14,21 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.helpers.tiny import write_tiny_checkpoint
 
     return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def tiny_profile(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an embedded profile with the tiny checkpoint and three steps."""
+    import yaml
+
+    from fusionlib.profiles import load_profile
+
+    settings = load_profile("embedded").model_dump(mode="json")
+    settings.update(
+        base_model=str(tiny_checkpoint),
+        adapter=str(tiny_checkpoint / "adapter"),
+        num_inference_steps=3,
+    )
+    path = tmp_path_factory.mktemp("profile") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path

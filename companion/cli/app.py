@@ -1,9 +1,9 @@
 """The command line: ``fusionlib generate | study | evaluate | reproduce | train | people | ...``.
 
-Every heavy import stands inside its command, so that help and complaints come at once.
+Help and complaints must come at once. So every heavy import is inside its command, and the modules
+of commands do without ``from __future__ import annotations``: of annotations that are text, typer
+would have to compile each one, twice.
 """
-
-from __future__ import annotations
 
 from typing import Annotated
 

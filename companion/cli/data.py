@@ -1,13 +1,11 @@
 """``fusionlib people`` and ``fusionlib data``: synthetic people, and photographs to train on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from companion.cli.options import ProfileOption, one_sentence
+from companion.cli.options import ProfileOption, one_sentence, option
 from fusionlib.errors import FusionError
 
 people_app = typer.Typer(no_args_is_help=True, help="Synthetic people: render a data set of faces.")
@@ -18,25 +16,25 @@ data_app = typer.Typer(no_args_is_help=True, help="Photographs to train on: sele
 @one_sentence
 def render(
     out: Annotated[Path, typer.Argument(help="Folder to write, made as needed.")],
-    people: Annotated[int, typer.Option(help="How many people.")] = 2000,
-    views: Annotated[int, typer.Option(help="Pictures of each person.")] = 4,
-    seed: Annotated[int, typer.Option(help="Names the whole data set.")] = 0,
-    size: Annotated[int, typer.Option(help="Side of the pictures, pixels.")] = 128,
+    people: Annotated[int, option("How many people.")] = 2000,
+    views: Annotated[int, option("Pictures of each person.")] = 4,
+    seed: Annotated[int, option("Seed of the whole data set.")] = 0,
+    size: Annotated[int, option("Side of the pictures, pixels.")] = 128,
     first_person: Annotated[
         int,
-        typer.Option(help="Number of the first person; sets that share nobody do not overlap."),
+        option("Number of the first person; sets of other numbers show other people."),
     ] = 0,
-    workers: Annotated[int, typer.Option(help="Processes, when writing shards.")] = 2,
-    split: Annotated[str, typer.Option(help="A name that goes into the records.")] = "train",
+    workers: Annotated[int, option("Processes, when writing shards.")] = 2,
+    split: Annotated[str, option("A name that goes into the records.")] = "train",
     files: Annotated[
         bool,
-        typer.Option("--files", help="Write plain files and an index.csv, for small sets."),
+        option("Write plain files and an index.csv, for small sets.", "--files"),
     ] = False,
     groups: Annotated[
         int,
-        typer.Option(
-            help="Pictures of two or three of these people beside those of one; with `--files`, "
-            "instead of them."
+        option(
+            """Pictures of two or three of these people beside those of one; with `--files`,
+            instead of them."""
         ),
     ] = 0,
 ) -> None:
@@ -71,13 +69,13 @@ def prepare(
     out: Annotated[Path, typer.Argument(help="Folder of the new shards, made as needed.")],
     pairs: Annotated[
         int | None,
-        typer.Option(help="Stop after the shard that brings so many.", show_default="all"),
+        option("Stop after the shard with which this many are kept.", shown="all"),
     ] = None,
-    max_faces: Annotated[int, typer.Option(help="Drop pictures of more people.")] = 1,
-    min_face: Annotated[int, typer.Option(help="Smallest side of the face, pixels.")] = 128,
-    min_side: Annotated[int, typer.Option(help="Smallest side of the picture, pixels.")] = 400,
-    min_score: Annotated[float, typer.Option(help="Smallest confidence of the detector.")] = 0.5,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    max_faces: Annotated[int, option("Drop pictures of more people.")] = 1,
+    min_face: Annotated[int, option("Smallest side of the face, pixels.")] = 128,
+    min_side: Annotated[int, option("Smallest side of the picture, pixels.")] = 400,
+    min_score: Annotated[float, option("Smallest confidence of the detector.")] = 0.5,
+    workers: Annotated[int, option("Processes.")] = 2,
 ) -> None:
     """Keep the pictures that show one clear face, and record where it is.
 
@@ -99,9 +97,9 @@ def prepare(
 def people(
     source: Annotated[Path, typer.Argument(help="A folder of pictures for each person.")],
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
-    size: Annotated[int, typer.Option(help="Side of the pictures, pixels.")] = 512,
+    size: Annotated[int, option("Side of the pictures, pixels.")] = 512,
 ) -> None:
-    """Make photographs of people who agreed the held-out people of a profile (its `heldout:`).
+    """Turn photographs of people who agreed into the held-out people of a profile (`heldout:`).
 
         FOLDER/ada/1.jpg   the reference: the first by name, from the front, in even light
         FOLDER/ada/2.jpg   another picture of her, to measure by

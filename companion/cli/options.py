@@ -1,6 +1,4 @@
-"""What the commands share: how they fail, and the options that several of them have."""
-
-from __future__ import annotations
+"""What the commands share: how they fail and warn, and options that several of them have."""
 
 import functools
 import warnings
@@ -15,21 +13,33 @@ from fusionlib.errors import FusionError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+
+def option(text: str, *names: str, shown: str | None = None, **more: Any) -> Any:
+    """An option of a command.
+
+    Args:
+        text: Help, which may be wrapped over several lines.
+        names: Names of the option, by default that of the parameter.
+        shown: Words for the default in the help; None shows the value.
+        more: Further arguments of ``typer.Option``.
+    """
+    default = True if shown is None else shown
+    return typer.Option(*names, help=" ".join(text.split()), show_default=default, **more)
+
+
 ProfileOption = Annotated[
     str,
-    typer.Option(
-        help="Models and settings: `embedded` (small, in this repository, synthetic people), "
-        "`paper` (published checkpoints from the hub, wants a GPU), or the path of a YAML file."
+    option(
+        """Models and settings: `embedded` (small, in this repository, synthetic people), `paper`
+        (published checkpoints from the hub, wants a GPU), or the path of a YAML file."""
     ),
 ]
 
-DeviceOption = Annotated[
-    str | None, typer.Option(help="A torch device.", show_default="cuda if there, else cpu")
-]
+DeviceOption = Annotated[str | None, option("A torch device.", shown="cuda if there, else cpu")]
 
 
 def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
-    """Print what a user can put right as one sentence, without a traceback, and exit with 1."""
+    """Print an error that a user can put right in one sentence, and exit with 1."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -44,7 +54,7 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Print what warns the user as one line each, without its place in the code."""
+    """Print each warning to the user as one line, without its place in the code."""
     with warnings.catch_warnings():
         usual = warnings.showwarning
 

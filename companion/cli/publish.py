@@ -1,63 +1,58 @@
 """``fusionlib reproduce``, ``book`` and ``notebooks``: run the notebooks and build the book."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from companion.cli.options import ProfileOption, one_sentence
+from companion.cli.options import ProfileOption, one_sentence, option
 from fusionlib.errors import FusionError
 
 
 @one_sentence
 def reproduce(
     profile: ProfileOption = "embedded",
-    out: Annotated[Path, typer.Option(help="Folder for everything that is built.")] = Path("build"),
+    out: Annotated[Path, option("Folder for everything that is built.")] = Path("build"),
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Run this notebook only, and build no book: a name such as `fig3_references`, or "
-            "its beginning. May be given several times.",
-            show_default="all",
+        option(
+            """Run this notebook only, and build no book: a name such as `fig3_references`, or
+            its beginning. May be given several times.""",
+            shown="all",
         ),
     ] = None,
     parameter: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            """Value (YAML) for every notebook that declares the parameter, for example
+            `num_people=8`. May be given several times.""",
             "--parameter",
             "-p",
             metavar="KEY=VALUE",
-            help="Value (YAML) for every notebook that declares the parameter, for example "
-            "`num_people=8`. May be given several times.",
-            show_default="the profile's",
+            shown="the profile's",
         ),
     ] = None,
     book: Annotated[
         bool | None,
-        typer.Option(
-            "--book/--no-book",
-            help="Build the book from what there is.",
-            show_default="unless --only is given",
+        option(
+            "Build the book from what there is.", "--book/--no-book", shown="unless --only is given"
         ),
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(
-            help="Notebooks to run at once.",
-            show_default="one a core, as far as memory goes; 1 with a GPU",
+        option(
+            "Notebooks to run at once.", shown="one a core, as far as memory goes; 1 with a GPU"
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Run everything, whether or not anything changed.")
+        bool, option("Run everything, whether or not anything changed.", "--force")
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option(
+        option(
+            """Run nothing: say what would be run with which parameters, and whether models,
+            judges and people are there. Downloads DeepFace's weights.""",
             "--dry-run",
-            help="Run nothing: say what would be run with which parameters, and whether models, "
-            "judges and people are there. Downloads DeepFace's weights.",
         ),
     ] = False,
 ) -> None:
@@ -83,10 +78,8 @@ def reproduce(
 
 @one_sentence
 def book(
-    out: Annotated[Path, typer.Option(help="Folder of the executed notebooks.")] = Path("build"),
-    pdf: Annotated[
-        bool, typer.Option("--pdf", help="One PDF instead of pages; Chromium prints it.")
-    ] = False,
+    out: Annotated[Path, option("Folder of the executed notebooks.")] = Path("build"),
+    pdf: Annotated[bool, option("One PDF instead of pages; Chromium prints it.", "--pdf")] = False,
     profile: ProfileOption = "embedded",
 ) -> None:
     """Build the book again from the notebooks as they were last executed under the profile."""
@@ -109,9 +102,9 @@ def notebooks(
             show_default="all",
         ),
     ] = None,
-    out: Annotated[
-        Path, typer.Option(help="Folder for what is left of a notebook that fails.")
-    ] = Path("build"),
+    out: Annotated[Path, option("Folder for what is left of a notebook that fails.")] = Path(
+        "build"
+    ),
 ) -> None:
     """Run notebooks at their own small size and store their outputs in them, for readers online.
 

@@ -1,11 +1,7 @@
 """``fusionlib study run | status | export`` and ``fusionlib evaluate``."""
 
-from __future__ import annotations
-
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from companion.cli.options import DeviceOption, ProfileOption, one_sentence
+from companion.cli.options import DeviceOption, ProfileOption, one_sentence, option
 from fusionlib.errors import FusionError
 
 if TYPE_CHECKING:
@@ -27,7 +23,7 @@ LAUNCHED = {
     "number": ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"),
     "gpu": ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"),
 }
-"""Where `accelerate launch` leaves a process's place among the others: as torchrun or an MPI."""
+"""Environment variables by which `accelerate launch` numbers processes, as torchrun or an MPI."""
 
 StoreArgument = Annotated[Path, typer.Argument(help="Folder of the store.")]
 NameArgument = Annotated[str, typer.Argument(help="Name of the study.")]
@@ -38,15 +34,15 @@ NameArgument = Annotated[str, typer.Argument(help="Name of the study.")]
 def run(
     file: Annotated[Path, typer.Argument(help="The study's YAML file.")],
     store: Annotated[
-        Path, typer.Option(help="Folder of the store, made as needed; studies may share it.")
+        Path, option("Folder of the store, made as needed; studies may share it.")
     ] = Path("build/study"),
-    workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
+    workers: Annotated[int, option("Processes on this machine.")] = 1,
     share: Annotated[
         str | None,
-        typer.Option(
-            help="Make one part only: `1/3`, `2/3` and `3/3` on three machines make the whole. "
-            "Under `accelerate launch` each process takes its own part.",
-            show_default="the whole",
+        option(
+            """Make one part only: `1/3`, `2/3` and `3/3` on three machines make the whole.
+            Under `accelerate launch` each process takes its own part.""",
+            shown="the whole",
         ),
     ] = None,
     device: DeviceOption = None,
@@ -94,7 +90,7 @@ def costs(
     device: DeviceOption = None,
     record: Annotated[
         Path | None,
-        typer.Option(help="Keep the seconds in this CSV file, too.", show_default="(not kept)"),
+        option("Keep the seconds in this CSV file, too.", shown="(not kept)"),
     ] = None,
 ) -> None:
     """Measure what each method of a study costs, beside what its training did.
@@ -118,8 +114,8 @@ def costs(
     typer.echo(table.to_string(float_format="{:.2f}".format, na_rep="-"))
 
 
-def _share(option: str | None) -> tuple[Share, str | None]:
-    """The part to make, by the option or as accelerate set it, and the device it goes with."""
+def _share(option: str | None) -> "tuple[Share, str | None]":
+    """The part to make, by the option or by accelerate, and the device of this process."""
     from companion.studies.study import Share
 
     if option is not None:
@@ -135,17 +131,20 @@ def _share(option: str | None) -> tuple[Share, str | None]:
         return Share(), None
     import torch
 
-    # Nothing has to be said between the processes, so no group of them is formed.
+    # The processes have nothing to tell each other, so they form no group.
     device = f"cuda:{place['gpu'] or 0}" if torch.cuda.is_available() else "cpu"
     return Share(place["number"] or 0, place["count"] or 1), device
 
 
 def _run_workers(count: int, arguments: list[str], device: str | None) -> None:
-    """Start processes, each with its part; if one fails, stop the others and say why."""
+    """Start processes, each with its part; if one fails, stop the others and report why."""
+    import subprocess
+    import tempfile
+
     command = [sys.executable, "-m", "fusionlib", "study", "run", *arguments]
     command += ["--device", device] if device else []
     with ExitStack() as opened:
-        # Files, not pipes: a worker that nobody listens to must not wait for room in one.
+        # Files, not pipes: a worker would wait for room in a pipe that is not read.
         said = [opened.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
         processes = [
             subprocess.Popen(
@@ -246,57 +245,54 @@ def evaluate(
     ],
     baseline: Annotated[
         str | None,
-        typer.Option(
-            help="The method that the others are compared with.", show_default="the first"
-        ),
+        option("The method that the others are compared with.", shown="the first"),
     ] = None,
     profile: ProfileOption = "embedded",
     recogniser: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A face recogniser: a name in DeepFace, or the folder of a network. Repeatable.",
-            show_default="the profile's",
+        option(
+            "A face recogniser: a name in DeepFace, or the folder of a network. Repeatable.",
+            shown="the profile's",
         ),
     ] = None,
     detector: Annotated[
         str | None,
-        typer.Option(help="A face detector of DeepFace.", show_default="the profile's"),
+        option("A face detector of DeepFace.", shown="the profile's"),
     ] = None,
     clip: Annotated[
         str | None,
-        typer.Option(
-            help="CLIP model of the CLIP score: a folder or hub id, or `none`.",
-            show_default="the profile's",
+        option(
+            "CLIP model of the CLIP score: a folder or hub id, or `none`.", shown="the profile's"
         ),
     ] = None,
     classifier: Annotated[
         list[str] | None,
-        typer.Option(
-            help="An image classifier, a folder or hub id: whether it sees what the prompt asks "
-            "for. One whose classes are not called like `expression/laughing` says by "
-            "`expression=FOLDER` what it tells. Repeatable; `none` for none.",
-            show_default="the profile's",
+        option(
+            """An image classifier, a folder or hub id: whether it sees what the prompt asks
+            for. One whose classes are not called like `expression/laughing` says by
+            `expression=FOLDER` what it tells. Repeatable; `none` for none.""",
+            shown="the profile's",
         ),
     ] = None,
     against: Annotated[
         Literal["reference", "others"],
-        typer.Option(
-            help="What distances lead to: the person's first reference, or the pictures of the "
-            "person that no method saw."
+        option(
+            """What distances lead to: the person's first reference, or the pictures of the
+            person that no method saw."""
         ),
     ] = "reference",
     out: Annotated[
-        Path | None, typer.Option(help="Also write all numbers, a row for each picture, as CSV.")
+        Path | None, option("Also write all numbers, a row for each picture, as CSV.")
     ] = None,
     record: Annotated[
         Path | None,
-        typer.Option(
-            help="Also keep a finished study's numbers and manifest in a file, .parquet, that a "
-            "notebook can show without making the pictures again."
+        option(
+            """Also keep a finished study's numbers and manifest in a file, .parquet, that a
+            notebook can show without making the pictures again."""
         ),
     ] = None,
     cache: Annotated[
-        Path, typer.Option(help="Folder for what was read off pictures; kept for the next time.")
+        Path, option("Folder for what was read off pictures; kept for the next time.")
     ] = Path("build/observations"),
 ) -> None:
     """Print how good pictures are: whom they show, what the prompt asked for, and face quality.
@@ -376,7 +372,7 @@ def evaluate(
 
 
 def _classifier(text: str) -> tuple[str, str]:
-    """What a classifier is called, by the option, and its folder."""
+    """The name and the folder of a classifier, as the option gives them."""
     what, equals, folder = text.partition("=")
     if not equals:
         return Path(text).name, text
@@ -385,7 +381,7 @@ def _classifier(text: str) -> tuple[str, str]:
     return what, folder
 
 
-def _print_measurements(title: str, measured: Measurements, people: int, baseline: str) -> None:
+def _print_measurements(title: str, measured: "Measurements", people: int, baseline: str) -> None:
     from rich.console import Console
     from rich.table import Table
 

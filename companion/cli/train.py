@@ -1,7 +1,5 @@
 """``fusionlib train``: train one of the models."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,7 @@
-"""Faces: found, and turned upright, once for each picture, by DeepFace's detectors.
+"""Faces found by DeepFace's detectors and turned upright, once for each picture.
 
-Everything that looks at a face, recognisers and picture quality alike, is handed the same find. A
-picture in which no face is found has none: it is counted in every table, and scored in none.
+Recognisers and picture quality alike are given the same face. A picture in which no face is found
+is counted in every table, and scored in none.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PACKAGED_WEIGHTS = (
     "dlib_face_recognition_resnet_model_v1.dat",
     "shape_predictor_5_face_landmarks.dat",
 )
-"""Files that the package `face-recognition-models` brings, so that nothing is downloaded. Its
-68-point landmark file is not among them: that one's licence forbids commercial use."""
+"""Files of the package `face-recognition-models`, so that nothing is downloaded. Its 68-point
+landmark file is not used: its licence forbids commercial use."""
 
 Eyes = tuple[tuple[float, float], tuple[float, float]]
 """``(x, y)`` of the eye on the picture's left, and of that on its right, in pixels."""
@@ -41,9 +41,9 @@ class AlignedFace:
     """The largest face of a picture.
 
     Attributes:
-        crop: (height, width, 3), RGB in [0, 1]: the detector's box, cut out after the picture was
-            turned so that the eyes are level. Recognisers see this.
-        eyes: where they are in the picture, or None where the detector does not say.
+        crop: The detector's box, cut out after the picture was turned so that the eyes are level:
+            ``(height, width, 3)``, RGB in [0, 1]. Recognisers see this.
+        eyes: Places of the eyes in the picture, or None where the detector does not give them.
     """
 
     crop: NDArray[np.float64]
@@ -55,7 +55,7 @@ def align_faces(images: Iterable[Image.Image], detector: str = "dlib") -> list[A
 
     Args:
         images: RGB pictures of any sizes.
-        detector: a detector of DeepFace, by name.
+        detector: Name of a detector of DeepFace.
 
     Returns:
         For each picture its face, or ``None`` where the detector sees none.
@@ -85,21 +85,21 @@ def find_face(image: Image.Image, detector: str = "dlib") -> AlignedFace | None:
     except Exception as error:
         raise FusionError(f"DeepFace's detector {detector!r} failed: {error}") from error
     face = max(found, key=lambda face: face["facial_area"]["w"] * face["facial_area"]["h"])
-    # DeepFace calls an eye as the person would: the right one is on the picture's left.
+    # DeepFace names the eyes as the person would: the right one is on the picture's left.
     left, right = face["facial_area"]["right_eye"], face["facial_area"]["left_eye"]
     eyes = None if left is None or right is None or left == right else (tuple(left), tuple(right))
     return AlignedFace(face["face"], eyes)
 
 
 def with_faces(people: Iterable[Person], count: int) -> list[Person]:
-    """The first people in whose references dlib's detector finds a face, as many systems must.
+    """The first people in whose references dlib's detector finds a face, which many systems need.
 
     Args:
-        people: to choose from, in their order.
-        count: how many are wanted.
+        people: People to choose from, in their order.
+        count: Number of people to choose.
 
     Raises:
-        FusionError: there are fewer.
+        FusionError: There are fewer.
     """
     chosen: list[Person] = []
     for person in people:
@@ -116,7 +116,7 @@ def with_faces(people: Iterable[Person], count: int) -> list[Person]:
 
 
 class FaceFinder:
-    """An instrument of `companion.evaluation.readings`: whether there is a face, and its eyes."""
+    """The instrument that tells whether a picture shows a face, and where its eyes are."""
 
     dimension = 4
     needs_face = True
@@ -126,14 +126,14 @@ class FaceFinder:
         self.fingerprint = f"{detector} {package_versions(('deepface', 'dlib-bin'))}"
 
     def read(self, image: Image.Image, face: AlignedFace | None) -> NDArray[np.float32] | None:
-        """``(4,)``: x and y of both eyes; NaN where the detector does not say; None if no face."""
+        """Place of both eyes, ``(4,)``, NaN if the detector gives none; None without a face."""
         if face is None:
             return None
         return np.array(face.eyes or np.full((2, 2), np.nan), dtype=np.float32).ravel()
 
 
 def load_deepface(*models: str) -> ModuleType:
-    """Import DeepFace quietly, with the weights of the named models at hand if they are dlib's."""
+    """Import DeepFace quietly; if one of the named models is dlib's, put its weights in place."""
     if any(model.lower() == "dlib" for model in models):
         link_packaged_weights()
     os.environ.setdefault("DEEPFACE_LOG_LEVEL", "40")
@@ -150,7 +150,7 @@ def link_packaged_weights() -> Path:
         The folder of DeepFace's weights.
 
     Raises:
-        FusionError: the package is not installed, or the folder cannot be written.
+        FusionError: The package is not installed, or the folder cannot be written.
     """
     models = packaged_models()
     home = Path(os.environ.get("DEEPFACE_HOME") or Path.home())

@@ -1,10 +1,10 @@
-"""A face found, laid on a template, turned into a vector by a recogniser: ArcFace's, or dlib's.
+"""Face embeddings that the compared systems take an identity from: ArcFace's, or dlib's.
 
-The published systems that take an identity from a face recogniser were trained on ArcFace as
-insightface publishes it, so finding, aligning and scaling follow insightface, with its own ONNX
-files, which onnxruntime runs. They lie where that package puts them:
-``~/.insightface/models/buffalo_l`` and ``.../antelopev2``. Their embedded counterparts are trained
-on dlib's recogniser, which comes with a Python package, and is no stranger to synthetic people.
+The published systems were trained on ArcFace as insightface publishes it, so a face is found,
+aligned to a template and scaled as in insightface, with its own ONNX files, which onnxruntime runs.
+They are where that package puts them: ``~/.insightface/models/buffalo_l`` and ``.../antelopev2``.
+The embedded counterparts are trained on dlib's recogniser, which comes with a Python package and
+tells synthetic people apart.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ TEMPLATE = np.array(
         [70.7299, 92.2041],
     ]
 )
-"""``(5, 2)``: x and y of the eye on the picture's left, that on its right, the nose and the corners
-of the mouth in a face of 112 x 112 pixels."""
+"""Place ``(x, y)`` of the left and the right eye in the picture, the nose and the corners of the
+mouth, in a face of 112 x 112 pixels."""
 
 SIDES = (640, 320, 160)
-"""Frames into which a picture is fitted for the detector, in pixels. The first is insightface's; a
-face that fills the picture is too large for it, and is found in a smaller one."""
+"""Sides of the frames into which a picture is fitted for the detector, in pixels. The first is
+insightface's; a face that fills the picture is too large for it, and is found in a smaller one."""
 
 THRESHOLD, OVERLAP = 0.5, 0.4
-"""The detector's least score, and the overlap above which the weaker of two finds is dropped."""
+"""Least score of a face, and the overlap of two faces above which the weaker one is dropped."""
 
 STRIDES = (8, 16, 32)
+"""Pixels between the detector's anchors, at each of its levels."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class Pack:
     """A set of files of insightface.
 
     Attributes:
-        detector: file of the SCRFD detector with five landmarks.
-        recogniser: file of the ArcFace network.
-        remedy: where to get them.
+        detector: File of the SCRFD detector with five landmarks.
+        recogniser: File of the ArcFace network.
+        remedy: What to do to get them.
     """
 
     detector: str
@@ -83,9 +84,9 @@ class FoundFace:
     """A face in a picture.
 
     Attributes:
-        box: ``(4,)``: left, top, right, bottom, in pixels.
-        points: ``(5, 2)``: x and y of `TEMPLATE`'s five points, in pixels.
-        score: the detector's, from 0 to 1.
+        box: Left, top, right and bottom edge, ``(4,)``, in pixels.
+        points: x and y of `TEMPLATE`'s five points, ``(5, 2)``, in pixels.
+        score: The detector's score, from 0 to 1.
     """
 
     box: NDArray[np.float64]
@@ -98,17 +99,17 @@ class Embedder(Protocol):
 
     @property
     def width(self) -> int:
-        """Numbers in a vector."""
+        """Length of a vector."""
         ...
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What tells its weights from others."""
+        """Hashes that identify its weights."""
         ...
 
     @property
     def needs(self) -> str:
-        """Where they lie."""
+        """Folder of its weights."""
         ...
 
     def find(self, image: Image.Image, what: str = "The picture") -> FoundFace:
@@ -124,12 +125,11 @@ def load_embedder(pack: str, faces: str | Path | None = None) -> Embedder:
     """The recogniser that a system reads a face with.
 
     Args:
-        pack: of insightface, a name in `PACKS`.
-        faces: the folder with the pack's files, by default where insightface puts them; or
-            ``"dlib"``.
+        pack: Name of insightface's files in `PACKS`.
+        faces: Folder of these files, by default where insightface puts them; or ``"dlib"``.
 
     Raises:
-        FusionError: a file or package is missing.
+        FusionError: A file or package is missing.
     """
     return DlibEmbedder() if faces == "dlib" else FaceEmbedder(pack, faces)
 
@@ -138,7 +138,7 @@ class DlibEmbedder:
     """Finds the largest face of a picture, and turns it into dlib's vector, through DeepFace.
 
     Raises:
-        FusionError: dlib's weights are not installed.
+        FusionError: The weights of dlib are not installed.
     """
 
     width = 128
@@ -153,15 +153,15 @@ class DlibEmbedder:
     def find(self, image: Image.Image, what: str = "The picture") -> FoundFace:
         """Find the largest face.
 
-        dlib's detector marks eyes and nose; the corners of the mouth are `TEMPLATE`'s, by the turn,
-        shift and scale that lay its eyes and nose on those of the face.
+        The detector of dlib marks eyes and nose; the corners of the mouth are `TEMPLATE`'s, after
+        the turn, shift and scale that bring its eyes and nose to those of the face.
 
         Args:
             image: RGB, of any size.
-            what: how to call it in the error.
+            what: Name of the picture, for an error.
 
         Raises:
-            NoFaceError: there is none.
+            NoFaceError: There is none.
         """
         from fusionlib.inputs.photos import find_faces
 
@@ -183,10 +183,10 @@ class DlibEmbedder:
 
         Args:
             image: RGB, of any size.
-            face: not looked at: DeepFace finds and turns the face in its own way.
+            face: Not used: DeepFace finds and turns the face in its own way.
 
         Raises:
-            NoFaceError: there is no face.
+            NoFaceError: There is no face.
         """
         from companion.faces.aligned import find_face
 
@@ -198,7 +198,7 @@ class DlibEmbedder:
 
 
 def _similarity(given: NDArray[Any], wanted: NDArray[Any]) -> tuple[complex, complex]:
-    """Turn and shift that bring points to others, by least squares: turn * p + shift."""
+    """Least-squares turn and shift that bring points to others, as ``turn * p + shift``."""
     source, goal = given @ (1, 1j), wanted @ (1, 1j)
     spread = source - source.mean()
     turn = complex(np.vdot(spread, goal) / np.vdot(spread, spread))
@@ -209,11 +209,11 @@ class FaceEmbedder:
     """Finds the largest face of a picture, and turns it into ArcFace's vector.
 
     Args:
-        pack: a name in `PACKS`.
-        folder: with the pack's two files; by default where insightface puts them.
+        pack: A name in `PACKS`.
+        folder: Folder with the pack's two files; by default where insightface puts them.
 
     Raises:
-        FusionError: a file, or onnxruntime, is missing.
+        FusionError: A file, or onnxruntime, is missing.
     """
 
     width = 512
@@ -232,7 +232,7 @@ class FaceEmbedder:
 
     @property
     def needs(self) -> str:
-        """Where its files lie."""
+        """Folder of its files."""
         return str(self.folder)
 
     @cached_property
@@ -254,10 +254,10 @@ class FaceEmbedder:
 
         Args:
             image: RGB, of any size.
-            what: how to call it in the error.
+            what: Name of the picture, for an error.
 
         Raises:
-            NoFaceError: there is none.
+            NoFaceError: There is none.
         """
         fixed = self._detector.get_inputs()[0].shape[-1]
         for side in (fixed,) if isinstance(fixed, int) else SIDES:
@@ -274,10 +274,10 @@ class FaceEmbedder:
 
         Args:
             image: RGB, of any size.
-            face: in it; by default the largest.
+            face: Face in the picture; by default the largest.
 
         Raises:
-            NoFaceError: there is no face.
+            NoFaceError: There is no face.
         """
         face = face or self.find(image)
         pixels = (np.asarray(align(image, face.points), np.float32) - 127.5) / 127.5
@@ -291,16 +291,16 @@ def align(image: Image.Image, points: NDArray[np.float64], size: int = 112) -> I
 
     Args:
         image: RGB.
-        points: ``(5, 2)``, in pixels, whose middles are whole numbers as in OpenCV.
-        size: side of the result; the template grows with it.
+        points: ``(5, 2)``, in pixels; the centre of a pixel is a whole number, as in OpenCV.
+        size: Side of the result; the template is scaled to it.
 
     Raises:
-        FusionError: the points lie in one place.
+        FusionError: All points are in one place.
     """
     if np.abs(points - points.mean(axis=0)).max() < 1e-6:
         raise FusionError(f"The face cannot be aligned: its five points are {points.tolist()}.")
     turn, shift = _similarity(points, TEMPLATE * (size / 112))
-    # Pillow wants the way back, between points that are whole at the pixels' corners.
+    # Pillow wants the inverse, between points that are whole numbers at the pixels' corners.
     back = 1 / turn
     offset = -shift * back + (0.5 + 0.5j) * (1 - back)
     coefficients = (back.real, -back.imag, offset.real, back.imag, back.real, offset.imag)
@@ -310,7 +310,7 @@ def align(image: Image.Image, points: NDArray[np.float64], size: int = 112) -> I
 
 
 def _session(path: Path) -> Any:
-    """An ONNX file, ready to run on one thread: the same sums on every machine's CPU."""
+    """An ONNX file, ready to run on one thread, so that sums are the same on every CPU."""
     try:
         import onnxruntime
     except ImportError as error:

@@ -1,7 +1,8 @@
-"""Identity: cosine distance between face embeddings (Section 4.2 of the paper).
+"""Face recognisers: each turns an aligned face into a vector (Section 4.2 of the paper).
 
-A recogniser turns an aligned face into a vector. DeepFace's are known by name; a network of one's
-own is known by its folder.
+DeepFace's recognisers go by their names, a network of one's own by its folder. A recogniser is one
+kind of `Instrument`, which reads a vector off a picture; `companion.evaluation.readings` keeps what
+instruments read.
 """
 
 from __future__ import annotations
@@ -20,11 +21,30 @@ from companion.faces.aligned import AlignedFace, align_faces, load_deepface
 from fusionlib.errors import FusionError
 
 
+class Instrument(Protocol):
+    """Reads one vector off a picture.
+
+    Attributes:
+        name: Name of its folder in the cache.
+        fingerprint: Text that differs if the weights or settings do.
+        dimension: Length of the vector.
+        needs_face: Whether it looks at the face, and so needs one to be found.
+    """
+
+    name: str
+    fingerprint: str
+    dimension: int
+    needs_face: bool
+
+    def read(self, image: Image.Image, face: AlignedFace | None) -> NDArray[np.float32] | None:
+        """The vector ``(dimension,)``, or None where there is nothing to read."""
+
+
 class DeepFaceRecogniser:
-    """A recogniser of DeepFace, an instrument of `companion.evaluation.readings`.
+    """A recogniser of DeepFace.
 
     Args:
-        name: of the model in DeepFace, ``ArcFace`` for example.
+        name: Name of the model in DeepFace, ``ArcFace`` for example.
 
     Raises:
         FusionError: DeepFace has no such recogniser, or its weights are missing.
@@ -38,8 +58,8 @@ class DeepFaceRecogniser:
         try:
             self.dimension: int = deepface.build_model(name).output_shape
             self._represent = deepface.represent
-            # Its weights lie where DeepFace likes, so it is known by what it answers: other
-            # weights give another answer to a fixed pattern.
+            # DeepFace decides where its weights lie, so they are identified by their answer to a
+            # fixed pattern: other weights give another one.
             pattern = np.random.default_rng(0).random((112, 112, 3))
             answer = self._embed(pattern)
         except Exception as error:
@@ -56,16 +76,17 @@ class DeepFaceRecogniser:
 
 
 class NetworkRecogniser:
-    """A network of one's own in transformers' layout, an instrument likewise.
+    """A network of one's own in transformers' layout.
 
     The embedding is the network's pooled output for the aligned crop, which the folder's own image
     processor scales and normalises.
 
     Args:
-        folder: holds ``config.json``, ``model.safetensors`` and ``preprocessor_config.json``.
+        folder: Folder with ``config.json``, ``model.safetensors`` and
+            ``preprocessor_config.json``.
 
     Raises:
-        FusionError: the folder holds no such network.
+        FusionError: The folder holds no such network.
     """
 
     needs_face = True
@@ -103,7 +124,7 @@ def load_recogniser(name: str) -> Instrument:
     """A recogniser by its name in DeepFace, or a network of one's own by its folder.
 
     Raises:
-        FusionError: there is no such recogniser, or its weights are missing.
+        FusionError: There is no such recogniser, or its weights are missing.
     """
     if (Path(name) / "config.json").is_file():
         return NetworkRecogniser(name)
@@ -120,10 +141,10 @@ def load_recogniser(name: str) -> Instrument:
 
 
 def load_recognisers(names: Sequence[str]) -> dict[str, Instrument]:
-    """Recognisers by their own names; by what was asked for where two of them are called alike.
+    """Recognisers by their own names, or by the given ones where two have the same name.
 
     Raises:
-        FusionError: there is no such recogniser, or its weights are missing.
+        FusionError: There is no such recogniser, or its weights are missing.
     """
     judges = {name: load_recogniser(name) for name in dict.fromkeys(names)}
     called = [judge.name for judge in judges.values()]
@@ -139,10 +160,10 @@ def embed_aligned(
     """Embed aligned faces (see `companion.faces.aligned.align_faces`).
 
     Returns:
-        (faces, dimension), a row of NaN where there was no face.
+        ``(faces, dimension)``, with a row of NaN where there was no face.
 
     Raises:
-        FusionError: there is no such recogniser, or its weights are missing.
+        FusionError: There is no such recogniser, or its weights are missing.
     """
     instrument: Any = load_recogniser(recogniser)
     embeddings = np.full((len(faces), instrument.dimension), np.nan)
@@ -155,24 +176,5 @@ def embed_aligned(
 def embed_faces(
     images: Iterable[Image.Image], recogniser: str = "Dlib", detector: str = "dlib"
 ) -> NDArray[np.float64]:
-    """Embed the largest face of each picture: (images, dimension), NaN where no face is found."""
+    """Embed the largest face of each picture: ``(images, dimension)``, NaN where there is none."""
     return embed_aligned(align_faces(images, detector), recogniser)
-
-
-class Instrument(Protocol):
-    """Reads one vector off a picture.
-
-    Attributes:
-        name: of its folder in the cache.
-        fingerprint: differs if the weights or settings do.
-        dimension: of the vector.
-        needs_face: whether it looks at the face, and so needs one to be found.
-    """
-
-    name: str
-    fingerprint: str
-    dimension: int
-    needs_face: bool
-
-    def read(self, image: Image.Image, face: AlignedFace | None) -> NDArray[np.float32] | None:
-        """The vector ``(dimension,)``, or None where there is nothing to read."""

@@ -1,8 +1,14 @@
 """Methods: ways of making pictures of a person, each a `Method`, compared by a study.
 
-One file for each system. What a study needs of a method is in its `Method` and nothing else, so a
-new system is one new function that returns one. `KNOWN` gives it a name that a study's file can
-say; a function outside of this package is named by its module.
+How to add a system:
+
+1. Write a module here with a function ``build_NAME(models, **options)`` that returns a `Method`;
+   `companion.methods.common.make_method` makes one of a diffusers pipeline. A study needs no more.
+2. Add a line to `KNOWN`, by which a study's file can name it. (A function outside of this package
+   needs none: a study's file names it as ``module:function``.)
+3. Add its paper to ``book/references.bib``, and a page to ``book/methods/``.
+4. If a profile is to train its counterpart over its own base model: an entry in
+   `companion.methods.counterparts.COUNTERPARTS`, and its training in `counterpart_training`.
 """
 
 from __future__ import annotations
@@ -24,10 +30,10 @@ if TYPE_CHECKING:
     from fusionlib.profiles import Profile
 
 Prepare = Callable[[Sequence[Image.Image]], Any]
-"""``prepare(references)``: what is computed once from a person's references, for all pictures."""
+"""``prepare(references)`` computes once what all pictures of a person share."""
 
 Generate = Callable[[str, Any, int], Image.Image]
-"""``generate(prompt, prepared, noise_seed)``: one picture, from what `Prepare` returned."""
+"""``generate(prompt, prepared, noise_seed)`` makes one picture, from what `Prepare` returned."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +41,15 @@ class Method:
     """A way of making pictures of a person.
 
     Attributes:
-        name: in tables.
-        generate: makes a picture; the same arguments give the same bytes, on one machine.
-        settings: all that determines a picture besides person, prompt and noise: hashes of weights
+        name: Name in tables.
+        generate: Function that makes a picture; on one machine, the same arguments give the same
+            bytes.
+        settings: All that determines a picture besides person, prompt and noise: hashes of weights
             and code, steps, guidance. Anything JSON can hold.
-        references: how many of a person's references it sees, from the first on.
-        prepare: makes of these what `generate` takes; by default they are handed on as they are.
-        needs: folders or hub ids of the weights it loads.
-        citation: of the paper that describes it, a key of ``book/references.bib``.
+        references: Number of a person's references that it sees, from the first on.
+        prepare: Function that makes of these what `generate` takes; by default their list.
+        needs: Folders or hub ids of the weights that it loads.
+        citation: Key of its paper in ``book/references.bib``.
     """
 
     name: str
@@ -56,14 +63,14 @@ class Method:
 
 @dataclass(frozen=True)
 class Models:
-    """What methods are built from. Models are loaded when a method asks for them, and once.
+    """What methods are built from. The pipeline is loaded when a method asks for it, and once.
 
     Attributes:
-        profile: names the models.
-        device: a torch device; None takes a GPU if there is one.
+        profile: Profile that names the models.
+        device: A torch device; None takes a GPU if there is one.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
-        threads: of the CPU, for each picture: sums over more threads round in other places.
-        sampling: arguments of a pipeline's call that all methods share.
+        threads: CPU threads for each picture; with another number, sums are rounded differently.
+        sampling: Arguments of a pipeline's call that all methods share.
     """
 
     profile: Profile
@@ -97,19 +104,19 @@ KNOWN = {
     "dreambooth": "companion.methods.dreambooth:build_dreambooth",
     **dict.fromkeys(ABLATIONS, "companion.methods.fusion:build_fused"),
 }
-"""Methods by the name that a study's file says, each as ``module:function`` of a `Factory`."""
+"""Methods by the name in a study's file, each as ``module:function`` of a `Factory`."""
 
 
 def build_method(kind: str, models: Models, **options: Any) -> Method:
     """Build a method by name.
 
     Args:
-        kind: one of `KNOWN`, or ``module:function`` of a `Factory` of your own.
-        models: what it is built from.
-        options: of the method.
+        kind: One of `KNOWN`, or ``module:function`` of a `Factory` of your own.
+        models: What it is built from.
+        options: Options of the method.
 
     Raises:
-        FusionError: there is no such method, or it has no such option, or not of such a value.
+        FusionError: There is no such method or option, or an option's value does not fit.
     """
     options = trained_options(kind, models.profile, options) | options
     check_sampling({**(models.sampling or {}), **options}, f"the method {kind!r}")
@@ -134,12 +141,12 @@ def build_available(
     """Build those of several methods whose weights are there.
 
     Args:
-        kinds: see `build_method`.
-        models: what they are built from.
-        options: of every method.
+        kinds: Names of methods, as for `build_method`.
+        models: What they are built from.
+        options: Options of every method.
 
     Returns:
-        The methods in the order of their names, and for each that is missing the reason.
+        The methods in the order of `kinds`, and the reason for each that is missing.
     """
     built, missing = [], {}
     for kind in kinds:

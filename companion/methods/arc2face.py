@@ -1,7 +1,7 @@
-"""Arc2Face: a Stable Diffusion retrained to paint the face that an ArcFace vector stands for.
+"""Arc2Face: a Stable Diffusion retrained to paint the face of an ArcFace vector.
 
 The vector takes the place of one word's embedding in a fixed sentence, which a retrained CLIP text
-encoder turns into the UNet's condition. What a study's prompt asks for is not seen.
+encoder turns into the UNet's condition. The prompts of a study have no effect.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from companion.faces.arcface import load_embedder
 from companion.methods import Method, Models
-from companion.methods.common import load_part, make_method
+from companion.methods.common import load_part, make_method, read_faces
 from fusionlib.errors import FusionError
 from fusionlib.profiles.loading import load_stock, torch_place
 
@@ -30,7 +30,7 @@ WEIGHTS = "FoivosPar/Arc2Face"
 SENTENCE, WORD = "photo of a id person", "id"
 
 PUBLISHED = {"guidance_scale": 3.0, "num_inference_steps": 25}
-"""The authors' own, over what a study's methods share."""
+"""The authors' own settings, which override those that a study's methods share."""
 
 
 def build_arc2face(
@@ -50,22 +50,23 @@ def build_arc2face(
     """Arc2Face. Its pictures do not depend on the prompt.
 
     Args:
-        models: the profile, the device and what a study's methods share.
-        name: in tables.
-        weights: folder or hub id, laid out as ``FoivosPar/Arc2Face``: ``arc2face/`` (the UNet) and
+        models: Profile, device and what a study's methods share.
+        name: Name in tables.
+        weights: Folder or hub id, laid out as ``FoivosPar/Arc2Face``: ``arc2face/`` (the UNet) and
             ``encoder/`` (the text encoder).
-        faces: folder of insightface's ``antelopev2`` with Arc2Face's ``arcface.onnx``, by default
+        faces: Folder of insightface's ``antelopev2`` with Arc2Face's ``arcface.onnx``, by default
             where insightface puts it; or ``dlib``.
-        base_model: folder or hub id of Stable Diffusion 1.5: autoencoder and tokenizer are used.
-        own_unet: whether ``weights`` holds a retrained UNet; if not, it is the base model's.
-        own_sampling: whether steps, guidance and scheduler are the authors' own.
-        sentence: that takes the place of a prompt.
-        word: of it, whose embedding gives way to the face.
-        references: how many are seen: unit vectors are averaged, and made one again.
-        sampling: further arguments of the pipeline's call.
+        base_model: Folder or hub id of Stable Diffusion 1.5, for autoencoder and tokenizer.
+        own_unet: Whether ``weights`` holds a retrained UNet; if not, the base model's is used.
+        own_sampling: Whether to use the authors' own steps, guidance and scheduler.
+        sentence: Text that takes the place of a prompt.
+        word: Word of the sentence whose embedding the face replaces.
+        references: Number of references that are seen: their unit vectors are averaged, and the
+            mean is normalised again.
+        sampling: Further arguments of the pipeline's call.
 
     Raises:
-        FusionError: a file or package is missing, or the parts do not fit each other.
+        FusionError: A file or package is missing, or the parts do not fit each other.
     """
     from transformers import CLIPTextModel
 
@@ -88,12 +89,9 @@ def build_arc2face(
         pipeline.scheduler = solver
 
     def prepare(images: Sequence[Image.Image]) -> Tensor:
-        vectors = []
-        for number, image in enumerate(images):
-            face = embedder.find(image, f"Reference {number + 1}")
-            vectors.append(F.normalize(torch.from_numpy(embedder.embed(image, face)), dim=0))
-        vector = F.normalize(torch.stack(vectors).mean(0), dim=0)
-        return encode_face(pipeline, vector, sentence, word)
+        _, vectors = read_faces(embedder, images)
+        mean = torch.stack([F.normalize(vector, dim=0) for vector in vectors]).mean(0)
+        return encode_face(pipeline, F.normalize(mean, dim=0), sentence, word)
 
     return make_method(
         name,
@@ -102,21 +100,16 @@ def build_arc2face(
         call=lambda prompt, embeds: {"prompt_embeds": embeds},
         prepare=prepare,
         sampling={**(PUBLISHED if own_sampling else {}), **sampling},
-        settings={
-            "sentence": sentence,
-            "word": word,
-            "references": references,
-            "face_models": embedder.fingerprint,
-        },
-        code=("faces/arcface.py", "methods/arc2face.py"),
+        settings={"sentence": sentence, "word": word},
+        references=references,
+        code=("methods/arc2face.py",),
         needs=(
             base_model,
             *([f"{weights}/arc2face"] if own_unet else []),
             f"{weights}/encoder",
-            embedder.needs,
         ),
         citation="paraperas2024arc2face",
-        references=references,
+        embedder=embedder,
     )
 
 
@@ -127,16 +120,16 @@ def encode_face(
     """The sentence's hidden states with a face vector in the place of one word's embedding.
 
     Args:
-        pipeline: whose tokenizer and text encoder are used.
+        pipeline: Pipeline with the tokenizer and the text encoder.
         vector: ``(512,)``, normalised; zeros fill it up to the encoder's width.
-        sentence: which.
-        word: of it.
+        sentence: The sentence.
+        word: Word of the sentence.
 
     Returns:
         ``(1, tokens, width)``.
 
     Raises:
-        FusionError: the tokenizer has no such word, or the encoder is narrower than the vector.
+        FusionError: The tokenizer has no such word, or the encoder is narrower than the vector.
     """
     place = Sentence(pipeline.tokenizer, sentence, word)
     return place.encode(pipeline.text_encoder, vector[None].to(pipeline.device))
@@ -146,12 +139,12 @@ class Sentence:
     """A sentence in which a face takes the place of one word.
 
     Args:
-        tokenizer: of CLIP.
-        text: the sentence.
-        word: of it.
+        tokenizer: Tokenizer of CLIP.
+        text: The sentence.
+        word: Word of the sentence.
 
     Raises:
-        FusionError: the tokenizer has no such word.
+        FusionError: The tokenizer has no such word.
     """
 
     def __init__(self, tokenizer: Any, text: str, word: str) -> None:
@@ -173,14 +166,15 @@ class Sentence:
         """Hidden states of the sentence for each face.
 
         Args:
-            encoder: a ``CLIPTextModel``.
-            vectors: normalised, ``(faces, numbers)``; zeros fill them up to the encoder's width.
+            encoder: A ``CLIPTextModel``.
+            vectors: Normalised vectors, ``(faces, numbers)``; zeros fill them up to the encoder's
+                width.
 
         Returns:
             ``(faces, tokens, width)``.
 
         Raises:
-            FusionError: the encoder is narrower than the vectors.
+            FusionError: The encoder is narrower than the vectors.
         """
         width = encoder.config.hidden_size
         if width < vectors.shape[1]:

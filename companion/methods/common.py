@@ -1,4 +1,4 @@
-"""What the compared systems share: weights found and read, and a picture as a study wants it."""
+"""What the compared systems share: reading weights and faces, painting, and a picture's key."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 import fusionlib
+from companion.faces.arcface import Embedder, FoundFace
 from companion.methods import Method, Models, Prepare
 from fusionlib.errors import FusionError
 from fusionlib.support.provenance import package_versions, sha256_file, sha256_json, sha256_modules
 
 Call = Callable[[str, Any], dict[str, Any]]
-"""``call(prompt, prepared)``: the arguments with which a method calls its pipeline."""
+"""``call(prompt, prepared)`` makes the arguments of the pipeline's call for a picture."""
 
 Weights = dict[str, dict[str, Tensor]]
 """An IP-Adapter checkpoint: ``image_proj`` and ``ip_adapter``, each a state dict."""
-
 
 PAINTING = ("", "inputs/")
 """Folders of fusionlib whose sources take part in painting; training and profiles do not."""
@@ -30,7 +30,7 @@ PAINTING = ("", "inputs/")
 
 @contextmanager
 def as_recorded(threads: int) -> Iterator[None]:
-    """Make sums in the same order whatever else the process does: the same bytes again."""
+    """Compute sums in a fixed order, so that a picture comes out with the same bytes again."""
     cudnn = torch.backends.cudnn
     before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark
     torch.set_num_threads(threads)
@@ -42,26 +42,41 @@ def as_recorded(threads: int) -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
-def described(pipeline: Any, weights: Mapping[str, str], code: Sequence[str]) -> dict[str, Any]:
-    """What determines a pipeline's pictures besides its call's arguments.
+def paint(pipeline: Any, threads: int, noise_seed: int, **arguments: Any) -> Image.Image:
+    """One picture of a pipeline; the same arguments give the same bytes."""
+    # Always drawn on the CPU: the seed alone determines the noise, whatever the device.
+    generator = torch.Generator("cpu").manual_seed(noise_seed)
+    with as_recorded(threads), torch.no_grad():
+        image: Image.Image = pipeline(**arguments, generator=generator).images[0]
+    return image
+
+
+def pipeline_key(
+    pipeline: Any, weights: Mapping[str, str], threads: int, code: Sequence[str]
+) -> dict[str, Any]:
+    """The part of a picture's key that a pipeline determines, besides the arguments of its call.
+
+    A study paints a picture again if anything in its key has changed.
 
     Args:
-        pipeline: of diffusers.
-        weights: hashes of the weights it computes with, by name.
-        code: Sources besides fusionlib's own and this one whose edits can change a picture, relative
-            to the package ``companion``.
+        pipeline: A pipeline of diffusers.
+        weights: Hash of the weights it computes with, by name.
+        threads: CPU threads for each picture; on a GPU they make no difference.
+        code: The method's sources, relative to the package ``companion``. Those of fusionlib that
+            take part in painting, and this module, always belong to the key.
     """
     scheduler = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
     method, companion = Path(fusionlib.__file__).parent, Path(__file__).parents[1]
     sources = sorted(file for folder in PAINTING for file in method.glob(f"{folder}*.py"))
     sources += [companion / name for name in ("methods/common.py", *code)]
-    return {
+    key = {
         "weights": dict(weights),
         "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler},
         "code": sha256_json([sha256_file(source) for source in sources]),
         "versions": package_versions(("torch", "diffusers", "transformers")),
         "device": pipeline.device.type,
     }
+    return key | {"threads": threads} if key["device"] == "cpu" else key
 
 
 def make_method(
@@ -73,28 +88,30 @@ def make_method(
     prepare: Prepare,
     sampling: Mapping[str, Any],
     settings: Mapping[str, Any],
+    references: int,
     code: Sequence[str],
     needs: Sequence[str],
     citation: str,
-    references: int = 1,
+    embedder: Embedder | None = None,
 ) -> Method:
     """A method that computes with a diffusers pipeline of its own.
 
     Args:
-        name: in tables.
-        models: says how many threads of the CPU make a picture, and what a study's methods share.
-        pipeline: loaded, with whatever the method adds to it; hashed as it is.
-        call: makes the arguments of the pipeline's call that depend on prompt and person.
-        prepare: makes of a person's references what `call` takes.
-        sampling: the other arguments: they stand over those that a study's methods share.
-        settings: further choices that determine a picture.
-        code: sources of the method, beside this one.
-        needs: folders or hub ids of the weights.
-        citation: a key of ``book/references.bib``.
-        references: how many the method sees.
+        name: Name in tables.
+        models: CPU threads of a picture, and arguments that a study's methods share.
+        pipeline: The pipeline with whatever the method adds to it; its weights are hashed.
+        call: Function that makes the arguments that depend on prompt and person.
+        prepare: Function that makes of a person's references what `call` takes.
+        sampling: The other arguments; they override those that a study's methods share.
+        settings: Further choices that determine a picture.
+        references: Number of references that the method sees.
+        code: The method's own sources, see `pipeline_key`.
+        needs: Folders or hub ids of the weights.
+        citation: Key of its paper in ``book/references.bib``.
+        embedder: Face recogniser that it reads references with, if any.
 
     Raises:
-        FusionError: the pipeline's call has no such argument, or the number is no positive one.
+        FusionError: The pipeline's call has no such argument, or `references` is not positive.
     """
     if not (isinstance(references, int) and references >= 1):
         raise FusionError(f"references must be a whole number of at least 1, not {references!r}.")
@@ -110,21 +127,20 @@ def make_method(
             return prepare(images)
 
     def generate(prompt: str, prepared: Any, noise_seed: int) -> Image.Image:
-        # Always drawn on the CPU: the seed alone names the noise, whatever the device.
-        generator = torch.Generator("cpu").manual_seed(noise_seed)
         with as_recorded(threads), torch.no_grad():
-            output = pipeline(**arguments, **call(prompt, prepared), generator=generator)
-        image: Image.Image = output.images[0]
-        return image
+            given = call(prompt, prepared)
+        return paint(pipeline, threads, noise_seed, **arguments, **given)
 
+    if embedder is not None:
+        settings = {**settings, "face_models": embedder.fingerprint}
+        code, needs = (*code, "faces/arcface.py"), (*needs, embedder.needs)
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    record = described(pipeline, {"pipeline": sha256_modules(modules)}, code)
-    if record["device"] == "cpu":
-        record["threads"] = threads
+    weights = {"pipeline": sha256_modules(modules)}
+    key = pipeline_key(pipeline, weights, threads, code)
     return Method(
         name=name,
         generate=generate,
-        settings={**arguments, **settings, **record},
+        settings={**arguments, **settings, "references": references, **key},
         references=references,
         prepare=prepare_as_recorded,
         needs=tuple(needs),
@@ -132,8 +148,21 @@ def make_method(
     )
 
 
+def read_faces(
+    embedder: Embedder, images: Sequence[Image.Image]
+) -> tuple[list[FoundFace], list[Tensor]]:
+    """The largest face of each reference, and its vector, not normalised.
+
+    Raises:
+        NoFaceError: A reference shows no face; the message gives its number.
+    """
+    faces = [embedder.find(image, f"Reference {n}") for n, image in enumerate(images, start=1)]
+    vectors = map(embedder.embed, images, faces)
+    return faces, [torch.from_numpy(vector) for vector in vectors]
+
+
 def guided(models: Models, sampling: Mapping[str, Any]) -> bool:
-    """Whether a picture is made with classifier-free guidance, from these and shared arguments."""
+    """Whether a picture is made with classifier-free guidance, by its own and shared arguments."""
     scale = {"guidance_scale": 7.5, **(models.sampling or {}), **sampling}["guidance_scale"]
     return bool(scale > 1)
 
@@ -142,12 +171,12 @@ def locate(source: str, file: str, what: str) -> Path:
     """A weight file of a folder or of a hub repository, downloaded if it is not here yet.
 
     Args:
-        source: the folder, laid out as it is published, or the hub id.
-        file: its path in there.
-        what: how to call it in the error.
+        source: Folder, laid out as it is published, or hub id.
+        file: Path of the file in there.
+        what: Name of the method, for an error.
 
     Raises:
-        FusionError: it is not there; the sentence says how to get it.
+        FusionError: The file is not there; the message says how to get it.
     """
     folder = Path(source).expanduser()
     path = folder / file
@@ -175,11 +204,11 @@ def read_adapter(path: Path) -> Weights:
     """Read an IP-Adapter checkpoint in either published format, without running any code of it.
 
     Args:
-        path: ``.safetensors``, with the parts' names before a dot, or ``.bin``, a pickle of two
-            dictionaries, of which only tensors and containers are unpickled.
+        path: File ``.safetensors``, with the parts' names before a dot, or ``.bin``, a pickle of
+            two dictionaries, of which only tensors and containers are unpickled.
 
     Raises:
-        FusionError: the file is damaged, or is no such checkpoint.
+        FusionError: The file is damaged, or is no such checkpoint.
     """
     try:
         if path.suffix == ".safetensors":
@@ -203,14 +232,14 @@ def load_part(cls: Any, source: str, subfolder: str, what: str, dtype: torch.dty
     """Load one model of a published folder or hub repository by its class's ``from_pretrained``.
 
     Args:
-        cls: of diffusers or transformers.
-        source: the folder or hub id.
-        subfolder: of the model in there.
-        what: the method, as an error calls it.
-        dtype: of the weights.
+        cls: Class of diffusers or transformers.
+        source: Folder or hub id.
+        subfolder: Folder of the model in there.
+        what: Name of the method, for an error.
+        dtype: Type of the weights.
 
     Raises:
-        FusionError: it is not there, or its weights do not fit its ``config.json``.
+        FusionError: The model is not there, or its weights do not fit its ``config.json``.
     """
     from fusionlib.profiles.loading import quietly
 

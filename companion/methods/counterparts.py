@@ -1,10 +1,10 @@
 """Methods whose weights a profile trains itself: ablations of fused attention, and counterparts.
 
-The paper's claims about other systems are about published checkpoints, each with a base model,
-data and a budget of its own. Under a profile with ``counterparts`` every system is trained over
-the same base model on the same people for the same number of steps (`companion.methods.counterpart_training`),
-saved as its authors save theirs, and read by the same loader. What that loader has to be told
-stands here.
+The paper's claims about other systems are about published checkpoints, each with its own base
+model, data and budget. Under a profile with ``counterparts`` every system is trained over the same
+base model, on the same people and for the same number of steps
+(`companion.methods.counterpart_training`), saved in its authors' layout, and read by the same
+loader as the published one, with the options that are listed here.
 """
 
 from __future__ import annotations
@@ -35,26 +35,27 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "fused-coarse": _SHORT | {"layers": [1, 2, 3]},
 }
 """The profile's own adapter with one thing changed: entries of the profile's ``training``, and
-``steps_share``, a part of its steps. The choices that the paper leaves open are trained for a
-quarter of them, and compared with ``fused-short``, of which that alone is changed."""
+``steps_share``, a fraction of its steps. The choices that the paper leaves open are trained for a
+quarter of the steps, and compared with ``fused-short``, from which they differ in that one choice.
+"""
 
 FILE = "ip-adapter.safetensors"
-"""In the folder of a counterpart with decoupled attention: the image projection and the layers."""
+"""File of a counterpart with decoupled attention: the image projection and the layers."""
 
 SENTENCE, WORD = "a photo of a person", "person"
-"""Of Arc2Face's counterpart, whose tokenizer need not know the word that the published one uses."""
+"""Sentence of Arc2Face's counterpart, as its tokenizer may lack the word that Arc2Face uses."""
 
 THICKNESS = 0.25
-"""Of the points that InstantID's counterpart is shown, for a picture of 128 pixels."""
+"""Thickness of the points that InstantID's counterpart is shown, in pictures of 128 pixels."""
 
 _DLIB = {"file": FILE, "faces": "dlib"}
 
 
 def compared_with(name: str) -> str | None:
-    """The ablation, or ``fused``, of which one thing is changed; None of ``fused`` itself.
+    """The method from which an ablation differs in one thing; None for ``fused`` itself.
 
     Args:
-        name: ``fused``, or in `ABLATIONS`.
+        name: ``fused``, or a name in `ABLATIONS`.
     """
     if name == "fused":
         return None
@@ -84,23 +85,24 @@ COUNTERPARTS: dict[str, dict[str, Any]] = {
         "word": WORD,
     },
 }
-"""Systems with a counterpart, and how its weights differ from the published ones. Scales are those
-that it is trained with, as the adapter's strength is 1."""
+"""Systems with a counterpart, and the options by which its loading differs from the published
+one's. Scales are those of its training, as the adapter's strength is 1."""
 
 DREAMBOOTH_RATE = 1e-3
-"""Learning rate for a base model of the embedded size, at which 500 steps learn a person."""
+"""Learning rate with which 500 steps learn a person, for a base model of the embedded size."""
 
 
 def trained_options(kind: str, profile: Profile, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a method under a profile that trains it itself; none where it does not.
+    """Options of a method under a profile that trains it itself; none where it does not.
 
     Args:
-        kind: a name in `companion.methods.KNOWN`.
-        profile: says where trained weights lie.
-        given: options of the study's file. One that names weights of its own is left alone.
+        kind: A name in `companion.methods.KNOWN`.
+        profile: Profile with the folder of trained weights.
+        given: Options of the study's file; weights that it names are used as they are.
 
     Raises:
-        FusionError: the method was not trained yet, or cannot be without being named an adapter.
+        FusionError: The method was not trained yet, or it is an ablation, and there is neither a
+            folder of counterparts nor an adapter given.
     """
     ablation = kind in ABLATIONS
     if not (ablation or kind in COUNTERPARTS or kind == "dreambooth"):
@@ -136,6 +138,6 @@ def trained_options(kind: str, profile: Profile, given: Mapping[str, Any]) -> di
     if kind in ("ip-adapter", "ip-adapter-plus", "faceid-plus"):
         clip = Path(profile.clip_model)
         own |= {"clip": str(clip.parent), "image_encoder": clip.name}
-    if kind in ("instantid", "arc2face"):  # elsewhere the profile's is the default
+    if kind in ("instantid", "arc2face"):  # in the others the profile's is the default
         own["base_model"] = profile.base_model
     return own

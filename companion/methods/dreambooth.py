@@ -1,19 +1,19 @@
-"""DreamBooth: the UNet itself is fine-tuned on one person's pictures, under a name of its own.
+"""DreamBooth: the UNet itself is fine-tuned on one person's pictures.
 
-By the ordinary denoising loss on "a photo of sks person", and, so that *person* keeps its meaning,
-on pictures that the base model painted of "a photo of a person" (prior preservation).
+It learns a name for the person by the ordinary denoising loss on "a photo of sks person", and, so
+that *person* keeps its meaning, on pictures that the base model painted of "a photo of a person"
+(prior preservation).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -27,28 +27,29 @@ from companion.methods.common import make_method
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT
 from fusionlib.profiles.loading import load_stock
+from fusionlib.support.files import write_atomically
 from fusionlib.support.provenance import sha256_file, sha256_json, sha256_modules
 
 RATES = {"lora": 1e-4, "full": 5e-6}
 STEPS = {"lora": 500, "full": 800}
-"""Usual for one subject, in diffusers' own examples."""
+"""Values of diffusers' own examples, for one subject."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FineTuning:
     """How one person is learned.
 
     Attributes:
         train: ``lora`` (the attention layers, by low-rank updates) or ``full`` (the whole UNet).
-        steps: of the optimiser, each on one picture of the person and one of the class.
-        learning_rate: of AdamW, constant.
-        rank: of the LoRA.
-        identifier: the person's name in prompts, a word that means nothing yet.
-        class_word: what the person is; prompts are expected to say it.
-        prior_images: painted by the base model, once for all people.
-        prior_weight: of their loss beside the person's; 0 leaves them out.
-        save_every: steps between saved states, from which a stopped training goes on.
-        seed: of every draw.
+        steps: Optimiser steps, each on one picture of the person and one of the class.
+        learning_rate: Learning rate of AdamW, constant.
+        rank: Rank of the LoRA.
+        identifier: The person's name in prompts, a word that means nothing yet.
+        class_word: Word for what the person is, which prompts are expected to contain.
+        prior_images: Number of pictures of the class, painted by the base model once for all.
+        prior_weight: Weight of their loss beside the person's; 0 leaves them out.
+        save_every: Steps between saved states, from which a stopped training goes on.
+        seed: Seed of every random draw.
     """
 
     train: Literal["lora", "full"]
@@ -69,6 +70,10 @@ class Recipe:
                 raise FusionError(f"{name} must be a whole number of at least 1, not {value!r}.")
         if self.learning_rate <= 0 or self.prior_weight < 0:
             raise FusionError("learning_rate must be above 0, prior_weight at least 0.")
+
+    def settings(self) -> dict[str, Any]:
+        """The values that change what is learned: all but how often it is saved."""
+        return {name: value for name, value in asdict(self).items() if name != "save_every"}
 
     def personal(self, prompt: str) -> str:
         """The prompt with the person's name before the class word, or with both in front."""
@@ -99,25 +104,25 @@ def build_dreambooth(
     """DreamBooth on the profile's base model; each person is learned when it is prepared.
 
     Args:
-        models: the profile, the device and what a study's methods share.
-        name: in tables.
-        train: `Recipe` holds this and the next ten, and their meaning.
-        steps: by default 500 for ``lora``, 800 for ``full``.
-        learning_rate: by default 1e-4 for ``lora``, 5e-6 for ``full``.
-        rank: of the LoRA.
-        identifier: the person's name.
-        class_word: what the person is.
-        prior_images: painted by the base model.
-        prior_weight: of their loss.
-        save_every: steps between saved states.
-        seed: of every draw.
-        cache: folder of the learned weights, one file for each person.
-        base_model: folder or hub id; by default the profile's.
-        references: how many are seen; the paper uses three to five.
-        sampling: further arguments of the pipeline's call.
+        models: Profile, device and what a study's methods share.
+        name: Name in tables.
+        train: ``lora`` or ``full``; this and the options up to ``seed`` are those of `FineTuning`.
+        steps: By default 500 for ``lora``, 800 for ``full``.
+        learning_rate: By default 1e-4 for ``lora``, 5e-6 for ``full``.
+        rank: Rank of the LoRA.
+        identifier: The person's name in prompts.
+        class_word: Word for what the person is.
+        prior_images: Number of pictures of the class.
+        prior_weight: Weight of their loss.
+        save_every: Steps between saved states.
+        seed: Seed of every random draw.
+        cache: Folder of the learned weights, one file for each person.
+        base_model: Folder or hub id; by default the profile's.
+        references: Number of references that are seen; DreamBooth's paper uses three to five.
+        sampling: Further arguments of the pipeline's call.
 
     Raises:
-        FusionError: the base model is not there, or an option does not fit.
+        FusionError: The base model is not there, or an option does not fit.
     """
     if train not in RATES:
         raise FusionError(f'train must be "lora" or "full", not {train!r}.')
@@ -126,7 +131,7 @@ def build_dreambooth(
             "DreamBooth of the whole UNet needs weights that small steps can change: give "
             "dtype: float32 or bfloat16, or train: lora."
         )
-    recipe = Recipe(
+    tuning = FineTuning(
         train=train,
         steps=STEPS[train] if steps is None else steps,
         learning_rate=RATES[train] if learning_rate is None else learning_rate,
@@ -144,14 +149,12 @@ def build_dreambooth(
     painting: dict[str, Any] = {
         key: arguments[key] for key in ("num_inference_steps", "guidance_scale") if key in arguments
     }
-    student = Student(pipeline, recipe, ROOT / Path(cache).expanduser(), painting)
+    student = Student(pipeline, tuning, ROOT / Path(cache).expanduser(), painting)
 
     def call(prompt: str, learned: Path) -> dict[str, Any]:
         student.become(learned)
-        return {"prompt": recipe.personal(prompt)}
+        return {"prompt": tuning.personal(prompt)}
 
-    settings = asdict(recipe)
-    del settings["save_every"]  # how often it was saved does not change what was learned
     return make_method(
         name,
         models,
@@ -159,11 +162,11 @@ def build_dreambooth(
         call=call,
         prepare=student.learn,
         sampling=sampling,
-        settings={**settings, "references": references},
+        settings=tuning.settings(),
+        references=references,
         code=("methods/dreambooth.py", "embedded/losses.py"),
         needs=(base_model,),
         citation="ruiz2023dreambooth",
-        references=references,
     )
 
 
@@ -171,61 +174,57 @@ class Student:
     """A pipeline whose UNet learns one person after the other, each from the base model's weights.
 
     Args:
-        pipeline: whose UNet is trained and changed.
-        recipe: how.
-        cache: folder of what was learned.
-        painting: steps and guidance of the class's pictures, by the names of the pipeline's call.
+        pipeline: Pipeline whose UNet is trained and changed.
+        tuning: How a person is learned.
+        cache: Folder of the learned weights.
+        painting: Arguments of the pipeline's call for the pictures of the class.
     """
 
     def __init__(
-        self, pipeline: Any, recipe: Recipe, cache: Path, painting: Mapping[str, Any]
+        self, pipeline: Any, tuning: FineTuning, cache: Path, painting: Mapping[str, Any]
     ) -> None:
-        self.pipeline, self.recipe, self._painting = pipeline, recipe, dict(painting)
+        self.pipeline, self.tuning, self._painting = pipeline, tuning, dict(painting)
         unet = pipeline.unet
         self._base = sha256_modules([unet, pipeline.vae, pipeline.text_encoder])
         for part in (unet, pipeline.vae, pipeline.text_encoder):
             part.requires_grad_(False)
-        if recipe.train == "lora":
+        if tuning.train == "lora":
             from peft import LoraConfig
 
             layers = ["to_q", "to_k", "to_v", "to_out.0"]
             with torch.random.fork_rng():  # PEFT draws from the global state, in vain
                 unet.add_adapter(
-                    LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=layers)
+                    LoraConfig(r=tuning.rank, lora_alpha=tuning.rank, target_modules=layers)
                 )
         else:
             unet.requires_grad_(True)
         self._weights = {n: p for n, p in unet.named_parameters() if p.requires_grad}
-        if recipe.train == "lora":
+        if tuning.train == "lora":
             for name, weight in self._weights.items():
                 weight.data = weight.data.float()  # small steps vanish in 16 bits
                 if "lora_A" in name:  # beside a B of zeros: nothing changes yet
                     drawn = torch.randn(weight.shape, generator=self._generator("lora", name))
-                    weight.data.copy_(drawn / recipe.rank)
+                    weight.data.copy_(drawn / tuning.rank)
         self._start = {n: p.detach().cpu().clone() for n, p in self._weights.items()}
-        # What was learned by other code or another schedule is not taken for the same.
+        # Weights that other code or another schedule learned belong in another folder.
+        settings = tuning.settings() | self._painting | {"dtype": str(unet.dtype)}
         schedule = dict(pipeline.scheduler.config)
         code = sha256_file(Path(__file__))
-        self._folder = cache / sha256_json([self._base, self._settings(), schedule, code])[:16]
+        self._folder = cache / sha256_json([self._base, settings, schedule, code])[:16]
         self._current: Path | None = None
         self._scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
 
-    def _settings(self) -> dict[str, Any]:
-        settings = asdict(self.recipe)
-        del settings["save_every"]
-        return settings | self._painting | {"dtype": str(self.pipeline.unet.dtype)}
-
     def learn(self, references: Sequence[Image.Image]) -> Path:
-        """Learn a person, unless that was done before.
+        """Learn a person, unless the weights are in the cache.
 
         Args:
-            references: one picture or more.
+            references: One picture of the person, or more.
 
         Returns:
             The file with the weights, for `become`.
 
         Raises:
-            FusionError: there is no picture, or the cache cannot be written.
+            FusionError: There is no picture, or the cache cannot be written.
         """
         if not references:
             raise FusionError("DreamBooth learns a person from pictures: give one or more.")
@@ -247,7 +246,7 @@ class Student:
         """Give the UNet the weights of a person.
 
         Raises:
-            FusionError: the file is gone or damaged.
+            FusionError: The file is missing or damaged.
         """
         from safetensors.torch import load_file
 
@@ -257,8 +256,8 @@ class Student:
             self._set(load_file(learned))
         except Exception as error:  # safetensors has errors of its own
             raise FusionError(
-                f"What DreamBooth learned, {learned}, is damaged or gone: delete it and start "
-                "again, it will be learned anew."
+                f"What DreamBooth learned, {learned}, is damaged or gone: delete it, and the "
+                "person is learned again."
             ) from error
         self._current = learned
 
@@ -269,23 +268,23 @@ class Student:
         self._current = None
 
     def _train(self, pixels: list[Tensor], learned: Path) -> None:
-        recipe, unet = self.recipe, self.pipeline.unet
+        tuning, unet = self.tuning, self.pipeline.unet
         own = torch.cat([self._encode(pixel) for pixel in pixels])
-        prior = self._prior if recipe.prior_weight else None
+        prior = self._prior if tuning.prior_weight else None
         texts = torch.cat(
             [
-                self._text(f"a photo of {recipe.personal(recipe.class_word)}"),
-                self._text(f"a photo of a {recipe.class_word}"),
+                self._text(f"a photo of {tuning.personal(tuning.class_word)}"),
+                self._text(f"a photo of a {tuning.class_word}"),
             ]
         )
         self._set(self._start)
-        optimizer = torch.optim.AdamW(self._weights.values(), lr=recipe.learning_rate)
+        optimizer = torch.optim.AdamW(self._weights.values(), lr=tuning.learning_rate)
         half = unet.dtype == torch.float16
         scaler = torch.amp.GradScaler(self.pipeline.device.type, enabled=half)
         state = learned.with_suffix(".state")
         first = self._resume(state, optimizer, scaler)
         unet.train()
-        for step in range(first, recipe.steps):
+        for step in range(first, tuning.steps):
             clean = own[step % len(own)][None]
             if prior is not None:
                 clean = torch.cat([clean, prior[step % len(prior)][None]])
@@ -296,23 +295,23 @@ class Student:
             torch.nn.utils.clip_grad_norm_(self._weights.values(), 1.0)
             scaler.step(optimizer)
             scaler.update()
-            if (step + 1) % recipe.save_every == 0 and step + 1 < recipe.steps:
+            if (step + 1) % tuning.save_every == 0 and step + 1 < tuning.steps:
                 content = {
                     "step": step + 1,
                     "weights": self._copy(),
                     "optimizer": optimizer.state_dict(),
                     "scaler": scaler.state_dict(),
                 }
-                _write(state, torch.save, content)
+                self._write(state, partial(torch.save, content))
         unet.eval()
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        _write(learned, save_file, self._copy())
+        self._write(learned, lambda file: file.write(save(self._copy())))
         state.unlink(missing_ok=True)
         self._current = learned
 
     def _resume(self, state: Path, optimizer: Any, scaler: Any) -> int:
-        """Go on from a saved state, if there is one that can be read; the step that is next."""
+        """Restore a saved state, if there is one; returns the next step."""
         if not state.is_file():
             return 0
         try:
@@ -322,12 +321,12 @@ class Student:
             scaler.load_state_dict(saved["scaler"])
         except Exception as error:  # torch and pickle each have errors of their own
             raise FusionError(
-                f"The saved state {state} is damaged: delete it, and the person is learned anew."
+                f"The saved state {state} is damaged: delete it, and the person is learned again."
             ) from error
         return int(saved["step"])
 
     def _loss(self, clean: Tensor, texts: Tensor, step: int) -> Tensor:
-        """The denoising error of the person's picture, and of the class's by its weight."""
+        """The denoising loss of the person's picture, and of the class's by its weight."""
         from fusionlib.training.denoising import noised
 
         draws = [self._generator("step", step, part) for part in range(len(clean))]
@@ -336,18 +335,18 @@ class Student:
         with torch.autocast(device.type, unet.dtype, enabled=unet.dtype != torch.float32):
             predicted = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=texts).sample
         error = F.mse_loss(predicted.float(), target.float(), reduction="none").mean((1, 2, 3))
-        weights = torch.tensor([1.0, self.recipe.prior_weight], device=device)[: len(error)]
+        weights = torch.tensor([1.0, self.tuning.prior_weight], device=device)[: len(error)]
         return (error * weights).sum()
 
     @cached_property
     def _prior(self) -> Tensor:
         """Latents that the base model paints of the class, ``(prior_images, channels, h, w)``."""
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import load_file, save
 
         path = self._folder / "prior.safetensors"
         if not path.is_file():
             self._set(self._start)  # a new LoRA changes nothing
-            prompt = f"a photo of a {self.recipe.class_word}"
+            prompt = f"a photo of a {self.tuning.class_word}"
             painted = [
                 self.pipeline(
                     prompt,
@@ -355,9 +354,10 @@ class Student:
                     output_type="latent",
                     **self._painting,
                 ).images.cpu()
-                for number in range(self.recipe.prior_images)
+                for number in range(self.tuning.prior_images)
             ]
-            _write(path, save_file, {"latents": torch.cat(painted)})
+            content = save({"latents": torch.cat(painted)})
+            self._write(path, lambda file: file.write(content))
         return load_file(path)["latents"].to(self.pipeline.device)
 
     def _pixels(self, image: Image.Image) -> Tensor:
@@ -380,17 +380,13 @@ class Student:
         return text
 
     def _generator(self, *names: str | int) -> torch.Generator:
-        """Draws that depend on the seed and on these names, and on nothing that came before."""
-        key = int(sha256_json([self.recipe.seed, *names])[:15], 16)
+        """A generator that depends on the seed and these names, not on former draws."""
+        key = int(sha256_json([self.tuning.seed, *names])[:15], 16)
         return torch.Generator("cpu").manual_seed(key)
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: weight.detach().cpu().clone() for name, weight in self._weights.items()}
 
-
-def _write(path: Path, save: Callable[[Any, str], Any], content: Any) -> None:
-    """Write a file beside its place and move it there: whole or not at all, whoever else writes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save(content, str(partial))
-    partial.replace(path)
+    def _write(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, write)

@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 
 from companion.methods import Method, Models
-from companion.methods.common import as_recorded, described
+from companion.methods.common import as_recorded, paint, pipeline_key
 from fusionlib.errors import FusionError
 from fusionlib.support.provenance import sha256_modules
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from fusionlib.pipeline import FusionPipeline
 
 
@@ -28,10 +30,10 @@ def text_only(
     """The base model, which sees the prompt and nothing of the person.
 
     Args:
-        pipeline: holds the base model; its adapter, if any, is not used.
-        name: in tables.
-        threads: see `fused`.
-        settings: arguments of the pipeline's call, such as ``num_inference_steps``.
+        pipeline: Pipeline with the base model; its adapter, if any, is not used.
+        name: Name in tables.
+        threads: CPU threads for each picture, as in `fused`.
+        settings: Arguments of the pipeline's call, such as ``num_inference_steps``.
     """
     return _method(name, pipeline, (), threads, "", settings, citation="rombach2022latent")
 
@@ -48,13 +50,14 @@ def fused(
     """Fused attention over the person's references (Eq. 4, and Eq. 6 for more than one).
 
     Args:
-        pipeline: holds the base model and the adapter.
-        name: in tables.
-        strengths: lambda of each reference that the method sees, so its length is their number.
-        threads: of the CPU, used for every picture and recorded, since sums over more threads
-            round in other places; None takes as many as torch uses now.
-        reference_prompt: what the references are shown with, for an adapter that was trained so.
-        settings: arguments of the pipeline's call, such as ``num_inference_steps``.
+        pipeline: Pipeline with the base model and the adapter.
+        name: Name in tables.
+        strengths: Lambda of each reference; the method sees as many references.
+        threads: CPU threads for every picture, recorded because sums over another number of threads
+            are rounded differently; None takes as many as torch uses now.
+        reference_prompt: Text that the references are encoded with, for an adapter that was trained
+            so.
+        settings: Arguments of the pipeline's call, such as ``num_inference_steps``.
     """
     weights = [float(strength) for strength in strengths]
     return _method(
@@ -72,9 +75,9 @@ def build_fused(models: Models, *, adapter: str | None = None, **options: Any) -
     """`fused` of a profile's pipeline, for a study's file.
 
     Args:
-        models: the profile, the device and what a study's methods share.
-        adapter: folder or hub id of another adapter for the same base model.
-        options: of `fused`.
+        models: Profile, device and what a study's methods share.
+        adapter: Folder or hub id of another adapter for the same base model.
+        options: Options of `fused`.
     """
     from fusionlib.profiles.loading import adapter_of, load_pipeline
 
@@ -102,27 +105,14 @@ def _method(
     def prepare(references: Sequence[Image.Image]) -> Any:
         shared = settings.get("timestep_mode") == "shared"
         if not any(strengths) or shared or "cross_attention_kwargs" in settings:
-            return list(references)  # not seen, seen anew at every step, or by other LoRA weights
+            return list(references)  # unseen, encoded at every step, or with other LoRA weights
         with as_recorded(threads):
             return pipeline.encode_references(list(references), prompt=reference_prompt)
 
     def generate(prompt: str, references: Any, noise_seed: int) -> Image.Image:
-        # Always drawn on the CPU: the seed alone names the noise, whatever the device.
-        generator = torch.Generator("cpu").manual_seed(noise_seed)
-        with as_recorded(threads):
-            output: Any = pipeline(
-                prompt,
-                references=references if strengths else None,
-                strengths=strengths or None,
-                generator=generator,
-                **settings,
-            )
-        image: Image.Image = output.images[0]
-        return image
+        given = {"references": references, "strengths": strengths} if strengths else {}
+        return paint(pipeline, threads, noise_seed, prompt=prompt, **given, **settings)
 
-    described = describe(pipeline, with_adapter=bool(strengths))
-    if described["device"] == "cpu":
-        described["threads"] = threads
     return Method(
         name=name,
         generate=generate,
@@ -130,7 +120,7 @@ def _method(
             **settings,
             **({"reference_prompt": reference_prompt} if reference_prompt else {}),
             "strengths": list(strengths),
-            **described,
+            **fusion_key(pipeline, threads, with_adapter=bool(strengths)),
         },
         references=len(strengths),
         prepare=prepare,
@@ -138,15 +128,25 @@ def _method(
     )
 
 
-def describe(
-    pipeline: FusionPipeline, *, with_adapter: bool = True, code: Sequence[str] = ()
+def fusion_key(
+    pipeline: FusionPipeline,
+    threads: int,
+    *,
+    with_adapter: bool = True,
+    code: Sequence[str] = (),
+    **further: Module,
 ) -> dict[str, Any]:
-    """What determines a pipeline's pictures: hashes of weights and code, scheduler, versions.
+    """The `pipeline_key` of fused attention, with the base model and the adapter hashed apart.
 
     Args:
-        pipeline: holds the base model and, `with_adapter`, the adapter.
-        with_adapter: whether the adapter has a part in the pictures.
-        code: sources besides this method's own.
+        pipeline: Pipeline with the base model and, `with_adapter`, the adapter.
+        threads: CPU threads for each picture.
+        with_adapter: Whether the adapter has a part in the pictures.
+        code: Further sources of the method.
+        further: Further models of the pipeline that have a part in the pictures, by name.
+
+    Raises:
+        FusionError: The pipeline has no adapter.
     """
     modules = [pipeline.unet, pipeline.vae, pipeline.text_encoder]
     weights = {"base_model": sha256_modules(modules)}
@@ -154,4 +154,5 @@ def describe(
         if pipeline.adapter is None:
             raise FusionError("The pipeline has no adapter: give one when it is loaded.")
         weights["adapter"] = sha256_modules([pipeline.adapter])
-    return described(pipeline, weights, ("methods/fusion.py", *code))
+    weights |= {name: sha256_modules([module]) for name, module in further.items()}
+    return pipeline_key(pipeline, weights, threads, ("methods/fusion.py", *code))

@@ -1,7 +1,7 @@
-"""InstantID: decoupled attention on a face vector, and a ControlNet that is told who, not what.
+"""InstantID: decoupled attention to a face vector, and a ControlNet that sees the face's tokens.
 
-IdentityNet is a ControlNet of SDXL that sees five points of the face as a picture, and the face's
-tokens in place of the text.
+IdentityNet is a ControlNet of SDXL. It is given five points of the face as a picture, and the
+face's tokens in place of the text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from torch import Tensor, nn
 
 from companion.faces.arcface import load_embedder
 from companion.methods import Method, Models
-from companion.methods.common import guided, load_part, locate, make_method, read_adapter
+from companion.methods.common import (
+    guided,
+    load_part,
+    locate,
+    make_method,
+    read_adapter,
+    read_faces,
+)
 from companion.methods.ip_adapter import add_adapter, identity_embeds
 from fusionlib.errors import FusionError
 from fusionlib.profiles.loading import load_stock, torch_place
@@ -33,13 +40,14 @@ from fusionlib.profiles.loading import load_stock, torch_place
 WEIGHTS = "InstantX/InstantID"
 
 PUBLISHED = {"guidance_scale": 5.0}
-"""The authors' own, over what a study's methods share."""
+"""The authors' own settings, which override those that a study's methods share."""
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
-"""Of the points: the eye on the picture's left, that on its right, nose, corners of the mouth."""
+"""Colours of the points: left and right eye in the picture, nose, corners of the mouth."""
 
 NOSE, STICK, RADIUS, DIM = 2, 4, 10, 0.6
-"""The nose's place; half a stick's width and a dot's radius, in pixels; how dark sticks are."""
+"""Index of the nose; half the width of a stick and the radius of a dot, in pixels; brightness of
+the sticks."""
 
 
 def build_instantid(
@@ -58,28 +66,29 @@ def build_instantid(
     references: int = 1,
     **sampling: Any,
 ) -> Method:
-    """InstantID, on an SDXL base model, or on one of Stable Diffusion's kind.
+    """InstantID, on an SDXL base model, or on the one that its IdentityNet was trained for.
 
     Args:
-        models: the profile, the device and what a study's methods share.
-        name: in tables.
-        weights: folder or hub id, laid out as ``InstantX/InstantID``: ``ip-adapter.bin`` and
+        models: Profile, device and what a study's methods share.
+        name: Name in tables.
+        weights: Folder or hub id, laid out as ``InstantX/InstantID``: ``ip-adapter.bin`` and
             ``ControlNetModel/``.
-        file: the adapter in there, ``.safetensors`` or ``.bin``.
-        faces: folder of insightface's ``antelopev2``, by default where insightface puts it; or
+        file: Adapter file in there, ``.safetensors`` or ``.bin``.
+        faces: Folder of insightface's ``antelopev2``, by default where insightface puts it; or
             ``dlib``.
-        base_model: folder or hub id of an SDXL checkpoint, or of what IdentityNet was trained for.
-        scale: of the image attention's output.
-        identity_net_scale: of IdentityNet; with both at 0 it is text only.
-        thickness: of the drawn points, `draw_points`.
-        shares_unet: whether IdentityNet's file holds what was trained alone, and its other layers
-            are the base model's own.
-        own_sampling: whether the guidance scale is the authors' own.
-        references: how many are seen: vectors are averaged, the points are those of the first.
-        sampling: further arguments of the pipeline's call.
+        base_model: Folder or hub id of the base model.
+        scale: Weight of the image attention's output.
+        identity_net_scale: Weight of IdentityNet; with both at 0 it is text only.
+        thickness: Thickness of the drawn points, see `draw_points`.
+        shares_unet: Whether IdentityNet's file holds only the layers that were trained, and the
+            others are the base model's own.
+        own_sampling: Whether to use the authors' own guidance scale.
+        references: Number of references that are seen: their vectors are averaged, and the points
+            are those of the first.
+        sampling: Further arguments of the pipeline's call.
 
     Raises:
-        FusionError: a file or package is missing, or a checkpoint does not fit the base model.
+        FusionError: A file or package is missing, or a checkpoint does not fit the base model.
     """
     state = read_adapter(locate(weights, file, "InstantID"))
     _, dtype = torch_place(models.device, models.dtype)
@@ -102,15 +111,14 @@ def build_instantid(
     project = pipeline.unet.encoder_hid_proj
     shown: list[Tensor] = []
 
-    def tell_who(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def show_face(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, {**kwargs, "encoder_hidden_states": shown[0]}
 
-    controlnet.register_forward_pre_hook(tell_who, with_kwargs=True)
+    controlnet.register_forward_pre_hook(show_face, with_kwargs=True)
 
     def prepare(images: Sequence[Image.Image]) -> tuple[list[Tensor], Image.Image]:
-        found = [embedder.find(image, f"Reference {n + 1}") for n, image in enumerate(images)]
-        vectors = [embedder.embed(*pair) for pair in zip(images, found, strict=True)]
-        mean = torch.stack([torch.from_numpy(vector) for vector in vectors]).mean(0, keepdim=True)
+        found, vectors = read_faces(embedder, images)
+        mean = torch.stack(vectors).mean(0, keepdim=True)
         size = _picture_size(pipeline, {**(models.sampling or {}), **sampling})
         drawing = draw_points(found[0].points, images[0].size, size, thickness)
         sequence = mean[:, None]  # the resampler attends to a sequence, here of one vector
@@ -139,26 +147,25 @@ def build_instantid(
             "identity_net_scale": identity_net_scale,
             **({} if thickness == 1 else {"thickness": thickness}),
             "tokens": tokens,
-            "references": references,
-            "face_models": embedder.fingerprint,
         },
-        code=("faces/arcface.py", "methods/ip_adapter.py", "methods/instantid.py"),
-        needs=(base_model, f"{weights}/{file}", f"{weights}/ControlNetModel") + (embedder.needs,),
-        citation="wang2024instantid",
         references=references,
+        code=("methods/ip_adapter.py", "methods/instantid.py"),
+        needs=(base_model, f"{weights}/{file}", f"{weights}/ControlNetModel"),
+        citation="wang2024instantid",
+        embedder=embedder,
     )
 
 
 def over_the_unet(weights: str, base_model: str, dtype: torch.dtype) -> ControlNetModel:
-    """IdentityNet from the layers that were trained, and for all others the base model's.
+    """IdentityNet from the layers that were trained, and the base model's for all others.
 
     Args:
-        weights: folder or hub id with ``ControlNetModel/``.
-        base_model: folder or hub id, whose UNet has them by the same names.
-        dtype: of the weights.
+        weights: Folder or hub id with ``ControlNetModel/``.
+        base_model: Folder or hub id; its UNet has these layers by the same names.
+        dtype: Type of the weights.
 
     Raises:
-        FusionError: a file is missing, or does not fit the UNet.
+        FusionError: A file is missing, or does not fit the UNet.
     """
     file = locate(weights, "ControlNetModel/diffusion_pytorch_model.safetensors", "InstantID")
     config = locate(weights, "ControlNetModel/config.json", "InstantID")
@@ -186,17 +193,18 @@ def draw_points(
 ) -> Image.Image:
     """Draw five points of a face as IdentityNet was trained to see them.
 
-    The frame of the given picture is laid on the new one, cropped about its middle where their
-    shapes differ, as references are everywhere in this library.
+    The picture is scaled to fill the drawing and cropped about its middle, as references are
+    everywhere in this library.
 
     Args:
         points: ``(5, 2)``, in pixels of the given picture.
-        given: its ``(width, height)``.
+        given: ``(width, height)`` of that picture.
         size: ``(width, height)`` of the drawing.
-        thickness: of dots and sticks; 1 is that of the published one, for large pictures.
+        thickness: Thickness of dots and sticks, relative to the published one for large pictures.
 
     Returns:
-        Black, with a coloured dot at each point and darker sticks from the nose to the others.
+        A black picture with a coloured dot at each point, and darker sticks from the nose to the
+        other points.
     """
     scale = max(wanted / had for wanted, had in zip(size, given, strict=True))
     places = [

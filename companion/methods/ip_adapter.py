@@ -19,7 +19,7 @@ from fusionlib.profiles.loading import load_stock, quietly
 WEIGHTS = "h94/IP-Adapter"
 
 SCALE = 0.5
-"""What its authors advise where there is a text prompt, too; 1 is for pictures without one."""
+"""Value that its authors advise beside a text prompt; 1 is for pictures without one."""
 
 
 def build_ip_adapter(
@@ -38,19 +38,19 @@ def build_ip_adapter(
     """IP-Adapter for Stable Diffusion 1.5, on the profile's base model.
 
     Args:
-        models: the profile, the device and what a study's methods share.
-        name: in tables.
-        weights: folder or hub id, laid out as ``h94/IP-Adapter``.
-        file: the adapter in there, ``.safetensors`` or ``.bin``.
-        clip: folder or hub id with the CLIP image encoder (ViT-H); by default ``weights``.
-        image_encoder: its folder in there.
-        base_model: folder or hub id; by default the profile's.
-        scale: of the image attention's output; 0 is text only.
-        references: how many are seen; their tokens stand side by side.
-        sampling: further arguments of the pipeline's call.
+        models: Profile, device and what a study's methods share.
+        name: Name in tables.
+        weights: Folder or hub id, laid out as ``h94/IP-Adapter``.
+        file: Adapter file in there, ``.safetensors`` or ``.bin``.
+        clip: Folder or hub id with the CLIP image encoder (ViT-H); by default ``weights``.
+        image_encoder: Folder of the encoder in there.
+        base_model: Folder or hub id; by default the profile's.
+        scale: Weight of the image attention's output; 0 is text only.
+        references: Number of references that are seen; their tokens are concatenated.
+        sampling: Further arguments of the pipeline's call.
 
     Raises:
-        FusionError: a file is missing, or does not fit the base model.
+        FusionError: A file is missing, or does not fit the base model.
     """
     state = read_adapter(locate(weights, file, "IP-Adapter"))
     base_model = base_model or models.profile.base_model
@@ -75,26 +75,22 @@ def build_ip_adapter(
         call=lambda prompt, embeds: {"prompt": prompt, "ip_adapter_image_embeds": embeds},
         prepare=prepare,
         sampling=sampling,
-        settings={"scale": scale, "tokens": tokens, "references": references},
+        settings={"scale": scale, "tokens": tokens},
+        references=references,
         code=("methods/ip_adapter.py",),
         needs=(base_model, f"{weights}/{file}", f"{clip}/{image_encoder}"),
         citation="ye2023ipadapter",
-        references=references,
     )
 
 
 build_ip_adapter_plus = partial(
     build_ip_adapter, name="ip-adapter-plus", file="models/ip-adapter-plus_sd15.safetensors"
 )
-"""IP-Adapter Plus: 16 tokens, which a resampler reads from CLIP's patches."""
+"""Build IP-Adapter Plus: 16 tokens, which a resampler reads from CLIP's patches."""
 
 
 def add_image_encoder(pipeline: Any, weights: str, folder: str, what: str) -> None:
-    """Give a pipeline a CLIP image encoder and the processor of its pictures.
-
-    Raises:
-        FusionError: it is not there.
-    """
+    """Give a pipeline a CLIP image encoder and its image processor: see `load_image_encoder`."""
     encoder, processor = load_image_encoder(weights, folder, what, pipeline.unet.dtype)
     pipeline.register_modules(
         image_encoder=encoder.to(pipeline.device), feature_extractor=processor
@@ -102,16 +98,16 @@ def add_image_encoder(pipeline: Any, weights: str, folder: str, what: str) -> No
 
 
 def load_image_encoder(weights: str, folder: str, what: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """A CLIP image encoder, which may be that of a whole CLIP, and the processor of its pictures.
+    """A CLIP image encoder, alone or of a whole CLIP, and its image processor.
 
     Args:
-        weights: folder or hub id.
-        folder: in there.
-        what: the method, as an error calls it.
-        dtype: of the weights.
+        weights: Folder or hub id.
+        folder: Folder of the encoder in there.
+        what: Name of the method, for an error.
+        dtype: Type of the weights.
 
     Raises:
-        FusionError: it is not there.
+        FusionError: The encoder is not there.
     """
     from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
@@ -128,16 +124,16 @@ def add_adapter(pipeline: Any, state: Weights, scale: float, what: str) -> int:
     """Put an IP-Adapter of any kind into a pipeline's UNet, its LoRA weights included.
 
     Args:
-        pipeline: of diffusers; its UNet is changed.
-        state: the checkpoint.
-        scale: of the image attention's output.
-        what: the method, as an error calls it.
+        pipeline: A pipeline of diffusers; its UNet is changed.
+        state: Weights of the checkpoint.
+        scale: Weight of the image attention's output.
+        what: Name of the method, for an error.
 
     Returns:
-        How many tokens an image becomes.
+        The number of tokens that an image becomes.
 
     Raises:
-        FusionError: the checkpoint does not fit the UNet, or the scale is no number of at least 0.
+        FusionError: The checkpoint does not fit the UNet, or the scale is no number of at least 0.
     """
     if not (isinstance(scale, int | float) and 0 <= scale < float("inf")):
         raise FusionError(f"scale must be a finite number of at least 0, not {scale!r}.")
@@ -155,7 +151,7 @@ def add_adapter(pipeline: Any, state: Weights, scale: float, what: str) -> int:
 
 
 def tokens_of(projection: Any) -> int:
-    """How many tokens one of diffusers' image projections makes of an image."""
+    """The number of tokens that one of diffusers' image projections makes of an image."""
     for attribute in ("num_image_text_embeds", "num_tokens"):
         if hasattr(projection, attribute):
             return int(getattr(projection, attribute))
@@ -163,12 +159,12 @@ def tokens_of(projection: Any) -> int:
 
 
 def identity_embeds(pipeline: Any, vectors: Tensor, with_guidance: bool) -> list[Tensor]:
-    """Face vectors as diffusers' pipelines take them: zeros stand for no face.
+    """Face vectors as diffusers' pipelines take them, with zeros for the unconditional branch.
 
     Args:
-        pipeline: that takes them.
+        pipeline: Pipeline that takes them.
         vectors: ``(references, width)``, or ``(references, length, width)`` for a resampler.
-        with_guidance: whether the pipeline's call computes an unconditional branch, too.
+        with_guidance: Whether the pipeline's call computes an unconditional branch, too.
 
     Returns:
         One tensor, ``(2 or 1, references, ...)``.

@@ -1,8 +1,8 @@
-"""IP-Adapter-FaceID: the second cross-attention reads a face recogniser's vector, in four kinds.
+"""IP-Adapter-FaceID in four kinds: the second cross-attention reads a face recogniser's vector.
 
-FaceID projects ArcFace's vector to four tokens and adds a LoRA to the UNet; Plus (v2) lets them
-read CLIP's view of the aligned face as well; SDXL is FaceID for the larger model; Portrait makes 16
-tokens of each of up to five faces, without a LoRA.
+FaceID projects ArcFace's vector to four tokens and adds a LoRA to the UNet; in Plus (v2) these
+tokens also read CLIP's view of the aligned face; SDXL is FaceID for the larger model; Portrait
+makes 16 tokens of each of up to five faces, without a LoRA.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 
 from companion.faces.arcface import align, load_embedder
 from companion.methods import Method, Models
-from companion.methods.common import guided, locate, make_method, read_adapter
+from companion.methods.common import guided, locate, make_method, read_adapter, read_faces
 from companion.methods.ip_adapter import add_adapter, add_image_encoder, identity_embeds
 from fusionlib.errors import FusionError
 from fusionlib.profiles.loading import load_stock, quietly
@@ -27,7 +28,7 @@ from fusionlib.profiles.loading import load_stock, quietly
 WEIGHTS = "h94/IP-Adapter-FaceID"
 
 CLIP = "h94/IP-Adapter"
-"""Holds, in ``models/image_encoder``, the CLIP ViT-H that Plus reads a face with."""
+"""Repository of the CLIP ViT-H with which Plus reads a face, in ``models/image_encoder``."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class Variant:
     """One of the published checkpoints.
 
     Attributes:
-        name: in tables.
-        file: the checkpoint; all but Portrait's holds its LoRA, too.
-        lora: the same LoRA as a file of its own, read where the checkpoint comes without.
-        tokens: made of one face.
-        xl: whether the base model is SDXL, which the profile does not name.
-        plus: whether the tokens also read CLIP's view of the face.
-        most: references that it was trained to see at once.
+        name: Name in tables.
+        file: Checkpoint; each but Portrait's holds its LoRA, too.
+        lora: The same LoRA as a file of its own, read where the checkpoint lacks it.
+        tokens: Number of tokens made of one face.
+        xl: Whether the base model is SDXL, which the profile does not name.
+        plus: Whether the tokens also read CLIP's view of the face.
+        most: Most references that it was trained to see at once.
     """
 
     name: str
@@ -92,26 +93,26 @@ def build(
     """One kind of IP-Adapter-FaceID.
 
     Args:
-        variant: which.
-        models: the profile, the device and what a study's methods share.
-        name: in tables.
-        weights: folder or hub id, laid out as ``h94/IP-Adapter-FaceID``.
-        file: the adapter in there, ``.safetensors`` or ``.bin``; by default the published one.
-        lora: whether the adapter has a LoRA, as the published ones have.
-        clip: for Plus: folder or hub id with the CLIP image encoder (ViT-H).
-        image_encoder: for Plus: its folder in there.
-        faces: folder of insightface's ``buffalo_l``, by default where insightface puts it; or
+        variant: Which of the four.
+        models: Profile, device and what a study's methods share.
+        name: Name in tables.
+        weights: Folder or hub id, laid out as ``h94/IP-Adapter-FaceID``.
+        file: Adapter file in there, ``.safetensors`` or ``.bin``; by default the published one.
+        lora: Whether the adapter has a LoRA, as the published ones have.
+        clip: For Plus, folder or hub id with the CLIP image encoder (ViT-H).
+        image_encoder: For Plus, folder of the encoder in there.
+        faces: Folder of insightface's ``buffalo_l``, by default where insightface puts it; or
             ``dlib``.
-        base_model: folder or hub id; by default the profile's, or for SDXL what its authors use.
-        scale: of the image attention's output; the LoRA stays as it is.
-        shortcut: for Plus: whether the face's own tokens are added, as version 2 does.
-        shortcut_scale: for Plus: of CLIP's part beside them.
-        references: how many are seen. Vectors are averaged, as Plus's views of the face are not:
-            it sees one. Portrait's tokens stand side by side, up to five faces of them.
-        sampling: further arguments of the pipeline's call.
+        base_model: Folder or hub id; by default the profile's, or for SDXL what its authors use.
+        scale: Weight of the image attention's output; it does not scale the LoRA.
+        shortcut: For Plus, whether the face's own tokens are added, as in version 2.
+        shortcut_scale: For Plus, weight of CLIP's part beside them.
+        references: Number of references that are seen: one with Plus; up to five with Portrait,
+            whose tokens are concatenated; otherwise any number, whose vectors are averaged.
+        sampling: Further arguments of the pipeline's call.
 
     Raises:
-        FusionError: a file or package is missing, or a checkpoint does not fit the base model.
+        FusionError: A file or package is missing, or a checkpoint does not fit the base model.
     """
     file = file or variant.file
     what = f"IP-Adapter-FaceID ({file})"
@@ -138,13 +139,8 @@ def build(
     with_guidance = guided(models, sampling)
 
     def prepare(images: Sequence[Image.Image]) -> dict[str, Any]:
-        found = [embedder.find(image, f"Reference {n + 1}") for n, image in enumerate(images)]
-        vectors = torch.stack(
-            [
-                torch.nn.functional.normalize(torch.from_numpy(embedder.embed(image, face)), dim=0)
-                for image, face in zip(images, found, strict=True)
-            ]
-        )
+        found, read = read_faces(embedder, images)
+        vectors = torch.stack([F.normalize(vector, dim=0) for vector in read])
         if variant.most == 1:
             vectors = vectors.mean(0, keepdim=True)
         prepared = {"embeds": identity_embeds(pipeline, vectors, with_guidance)}
@@ -169,22 +165,16 @@ def build(
         call=call,
         prepare=prepare,
         sampling=sampling,
-        settings={
-            **plus,
-            "scale": scale,
-            "tokens": tokens,
-            "references": references,
-            "face_models": embedder.fingerprint,
-        },
-        code=("faces/arcface.py", "methods/ip_adapter.py", "methods/ip_adapter_faceid.py"),
+        settings={**plus, "scale": scale, "tokens": tokens},
+        references=references,
+        code=("methods/ip_adapter.py", "methods/ip_adapter_faceid.py"),
         needs=(
             base_model,
             f"{weights}/{file}",
-            embedder.needs,
             *([f"{clip}/{image_encoder}"] if variant.plus else []),
         ),
         citation="ye2023ipadapter",
-        references=references,
+        embedder=embedder,
     )
 
 
@@ -195,7 +185,7 @@ build_faceid_portrait = partial(build, PORTRAIT)
 
 
 def add_lora(pipeline: Any, path: Path) -> None:
-    """Load LoRA weights that lie in a file of their own, in any format that diffusers knows."""
+    """Load LoRA weights from a file of their own, in any format that diffusers knows."""
     try:
         with quietly():
             pipeline.load_lora_weights(str(path.parent), weight_name=path.name)

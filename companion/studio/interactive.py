@@ -1,8 +1,8 @@
-"""A studio in the notebook: choose people, say what to paint, draw who shall be where, and look.
+"""A studio in the notebook: choose people, write a prompt, draw where each person goes, and look.
 
-What a browser shows is in ``interactive.js`` and ``interactive.css`` beside this file; all that
-decides anything is here. The two share the traits of `Studio` and nothing else, so the widget can
-be used, and tested, from Python.
+What a browser shows is in ``interactive.js`` and ``interactive.css`` beside this file; every
+decision is made here. The two share the traits of `Studio` and nothing else, so the widget can be
+used, and tested, from Python.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import anywidget
 import numpy as np
 import torch
 import traitlets
+from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
 from companion.methods.common import as_recorded
 from companion.person import Person
-from companion.request import Request, encoded, nearest
+from companion.request import Reference, Request, encoded, nearest
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image, save_png
 from fusionlib.masking import scale_identity_masks
@@ -37,10 +38,13 @@ if TYPE_CHECKING:
     from fusionlib.profiles import Profile
 
 COLORS = ("#0072b2", "#d55e00", "#9b4f96")
-"""One for each person who can be chosen; told apart by colour-blind readers, too."""
+"""A colour for each chosen person; colour-blind readers can tell them apart, too."""
+
+MOST_PEOPLE = len(COLORS)
+"""Number of people beyond which a picture is refused: at this size they would look alike."""
 
 KEPT = 12
-"""So many of the last pictures stay in the strip."""
+"""Number of former pictures in the strip."""
 
 PROMPTS = (
     "a photo of a person",
@@ -50,14 +54,27 @@ PROMPTS = (
     "a black and white photo of a person in a library",
     "a watercolor painting of a person in a forest",
 )
-"""Suggestions, in words that the embedded model has learnt."""
+"""Suggested prompts, in words that the embedded model has learnt."""
+
+ASKED = ("wide", "chosen", "places", "strengths", "prompt", "seed", "guidance_scale", "steps")
+"""Traits that determine a picture. Set in this order, none of them changes one before it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """A picture, what it was made from, and the seconds it took with the references' encoding."""
+    """A picture and what it was made from.
+
+    Attributes:
+        request: What was asked for.
+        page: The traits of the page that asked for it.
+        image: The picture.
+        seconds: Time it took, with the encoding of the references.
+        record: What its PNG says of it.
+        notes: Warnings of the library.
+    """
 
     request: Request
+    page: dict[str, Any]
     image: Image.Image
     seconds: float
     record: dict[str, Any]
@@ -65,14 +82,14 @@ class Shot:
 
     def references(self, size: tuple[int, int]) -> list[Image.Image]:
         """The references as a model of this ``(height, width)`` saw them."""
-        return [prepare_reference(load_image(path), *size) for path in self.request.files]
+        return [prepare_reference(each.load(), *size) for each in self.request.references]
 
     def masks(self, factor: int, levels: int) -> list[Image.Image]:
         """The places in their colours: as drawn, and as each level of the UNet sees them.
 
         Args:
-            factor: pixels of the picture for each position of the latents.
-            levels: of the UNet; each halves the sides of the one before.
+            factor: Pixels of the picture for each position of the latents.
+            levels: Number of the UNet's levels; each halves the sides of the one before.
 
         Returns:
             Pictures of the size of the image; none if no places were given.
@@ -92,16 +109,16 @@ class Studio(anywidget.AnyWidget):
     """The widget that `studio` returns. In Python: set its traits, then call `paint` or `save`.
 
     Attributes:
-        chosen: numbers of the chosen people, three at most.
-        prompt: what to paint.
-        strengths: of each chosen person.
-        guidance_scale: how strongly to follow prompt and faces.
-        steps: of the sampler.
-        seed: of the noise.
-        wide: whether the picture is twice as wide as high.
-        places: who shall be where, a byte for each pixel, row by row: 0 is nobody in particular,
-            1 the first of the chosen people. With fewer than two of them it changes nothing.
-        message: what there is to say, in a sentence, and ``failed`` whether it is an error.
+        chosen: Numbers of the chosen people, three at most.
+        prompt: What to paint.
+        strengths: Lambda of each chosen person.
+        guidance_scale: How strongly to follow prompt and faces.
+        steps: Number of denoising steps.
+        seed: Seed of the noise.
+        wide: Whether the picture is twice as wide as high.
+        places: Person at each pixel, row by row, a byte each: 0 is no one in particular, 1 the
+            first of the chosen people. With fewer than two people it changes nothing.
+        message: A sentence for the reader; ``failed`` says whether it is an error.
     """
 
     _esm = Path(__file__).with_suffix(".js")
@@ -169,10 +186,10 @@ class Studio(anywidget.AnyWidget):
         self.observe(self._on_command, "command")
 
     def request(self) -> Request:
-        """What is asked for as the page stands now.
+        """What the page asks for now.
 
         Raises:
-            FusionError: it cannot be painted; the message says what to change.
+            FusionError: It cannot be painted; the message says what to change.
         """
         height, width = self.size
         places = np.frombuffer(self.places, np.uint8)
@@ -180,12 +197,22 @@ class Studio(anywidget.AnyWidget):
             raise FusionError(
                 f"places holds {len(places)} bytes, not one for each of {height} x {width} pixels."
             )
-        drawn = len(self.chosen) > 1 and places.any()
+        people = [self.people[index] for index in self.chosen]
+        if len(people) > MOST_PEOPLE:
+            raise FusionError(f"{len(people)} people are too many: choose three at most.")
+        if len(self.strengths) != len(people):
+            raise FusionError(
+                f"{len(self.strengths)} strengths do not fit {len(people)} people: give one for "
+                "each."
+            )
+        identities = [slot for slot, person in enumerate(people) for _ in person.references]
+        drawn = len(people) > 1 and places.any()
         request = Request(
             prompt=self.prompt,
-            people=tuple(self.people[index] for index in self.chosen),
-            strengths=tuple(self.strengths),
-            places=places.reshape(height, width).copy() if drawn else None,
+            references=tuple(Reference(path) for person in people for path in person.references),
+            strengths=tuple(self.strengths[slot] for slot in identities),
+            masks=_masks(places.reshape(height, width), len(people)) if drawn else None,
+            identities=tuple(identities),
             size=None if (height, width) == self._own_size else (height, width),
             guidance_scale=self.guidance_scale,
             steps=self.steps,
@@ -201,7 +228,7 @@ class Studio(anywidget.AnyWidget):
             The picture, as ``pipeline(...)`` makes it.
 
         Raises:
-            FusionError: the request does not fit; the message says what to change.
+            FusionError: The request does not fit; the message says what to change.
         """
         self.message, self.failed, self.progress, self.busy = "", False, 0.0, True
         try:
@@ -213,8 +240,11 @@ class Studio(anywidget.AnyWidget):
                 image = self._made(request)
                 seconds = time.perf_counter() - started
             notes = tuple(str(w.message) for w in caught if w.category is UserWarning)
-            record = request.record(self.pipeline, self._profile, self._threads)
-            self.shots = [Shot(request, image, seconds, record, notes), *self.shots[: KEPT - 1]]
+            page = {trait: getattr(self, trait) for trait in ASKED}
+            if request.masks is None:
+                page["places"] = bytes(len(self.places))
+            shot = Shot(request, page, image, seconds, self._record(request), notes)
+            self.shots = [shot, *self.shots[: KEPT - 1]]
             self.history = [
                 {"image": _url(_thumbnail(shot.image)), "text": _caption(shot)}
                 for shot in self.shots
@@ -235,7 +265,7 @@ class Studio(anywidget.AnyWidget):
             "wide": shot.image.width > shot.image.height,
             "image": _url(shot.image),
             "references": [_url(image) for image in shot.references(self._own_size)],
-            "identities": shot.request.identities,
+            "identities": list(shot.request.identities),
             "places": drawn[0] if drawn else None,
             "levels": drawn[1:],
             "caption": _caption(shot),
@@ -250,7 +280,7 @@ class Studio(anywidget.AnyWidget):
             The PNG, in the studio's folder, named after prompt and seed.
 
         Raises:
-            FusionError: nothing was painted yet, or the folder cannot be written.
+            FusionError: Nothing was painted yet, or the folder cannot be written.
         """
         shot = self._current()
         record = shot.record
@@ -262,15 +292,8 @@ class Studio(anywidget.AnyWidget):
 
     def recall(self) -> None:
         """Set the page to what the picture that is shown was made from."""
-        request = self._current().request
-        self.wide = request.size is not None
-        self.chosen = [self.people.index(person) for person in request.people]
-        height, width = self.size
-        blank = bytes(height * width)
-        self.places = blank if request.places is None else request.places.tobytes()
-        self.strengths = list(request.strengths)
-        self.prompt, self.seed = request.prompt, request.seed
-        self.guidance_scale, self.steps = request.guidance_scale, request.steps
+        for trait, value in self._current().page.items():
+            setattr(self, trait, value)
 
     def share(self) -> None:
         """Give each of the chosen people an upright part of the picture, from left to right."""
@@ -282,7 +305,7 @@ class Studio(anywidget.AnyWidget):
         """The picture, and under it what it was made from: for pages without a kernel.
 
         Raises:
-            FusionError: nothing was painted yet.
+            FusionError: Nothing was painted yet.
         """
         from companion.figures.grids import picture_grid
 
@@ -308,16 +331,31 @@ class Studio(anywidget.AnyWidget):
             bundle[0]["image/png"] = encoded(self.still())
         return bundle
 
+    def _record(self, request: Request) -> dict[str, Any]:
+        """What a saved picture says of itself: as that of ``fusionlib generate``, and the code."""
+        more = {}
+        if request.masks is not None:
+            drawings = [Image.fromarray(np.uint8(255 * mask)) for mask in request.masks.numpy()]
+            more["identity_masks"] = [{"png": encoded(drawing)} for drawing in drawings]
+        return request.record(
+            request.method(self.pipeline, self._threads),
+            profile=self._profile,
+            dtype=str(self.pipeline.dtype).removeprefix("torch."),
+            python=request.code(),
+            **more,
+        )
+
     def _made(self, request: Request) -> Image.Image:
         def tick(pipeline: Any, step: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
-            self.progress = (step + 1) / request.steps
+            self.progress = (step + 1) / steps
             return state
 
+        steps = request.steps or self.max_steps
         generator = torch.Generator("cpu").manual_seed(request.seed)
         with as_recorded(self._threads):
             made: Any = self.pipeline(
                 request.prompt,
-                references=self._encode(request) if request.files else None,
+                references=self._encode(request) if request.references else None,
                 generator=generator,
                 callback_on_step_end=tick,
                 **request.arguments(),
@@ -330,9 +368,9 @@ class Studio(anywidget.AnyWidget):
         adapter, unet = self.pipeline.adapter, self.pipeline.unet
         marks = (adapter.fingerprint() if adapter else None, fingerprint_of_unet(unet))
         weights = (None if mark is None else mark.numpy().tobytes() for mark in marks)
-        key = (self.pipeline.vae, *weights, *request.files)
+        key = (self.pipeline.vae, *weights, *request.references)
         if key not in self._encoded:
-            pictures = [load_image(path) for path in request.files]
+            pictures = [reference.load() for reference in request.references]
             self._encoded[key] = self.pipeline.encode_references(pictures)
             for oldest in list(self._encoded)[:-KEPT]:
                 del self._encoded[oldest]
@@ -349,7 +387,7 @@ class Studio(anywidget.AnyWidget):
         return self._at
 
     def _on_chosen(self, change: Any) -> None:
-        """Strengths and places go with their people; those of who left are dropped."""
+        """Move strengths and places along with their people, and drop those of people who left."""
         numbers = dict.fromkeys(n for n in change.new if 0 <= n < len(self.people))
         if list(numbers) != change.new:
             self.chosen = list(numbers)
@@ -364,7 +402,7 @@ class Studio(anywidget.AnyWidget):
         self.places = renamed[np.frombuffer(self.places, np.uint8)].tobytes()
 
     def _on_wide(self, change: Any) -> None:
-        """The places are stretched to the new width, or pressed together."""
+        """Stretch the places to the new width, or press them together."""
         height, width = self._own_size
         places = np.frombuffer(self.places, np.uint8).reshape(height, -1)
         stretched = places.repeat(2, axis=1) if change.new else places[:, ::2]
@@ -372,7 +410,7 @@ class Studio(anywidget.AnyWidget):
         self.places = stretched.tobytes()
 
     def _on_command(self, change: Any) -> None:
-        """Do what was clicked; what a reader can put right is said in one sentence."""
+        """Do what was clicked; a mistake that a reader can put right becomes one sentence."""
         _, name, argument = change.new
         try:
             if name == "show":
@@ -388,7 +426,7 @@ class Studio(anywidget.AnyWidget):
         except FusionError as error:
             self.message, self.failed = " ".join(str(error).split()), True
         except Exception as error:
-            # Lost in a browser's click: say it on the page, and let the log have the rest.
+            # A browser's click loses errors: the page shows this one, and the log has the rest.
             self.message, self.failed = f"{type(error).__name__}: {error}", True
             raise
 
@@ -401,27 +439,39 @@ def open_studio(
     prompts: Sequence[str] = PROMPTS,
     folder: str | Path = "try-it",
 ) -> Studio:
-    """A page to try the method on: choose people, draw who shall be where, paint, look, save.
+    """A page to try the method on: choose people, draw where each goes, paint, look, save.
 
     Args:
-        pipeline: with an adapter.
-        people: to choose from, shown by their first reference.
-        profile: gives guidance scale and steps to begin with, and the most steps; by default 3 and
-            20.
-        prompts: suggestions; the first is there to begin with.
-        folder: where pictures are saved.
+        pipeline: Pipeline with an adapter.
+        people: People to choose from, shown by their first reference.
+        profile: Profile with the guidance scale and steps to begin with, and the most steps; by
+            default 3 and 20.
+        prompts: Suggestions; the page begins with the first.
+        folder: Folder in which pictures are saved.
 
     Returns:
-        A widget, which a notebook shows by itself; `Studio` tells how to use it from Python.
+        A widget, which a notebook shows by itself; `Studio` describes its use from Python.
 
     Raises:
-        FusionError: there is nobody to choose, or a reference cannot be read.
+        FusionError: There is no person to choose, or a reference cannot be read.
     """
     return Studio(pipeline, people, profile=profile, prompts=prompts, folder=folder)
 
 
 def _caption(shot: Shot) -> str:
     return f"“{shot.request.prompt}”, seed {shot.request.seed}, {shot.seconds:.1f} s"
+
+
+def _masks(places: NDArray[np.uint8], people: int) -> Tensor:
+    """The place of each person, boolean ``(people, height, width)``."""
+    masks = torch.from_numpy(np.stack([places == number + 1 for number in range(people)]))
+    for number, mask in enumerate(masks, start=1):
+        if not mask.any():
+            raise FusionError(
+                f"Person {number} has no place in the picture: draw one, or clear the places, and "
+                "everybody is seen everywhere."
+            )
+    return masks
 
 
 def _painted(masks: Tensor, size: tuple[int, int]) -> Image.Image:

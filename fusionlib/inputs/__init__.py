@@ -1,1 +1,1 @@
-"""What goes in: pictures, faces and masks."""
+"""Inputs: pictures, faces and identity masks."""

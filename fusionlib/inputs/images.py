@@ -1,4 +1,4 @@
-"""Pictures in and out: any image file becomes plain RGB, and every PNG says how it was made."""
+"""Pictures read and written: any image file becomes plain RGB, a PNG records how it was made."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from fusionlib.errors import FusionError
 from fusionlib.support.files import check_writable, write_atomically
 
 MIN_SIDE = 32
-"""Pixels on the shorter side below which no face can be seen, let alone told from another."""
+"""Least number of pixels on the shorter side; in smaller pictures no face can be recognised."""
 
 METADATA_KEY = "fusionlib"
-"""Keyword of the PNG text chunk (iTXt) that holds the record of how an image was made."""
+"""Keyword of the PNG text chunk (iTXt) with the record of how an image was made."""
 
 
 def load_image(path: str | Path) -> Image.Image:
     """Read an image file as 8-bit RGB, upright and opaque.
 
     The camera's orientation tag is applied, transparency is laid over white, and grey, CMYK,
-    palette and 16-bit pictures are brought to 8-bit RGB. Of an animation the first frame is read.
+    palette and 16-bit pictures become 8-bit RGB. Of an animation the first frame is read.
 
     Args:
-        path: any file that Pillow can decode.
+        path: Any file that Pillow can decode.
 
     Returns:
         A picture in mode ``RGB``, at least `MIN_SIDE` pixels on each side.
 
     Raises:
-        FusionError: the file is missing, is no image, is damaged, too small or far too large.
+        FusionError: The file is missing, is no image, is damaged, too small or far too large.
     """
     path = Path(path)
     if path.is_dir():
@@ -44,7 +44,7 @@ def load_image(path: str | Path) -> Image.Image:
         raise FusionError(f"There is no image file {path}: check the path.")
     try:
         with warnings.catch_warnings():
-            # Pillow only warns up to twice its limit; a picture that big is a mistake or an attack.
+            # Up to twice its limit Pillow only warns; such a picture is a mistake or an attack.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
                 if min(opened.size) < MIN_SIDE:
@@ -67,14 +67,14 @@ def load_image(path: str | Path) -> Image.Image:
         ) from error
     except PermissionError as error:
         raise FusionError(f"{path} may not be read: check the file's permissions.") from error
-    except Exception as error:  # a decoder fed with damaged bytes may raise anything
+    except Exception as error:  # a decoder may raise anything for damaged bytes
         raise FusionError(
             f"{path} is damaged or cut short ({error}): get a whole copy of it."
         ) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to 8-bit RGB: deep grey is scaled, transparent parts become white."""
+    """Convert any mode to 8-bit RGB: deep grey is scaled, transparent parts become white."""
     if image.mode.startswith("I") or image.mode == "F":
         return reduce_depth(image).convert("RGB")
     if image.has_transparency_data:
@@ -85,7 +85,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def reduce_depth(image: Image.Image) -> Image.Image:
-    """Bring 16-bit, 32-bit and floating-point grey to 8 bits, where Pillow would clip instead."""
+    """Scale 16-bit, 32-bit and floating-point grey to 8 bits, where Pillow would clip."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     if image.mode == "F":
         peak = 1.0 if values.max() <= 1 else 255.0
@@ -100,7 +100,7 @@ def prepare_output(path: str | Path) -> Path:
     Creates missing parent folders.
 
     Raises:
-        FusionError: the name does not end in ``.png``, is a folder, or cannot be written.
+        FusionError: The name does not end in ``.png``, is a folder, or cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -115,12 +115,12 @@ def save_png(image: Image.Image, path: str | Path, metadata: dict[str, Any] | No
     """Write a PNG in one step: a reader sees the whole file or none, even after a kill.
 
     Args:
-        image: the picture.
-        path: where to; missing parent folders are created.
-        metadata: anything JSON can hold, stored in the file and read by `read_metadata`.
+        image: The picture.
+        path: File to write; missing parent folders are created.
+        metadata: Anything JSON can hold, stored in the file for `read_metadata`.
 
     Raises:
-        FusionError: the file cannot be written.
+        FusionError: The file cannot be written.
     """
     path = prepare_output(path)
     info = PngInfo()

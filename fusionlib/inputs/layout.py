@@ -1,9 +1,9 @@
-"""Identity masks from a layout: where each identity's face shall be, M_1 ... M_n of equation 7.
+"""Identity masks from a layout: the place of each identity's face, M_1 ... M_n of Eq. 7.
 
 Masks come from one picture for each identity, from one picture with a color for each, from boxes,
-or from what is found in a picture. Each function returns what ``FusionPipeline`` takes as
-``identity_masks``: boolean ``(identities, height, width)``. Where two masks overlap, equation 7
-closes both faces and only the text is seen; that is rarely meant, so it is said in a warning.
+or from faces or regions that are found in a picture. Each function returns what ``FusionPipeline``
+takes as ``identity_masks``: boolean ``(identities, height, width)``. Where two masks overlap, Eq. 7
+closes both faces and only the text is seen; that is rarely intended, so a warning says so.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Picture = str | Path | Image.Image
 """The path of an image file, or a picture in any mode."""
 
 Color = int | str | tuple[int, int, int]
-"""A palette index, grey level or label; a name such as "red" or "#ff0000"; or red, green, blue."""
+"""A palette index, grey level or label; a name, "red" or "#ff0000"; or (red, green, blue)."""
 
 MAX_COLORS = 16
-"""More colors than this in a layout mean soft edges or a photograph, not a color for each face."""
+"""Most colors of a layout; more mean soft edges or a photograph, not a color for each face."""
 
 SPECK = 0.1
-"""Regions smaller than this share of the largest one are nobody."""
+"""Fraction of the largest region's pixels below which a region is ignored."""
 
 
 def masks_from_files(
@@ -44,7 +44,7 @@ def masks_from_files(
 ) -> Tensor:
     """Read identity masks from pictures, one for each identity: white where its face shall be.
 
-    What is brighter than half belongs to the mask; what is transparent does not.
+    Pixels brighter than half belong to the mask; transparent ones do not.
 
     Args:
         files: The pictures, in the order of the identities.
@@ -205,15 +205,15 @@ def masks_from_faces(
 ) -> Tensor:
     """Make an identity mask of each face that is found in a picture, from left to right.
 
-    For a picture that the generated one shall follow, such as the one from which a ControlNet's
-    layout was made. The detector knows photographs, and takes renderings of people too. In a depth
-    map it finds some faces and misses others, in a map of poses or outlines none: use the picture
-    from which the map was made, or ``masks_from_regions``.
+    Give it a picture that the generated one shall follow, such as the one from which a ControlNet's
+    layout was made. The detector finds faces in photographs and in renderings of people. In a depth
+    map it finds some faces and misses others, in a map of poses or outlines it finds none: use the
+    picture from which the map was made, or ``masks_from_regions``.
 
     Args:
         picture: A picture with faces.
         count: How many faces there must be; None accepts any number from 1.
-        margin: What to add on each side of a face, in sides of its box (brows to chin).
+        margin: Width to add on each side of a face, in sides of its box (brows to chin).
         size: ``(height, width)`` of the image that is to be generated; None accepts any.
         resize: Whether to scale masks that are not of that size (see ``scale_identity_masks``).
 
@@ -272,18 +272,18 @@ def masks_from_regions(
 ) -> Tensor:
     """Make an identity mask of each bright region of a layout, from left to right.
 
-    For the depth map of a ControlNet, where what is near is bright: people who stand apart are
-    regions of their own, and of those who touch at the shoulders the heads are, above some grey
-    level. Nothing here knows what a face is: look at the result. People whom no level parts need
-    masks or boxes. For a map of poses on black use ``box=True``, the rectangle around each.
+    It is meant for the depth map of a ControlNet, in which near parts are bright: people who stand
+    apart are separate regions, and if their shoulders touch, their heads are separate above some
+    grey level. It does not recognise faces, so look at the result. People that no level separates
+    need masks or boxes. For a map of poses on black use ``box=True``, the rectangle around each.
 
     Args:
         layout: The picture.
         count: How many regions there must be. Those smaller than a tenth of the largest do not
             count.
-        threshold: The grey level, 0 to 254, above which a pixel belongs to a region; None takes the
-            lowest at which there are so many, from that on which parts near from far (Otsu's
-            method).
+        threshold: The grey level, 0 to 254, above which a pixel belongs to a region. None starts
+            with the level that separates near from far (Otsu's method), and raises it until there
+            are `count` regions.
         box: Whether to take the rectangle around each region in place of its shape.
         size: ``(height, width)`` of the image that is to be generated; None accepts any.
         resize: Whether to scale masks that are not of that size (see ``scale_identity_masks``).
@@ -292,7 +292,7 @@ def masks_from_regions(
         Boolean ``(identities, height, width)``.
 
     Raises:
-        FusionError: If the file cannot be read, there are not so many regions, scipy is not
+        FusionError: If the file cannot be read, there is another number of regions, scipy is not
             installed, or the picture has another size.
 
     Warns:
@@ -340,11 +340,11 @@ def masks_from_regions(
 def warn_of_overlaps(
     masks: Tensor, names: Sequence[str] | None = None, *, stacklevel: int = 1
 ) -> None:
-    """Warn of every two identity masks that overlap: there, by Eq. 7, neither face is seen.
+    """Warn of every two identity masks that overlap: by Eq. 7, neither face is seen there.
 
     Args:
         masks: Boolean ``(identities, H, W)``.
-        names: What to call the identities beside their numbers.
+        names: Names of the identities, beside their numbers.
         stacklevel: As for ``warnings.warn``; 1 blames the line that calls this function.
 
     Raises:
@@ -390,7 +390,7 @@ def _finish(
     resize: bool,
     source: str | None = None,
 ) -> Tensor:
-    """Stack the masks at the size that is asked for, and warn of overlaps."""
+    """Stack the masks at the given size, or their own, and warn of overlaps."""
     wanted = masks[0].shape if size is None else _checked_size(size)
     for mask, name in zip(masks, names, strict=True):
         if mask.shape != wanted and not (resize and size is not None):
@@ -400,7 +400,7 @@ def _finish(
                 "give the image's size=(height, width) and resize=True to scale it."
             )
     tensors = [torch.from_numpy(np.array(mask)) for mask in masks]
-    if len({mask.shape for mask in masks}) == 1:  # together, so that none takes another's place
+    if len({mask.shape for mask in masks}) == 1:  # together, so that no mask grows into another
         stacked = scale_identity_masks(torch.stack(tensors), (wanted[0], wanted[1]))
     else:
         stacked = torch.cat(
@@ -423,7 +423,7 @@ def _check_count(count: Any) -> None:
 
 
 def _open(picture: Picture, name: str) -> Image.Image:
-    """A picture in its own mode, upright: colors and labels must reach us as they are."""
+    """A picture, upright, in its own mode, which keeps colors and labels as they are."""
     if isinstance(picture, Image.Image):
         try:
             return ImageOps.exif_transpose(picture)
@@ -436,13 +436,13 @@ def _open(picture: Picture, name: str) -> Image.Image:
             f"{name} must be the path of an image file or a PIL image, "
             f"not {type(picture).__name__}."
         )
-    load_image(picture)  # knows every way in which a file can be broken
+    load_image(picture)  # raises a clear error for any broken file
     with Image.open(picture) as opened:
         return ImageOps.exif_transpose(opened)
 
 
 def brightness(picture: Image.Image) -> NDArray[np.uint8]:
-    """Brightness from 0 to 255; what is transparent is black."""
+    """Brightness from 0 to 255; transparent parts are black."""
     if picture.mode.startswith("I") or picture.mode == "F":
         return np.asarray(reduce_depth(picture))
     if picture.has_transparency_data:
@@ -475,7 +475,7 @@ def _pack(color: Any, name: str) -> int:
 
 
 def _left_to_right(values: NDArray[np.int64], empty: int, name: str) -> list[int]:
-    """The picture's colors besides the background's."""
+    """The picture's colors besides the background's, by the middle of what they cover."""
     present = [int(value) for value in np.unique(values) if value != empty]
     if not 1 <= len(present) <= MAX_COLORS:
         raise FusionError(
@@ -487,7 +487,7 @@ def _left_to_right(values: NDArray[np.int64], empty: int, name: str) -> list[int
 
 
 def _regions(bright: NDArray[np.bool_]) -> tuple[NDArray[np.int32], list[int]]:
-    """The number of its connected region for each pixel, and those numbers without specks."""
+    """A map with the number of each pixel's connected region, and the numbers of large regions."""
     try:
         from scipy.ndimage import label
     except ImportError as error:
@@ -519,7 +519,7 @@ def _rectangle(
 
 
 def _otsu(grey: NDArray[np.uint8]) -> int:
-    """The grey level that parts dark from bright with the greatest variance between the classes."""
+    """The grey level that splits dark from bright with the greatest variance between classes."""
     share = np.bincount(grey.ravel(), minlength=256) / grey.size
     dark = share.cumsum()
     mean = (share * np.arange(256)).cumsum()

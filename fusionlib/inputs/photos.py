@@ -1,8 +1,8 @@
 """Reference photographs: the face in a user's picture, turned level and cropped to a square.
 
-A reference is a square picture that a face fills. Here any photograph becomes one: faces are found
-by dlib's detector, which works offline, and the crop follows the eyes. Who has a crop in mind gives
-its box, and no detector runs.
+A reference is a square picture that a face fills. Any photograph becomes one here: dlib's detector,
+which works offline, finds the face, and the crop follows the eyes. With a box of your own, no
+detector runs.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from fusionlib.errors import FusionError
 from fusionlib.inputs.images import MIN_SIDE, load_image, to_rgb
 
 Box = tuple[float, float, float, float]
-"""``(left, top, right, bottom)``; right and bottom are the first column and row outside of it."""
+"""``(left, top, right, bottom)``; right and bottom are the first column and row outside."""
 
 DETECTION_SIDE = 1600
-"""Pixels of the longer side at which faces are looked for; small pictures are enlarged, at most
-twice. The detector sees faces from 80 pixels on, 1 in 20 of the longer side of a large picture."""
+"""Longer side in pixels at which faces are looked for; small pictures are enlarged, at most twice.
+The detector finds faces from 80 pixels on, a twentieth of this side."""
 
 FRAME = 0.41
-"""The margin that gives a face the place it has in the embedded model's training pictures."""
+"""Margin with which a face is as large as in the embedded model's training pictures."""
 
 
 class FaceChoiceError(FusionError):
     """A picture shows no face, or several of which none was chosen, or not the one chosen.
 
     Attributes:
-        found: What was found where, without what to do about it: the command line's remedies are
-            others than those of a function's arguments.
+        found: What was found and where, without the remedy: the command line names its options
+            where this error names arguments.
         faces: The number of faces.
     """
 
@@ -51,8 +51,8 @@ class FaceChoiceError(FusionError):
 class Face:
     """A face found in a picture, in pixels of the upright picture.
 
-    Where it is and how large follows from its landmarks: as a head tilts, they keep their places
-    to about 1% of its size, where the detector's box jumps by 10% and more.
+    Its place and size follow from its landmarks: as a head tilts, these keep their places to about
+    1% of its size, while the detector's box jumps by 10% and more.
 
     Attributes:
         eyes: The middle ``(x, y)`` of the eye on the picture's left, and of that on its right.
@@ -84,7 +84,7 @@ class Face:
         """The side in pixels of a square about the face, from above the brows to the chin."""
         left, right = self.eyes
         middle = (left[0] + right[0]) / 2, (left[1] + right[1]) / 2
-        # Turning aside shortens the first, nodding the second.
+        # A head turned aside shortens the first distance, a nod the second.
         return 2.25 * max(math.dist(left, right), 1.2 * math.dist(middle, self.nose))
 
     @property
@@ -123,8 +123,9 @@ def prepare_photo(
             upright picture, in pixels, or in fractions of its width and height if no number is
             above 1. A box that is no square is widened to one about its middle. It is neither
             turned nor given a margin.
-        margin: What to add on each side of the face, which reaches from the brows to the chin, in
-            sides of its box. 0.5 shows hair and neck, as in the embedded model's training pictures.
+        margin: Width to add on each side of the face's box, which reaches from the brows to the
+            chin, in sides of the box. 0.5 shows hair and neck, as in the embedded model's training
+            pictures.
         level: Whether to turn the picture so that the eyes are level.
         size: The side of the result in pixels; None keeps the photograph's own resolution.
 
@@ -136,7 +137,7 @@ def prepare_photo(
             if an argument does not fit; the message says what to do.
 
     Example:
-        A photograph of two, of whom the one on the right is meant:
+        A photograph of two people, of which the right one is the reference:
 
         >>> from PIL import Image
         >>> from fusionlib import find_faces, prepare_photo
@@ -173,7 +174,7 @@ def prepare_photo(
                 f"box is {right - left} x {bottom - top} pixels of {name}: at least {MIN_SIDE} are "
                 "needed to see a face."
             )
-        # From the corner, not the middle, which may lie between two pixels.
+        # Computed from the corner, as the middle may lie between two pixels.
         centre = (left + right - side) // 2 + side / 2, (top + bottom - side) // 2 + side / 2
         crop = _square(image, centre, side, 0.0)
     else:
@@ -190,7 +191,7 @@ def crop_face(
     Args:
         image: RGB, upright.
         face: Where it is, in pixels of the picture.
-        margin: What to add on each side of the face, in sides of its box.
+        margin: Width to add on each side of the face, in sides of its box.
         level: Whether to turn the picture so that the eyes are level.
 
     Returns:
@@ -203,8 +204,9 @@ def crop_face(
 def find_faces(photo: str | Path | Image.Image) -> list[Face]:
     """Find the faces in a picture with dlib's detector, ordered from left to right.
 
-    It sees faces that look at the camera or a little aside and are tilted by less than about 45
-    degrees, from 80 pixels on where the picture is scaled to at most 1600, or to twice its size.
+    It finds faces that look at the camera or a little aside and are tilted by less than about 45
+    degrees. The picture is first scaled to a longer side of 1600 pixels, or to at most twice its
+    size; faces must then have 80 pixels or more.
 
     Args:
         photo: A file that Pillow can decode, or a picture in any mode.
@@ -243,7 +245,7 @@ def read_photo(photo: str | Path | Image.Image, name: str = "photo") -> Image.Im
 
     Args:
         photo: A file that Pillow can decode, or a picture in any mode.
-        name: How to call a picture from memory in an error; a file is called by its path.
+        name: Name of a picture from memory, for an error; a file is named by its path.
 
     Raises:
         FusionError: If the file is missing, damaged, too small or far too large, or the picture is
@@ -272,13 +274,13 @@ def read_photo(photo: str | Path | Image.Image, name: str = "photo") -> Image.Im
 def pixel_box(
     box: Sequence[float], size: tuple[int, int], name: str = "box"
 ) -> tuple[int, int, int, int]:
-    """A box in whole pixels, checked against the picture.
+    """Round a box to whole pixels, and check that it lies in the picture.
 
     Args:
         box: ``(left, top, right, bottom)`` in pixels, or, if no number is above 1, in fractions of
             the picture's width and height.
         size: The picture's ``(width, height)``.
-        name: How to call the box in an error.
+        name: Name of the box, for an error.
 
     Raises:
         FusionError: If the box is none, is empty, or reaches beyond the picture.
@@ -300,12 +302,12 @@ def pixel_box(
 
 
 def packaged_models() -> Path:
-    """The folder with the weights for dlib that the package ``face-recognition-models`` brings.
+    """The folder of weights for dlib in the package ``face-recognition-models``.
 
     Raises:
         FusionError: If the package is not installed.
     """
-    # find_spec, not import: the package's own code needs pkg_resources, which is gone.
+    # find_spec, not import: the package's own code needs pkg_resources, which no longer exists.
     spec = importlib.util.find_spec("face_recognition_models")
     if spec is None or not spec.submodule_search_locations:
         raise FusionError(
@@ -330,7 +332,7 @@ def _dlib() -> tuple[Any, Any]:
 
 
 def _choose(faces: Sequence[Face], face: int | Literal["largest"] | None, name: str) -> Face:
-    """The one face that is meant."""
+    """The face that is chosen, or the only one."""
     if not faces:
         raise FaceChoiceError(
             f"No face was found in {name}",
@@ -355,7 +357,7 @@ def _choose(faces: Sequence[Face], face: int | Literal["largest"] | None, name: 
 
 
 def _square(image: Image.Image, centre: tuple[float, float], side: int, tilt: float) -> Image.Image:
-    """Cut out a square about a point, turned by `tilt` degrees clockwise, at full resolution."""
+    """Cut a square about a point, turned by `tilt` degrees clockwise, at full resolution."""
     cosine, sine = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
     reach = side / 2 * (abs(cosine) + abs(sine)) + 2  # two more pixels for the interpolation
     left, top = (math.floor(middle - reach) for middle in centre)
@@ -376,5 +378,5 @@ def _square(image: Image.Image, centre: tuple[float, float], side: int, tilt: fl
 
 
 def name_of(photo: object, argument: str) -> str:
-    """What to call a picture in an error: its path, or else the argument."""
+    """The name of a picture in an error: its path, or else the argument."""
     return str(photo) if isinstance(photo, str | Path) else argument

@@ -1,7 +1,7 @@
-"""Profiles: the same code with other weights and sizes.
+"""Profiles: named sets of weights, sizes and settings, each a YAML file with the same schema.
 
 ``embedded`` runs offline on two CPU cores with the weights in this repository; ``paper`` loads the
-published checkpoints from the hub and wants a GPU. A profile is a YAML file, checked by pydantic.
+published checkpoints from the hub and needs a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fusionlib.errors import FusionError, explain_validation
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The repository: relative paths in a profile start here."""
+"""Folder of the repository, to which paths in a profile are relative."""
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -25,25 +25,25 @@ class _Strict(BaseModel):
 
 
 class Recipe(_Strict):
-    """How one model is trained: the length, the step and what is kept.
+    """How one model is trained.
 
     Attributes:
-        steps: optimiser steps; the learning rate's schedule ends there.
-        batch_size: samples per process and step.
-        learning_rate: peak learning rate of AdamW.
-        warmup_steps: linear rise from 0 to the peak.
-        cooldown: fraction of ``steps`` at the end in which the rate falls linearly to 0.
-        weight_decay: of AdamW, decoupled.
-        ema_decay: of the exponential average of the weights that is exported.
-        checkpoint_minutes: wall-clock time between checkpoints.
-        mixed_precision: the autocast dtype of the forward pass.
-        gradient_accumulation: batches of each process that make one step.
-        gradient_checkpointing: whether the UNet's activations are computed again in the backward
-            pass of the adapter's training: less memory, more time.
+        steps: Optimiser steps, over which the learning rate's schedule runs.
+        batch_size: Samples per process and step.
+        learning_rate: Peak learning rate of AdamW.
+        warmup_steps: Steps of the linear rise from 0 to the peak.
+        cooldown: Fraction of ``steps`` at the end in which the rate falls linearly to 0.
+        weight_decay: Decoupled weight decay of AdamW.
+        ema_decay: Decay of the exponential average of the weights, which is exported.
+        checkpoint_minutes: Wall-clock time between checkpoints.
+        mixed_precision: Autocast type of the forward pass.
+        gradient_accumulation: Batches of each process that make one step.
+        gradient_checkpointing: Whether the adapter's training computes the UNet's activations again
+            in the backward pass: less memory, more time.
         optimizer: ``adamw`` (PyTorch's, fused) or ``adamw8bit`` (bitsandbytes', CUDA only).
-        compile: whether to run the network through ``torch.compile``.
-        attention: ``auto`` leaves the kernel to torch; ``plain`` multiplies matrices, which takes
-            memory that grows with the square of the tokens, and less time where they are few: with
+        compile: Whether to run the network through ``torch.compile``.
+        attention: ``auto`` leaves the kernel to torch. ``plain`` multiplies matrices, whose memory
+            grows with the square of the number of tokens; where these are few it is faster: with
             the 64 of the embedded UNet a step takes 0.89 of the time on a CPU.
     """
 
@@ -67,35 +67,37 @@ class Training(_Strict):
     """Data and recipes of ``fusionlib train``.
 
     Attributes:
-        shards: the training set: a folder of webdataset shards, a pattern of them such as
+        shards: Training set: a folder of webdataset shards, a pattern of them such as
             ``data/{00000..00331}.tar``, or a folder of plain files.
-        runs: folder for checkpoints and logs.
-        stream: whether the adapter reads its pictures from the shards as it goes
-            (`fusionlib.training.stream`), rather than holding all of them in memory.
-        workers: processes that decode pictures while streaming, on each rank.
-        crop: what is shown of a streamed picture, `fusionlib.training.crops`.
-        augment: whether streamed references are changed so that they are not the target's pixels.
-        cached_variants: how many random crops of each streamed picture are encoded once and kept on
-            disk, with the text; 0 encodes anew in every step.
-        cache_references: whether h_f of every picture is kept in memory while the adapter trains.
-        reference_timestep: ``clean``, or ``shared`` with the target, `encode_references`.
-        reference_prompt: what the reference is shown with: the ``empty`` prompt or its ``caption``.
-        attention: ``concatenated`` or ``decoupled``, `FusionAdapter`.
-        init: of the adapter's weights, `FusionAdapter.from_unet`.
-        layers: which layers see faces, likewise; None for all.
-        people_share: the adapter sees the first so many of the training set's people.
-        text_dropout: share of the adapter's samples without the text.
-        reference_dropout: share of the adapter's samples without the reference.
-        both_dropout: share of the adapter's samples without both.
-        timestep_power: which timesteps the adapter sees, `fusionlib.training.denoising.noised`.
-        min_snr_gamma: of `fusionlib.training.denoising.min_snr_weights`; None leaves it out.
-        sample_every: steps between the adapter's sample sheets, `companion.evaluation.training_monitor`; 0 for
-            none.
-        sample_prompts: what they show, each with the same references.
-        labels: fields of the pictures' records that the classifier learns to tell; those that a
-            training set does not have are left out.
-        label_words: for each label that a prompt may ask for, and some of its classes, further
-            words by which prompts call the class, besides its own name.
+        runs: Folder for checkpoints and logs.
+        stream: Whether the adapter reads its pictures from the shards as it goes
+            (`fusionlib.training.sources`), rather than holding all of them in memory.
+        workers: Processes that decode pictures while streaming, on each rank.
+        crop: Part of a streamed picture that is shown, see `fusionlib.training.crops`.
+        augment: Whether streamed references are changed so that they are not the target's pixels.
+        cached_variants: Random crops of each streamed picture that are encoded once and stored on
+            disk, with the text; 0 encodes them in every step.
+        cache_references: Whether h_f of every picture is kept in memory while the adapter trains.
+        reference_timestep: ``clean``, or ``shared`` with the target, see `encode_references`.
+        reference_prompt: Text that references are encoded with: ``empty``, or their ``caption``.
+        attention: ``concatenated`` or ``decoupled``, see `FusionAdapter`.
+        init: Initial weights of the adapter, see `FusionAdapter.from_unet`.
+        layers: Layers that see faces, as in `FusionAdapter.from_unet`; None for all.
+        people_share: Fraction of the training set's people, from the first on, that the adapter
+            sees.
+        text_dropout: Fraction of the adapter's samples without the text.
+        reference_dropout: Fraction of the adapter's samples without the reference.
+        both_dropout: Fraction of the adapter's samples without both.
+        timestep_power: Distribution of the adapter's timesteps, see
+            `fusionlib.training.denoising.noised`.
+        min_snr_gamma: Gamma of `fusionlib.training.denoising.min_snr_weights`; None weights all
+            timesteps alike.
+        sample_every: Steps between the adapter's sample sheets; 0 makes none.
+        sample_prompts: Prompts of the sheets, each with the same references.
+        labels: Fields of the pictures' records that the classifier learns to tell; fields that a
+            training set lacks are left out.
+        label_words: For labels that a prompt may ask for, and some of their classes, words by which
+            prompts call the class besides its own name.
     """
 
     shards: str
@@ -140,27 +142,29 @@ class Profile(_Strict):
 
     Attributes:
         name: ``embedded`` or ``paper``, or the name of a profile of your own.
-        base_model: folder or hub id of a Stable Diffusion checkpoint.
-        adapter: folder or hub id of the fusion adapter.
-        counterparts: folder of the other methods' weights, trained by `fusionlib train method` for
+        base_model: Folder or hub id of a Stable Diffusion checkpoint.
+        adapter: Folder or hub id of the fusion adapter.
+        counterparts: Folder of the other methods' weights, trained by `fusionlib train method` for
             comparison; None where their published checkpoints are used.
-        clip_model: folder or hub id of the CLIP model that scores prompt alignment.
-        controlnet: folder or hub id of the ControlNet that follows depth maps, None without one.
-        resolution: side of the generated image, pixels.
-        num_inference_steps: sampling steps.
-        guidance_scale: classifier-free guidance.
-        recognisers: what judges identity: names in DeepFace, or folders of networks.
-        classifier: folder or hub id of the model that tells whether a picture shows what the prompt
-            asks for, `companion.evaluation.alignment.Classifier`.
-        traits: heads of the classifier that tell what stays of a person whatever the prompt says:
+        clip_model: Folder or hub id of the CLIP model that scores prompt alignment.
+        resolution: Side of the generated image in pixels.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Scale of classifier-free guidance.
+        recognisers: Judges of identity: names in DeepFace, or folders of networks.
+        classifier: Folder or hub id of the model that tells whether a picture shows what the prompt
+            asks for.
+        traits: Heads of the classifier for what stays of a person whatever the prompt asks for:
             gender, hair.
         detector: DeepFace detector that finds and aligns faces.
-        heldout: folder of the held-out people, None where the user brings photographs.
-        groups: folder of pictures that show several of them, with masks and depth maps; or None.
-        notebooks: papermill parameters of each notebook, by file stem; the notebook's own
-            defaults are small, so that pressing "run all" takes seconds. A sentence in their place
-            leaves the notebook out of this profile's book, and says why.
-        architecture: constructor arguments of the models that are trained from scratch.
+        heldout: Folder of the held-out people; None where the user brings photographs.
+        groups: Folder of pictures that show several of them, with masks and depth maps; or None.
+        controlnet: Folder or hub id of the ControlNet that follows depth maps; or None.
+        seed: Seed of the training.
+        training: Data and recipes.
+        notebooks: Papermill parameters of each notebook, by file stem; the notebook's own defaults
+            are small, so that "run all" takes seconds. A sentence instead of parameters leaves the
+            notebook out of this profile's book, and gives the reason.
+        architecture: Constructor arguments of the models that are trained from scratch.
     """
 
     name: str
@@ -185,19 +189,19 @@ class Profile(_Strict):
 
     @property
     def parameters(self) -> dict[str, dict[str, Any]]:
-        """Papermill parameters of the notebooks that have some, by name."""
+        """Papermill parameters of the other notebooks, by name."""
         return {name: v for name, v in self.notebooks.items() if not isinstance(v, str)}
 
     @property
     def left_out(self) -> dict[str, str]:
-        """The notebooks that its book goes without, by name, and why."""
+        """Reason for each notebook that its book leaves out, by name."""
         return {name: why for name, why in self.notebooks.items() if isinstance(why, str)}
 
     def recipe(self, model: str) -> Recipe:
         """The recipe of one training run: ``vae``, ``clip``, ``base``, ``adapter``, ...
 
         Raises:
-            FusionError: when the profile does not train that model.
+            FusionError: The profile does not train that model.
         """
         recipe = getattr(self.training, model, None)
         if recipe is None:
@@ -208,7 +212,7 @@ class Profile(_Strict):
 
 
 def resolve(path_or_id: str) -> str:
-    """A path of the repository if it is there (or is meant to be), else the hub id unchanged."""
+    """Make a path in the repository absolute; a hub id or another path stays as it is."""
     inside = ROOT / path_or_id
     return str(inside) if inside.exists() or path_or_id.startswith("data/") else path_or_id
 
@@ -216,16 +220,16 @@ def resolve(path_or_id: str) -> str:
 def load_profile(name_or_path: str | Path) -> Profile:
     """Read a profile by name or from a YAML file.
 
-    A file may begin with ``extends: NAME``, another profile, and give only what is different.
+    A file may begin with ``extends: NAME``, another profile, and give only what differs from it.
 
     Args:
-        name_or_path: ``embedded``, ``paper`` or the path of a YAML file.
+        name_or_path: ``embedded``, ``paper``, or the path of a YAML file.
 
     Returns:
-        The profile, its paths made absolute where they lie in the repository.
+        The profile, with paths in the repository made absolute.
 
     Raises:
-        FusionError: when there is no such profile or the file does not fit the schema.
+        FusionError: There is no such profile, or the file does not fit the schema.
     """
     path = _path(name_or_path)
     try:
@@ -245,7 +249,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
 
 
 def _path(name_or_path: str | Path) -> Path:
-    """The YAML file of a profile."""
+    """The YAML file of a profile, by name or path."""
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
         path = _FOLDER / f"{name_or_path}.yaml"
@@ -258,7 +262,7 @@ def _path(name_or_path: str | Path) -> Path:
 
 
 def _read(path: Path, *extended: Path) -> dict[str, Any]:
-    """A profile's settings, laid over those of the profile that it extends."""
+    """A profile's settings, merged over those of the profile that it extends."""
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -272,7 +276,7 @@ def _read(path: Path, *extended: Path) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Dictionaries are merged key by key; everything else is replaced."""
+    """Merge dictionaries key by key; all other values are replaced."""
     merged = dict(base)
     for key, value in changes.items():
         former = merged.get(key)

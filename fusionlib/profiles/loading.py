@@ -1,4 +1,4 @@
-"""From names to loaded models: a folder or a hub id becomes a pipeline, or one clear sentence."""
+"""Loading of models by name: a folder or a hub id becomes a pipeline, or one clear error."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def check_model(name: str, *, file: str, what: str) -> None:
     """See whether a folder can be a model, before anything slow is imported or loaded.
 
     Args:
-        name: a folder, or an id ``owner/name`` on the Hugging Face hub (not looked up here).
-        file: the file that such a folder holds, ``model_index.json`` for example.
-        what: how to call it in the error.
+        name: Folder, or id ``owner/name`` on the Hugging Face hub, which is not looked up here.
+        file: File that such a folder holds, ``model_index.json`` for example.
+        what: Name of the model, for an error.
 
     Raises:
-        FusionError: there is no such folder and the name is no hub id, or the folder is no model.
+        FusionError: There is no such folder and the name is no hub id, or the folder is no model.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -58,58 +58,47 @@ def load_pipeline(
     """Load the base model and the adapter of a profile, or others in their place.
 
     Args:
-        profile: says which models; see `fusionlib.profiles`.
-        base_model: a Stable Diffusion checkpoint to use instead, a folder or a hub id.
-        adapter: an adapter to use instead, a folder or a hub id; by default the folder ``adapter``
-            of the checkpoint, or the profile's if it has none.
-        device: a torch device; by default a GPU if there is one.
+        profile: Profile that names the models.
+        base_model: Stable Diffusion checkpoint to use instead, a folder or a hub id.
+        adapter: Adapter to use instead, a folder or a hub id; by default the folder ``adapter`` of
+            the checkpoint, or the profile's if there is none.
+        device: A torch device; by default a GPU if there is one.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
 
     Raises:
-        FusionError: a model is missing or does not fit, or there is no such device or type.
+        FusionError: A model is missing or does not fit, or there is no such device or type.
     """
     adapter = adapter or adapter_of(profile, base_model)
     base_model = base_model or profile.base_model
     check_model(base_model, file="model_index.json", what="base model")
     check_model(adapter, file="config.json", what="adapter")
-
     with quietly():
-        return _load(base_model, adapter, device, dtype)
+        from fusionlib.adapter import FusionAdapter
+        from fusionlib.pipeline import FusionPipeline
+
+        target, torch_dtype = torch_place(device, dtype)
+        with _clear_errors("model", f"{base_model} and {adapter}"):
+            fusion = FusionAdapter.from_pretrained(adapter, dtype=torch_dtype)
+            pipeline = FusionPipeline.from_pretrained(base_model, adapter=fusion, dtype=torch_dtype)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(target)
 
 
 def adapter_of(profile: Profile, base_model: str | None = None) -> str:
-    """The folder ``adapter`` of the profile's or another checkpoint, or else the profile's own."""
+    """The folder ``adapter`` of the checkpoint if it has one, or else the profile's adapter."""
     own = Path(base_model or profile.base_model).expanduser() / "adapter"
     return str(own) if (own / "config.json").is_file() else profile.adapter
 
 
-def _load(base_model: str, adapter: str, device: str | None, dtype: str) -> FusionPipeline:
-    from fusionlib.adapter import FusionAdapter
-    from fusionlib.pipeline import FusionPipeline
-
-    target, torch_dtype = torch_place(device, dtype)
-    try:
-        fusion = FusionAdapter.from_pretrained(adapter, dtype=torch_dtype)
-        pipeline = FusionPipeline.from_pretrained(base_model, adapter=fusion, dtype=torch_dtype)
-    except FusionError:
-        raise
-    except Exception as error:  # diffusers, safetensors and the hub each raise errors of their own
-        raise FusionError(
-            f"The model could not be loaded from {base_model} and {adapter}: {_reason(error)}"
-        ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(target)
-
-
 def load_controlled(profile: Profile, pipeline: FusionPipeline) -> FusionControlNetPipeline:
-    """A pipeline that follows depth maps besides, with the parts of one that was loaded.
+    """A pipeline that also follows depth maps, with the parts of one that was loaded.
 
     Args:
-        profile: says which ControlNet.
-        pipeline: of the same base model.
+        profile: Profile that names the ControlNet.
+        pipeline: Pipeline of the same base model.
 
     Raises:
-        FusionError: the profile names no ControlNet, or it is not there.
+        FusionError: The profile names no ControlNet, or it is not there.
     """
     from diffusers import ControlNetModel
 
@@ -126,10 +115,10 @@ def load_controlled(profile: Profile, pipeline: FusionPipeline) -> FusionControl
 
 
 def torch_place(device: str | None, dtype: str) -> tuple[Any, Any]:
-    """The torch device and type that these names mean; no device takes a GPU if there is one.
+    """The torch device and type of these names; by default a GPU if there is one.
 
     Raises:
-        FusionError: there is no such device or type.
+        FusionError: There is no such device or type.
     """
     import torch
 
@@ -149,32 +138,25 @@ def torch_place(device: str | None, dtype: str) -> tuple[Any, Any]:
 def load_stock(
     pipeline_class: Any, base_model: str, device: str | None, dtype: str, **components: Any
 ) -> Any:
-    """Load a base model as one of diffusers' own pipelines, whose UNet is the caller's to change.
+    """Load a base model as one of diffusers' own pipelines, whose UNet the caller may change.
 
     Args:
-        pipeline_class: of diffusers, ``StableDiffusionPipeline`` for example.
-        base_model: a folder or a hub id.
-        device: a torch device; by default a GPU if there is one.
+        pipeline_class: Class of diffusers, ``StableDiffusionPipeline`` for example.
+        base_model: Folder or hub id.
+        device: A torch device; by default a GPU if there is one.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
-        components: used in place of those of the base model.
+        components: Components to use in place of those of the base model.
 
     Raises:
-        FusionError: the model is not there or is of another kind, or there is no such device.
+        FusionError: The model is not there or is of another kind, or there is no such device.
     """
     check_model(base_model, file="model_index.json", what="base model")
     target, torch_dtype = torch_place(device, dtype)
     expected = inspect.signature(pipeline_class.__init__).parameters
     unused = {"safety_checker": None, "requires_safety_checker": False, "add_watermarker": False}
     components = {k: v for k, v in unused.items() if k in expected} | components
-    try:
-        with quietly():
-            pipeline = pipeline_class.from_pretrained(
-                base_model, torch_dtype=torch_dtype, **components
-            )
-    except Exception as error:  # diffusers, safetensors and the hub each raise errors of their own
-        raise FusionError(
-            f"The base model could not be loaded from {base_model}: {_reason(error)}"
-        ) from error
+    with quietly(), _clear_errors("base model", base_model):
+        pipeline = pipeline_class.from_pretrained(base_model, torch_dtype=torch_dtype, **components)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(target)
 
@@ -183,31 +165,21 @@ def load_quietly(name: str, what: str, *classes: Any) -> list[Any]:
     """Load the parts of one transformers checkpoint, each by its class's ``from_pretrained``.
 
     Args:
-        name: a folder or a hub id.
-        what: how to call it in an error.
-        classes: of transformers.
+        name: Folder or hub id.
+        what: Name of the checkpoint, for an error.
+        classes: Classes of transformers.
 
     Raises:
-        FusionError: the checkpoint is not there, or is of another kind.
+        FusionError: The checkpoint is not there, or is of another kind.
     """
     check_model(name, file="config.json", what=what)
-    try:
-        with quietly():
-            return [part.from_pretrained(name) for part in classes]
-    except Exception as error:  # transformers, safetensors and the hub raise errors of their own
-        raise FusionError(
-            f"The {what} could not be loaded from {name}: {_reason(error)}"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what an error says, or what it is called if it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    with quietly(), _clear_errors(what, name):
+        return [part.from_pretrained(name) for part in classes]
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep the libraries' chatter about loading out of terminals and notebooks, then restore it."""
+    """Silence what the libraries print while they load, in terminals and notebooks."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from diffusers.utils import logging as diffusers_logging
@@ -224,3 +196,15 @@ def quietly() -> Iterator[None]:
             for library, level in zip(libraries, levels, strict=True):
                 library.set_verbosity(level)
                 library.enable_progress_bar()
+
+
+@contextmanager
+def _clear_errors(what: str, place: str) -> Iterator[None]:
+    """Turn any error of loading into one sentence, with the first line of its message."""
+    try:
+        yield
+    except FusionError:
+        raise
+    except Exception as error:  # diffusers, safetensors and the hub each raise errors of their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FusionError(f"The {what} could not be loaded from {place}: {reason}") from error

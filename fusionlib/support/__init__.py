@@ -1,1 +1,1 @@
-"""Files and provenance, without a word about the method."""
+"""Files and provenance: what any project needs, whatever its method."""

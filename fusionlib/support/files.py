@@ -12,13 +12,13 @@ from fusionlib.errors import FusionError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader never meets half of it; its folder is made as needed."""
+    """Write a text file atomically; its folder is made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def short(path: Path) -> str:
-    """A path as seen from the current folder, where that is shorter."""
+    """The path relative to the current folder, where that is shorter."""
     relative = os.path.relpath(path)
     return relative if len(relative) < len(str(path)) else str(path)
 
@@ -29,7 +29,7 @@ def check_writable(path: str | Path) -> Path:
     Creates missing parent folders.
 
     Raises:
-        FusionError: the path is a folder, or cannot be written.
+        FusionError: The path is a folder, or cannot be written.
     """
     path = Path(path)
     if path.is_dir():
@@ -46,12 +46,18 @@ def check_writable(path: str | Path) -> Path:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call ``write(file)`` on a temporary neighbour of `path`, then move it into place."""
+    """Write a file whole or not at all, whatever other processes or a kill do.
+
+    Args:
+        path: File to write or to replace; its folder must exist.
+        write: Function that writes the content to an open binary file. The file lies beside `path`
+            and is moved there when the function returns; if it raises, `path` is left as it was.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
-        # mkstemp makes files that only their owner may read; images are for everybody.
+        # mkstemp makes files that only their owner may read; results are for everyone.
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:

@@ -1,4 +1,4 @@
-"""What a result was made from: hashes of files and weights, versions, the commit."""
+"""Provenance of a result: hashes of files and weights, package versions, the commit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 PACKAGES = ("fusionlib", "torch", "diffusers", "transformers", "deepface", "dlib-bin", "numpy")
-"""Distributions whose version can change a picture or a number."""
+"""Distributions whose version can change a picture or a measured number."""
 
 
 def sha256_file(path: str | Path) -> str:
@@ -26,23 +26,23 @@ def sha256_file(path: str | Path) -> str:
 
 
 def sha256_folder(path: str | Path) -> str:
-    """Hash of a folder: of the relative names and contents of all files in it, in name order."""
+    """Hash of the relative names and contents of all files in a folder, in name order."""
     path = Path(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return sha256_json([[file.relative_to(path).as_posix(), sha256_file(file)] for file in files])
 
 
 def sha256_json(value: Any) -> str:
-    """Hash of anything JSON can hold, whatever the order of its dictionaries' keys."""
+    """Hash of any JSON value; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256_modules(modules: Iterable[Module]) -> str:
-    """Hash of the weights as loaded: names, shapes, types and values of all tensors.
+    """Hash of the weights in memory: names, shapes, types and values of all tensors.
 
-    What is loaded is what is hashed, so a local folder, a hub download and a model changed in
-    memory are all told apart by the same rule. About 0.5 s for each gigabyte.
+    The same weights have the same hash whether they come from a folder or the hub, and a model that
+    was changed in memory has another. It takes about 0.5 s for each gigabyte.
     """
     import torch
 
@@ -55,7 +55,7 @@ def sha256_modules(modules: Iterable[Module]) -> str:
 
 
 def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Installed versions by distribution name; packages that are not installed are left out."""
+    """Installed versions by distribution name, without packages that are not installed."""
     versions = {}
     for name in names:
         try:
@@ -66,10 +66,10 @@ def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def git_commit(folder: str | Path | None = None) -> str | None:
-    """Commit that the code in `folder` was run from, with ``-dirty`` added if it was changed since.
+    """Commit that is checked out, with ``-dirty`` added if files were changed since.
 
     Args:
-        folder: a folder inside a checkout; by default the one that holds this package.
+        folder: Folder inside the checkout; by default the one that holds this package.
 
     Returns:
         For example ``"3f2a...-dirty"``, or ``None`` outside a checkout or without git.
@@ -85,7 +85,7 @@ def git_commit(folder: str | Path | None = None) -> str | None:
 
 
 def processor() -> str:
-    """What the CPU calls itself, or its kind where it does not say."""
+    """Model name of the CPU, or its architecture where the name is not known."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
@@ -95,7 +95,7 @@ def processor() -> str:
 
 
 def manifest(**settings: Any) -> dict[str, Any]:
-    """A record to store beside results: the given settings, and where and with what they ran."""
+    """A record to store beside results: settings, time, commit, platform and versions."""
     return {
         **settings,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -18,27 +17,13 @@ from fusionlib.cli import app
 from fusionlib.inputs.images import load_image, read_metadata
 from fusionlib.inputs.photos import prepare_photo
 from fusionlib.pipeline import FusionPipeline
-from fusionlib.profiles import ROOT, load_profile
+from fusionlib.profiles import ROOT
 from fusionlib.reference_cache import ReferenceCache
 from fusionlib.support.provenance import sha256_file
 
 HELDOUT = ROOT / "data" / "heldout"
 
 runner = CliRunner()
-
-
-@pytest.fixture(scope="module")
-def tiny_profile(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded profile with the tiny checkpoint and three steps."""
-    settings = load_profile("embedded").model_dump(mode="json")
-    settings.update(
-        base_model=str(tiny_checkpoint),
-        adapter=str(tiny_checkpoint / "adapter"),
-        num_inference_steps=3,
-    )
-    path = tmp_path_factory.mktemp("profile") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
 
 
 @pytest.fixture

@@ -27,9 +27,9 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 from companion.faces.arcface import FaceEmbedder, align
 from companion.methods import KNOWN, Method, Models, build_method
-from companion.methods.common import described, read_adapter
+from companion.methods.common import pipeline_key, read_adapter
 from companion.methods.counterparts import ABLATIONS
-from companion.methods.dreambooth import Recipe, Student
+from companion.methods.dreambooth import FineTuning, Student
 from companion.methods.instantid import COLOURS, draw_points
 from companion.person import Person
 from companion.studies.costs import cost_table, training_record
@@ -202,23 +202,34 @@ def test_published_settings(hub: Hub) -> None:
     assert used["arc2face"] == ["scrfd_10g_bnkps.onnx", "arcface.onnx"]
 
 
-def test_what_determines_a_picture_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever of it changes, what was made before is not taken for what is asked for now."""
-    (tmp_path / "one.py").write_text("x = 1")
-    monkeypatch.setattr("fusionlib.__file__", str(tmp_path / "__init__.py"))
+def test_the_key_of_a_picture_holds_all_that_determines_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever of it changes, an old picture is not taken for the one that is asked for now."""
+    package, own = tmp_path / "fusionlib", tmp_path / "method.py"
+    (package / "inputs").mkdir(parents=True)
+    sources = [package / "attention.py", package / "inputs" / "layout.py", own]
+    for source in sources:
+        source.write_text("x = 1")
+    monkeypatch.setattr("fusionlib.__file__", str(package / "__init__.py"))
 
-    def told(scheduler: Any, weights: str = "a", device: str = "cpu") -> str:
+    def key(scheduler: Any, weights: str = "a", device: str = "cpu", threads: int = 1) -> str:
         pipeline = SimpleNamespace(scheduler=scheduler, device=torch.device(device))
-        return sha256_json(described(pipeline, {"base_model": weights}, ("one.py",)))
+        return sha256_json(pipeline_key(pipeline, {"base_model": weights}, threads, [str(own)]))
 
-    found = [told(DDIMScheduler()), told(DDIMScheduler(num_train_timesteps=500))]
-    found += [told(DDPMScheduler()), told(DDIMScheduler(), "b")]
-    found.append(told(DDIMScheduler(), device="meta"))
-    (tmp_path / "one.py").write_text("x = 2")
-    found.append(told(DDIMScheduler()))
+    found = [key(DDIMScheduler()), key(DDIMScheduler(num_train_timesteps=500))]
+    found += [key(DDPMScheduler()), key(DDIMScheduler(), "b"), key(DDIMScheduler(), threads=2)]
+    found.append(key(DDIMScheduler(), device="meta"))
+    assert key(DDIMScheduler(), device="meta", threads=2) == found[-1], "threads are of the CPU"
+    for source in sources:
+        source.write_text("x = 2")
+        found.append(key(DDIMScheduler()))
+    (package / "training").mkdir()
+    (package / "training" / "loop.py").write_text("x = 1")
+    assert key(DDIMScheduler()) == found[-1], "training paints nothing"
     monkeypatch.setattr("companion.methods.common.package_versions", lambda _: {"torch": "3"})
-    found.append(told(DDIMScheduler()))
-    assert len(set(found)) == 7 and told(DDIMScheduler()) == found[-1]
+    found.append(key(DDIMScheduler()))
+    assert len(set(found)) == 10 and key(DDIMScheduler()) == found[-1]
 
 
 @pytest.mark.parametrize(
@@ -531,7 +542,7 @@ def test_dreambooth_goes_on_where_it_was_stopped(hub: Hub, tmp_path: Path, train
 
 def test_dreambooths_loss_is_the_persons_and_the_classs(hub: Hub, tmp_path: Path) -> None:
     pipeline = load_stock(StableDiffusionPipeline, str(hub.sd), "cpu", "float32")
-    recipe = Recipe("lora", 12, 0.02, rank=4, prior_images=2, prior_weight=0.25)
+    recipe = FineTuning("lora", 12, 0.02, rank=4, prior_images=2, prior_weight=0.25)
     student = Student(pipeline, recipe, tmp_path, {"num_inference_steps": 2})
     own, prior = student._encode(student._pixels(person(1))), student._prior[:1]
     assert not torch.equal(student._prior[0], student._prior[1])
@@ -573,7 +584,7 @@ def test_what_dreambooth_learned_belongs_to_all_that_it_was_learned_by(
     pipeline = load_stock(StableDiffusionPipeline, str(hub.sd), "cpu", "float32")
 
     def folder(painting: dict[str, Any] | None = None, **changes: Any) -> Path:
-        recipe = Recipe(**{"train": "full", "steps": 4, "learning_rate": 0.1} | changes)
+        recipe = FineTuning(**{"train": "full", "steps": 4, "learning_rate": 0.1} | changes)
         return Student(pipeline, recipe, tmp_path, painting or {})._folder
 
     found = [folder(), folder({"num_inference_steps": 9}), folder(steps=5), folder(seed=1)]
@@ -628,11 +639,11 @@ def test_a_training_record_is_told_in_minutes(tmp_path: Path) -> None:
 
 
 def test_dreambooth_names_the_person_in_the_prompt() -> None:
-    recipe = Recipe("lora", 1, 0.1)
+    recipe = FineTuning("lora", 1, 0.1)
     assert recipe.personal("a photo of a laughing person") == "a photo of a laughing sks person"
     assert recipe.personal("a personal view") == "sks person, a personal view"
     with pytest.raises(FusionError, match="steps"):
-        Recipe("lora", 0, 0.1)
+        FineTuning("lora", 0, 0.1)
 
 
 NO_FACE = [kind for kind in SYSTEMS if not kind.startswith(("ip-adapter", "dreambooth"))]
@@ -676,7 +687,7 @@ def test_other_mistakes_end_in_one_sentence(
     broken.parent.mkdir()
     broken.write_bytes(b"<html>")
     pickled = tmp_path / "evil.bin"
-    torch.save({"image_proj": Recipe("lora", 1, 0.1), "ip_adapter": {}}, pickled)
+    torch.save({"image_proj": FineTuning("lora", 1, 0.1), "ip_adapter": {}}, pickled)
     xl = torch.load(hub.faceid / "ip-adapter-faceid_sdxl.bin", weights_only=True)
     torch.save(xl, tmp_path / "ip-adapter-faceid_sd15.bin")
     portrait = hub.faceid / "ip-adapter-faceid-portrait_sd15.bin"

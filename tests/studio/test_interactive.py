@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image, ImageColor
 from typer.testing import CliRunner
 
@@ -25,20 +24,6 @@ from fusionlib.profiles.loading import load_pipeline
 HELDOUT = ROOT / "data" / "heldout"
 SIDE = 32  # pixels, of the tiny checkpoint
 PEOPLE = [Person(str(n), (HELDOUT / f"{n:04d}_0.jpg",)) for n in range(4)]
-
-
-@pytest.fixture(scope="module")
-def tiny_profile(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded profile with the tiny checkpoint and three steps."""
-    settings = load_profile("embedded").model_dump(mode="json")
-    settings.update(
-        base_model=str(tiny_checkpoint),
-        adapter=str(tiny_checkpoint / "adapter"),
-        num_inference_steps=3,
-    )
-    path = tmp_path_factory.mktemp("profile") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
 
 
 @pytest.fixture(scope="module")
