@@ -109,12 +109,6 @@ def _mark(styler: Styler, cells: pd.DataFrame, kind: Literal["measured", "quoted
     )
 
 
-def marked(styler: Styler, kind: Literal["quoted", "measured"], caption: str) -> Styler:
-    """Mark a styler of text; `marked_table` takes its place."""
-    _mark(styler, styler.data, kind)  # type: ignore[attr-defined]
-    return styler.set_caption(caption)
-
-
 def table_files(cells: pd.DataFrame, caption: str, *, header: bool = True) -> dict[str, str]:
     """A table as CSV and as LaTeX in the style of booktabs, by kind of output.
 
