@@ -109,12 +109,6 @@ def _mark(styler: Styler, cells: pd.DataFrame, kind: Literal["measured", "quoted
     )
 
 
-def marked(styler: Styler, kind: Literal["quoted", "measured"], caption: str) -> Styler:
-    """Mark a styler of text; `marked_table` takes its place."""
-    _mark(styler, styler.data, kind)  # type: ignore[attr-defined]
-    return styler.set_caption(caption)
-
-
 def table_files(cells: pd.DataFrame, caption: str, *, header: bool = True) -> dict[str, str]:
     """A table as CSV and as LaTeX in the style of booktabs, by kind of output.
 
@@ -126,7 +120,7 @@ def table_files(cells: pd.DataFrame, caption: str, *, header: bool = True) -> di
     """
     plain = cells.map(_plain).rename(index=_plain, columns=_plain)
     latex = plain.map(_latex).rename(index=_latex, columns=_latex)
-    latex.index.names = [name and _latex(str(name)) for name in latex.index.names]
+    latex.index.names = [_latex(str(name)) if name else None for name in latex.index.names]
     if latex.index.nlevels == latex.columns.nlevels == 1:  # the name stands beside the headings
         latex.columns.name, latex.index.name = latex.index.name, None
     styler = latex.style if header else latex.style.hide(axis="columns")
