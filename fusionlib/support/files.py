@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,8 +15,13 @@ from fusionlib.errors import FusionError
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader never meets half of it; its folder is made as needed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file like `write_text`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(content))
 
 
 def short(path: Path) -> str:
@@ -57,3 +64,26 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the name of a new file or folder, which takes the place of `path` after the block.
+
+    The name is always the same one beside `path`, so that what a killed process left there is
+    overwritten by the next. If the block fails, `path` stays as it was.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    _remove(partial)
+    yield partial
+    if path.is_dir():
+        _remove(path)
+    os.replace(partial, path)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or a whole folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

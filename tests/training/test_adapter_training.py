@@ -29,13 +29,13 @@ from fusionlib.cli import app
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT, Recipe, load_profile
 from fusionlib.reference import encode_references
-from fusionlib.training import adapter
-from fusionlib.training import cached as latent_store
+from fusionlib.training import adapter, cached
 from fusionlib.training.denoising import banded, min_snr_weights, noised
 from fusionlib.training.encoders import Encoders
 from fusionlib.training.loop import Batch, _optimizer, fit, step_generator
 from fusionlib.training.pairs import Pairing
 from fusionlib.training.pictures import load_pictures
+from fusionlib.training.runs import RunOptions
 from fusionlib.training.shards import index_samples
 from fusionlib.unet_layers import cross_attention_layers, split_heads
 from tests.helpers import training_worker
@@ -290,13 +290,13 @@ def test_ten_kills_of_an_embedded_run_change_nothing(tmp_path: Path, server: Any
 def test_latents_on_disk_are_those_of_the_encoders(
     tiny_checkpoint: Path, tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latent_store, "CHUNK", 5)
+    monkeypatch.setattr(cached, "CHUNK", 5)
     file = write_profile(
         tmp_path / "c.yaml", tiny_checkpoint, shards,
         training={"cached_variants": 2, "augment": True},
     )  # fmt: skip
     task = adapter.prepare(load_profile(file))
-    cached = task.source(first_batch(12))
+    stored = task.source(first_batch(12))
     samples = index_samples(shards).samples
     pairing = Pairing([s.person for s in samples], [True] * 12, 0, alone=True)
     encoders = Encoders.load(tiny_checkpoint, torch.device("cpu"), torch.float32)
@@ -304,16 +304,16 @@ def test_latents_on_disk_are_those_of_the_encoders(
         target = samples[pairing.choose(number)[0]]
         pixels = torch.from_numpy(np.array(target.picture()))
         both = encoders.encode(torch.stack([pixels, pixels.flip(1)]))  # mirrored, or not
-        apart = (both - cached.latents[number]).abs().amax(dim=(1, 2, 3))
+        apart = (both - stored.latents[number]).abs().amax(dim=(1, 2, 3))
         assert apart.min() < 1e-2 < apart.max(), "float16 on the disk"
         text = encoders.embed(target.captions)[0]
-        torch.testing.assert_close(cached.text[number].float(), text, atol=1e-2, rtol=1e-2)
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/c/crops").iterdir()}
-    assert len(kept) == 3
+        torch.testing.assert_close(stored.text[number].float(), text, atol=1e-2, rtol=1e-2)
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/c/crops").iterdir()}
+    assert len(files) == 3
     again = adapter.prepare(load_profile(file)).source(first_batch(12))
-    assert {p: p.stat().st_mtime_ns for p in kept} == kept
-    assert torch.equal(again.latents, cached.latents)
-    adapter.train(load_profile(file), steps=2)
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+    assert torch.equal(again.latents, stored.latents)
+    adapter.train(load_profile(file), RunOptions(steps=2))
 
 
 def test_attention_shares_are_those_of_the_softmax_and_change_nothing() -> None:
@@ -518,7 +518,7 @@ def test_the_loss_falls_on_synthetic_people(tmp_path: Path) -> None:
     fixed = Batch(1, range(10_000, 10_064), 64, step_generator(1))
 
     def loss(start: Path | None) -> float:
-        task = adapter.prepare(profile, start_from=start)
+        task = adapter.prepare(profile, RunOptions(start_from=start))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             return float(task.loss(task.network, fixed)["loss"])
 

@@ -38,6 +38,7 @@ from fusionlib.training.encoders import face_weights
 from fusionlib.training.export import half, half_module
 from fusionlib.training.loop import Batch, fit, learning_rate, step_generator
 from fusionlib.training.pictures import load_pictures
+from fusionlib.training.runs import RunOptions
 from fusionlib.training.sources import Inputs
 
 SIDE = 32
@@ -173,14 +174,14 @@ def test_the_recipes_for_a_gpu_run(tmp_path: Path) -> None:
     """Two steps of each of the four models, with the batches that a GPU gets."""
     gpu = shrunk(load_profile("embedded_gpu"), tmp_path)
     for module, model in ((vae, "vae"), (clip, "clip"), (base, "base"), (adapter, "adapter")):
-        run = module.train(gpu, steps=2)
+        run = module.train(gpu, RunOptions(steps=2))
         assert run.samples == 2 * gpu.recipe(model).batch_size and math.isfinite(run.final_loss)
 
 
 def test_the_base_stays_frozen_while_the_adapter_trains(profile: Profile) -> None:
     unet = UNet2DConditionModel.from_pretrained(Path(profile.base_model) / "unet")
     before = {key: value.clone() for key, value in unet.state_dict().items()}
-    adapter.train(profile, steps=6)
+    adapter.train(profile, RunOptions(steps=6))
     after = UNet2DConditionModel.from_pretrained(Path(profile.base_model) / "unet").state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
 
@@ -191,7 +192,8 @@ def test_references_encoded_in_every_step_train_the_same(profile: Profile, tmp_p
         changed = profile.model_copy(deep=True)
         changed.training.cache_references = cache
         changed.training.runs = str(tmp_path / str(cache))
-        losses.append(adapter.train(changed, tmp_path / f"adapter-{cache}").final_loss)
+        options = RunOptions(tmp_path / f"adapter-{cache}")
+        losses.append(adapter.train(changed, options).final_loss)
     assert losses[0] == pytest.approx(losses[1], rel=0.02)  # bfloat16 in the cache
 
 
@@ -205,10 +207,10 @@ def test_a_run_can_start_from_trained_weights(profile: Profile, tmp_path: Path) 
         setattr(still.training, name, recipe)
     copy = tmp_path / "copy"
     for module in (vae, clip, base):
-        run = module.train(still, copy, start_from=start)
+        run = module.train(still, RunOptions(copy, start_from=start))
         assert run.started_from is not None and "sha256" in run.started_from
         assert (run.samples, run.samples_before) == (8, 16)
-    adapter.train(still, copy / "adapter", start_from=Path(profile.adapter))
+    adapter.train(still, RunOptions(copy / "adapter", start_from=Path(profile.adapter)))
     for part in ("vae", "clip", "text_encoder", "unet", "adapter"):
         (before,) = (start / part).glob("*.safetensors")
         (after,) = (copy / part).glob("*.safetensors")
@@ -218,7 +220,7 @@ def test_a_run_can_start_from_trained_weights(profile: Profile, tmp_path: Path) 
     with pytest.raises(FusionError, match="another architecture"):
         other = still.model_copy(deep=True)
         other.architecture["unet"]["block_out_channels"] = [16, 16]
-        base.train(other, copy, start_from=start)
+        base.train(other, RunOptions(copy, start_from=start))
 
 
 def test_the_image_tower_goes_on_alone(profile: Profile, tmp_path: Path) -> None:
@@ -226,9 +228,10 @@ def test_the_image_tower_goes_on_alone(profile: Profile, tmp_path: Path) -> None
     alone = profile.model_copy(deep=True)
     alone.training.runs = str(tmp_path / "runs")
     alone.training.clip_images = None
-    clip.train(alone, tmp_path / "before")
+    clip.train(alone, RunOptions(tmp_path / "before"))
     alone.training.clip_images = profile.training.clip_images
-    clip.train(alone, tmp_path / "after")  # the first recipe is finished: only the second runs
+    # The first recipe is finished: only the second runs.
+    clip.train(alone, RunOptions(tmp_path / "after"))
     before, after = (
         CLIPModel.from_pretrained(tmp_path / name / "clip").state_dict()
         for name in ("before", "after")
@@ -249,7 +252,8 @@ def test_the_encoder_goes_on_when_asked_to(profile: Profile, tmp_path: Path) -> 
     for encoder in (False, True):
         again = profile.model_copy(deep=True)
         again.training.runs = str(tmp_path / f"runs-{encoder}")
-        vae.train(again, tmp_path / str(encoder), start_from=start, encoder=encoder)
+        options = RunOptions(tmp_path / str(encoder), start_from=start)
+        vae.train(again, options, encoder=encoder)
         before, after = (
             AutoencoderKL.from_pretrained(folder / "vae").encoder.state_dict()
             for folder in (start, tmp_path / str(encoder))
