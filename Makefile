@@ -75,9 +75,10 @@ bench: $(STAMP)  ## measure what things cost, small models on the CPU, on an idl
 browser: $(STAMP)  ## look at every page of the built book in Chromium, narrow and wide, light and dark
 	FUSIONLIB_BOOK=$(abspath $(OUT))/book $(BIN)/python -m pytest -m browser tests/publishing/test_browser.py $(ARGS)
 
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## ruff, the layers and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --cache-dir .cache/import_linter
 	$(BIN)/mypy fusionlib companion
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from fusionlib.attention import Attention
 from fusionlib.checks import (
     Strength,
-    check_layer_names,
+    check_hidden_states,
     check_masks,
     check_reference_identity,
+    check_references,
     check_strengths,
     is_number,
 )
@@ -39,8 +40,8 @@ from fusionlib.unet_layers import LayerChoice, cross_attention_layers, layer_dim
 
 Initialisation = Literal["self_attention", "zero_value", "random"]
 
-MOST_KEPT = 2**28
-"""Bytes up to which keys and values are kept joined for all steps of a picture."""
+MAX_CACHED_BYTES = 2**28
+"""Bytes up to which joined keys and values are cached for all steps of a picture."""
 
 
 class FusionAdapter(ModelMixin, ConfigMixin):
@@ -54,7 +55,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         attention: How the faces enter a layer: ``"concatenated"`` is the paper's
             ``fused_attention``, ``"decoupled"`` is ``decoupled_attention``, for comparison. The
             weights are the same.
-        chosen: The choice by which ``layers`` are not all of the UNet's, see ``from_unet``; the
+        chosen: Choice of layers if ``layers`` are not all of the UNet's, see ``from_unet``; the
             others are left as they are, and see the text only.
 
     Example:
@@ -201,7 +202,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         return adapter
 
     def attach(self, unet: Any) -> None:
-        """Let a UNet's cross-attention layers see faces inside of ``conditioned``.
+        """Let a UNet's cross-attention layers see faces inside ``conditioned``.
 
         Only the processors of the ``attn2`` layers are wrapped; outside of ``conditioned`` the UNet
         computes what it did, bit by bit. Attaching to the same UNet again puts back what a change
@@ -228,7 +229,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             self._unet = weakref.ref(unet)
 
     def detach(self, unet: Any) -> None:
-        """Give the UNet's layers the processors back that they had before ``attach``.
+        """Give the UNet's layers back the processors that they had before ``attach``.
 
         Args:
             unet: The UNet that the adapter is attached to.
@@ -251,7 +252,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             self._processors = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the UNet, which a copy does not share: ``attach`` knows its own again."""
+        """Leave out the UNet, which a copy does not share; ``attach`` finds it again."""
         return self.__dict__ | {"_unet": None}
 
     @property
@@ -260,11 +261,13 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         return None if self._unet is None else self._unet()
 
     def project(self, hidden_states: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Compute K_f and V_f of every layer (Eq. 2), with gradients to the adapter's weights.
+        """Compute K_f = Linear_kf(h_f) and V_f = Linear_vf(h_f) of every layer (Eq. 2).
+
+        Gradients reach the adapter's weights.
 
         Args:
             hidden_states: h_f ``(batch, N_f, query_dim)`` of each layer, by its name, as
-                ``encode_references`` returns them. An adapter of chosen layers passes others over.
+                ``encode_references`` returns them. An adapter of chosen layers ignores the others.
 
         Returns:
             K_f and V_f ``(batch, N_f, inner_dim)`` of each layer.
@@ -275,28 +278,22 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         layers: Mapping[str, Sequence[int]] = self.config["layers"]
         if self.config["chosen"] is not None and isinstance(hidden_states, Mapping):
             hidden_states = {name: h for name, h in hidden_states.items() if name in layers}
-        check_layer_names("hidden_states", hidden_states, layers)
+        check_hidden_states(hidden_states, layers)
         projected = {}
-        for name, (query_dim, _) in layers.items():
-            hidden = hidden_states[name]
-            if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[2] != query_dim:
-                raise FusionError(
-                    f"hidden_states[{name!r}] must be a tensor (batch, tokens, {query_dim}), "
-                    f"not {tuple(getattr(hidden, 'shape', ())) or type(hidden).__name__}."
-                )
+        for name in layers:
             layer = self.get_submodule(name)
-            hidden = hidden.to(layer.to_k_f.weight)
-            projected[name] = (layer.to_k_f(hidden), layer.to_v_f(hidden))
+            h_f = hidden_states[name].to(layer.to_k_f.weight)
+            projected[name] = (layer.to_k_f(h_f), layer.to_v_f(h_f))  # K_f, V_f
         return projected
 
     def forward(self, hidden_states: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """The same as ``project``, for wrappers such as DistributedDataParallel.
+        """Call ``project``; wrappers such as DistributedDataParallel need this name.
 
         Args:
-            hidden_states: As for ``project``.
+            hidden_states: h_f ``(batch, N_f, query_dim)`` of each layer, by its name.
 
         Returns:
-            As of ``project``.
+            K_f and V_f ``(batch, N_f, inner_dim)`` of each layer.
 
         Raises:
             FusionError: If the layers or their widths are not the adapter's.
@@ -333,7 +330,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def fingerprint(self) -> Tensor | None:
-        """A small sample of the weights, by which a ``ReferenceCache`` knows who made it.
+        """Take a small sample of the weights, by which a ``ReferenceCache`` identifies its maker.
 
         Numbers and not a hash, because the same weights may come in another precision.
 
@@ -358,9 +355,9 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         backend: Backend | None = None,
         same_text: bool = False,
     ) -> Iterator[None]:
-        """Let the attached UNet see these references inside of the ``with`` block.
+        """Let the attached UNet see these references inside the ``with`` block.
 
-        Another thread that wants to show faces to the same UNet waits until the block is left.
+        Another thread that shows faces to the same UNet waits until the block is left.
 
         Args:
             references: For each reference, K_f and V_f ``(batch or 1, N_f, inner_dim)`` of every
@@ -374,102 +371,79 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 reference i shows identity i.
             latent_size: With masks, the latents' ``(h, w)``: spares the time for sizes that no
                 layer of the UNet has. None prepares the masks' own size and every one below.
-            batch_size: How many samples, at the end of the UNet's batch, see the references; the
-                others (the unconditional branch of guidance) see the text only. None means all.
-            backend: With masks, how the closed keys are treated: ``"dense"``, ``"grouped"`` or
-                ``"flex"`` (see ``fusionlib.kernels``); None is ``"dense"`` in layers of few
-                positions and ``"grouped"`` in the others.
-            same_text: Says that inside of the block neither the text's tensors nor the UNet's
+            batch_size: Number of samples, at the end of the UNet's batch, that see the references;
+                the others (the unconditional branch of guidance) see the text only. None means all.
+            backend: With masks, how the closed keys are treated: ``"dense"`` or ``"grouped"`` (see
+                ``fusionlib.kernels``); None is ``"dense"`` in layers of few positions and
+                ``"grouped"`` in the others.
+            same_text: Promise that inside the block neither the text's tensors nor the UNet's
                 weights are changed in place. Keys and values are then joined once for all steps
                 whose ``encoder_hidden_states`` are the very same tensor; the numbers are the same.
-                That takes as much memory again as the references' keys and values (with masks twice
-                as much), once for each of ``batch_size``: up to ``MOST_KEPT``, else nothing is
-                kept. Nor is it where gradients are enabled, in a compiled UNet, or in a layer of
-                which ``to_k`` or ``to_v`` has hooks.
+                This takes as much memory again as the references' keys and values (with masks twice
+                as much), for each of ``batch_size`` samples; above ``MAX_CACHED_BYTES`` nothing is
+                cached. Nor is it where gradients are enabled, in a compiled UNet, or in a layer
+                whose ``to_k`` or ``to_v`` has hooks.
 
         Raises:
             FusionError: If an argument does not fit, the adapter is not attached, the references
                 were made by another adapter, or another adapter shows faces to the UNet.
         """
-        with in_turn(self._attached_unet()):
-            layers = self._attached_layers()
-            told = self._told(
-                references,
-                strengths,
-                identity_masks,
-                reference_identity,
-                latent_size,
-                batch_size,
-                backend,
-                same_text,
-            )
-            former = {name: processor.conditioning for name, processor in layers.items()}
-            try:
-                for name, processor in layers.items():
-                    processor.conditioning = told.get(name)
-                yield
-            finally:
-                for name, processor in layers.items():
-                    processor.conditioning = former[name]
-
-    def _told(
-        self,
-        references: Sequence[LayerKeysValues],
-        strengths: Sequence[Strength] | None,
-        identity_masks: Tensor | None,
-        reference_identity: Sequence[int] | None,
-        latent_size: tuple[int, int] | None,
-        batch_size: int | None,
-        backend: Backend | None,
-        same_text: bool,
-    ) -> dict[str, LayerConditioning]:
-        """What each layer sees, once the arguments are checked; empty where it is nothing."""
         check_backend(backend)
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise FusionError(f"batch_size must be None or a positive number, not {batch_size!r}.")
-        self._check_references(references, batch_size)
-        lambdas = check_strengths(strengths, len(references), batch=batch_size)
-        identities: Sequence[int] = ()
-        if identity_masks is not None:
-            check_masks(identity_masks, "identity_masks")
-            identities = (
-                range(len(references)) if reference_identity is None else reference_identity
-            )
-            check_reference_identity(identities, len(references), len(identity_masks))
-        elif reference_identity is not None:
-            raise FusionError("reference_identity needs identity_masks: give both or neither.")
+        with in_turn(self._attached_unet()):
+            processors = self._attached_processors()
+            self._check_references(references, batch_size)
+            lambdas = check_strengths(strengths, len(references), batch=batch_size)
+            identities = _identities(identity_masks, reference_identity, len(references))
+            shown = [i for i, strength in enumerate(lambdas) if not is_number(strength, 0)]
+            conditionings: dict[str, LayerConditioning] = {}
+            if shown:
+                device = next(iter(references[0].values()))[0].device
+                groups: dict[int, QueryGroups] | None = None
+                if identity_masks is not None:
+                    owners = [identities[i] for i in shown]
+                    groups = self._query_groups(identity_masks, owners, latent_size, device)
+                small = _joined_bytes(references, batch_size) <= MAX_CACHED_BYTES
+                conditionings = {
+                    name: LayerConditioning(
+                        keys=tuple(references[i][name][0] for i in shown),
+                        values=tuple(references[i][name][1] for i in shown),
+                        strengths=tuple(_as_tensor(lambdas[i], device) for i in shown),
+                        groups=groups,
+                        batch_size=batch_size,
+                        backend=backend,
+                        attention=self.config["attention"],
+                        same_text=same_text and small,
+                    )
+                    for name in processors
+                }
+            former = {name: processor.conditioning for name, processor in processors.items()}
+            try:
+                for name, processor in processors.items():
+                    processor.conditioning = conditionings.get(name)
+                yield
+            finally:
+                for name, processor in processors.items():
+                    processor.conditioning = former[name]
 
-        kept = [i for i, strength in enumerate(lambdas) if not is_number(strength, 0)]
-        device = next(iter(references[0].values()))[0].device if kept else None
-        shown_strengths = tuple(_as_tensor(lambdas[i], device) for i in kept)
-        groups: dict[int, QueryGroups] | None = None
-        if identity_masks is not None and device is not None:
-            shown = [identities[i] for i in kept]
-            unet: Any = self.unet
-            levels = None if latent_size is None else len(unet.config["block_out_channels"])
-            groups = {
-                positions: group_queries(masks, shown, (masks.shape[1], masks.shape[2])).to(device)
-                for positions, masks in mask_pyramid(
-                    identity_masks.cpu(),  # many small decisions, each of which a GPU would wait on
-                    latent_size,
-                    levels,
-                ).items()
-            }
-        if not kept:
-            return {}
-        same_text = same_text and _joined_bytes(references, batch_size) <= MOST_KEPT
+    def _query_groups(
+        self,
+        masks: Tensor,
+        reference_identity: Sequence[int],
+        latent_size: tuple[int, int] | None,
+        device: torch.device,
+    ) -> dict[int, QueryGroups]:
+        """Eq. 7 for each resolution of the UNet, by its number of positions."""
+        unet: Any = self.unet
+        levels = None if latent_size is None else len(unet.config["block_out_channels"])
+        # Many small decisions: on the CPU, since a GPU would wait at each of them.
+        pyramid = mask_pyramid(masks.cpu(), latent_size, levels)
         return {
-            name: LayerConditioning(
-                keys=tuple(references[i][name][0] for i in kept),
-                values=tuple(references[i][name][1] for i in kept),
-                strengths=shown_strengths,
-                groups=groups,
-                batch_size=batch_size,
-                backend=backend,
-                attention=self.config["attention"],
-                same_text=same_text,
+            positions: group_queries(each, reference_identity, (each.shape[1], each.shape[2])).to(
+                device
             )
-            for name in self._processors
+            for positions, each in pyramid.items()
         }
 
     def _layers_of(self, unet: Any) -> list[tuple[str, Any]]:
@@ -483,8 +457,8 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             raise FusionError("The adapter is not attached: call adapter.attach(unet) first.")
         return unet
 
-    def _attached_layers(self) -> dict[str, FusedAttnProcessor]:
-        """The adapter's processors, seen to be where ``attach`` put them."""
+    def _attached_processors(self) -> dict[str, FusedAttnProcessor]:
+        """The adapter's processors by layer, checked to be where ``attach`` put them."""
         for name, layer in self._layers_of(self._attached_unet()):
             mine = self._processors[name]
             processors = list(fused_processors(layer))
@@ -503,29 +477,8 @@ class FusionAdapter(ModelMixin, ConfigMixin):
     def _check_references(
         self, references: Sequence[LayerKeysValues], batch_size: int | None
     ) -> None:
-        """Raise a ``FusionError`` unless these are K_f and V_f of this adapter's layers."""
-        if not isinstance(references, Sequence):
-            raise FusionError(
-                "references must be a list with K_f and V_f of each reference, or a "
-                f"ReferenceCache, not {type(references).__name__}."
-            )
-        layers: Mapping[str, Sequence[int]] = self.config["layers"]
-        for index, reference in enumerate(references):
-            check_layer_names(f"references[{index}]", reference, layers)
-            for name, (_, inner_dim) in layers.items():
-                pair = reference[name]
-                several = pair if isinstance(pair, tuple | list) else (pair,)
-                shapes = [tuple(getattr(tensor, "shape", ())) for tensor in several]
-                if len(shapes) != 2 or shapes[0] != shapes[1] or shapes[0][2:] != (inner_dim,):
-                    raise FusionError(
-                        f"references[{index}][{name!r}] must be K_f and V_f, each (batch, tokens, "
-                        f"{inner_dim}), not {shapes}: encode the reference with this adapter."
-                    )
-                if batch_size is not None and shapes[0][0] not in (1, batch_size):
-                    raise FusionError(
-                        f"references[{index}] must serve 1 or batch_size={batch_size} samples, "
-                        f"not {shapes[0][0]}."
-                    )
+        """Raise a ``FusionError`` unless this adapter and UNet made the references."""
+        check_references(references, self.config["layers"], batch_size)
         if not isinstance(references, ReferenceCache):
             return
         if not same_fingerprint(references.fingerprint, self.fingerprint()):
@@ -552,7 +505,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
 
 
 def _submodule(root: nn.Module, name: str) -> Any:
-    """The module of this dotted name, made where it is missing."""
+    """Return the module of this dotted name, created where it is missing."""
     for part in name.split("."):
         if part not in root._modules:
             root.add_module(part, nn.Module())
@@ -560,15 +513,29 @@ def _submodule(root: nn.Module, name: str) -> Any:
     return root
 
 
+def _identities(
+    masks: Tensor | None, reference_identity: Sequence[int] | None, references: int
+) -> Sequence[int]:
+    """The identity that each reference shows, checked; by default reference i shows identity i."""
+    if masks is None:
+        if reference_identity is not None:
+            raise FusionError("reference_identity needs identity_masks: give both or neither.")
+        return ()
+    check_masks(masks, "identity_masks")
+    identities = range(references) if reference_identity is None else reference_identity
+    check_reference_identity(identities, references, len(masks))
+    return identities
+
+
 def _as_tensor(strength: Strength, device: torch.device | None) -> Strength:
-    """A number other than 1 as a tensor, so that a compiled UNet serves every strength."""
+    """Turn a number other than 1 into a tensor, so that a compiled UNet serves every strength."""
     if isinstance(strength, Tensor) or strength == 1:
         return strength
     return torch.full((1,), strength, device=device)
 
 
 def _joined_bytes(references: Sequence[LayerKeysValues], batch_size: int | None) -> int:
-    """What K_f and V_f of all layers take, once for each sample."""
+    """Bytes of K_f and V_f of all layers, once for each sample."""
     return sum(
         max(tensor.shape[0], batch_size or 1) * tensor[0].numel() * tensor.element_size()
         for reference in references

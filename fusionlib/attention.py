@@ -1,9 +1,11 @@
 """Fused attention, equations 3 to 6 of the paper: text and faces share one softmax.
 
-``fused_attention`` is the mathematics on plain tensors; ``decoupled_attention`` is the design that
-the paper argues against, with a softmax for the faces alone. ``prepared_attention`` is what of
-either is the same for all queries.
+``fused_attention`` is the mathematics on plain tensors. ``decoupled_attention`` is the design that
+the paper argues against, with a softmax for the faces alone. ``prepared_attention`` is the part of
+either that is the same for all queries, so that it is computed once for all steps of a picture.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,16 +13,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fusionlib.checks import Strength, check_scale, check_shapes, check_strengths, is_number
+from fusionlib.checks import Strength, is_number
 from fusionlib.kernels import (
     Attend,
     Backend,
     QueryGroups,
     ShownReferences,
-    check_mask,
     dense,
     one_softmax,
-    without_references,
+    read_references,
 )
 
 Attention = Literal["concatenated", "decoupled"]
@@ -60,9 +61,9 @@ def fused_attention(
             ``group_queries`` makes of identity masks, with which no work is spent on closed keys
             where there are many queries.
         scale: alpha; None means 1 / sqrt(head_dim).
-        backend: With ``QueryGroups``, how they are applied: ``"dense"``, ``"grouped"`` or
-            ``"flex"`` (see ``fusionlib.kernels``); None is ``"dense"`` where there are few
-            and ``"grouped"`` where there are many.
+        backend: With ``QueryGroups``, how they are applied: ``"dense"`` or ``"grouped"`` (see
+            ``fusionlib.kernels``); None is ``"dense"`` where there are few queries and
+            ``"grouped"`` where there are many.
 
     Returns:
         The attended values, ``(batch, heads, N_q, head_dim)``.
@@ -88,18 +89,18 @@ def fused_attention(
         >>> fused_attention(query, text, text, [face], [face + 1], strengths=[3.0])[0, 0, 0, 0]
         tensor(0.5000)
     """
-    attend = prepared_attention(
-        query,
-        text_key,
-        text_value,
-        face_keys,
-        face_values,
-        strengths=strengths,
-        mask=mask,
-        scale=scale,
-        backend=backend,
+    faces = read_references(
+        query, text_key, text_value, face_keys, face_values, strengths, mask, scale, backend
     )
-    return attend(query)
+    return _fused(text_key, text_value, faces)(query)
+
+
+def _fused(text_key: Tensor, text_value: Tensor, faces: ShownReferences) -> Attend:
+    """Join K' and V' of Eq. 6, for Eq. 4 and 5 with any queries of one shape."""
+    key = torch.cat([text_key, *faces.keys], dim=2)  # K' = [K_c; K_f1; ...; K_fn]
+    value = torch.cat([text_value, *faces.values], dim=2)  # V' = [V_c; V_f1; ...; V_fn]
+    bias = _log_strengths(faces.strengths, faces.tokens, like=key)  # in M
+    return one_softmax(key, value, bias, faces)  # softmax(M + scale * Q K'^T) V'
 
 
 def decoupled_attention(
@@ -127,13 +128,13 @@ def decoupled_attention(
         query: Q, ``(batch, heads, N_q, head_dim)``.
         text_key: K_c, ``(batch, heads, N_text, head_dim)``.
         text_value: V_c, shaped like ``text_key``.
-        face_keys: K_f of each reference, ``(batch or 1, heads, N_f, head_dim)``; N_f may differ.
+        face_keys: K_f of each reference, ``(batch or 1, heads, N_f, head_dim)``.
         face_values: V_f of each reference, shaped like its key.
         strengths: lambda_i >= 0 of each reference, a number or a tensor ``(batch,)``; None means 1.
             A reference whose strength is 0 takes no attention from the others either.
-        mask: As for ``fused_attention``; what it says of text keys is not looked at.
+        mask: Mask or ``QueryGroups``, see ``fused_attention``; its text columns have no effect.
         scale: alpha; None means 1 / sqrt(head_dim).
-        backend: As for ``fused_attention``.
+        backend: How ``QueryGroups`` are applied, see ``fused_attention``.
 
     Returns:
         The attended values, ``(batch, heads, N_q, head_dim)``.
@@ -154,19 +155,31 @@ def decoupled_attention(
         tensor(2.5000)
         tensor(1.8571)
     """
-    attend = prepared_attention(
-        query,
-        text_key,
-        text_value,
-        face_keys,
-        face_values,
-        attention="decoupled",
-        strengths=strengths,
-        mask=mask,
-        scale=scale,
-        backend=backend,
+    faces = read_references(
+        query, text_key, text_value, face_keys, face_values, strengths, mask, scale, backend
     )
-    return attend(query)
+    return _decoupled(text_key, text_value, faces)(query)
+
+
+def _decoupled(text_key: Tensor, text_value: Tensor, faces: ShownReferences) -> Attend:
+    """softmax(scale * Q K_c^T) V_c + softmax(M + scale * Q K_f^T) V_f, for queries of one shape."""
+    to_text = dense(text_key, text_value, scale=faces.scale)
+    if not faces.keys:
+        return to_text
+    scaled = [
+        value * torch.as_tensor(strength, device=value.device).to(value).reshape(-1, 1, 1, 1)
+        for value, strength in zip(faces.values, faces.strengths, strict=True)
+    ]
+    # A strength of 0 within a tensor closes the keys of its sample: log(0), and log(1) = 0 else.
+    present = [
+        strength.sign() if isinstance(strength, Tensor) and len(scaled) > 1 else 1.0
+        for strength in faces.strengths
+    ]
+    alone = faces.without_text()
+    key, value = torch.cat(faces.keys, dim=2), torch.cat(scaled, dim=2)
+    bias = _log_strengths(present, alone.tokens, like=key)
+    to_faces = one_softmax(key, value, bias, alone)
+    return lambda query: to_text(query) + to_faces(query)
 
 
 def prepared_attention(
@@ -182,94 +195,23 @@ def prepared_attention(
     scale: float | None = None,
     backend: Backend | None = None,
 ) -> Attend:
-    """All of ``fused_attention`` or ``decoupled_attention`` that is the same for other queries.
+    """Compute what ``fused_attention`` or ``decoupled_attention`` does for all queries alike.
 
-    Keys and values are joined here, and masks and strengths made into what is added to the logits.
-    Where a reference is encoded once, only the queries differ from one step to another.
-
-    Args:
-        query: Such queries as there will be, ``(batch, heads, N_q, head_dim)``.
-        text_key: As for ``fused_attention``, like all that follows.
-        text_value: Likewise.
-        face_keys: Likewise.
-        face_values: Likewise.
-        attention: ``"concatenated"`` for ``fused_attention``, or ``"decoupled"``.
-        strengths: As for ``fused_attention``.
-        mask: Likewise.
-        scale: Likewise.
-        backend: Likewise.
+    Keys and values are joined here, and masks and strengths turned into what is added to the
+    logits. The arguments are those of ``fused_attention``; ``query`` is an example of the queries
+    to come.
 
     Returns:
-        The function of the queries, which have that shape, dtype and device.
+        A function of queries that have the shape, dtype and device of ``query``.
 
     Raises:
         FusionError: If the shapes, dtypes or strengths do not fit; the message names the argument.
-
-    Example:
-        >>> import torch
-        >>> from fusionlib import fused_attention
-        >>> from fusionlib.attention import prepared_attention
-        >>> text, face, *queries = torch.randn(4, 1, 8, 64, 40)
-        >>> attend = prepared_attention(queries[0], text, text, [face], [face])
-        >>> all(
-        ...     torch.equal(attend(query), fused_attention(query, text, text, [face], [face]))
-        ...     for query in queries
-        ... )
-        True
     """
-    check_shapes(query, text_key, text_value, face_keys, face_values)
-    lambdas = check_strengths(strengths, len(face_keys), query.shape[0])
-    check_scale(scale)
-    tokens = [text_key.shape[2], *(key.shape[2] for key in face_keys)]
-    backend = check_mask(mask, backend, query, tokens)
-    kept = [i for i, strength in enumerate(lambdas) if not is_number(strength, 0)]
-    if len(kept) < len(lambdas):
-        mask = without_references(mask, kept, tokens)
-        tokens = [tokens[0], *(tokens[1 + i] for i in kept)]
-    everyone = (query.shape[0], -1, -1, -1)
-    seen = ShownReferences(
-        [face_keys[i].expand(everyone) for i in kept],
-        [face_values[i].expand(everyone) for i in kept],
-        [lambdas[i] for i in kept],
-        tokens,
-        mask,
-        backend,
+    faces = read_references(
+        query, text_key, text_value, face_keys, face_values, strengths, mask, scale, backend
     )
-    join_faces = _decoupled if attention == "decoupled" else _concatenated
-    return join_faces(text_key, text_value, seen, scale)
-
-
-def _concatenated(
-    text_key: Tensor, text_value: Tensor, seen: "ShownReferences", scale: float | None
-) -> Attend:
-    """Text and faces share one softmax: Eq. 3 to 6, for any queries of one shape."""
-    key = torch.cat([text_key, *seen.keys], dim=2)  # K' (Eq. 6)
-    value = torch.cat([text_value, *seen.values], dim=2)  # V'
-    bias = _log_strengths(seen.strengths, seen.tokens, like=key)  # in M
-    return one_softmax(key, value, bias, seen, scale)  # Eq. 4 and 5
-
-
-def _decoupled(
-    text_key: Tensor, text_value: Tensor, seen: "ShownReferences", scale: float | None
-) -> Attend:
-    """softmax(scale * Q K_c^T) V_c + softmax(M + scale * Q K_f^T) V_f, for queries of one shape."""
-    to_text = dense(text_key, text_value, scale=scale)
-    if not seen.keys:
-        return to_text
-    scaled = [
-        value * torch.as_tensor(each, device=value.device).to(value).reshape(-1, 1, 1, 1)
-        for value, each in zip(seen.values, seen.strengths, strict=True)
-    ]
-    # A strength of 0 within a tensor closes the keys: log(1) = 0 for all others.
-    present = [
-        each.sign() if isinstance(each, Tensor) and len(scaled) > 1 else 1.0
-        for each in seen.strengths
-    ]
-    faces = seen.without_text()
-    key, value = torch.cat(seen.keys, dim=2), torch.cat(scaled, dim=2)
-    bias = _log_strengths(present, faces.tokens, like=key)
-    to_faces = one_softmax(key, value, bias, faces, scale)
-    return lambda query: to_text(query) + to_faces(query)
+    join = _decoupled if attention == "decoupled" else _fused
+    return join(text_key, text_value, faces)
 
 
 def _log_strengths(
@@ -280,7 +222,7 @@ def _log_strengths(
         return None
     exact = torch.promote_types(like.dtype, torch.float32)
     logs = [torch.as_tensor(s, dtype=exact, device=like.device).log() for s in strengths]
-    rows = max(log.numel() for log in logs)  # one for all, where no strength differs in the batch
+    rows = max(log.numel() for log in logs)  # 1 where no strength differs within the batch
     columns = [torch.zeros(rows, tokens[0], dtype=exact, device=like.device)]
     for log, count in zip(logs, tokens[1:], strict=True):
         columns.append(log.reshape(-1, 1).expand(rows, count))

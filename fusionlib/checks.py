@@ -1,4 +1,8 @@
-"""What users say of the sampler: how many steps, and how strongly guided. Checked in one place."""
+"""What numbers, tensors and dictionaries must be: every check that the method makes.
+
+Each function raises a ``FusionError`` whose message names the argument, says what it was, and says
+what it must be. The modules of the method stay free of these checks.
+"""
 
 from __future__ import annotations
 
@@ -13,47 +17,11 @@ from torch import Tensor
 
 from fusionlib.errors import FusionError
 
+Strength = float | Tensor
+"""lambda_i of one reference: a number for the whole batch, or a tensor ``(batch,)``."""
 
-def check_steps(steps: Any) -> None:
-    """Refuse a number of denoising steps that no sampler takes.
-
-    Raises:
-        FusionError: it is no whole number from 1 to 1000.
-    """
-    if not (isinstance(steps, Integral) and is_real(steps) and 1 <= int(steps) <= 1000):
-        raise FusionError(f"The number of steps must be from 1 to 1000, not {steps!r}.")
-
-
-def check_guidance_scale(scale: Any) -> None:
-    """Refuse a scale of classifier-free guidance that is none.
-
-    Raises:
-        FusionError: it is no finite number of 0 or more.
-    """
-    if not (is_real(scale) and scale >= 0):
-        raise FusionError(f"The guidance scale {scale!r} must be a number of 0 or more.")
-
-
-CHECKS = {"num_inference_steps": check_steps, "guidance_scale": check_guidance_scale}
-"""By the name of the argument of a pipeline's call."""
-
-
-def check_sampling(options: Mapping[str, Any], whose: str) -> None:
-    """Refuse arguments of a pipeline's call that would fail in its middle.
-
-    Args:
-        options: of the call; those that nothing is known of here are passed over.
-        whose: to call them by.
-
-    Raises:
-        FusionError: one is wrong; names it and whose it is.
-    """
-    for name, check in CHECKS.items():
-        if name in options:
-            try:
-                check(options[name])
-            except FusionError as error:
-                raise FusionError(f"{name} of {whose}: {error}") from error
+NUMBERS = (int, float, np.integer, np.floating)
+"""Types that count as one number where a strength is given."""
 
 
 def is_real(value: object) -> bool:
@@ -62,32 +30,65 @@ def is_real(value: object) -> bool:
 
 
 def is_index(value: object) -> bool:
+    """Whether this is a whole number of at least 0, and not a boolean."""
     return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0
 
 
-Strength = float | Tensor
-"""lambda_i of one reference: a number for the whole batch, or a tensor ``(batch,)``."""
-
-
-NUMBERS = (int, float, np.integer, np.floating)
-"""Types of a strength that is one number."""
-
-
 def is_number(strength: Strength, number: float) -> bool:
-    """Whether a strength is this very number, known without looking into a tensor."""
+    """Whether a strength is this very number, as far as it is known without reading a tensor."""
     return not isinstance(strength, Tensor) and strength == number
+
+
+def check_steps(steps: Any) -> None:
+    """Refuse a number of denoising steps other than a whole number from 1 to 1000."""
+    if not (isinstance(steps, Integral) and is_real(steps) and 1 <= int(steps) <= 1000):
+        raise FusionError(f"The number of steps must be from 1 to 1000, not {steps!r}.")
+
+
+def check_guidance_scale(scale: Any) -> None:
+    """Refuse a scale of classifier-free guidance other than a finite number of at least 0."""
+    if not (is_real(scale) and scale >= 0):
+        raise FusionError(f"The guidance scale {scale!r} must be a number of 0 or more.")
+
+
+SAMPLING_CHECKS = {"num_inference_steps": check_steps, "guidance_scale": check_guidance_scale}
+"""Checks of arguments of a pipeline's call, by the argument's name."""
+
+
+def check_sampling(options: Mapping[str, Any], whose: str) -> None:
+    """Refuse arguments of a pipeline's call that would fail only after it has begun.
+
+    Args:
+        options: Arguments of the call; those without a check here are passed over.
+        whose: Owner of the options, for the message.
+
+    Raises:
+        FusionError: If an option is wrong.
+    """
+    for name, check in SAMPLING_CHECKS.items():
+        if name in options:
+            try:
+                check(options[name])
+            except FusionError as error:
+                raise FusionError(f"{name} of {whose}: {error}") from error
 
 
 def check_strengths(
     strengths: Sequence[Strength] | None, references: int, batch: int | None
 ) -> list[Strength]:
-    """One strength for each reference, checked; ``batch`` None leaves the tensors' length open."""
+    """Return one strength for each reference, checked.
+
+    Args:
+        strengths: A number or a tensor ``(batch,)`` for each reference; None means 1.
+        references: Number of references.
+        batch: Batch size, the length of tensors; None leaves it open.
+    """
     if strengths is None:
         return [1.0] * references
     given: Any = strengths
-    rows = isinstance(given, Tensor | np.ndarray) and given.ndim > 0
-    many = isinstance(given, Sequence) or rows
-    if not many or len(strengths) != references:
+    several = isinstance(given, Sequence)
+    several |= isinstance(given, Tensor | np.ndarray) and given.ndim > 0
+    if not several or len(strengths) != references:
         raise FusionError(
             f"strengths must hold one number for each of the {references} references, "
             f"not {strengths!r}."
@@ -99,7 +100,7 @@ def check_strengths(
                     f"strengths[{index}] must be a number or a tensor of the batch size "
                     f"({batch},), not of shape {tuple(strength.shape)}."
                 )
-            # To look into a tensor would break a compiled graph, or wait for a GPU.
+            # Reading a tensor would break a compiled graph, or wait for a GPU.
             readable = not torch.compiler.is_compiling() and strength.device.type == "cpu"
             if readable and not ((strength >= 0) & strength.isfinite()).all():
                 raise FusionError(
@@ -120,6 +121,7 @@ def check_shapes(
     face_keys: Sequence[Tensor],
     face_values: Sequence[Tensor],
 ) -> None:
+    """Check queries, keys and values of ``fused_attention`` against each other."""
     if not isinstance(query, Tensor) or query.ndim != 4:
         raise FusionError(
             f"query must be a tensor (batch, heads, tokens, head_dim), not {_what(query)}."
@@ -169,6 +171,7 @@ def _what(given: Any) -> Any:
 
 
 def check_scale(scale: float | None) -> None:
+    """Check alpha, the scale of the logits: None, or a finite number above 0."""
     if scale is not None and not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
         raise FusionError(f"scale must be None or a finite number above 0, not {scale!r}.")
 
@@ -176,7 +179,13 @@ def check_scale(scale: float | None) -> None:
 def check_reference_identity(
     reference_identity: Sequence[int], references: int | None, identities: int
 ) -> None:
-    """Raise a ``FusionError`` unless each reference shows one of the identities."""
+    """Check the index of the identity that each reference shows.
+
+    Args:
+        reference_identity: Index for each reference, from 0 to ``identities - 1``.
+        references: Number of references; None leaves it open.
+        identities: Number of identity masks.
+    """
     given: Any = reference_identity
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise FusionError(
@@ -197,7 +206,7 @@ def check_reference_identity(
 
 
 def check_masks(masks: Tensor, argument: str = "masks") -> None:
-    """Raise a ``FusionError`` unless these are boolean masks ``(identities, H, W)``."""
+    """Check that these are boolean masks ``(identities, H, W)``."""
     if not isinstance(masks, Tensor) or masks.ndim != 3 or 0 in masks.shape:
         shape = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
         raise FusionError(f"{argument} must be a tensor (identities, H, W), not {shape}.")
@@ -208,6 +217,7 @@ def check_masks(masks: Tensor, argument: str = "masks") -> None:
 
 
 def check_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return a layer's (h, w), checked."""
     pair = isinstance(size, tuple | list) and len(size) == 2
     if not pair or not all(isinstance(side, int) and side >= 1 for side in size):
         raise FusionError(f"size must be a positive (h, w), not {size!r}.")
@@ -215,6 +225,7 @@ def check_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def check_tokens(text_tokens: int, face_tokens: Sequence[int]) -> None:
+    """Check N_text, and N_f of each reference."""
     if not isinstance(text_tokens, int) or text_tokens < 1:
         raise FusionError(f"text_tokens must be a positive number, not {text_tokens!r}.")
     counts = isinstance(face_tokens, Sequence) and not isinstance(face_tokens, str)
@@ -226,7 +237,7 @@ def check_tokens(text_tokens: int, face_tokens: Sequence[int]) -> None:
 
 
 def check_latents(unet: Any, latents: Tensor) -> int:
-    """The number of references, once the latents are seen to fit."""
+    """Return the number of references; check that their latents fit the UNet."""
     channels = unet.config["in_channels"]
     fits = isinstance(latents, Tensor) and latents.ndim == 4 and latents.is_floating_point()
     if not fits or latents.shape[1] != channels:
@@ -240,7 +251,7 @@ def check_latents(unet: Any, latents: Tensor) -> int:
 
 
 def check_text(unet: Any, encoder_hidden_states: Tensor, batch: int) -> Tensor:
-    """The text embedding of each reference, once it is seen to fit."""
+    """Return the text embedding of each reference; check that it fits the UNet and the latents."""
     width = unet.config["cross_attention_dim"]
     fits = isinstance(encoder_hidden_states, Tensor) and encoder_hidden_states.ndim == 3
     fits = fits and encoder_hidden_states.shape[0] in (1, batch)
@@ -256,7 +267,7 @@ def check_text(unet: Any, encoder_hidden_states: Tensor, batch: int) -> Tensor:
 def check_added_conditions(
     unet: Any, added_cond_kwargs: Mapping[str, Tensor] | None, batch: int
 ) -> dict[str, Tensor] | None:
-    """What SDXL also takes of each reference, once it is seen to fit."""
+    """Return SDXL's added conditions of each reference; check that they fit the UNet."""
     kind = unet.config["addition_embed_type"]
     given = {} if added_cond_kwargs is None else dict(added_cond_kwargs)
     needed = {"text_embeds", "time_ids"} if kind == "text_time" else set()
@@ -274,7 +285,44 @@ def check_added_conditions(
     return {name: tensor.expand(batch, -1) for name, tensor in given.items()} or None
 
 
+def check_shared_timestep(
+    latents: Tensor, timestep: Any, noise: Tensor | None, scheduler: Any
+) -> Tensor:
+    """Return the timestep of each reference; check what noises references to a shared timestep."""
+    if timestep is None or noise is None or scheduler is None:
+        raise FusionError('timestep_mode="shared" needs timestep, noise and scheduler.')
+    if not hasattr(scheduler, "add_noise"):
+        raise FusionError(
+            f'timestep_mode="shared" needs a scheduler that adds noise, and '
+            f"{type(scheduler).__name__} does not: use another one, or timestep_mode="
+            '"clean".'
+        )
+    if not isinstance(noise, Tensor) or noise.shape != latents.shape:
+        raise FusionError(f"noise must be shaped like latents, {tuple(latents.shape)}.")
+    batch = latents.shape[0]
+    timesteps = torch.as_tensor(timestep, device=latents.device)
+    if timesteps.ndim > 1 or timesteps.numel() not in (1, batch):
+        raise FusionError(
+            f"timestep must be a number or a tensor ({batch},), "
+            f"not of shape {tuple(timesteps.shape)}."
+        )
+    timesteps = timesteps.expand(batch)
+    if timesteps.unique().numel() > 1 and scheduler.init_noise_sigma != 1:
+        raise FusionError(
+            f"timestep must be the same for all references with {type(scheduler).__name__}, "
+            "which scales a whole batch by it: encode them one by one."
+        )
+    return timesteps
+
+
+def check_lora_scale(scale: Any, argument: str = "lora_scale") -> None:
+    """Check the factor of LoRA weights: None, or a finite number."""
+    if not (scale is None or (isinstance(scale, int | float) and math.isfinite(scale))):
+        raise FusionError(f"{argument} must be None or a finite number, not {scale!r}.")
+
+
 def check_layer_names(argument: str, given: Mapping[str, Any], layers: Mapping[str, Any]) -> None:
+    """Check that a dictionary holds exactly the adapter's layers."""
     if not isinstance(given, Mapping):
         raise FusionError(
             f"{argument} must be a dictionary of the adapter's layers, not {type(given).__name__}."
@@ -285,3 +333,48 @@ def check_layer_names(argument: str, given: Mapping[str, Any], layers: Mapping[s
             f"{argument} must hold exactly the adapter's {len(layers)} layers; "
             f"{odd[0]!r} is {'not one of them' if odd[0] in given else 'missing'}."
         )
+
+
+def check_references(
+    references: Any, layers: Mapping[str, Sequence[int]], batch_size: int | None
+) -> None:
+    """Check that these are K_f and V_f of an adapter's layers.
+
+    Args:
+        references: K_f and V_f ``(batch or 1, N_f, inner_dim)`` of every layer, for each reference.
+        layers: ``(query_dim, inner_dim)`` of each layer of the adapter, by name.
+        batch_size: Number of samples that see the references; None leaves it open.
+    """
+    if not isinstance(references, Sequence):
+        raise FusionError(
+            "references must be a list with K_f and V_f of each reference, or a "
+            f"ReferenceCache, not {type(references).__name__}."
+        )
+    for index, reference in enumerate(references):
+        check_layer_names(f"references[{index}]", reference, layers)
+        for name, (_, inner_dim) in layers.items():
+            pair = reference[name]
+            several = pair if isinstance(pair, tuple | list) else (pair,)
+            shapes = [tuple(getattr(tensor, "shape", ())) for tensor in several]
+            if len(shapes) != 2 or shapes[0] != shapes[1] or shapes[0][2:] != (inner_dim,):
+                raise FusionError(
+                    f"references[{index}][{name!r}] must be K_f and V_f, each (batch, tokens, "
+                    f"{inner_dim}), not {shapes}: encode the reference with this adapter."
+                )
+            if batch_size is not None and shapes[0][0] not in (1, batch_size):
+                raise FusionError(
+                    f"references[{index}] must serve 1 or batch_size={batch_size} samples, "
+                    f"not {shapes[0][0]}."
+                )
+
+
+def check_hidden_states(hidden_states: Any, layers: Mapping[str, Sequence[int]]) -> None:
+    """Check h_f ``(batch, N_f, query_dim)`` of an adapter's layers."""
+    check_layer_names("hidden_states", hidden_states, layers)
+    for name, (query_dim, _) in layers.items():
+        hidden = hidden_states[name]
+        if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[2] != query_dim:
+            raise FusionError(
+                f"hidden_states[{name!r}] must be a tensor (batch, tokens, {query_dim}), "
+                f"not {tuple(getattr(hidden, 'shape', ())) or type(hidden).__name__}."
+            )

@@ -1,4 +1,4 @@
-"""The error type that this library raises for what a user can put right."""
+"""The errors that this library raises for mistakes that a user can correct."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 MOST_EXPLAINED = 3
-"""A file of another kind misses everything: more than these are only counted."""
+"""Number of misfits of a file that are explained; the others are only counted."""
 
 
 class FusionError(ValueError):
-    """What was wrong, which file or argument, and what to do, in one sentence.
+    """An error that says what was wrong, with which file or argument, and what to do.
 
-    A ``ValueError``, so that callers who know nothing of this library still catch it; the command
+    It is a ``ValueError``, so that callers who do not know this library catch it, too. The command
     line prints it without a traceback.
 
     Example:
@@ -29,20 +29,20 @@ class FusionError(ValueError):
 
 
 class NoFaceError(FusionError):
-    """A picture shows no face that a method can find, though it needs one.
+    """A method found no face in a picture, though it needs one.
 
     Where the picture is one of many, as in a study, it is left out and counted.
     """
 
 
 def explain_validation(error: ValidationError) -> str:
-    """Where a file does not fit its schema and why, without pydantic's types and addresses.
+    """Explain where a file does not fit its schema and why, without pydantic's types and addresses.
 
     Args:
-        error: of a model's ``model_validate``.
+        error: Error that ``model_validate`` raised.
 
     Returns:
-        As in ``training.adapter.steps: Input should be greater than 0; ...``.
+        Text such as ``training.adapter.steps: Input should be greater than 0; ...``.
     """
     found = []
     for one in error.errors():

@@ -25,13 +25,13 @@ def intercepted(
     before: Callable[[tuple[Any, ...], dict[str, Any]], Call],
     after: Callable[[Tensor], Tensor],
 ) -> Iterator[None]:
-    """Change what a UNet is called with, and what it returns, inside of the ``with`` block.
+    """Change what a UNet is called with, and what it returns, inside the ``with`` block.
 
     Args:
         unet: A ``UNet2DConditionModel``, compiled or not, called with ``return_dict=False``.
-        before: Takes a call's arguments and returns those to use instead. It may call the UNet
+        before: Function from a call's arguments to those to use instead. It may call the UNet
             itself: such calls are not intercepted.
-        after: Takes the prediction ``(batch, channels, h, w)`` and returns the one to use instead.
+        after: Function from the prediction ``(batch, channels, h, w)`` to the one to use instead.
     """
     busy = False
 
@@ -65,10 +65,10 @@ def add_branch(args: tuple[Any, ...], kwargs: dict[str, Any], images: int) -> Ca
     """Repeat the last branch of a UNet's call: [u, c] becomes [u, c, c], and [c] becomes [c, c].
 
     Args:
-        args: The call's arguments; the first is the sample ``(batch, channels, h, w)``.
-        kwargs: The call's keyword arguments. Every tensor of the sample's batch size is repeated,
+        args: Positional arguments of the call; the first is the sample ``(batch, channels, h, w)``.
+        kwargs: Keyword arguments of the call. Every tensor of the sample's batch size is repeated,
             those in lists and dictionaries too (ControlNet's residuals, SDXL's conditions).
-        images: How many images are generated: the size of one branch.
+        images: Number of images that are generated: the size of one branch.
     """
     sample = args[0] if args else kwargs["sample"]
     batch = sample.shape[0]
@@ -95,8 +95,8 @@ def blend_branches(prediction: Tensor, images: int, weight: float) -> Tensor:
 
     Args:
         prediction: ``(batch, channels, h, w)`` of the two or three branches.
-        images: The size of one branch.
-        weight: Of what the faces change.
+        images: Number of images, the size of one branch.
+        weight: Weight of the difference that the faces make.
     """
     text, full = prediction[-2 * images : -images], prediction[-images:]
     return torch.cat([prediction[: -2 * images], text + weight * (full - text)])

@@ -3,12 +3,14 @@
 A face key of identity i is closed to a query if and only if some *other* identity's mask holds
 the query. So inside one mask only that identity is seen, in the background all of them, and where
 two masks overlap neither of the two. Text keys are never closed. The paper's "1 otherwise" adds the
-same constant to every open logit, which the softmax cancels, so it is a boolean mask here.
+same constant to every open logit, which the softmax cancels, so the mask is boolean here.
 
-The same equation comes in two forms. ``identity_attention_mask`` is the mask, one boolean for each
-query and key. ``group_queries`` sorts the queries by the references that they see, so that where
-they are many nothing has to be computed for what they do not see.
+``identity_attention_mask`` is the equation: one boolean for each query and key.
+``fusionlib.kernels.group_queries`` is the same in another form, the queries sorted by the
+references that they see, so that large layers need not compute what is closed.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +22,50 @@ from torch import Tensor
 
 from fusionlib.checks import check_masks, check_reference_identity, check_size, check_tokens
 from fusionlib.errors import FusionError
+
+
+def identity_attention_mask(
+    masks: Tensor,
+    reference_identity: Sequence[int],
+    size: tuple[int, int],
+    text_tokens: int,
+    face_tokens: Sequence[int],
+) -> Tensor:
+    """Build the attention mask A of Eq. 7 for one layer.
+
+    Args:
+        masks: Location masks M_i, boolean ``(identities, H, W)``.
+        reference_identity: Index of the identity that each reference shows; several references may
+            show the same one.
+        size: The layer's ``(h, w)``.
+        text_tokens: N_text.
+        face_tokens: N_f of each reference.
+
+    Returns:
+        Boolean ``(h * w, text_tokens + sum(face_tokens))``, True where Eq. 7 leaves the logit open.
+
+    Raises:
+        FusionError: If the arguments do not fit; the message names the one at fault.
+
+    Example:
+        >>> import torch
+        >>> from fusionlib import identity_attention_mask
+        >>> masks = torch.tensor([[[True, True, False]], [[False, True, False]]])
+        >>> seen = identity_attention_mask(masks, [0, 1], (1, 3), text_tokens=1, face_tokens=[1, 1])
+        >>> seen.int().tolist()  # the text and two faces, seen from inside, overlap, background
+        [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
+    """
+    check_masks(masks)
+    check_tokens(text_tokens, face_tokens)
+    check_reference_identity(reference_identity, len(face_tokens), len(masks))
+    held = scale_identity_masks(masks, size).flatten(1)  # (identities, h * w)
+    held_by_another = held.sum(0) - held.int() > 0
+    text = held.new_ones(held.shape[1], text_tokens)
+    faces = [
+        ~held_by_another[identity, :, None].expand(-1, tokens)
+        for identity, tokens in zip(reference_identity, face_tokens, strict=True)
+    ]
+    return torch.cat([text, *faces], dim=1)
 
 
 def scale_identity_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -56,10 +102,10 @@ def scale_identity_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Placed:
-    """What is known of masks at every size, so that a pyramid of them asks once.
+    """Facts about masks that hold at every size, computed once for a pyramid of them.
 
     Attributes:
-        disjoint: Which masks share no pixel, ``(identities, identities)``.
+        disjoint: Whether two masks share no pixel, ``(identities, identities)``.
         centres: Row and column of each mask that is not empty, the smallest mask first.
     """
 
@@ -67,7 +113,7 @@ class _Placed:
     centres: dict[int, Tensor]
 
     @staticmethod
-    def of(masks: Tensor) -> "_Placed":
+    def of(masks: Tensor) -> _Placed:
         flat = masks.flatten(1).float()
         centres = {
             identity: (masks[identity].nonzero().float() + 0.5).mean(0)
@@ -78,7 +124,7 @@ class _Placed:
 
 
 def _scaled(masks: Tensor, size: tuple[int, int], placed: _Placed) -> Tensor:
-    """``scale_identity_masks`` of masks of which this much is known."""
+    """``scale_identity_masks`` without its checks."""
     coverage = F.adaptive_avg_pool2d(masks[None].float(), size)[0].flatten(1)
     for identity, cell in _home_cells(masks, coverage, placed, size).items():
         coverage[identity, cell] = 2.0  # more than any share: a home cell is never lost
@@ -117,50 +163,6 @@ def _home_cells(
                 "positions: disjoint masks would have to share one."
             )
     return homes
-
-
-def identity_attention_mask(
-    masks: Tensor,
-    reference_identity: Sequence[int],
-    size: tuple[int, int],
-    text_tokens: int,
-    face_tokens: Sequence[int],
-) -> Tensor:
-    """Build the attention mask A of Eq. 7 for one layer.
-
-    Args:
-        masks: Location masks M_i, boolean ``(identities, H, W)``.
-        reference_identity: The index of the identity that each reference shows; several references
-            may show the same one.
-        size: The layer's ``(h, w)``.
-        text_tokens: N_text.
-        face_tokens: N_f of each reference.
-
-    Returns:
-        Boolean ``(h * w, text_tokens + sum(face_tokens))``, True where Eq. 7 leaves the logit open.
-
-    Raises:
-        FusionError: If the arguments do not fit; the message names the one at fault.
-
-    Example:
-        >>> import torch
-        >>> from fusionlib import identity_attention_mask
-        >>> masks = torch.tensor([[[True, True, False]], [[False, True, False]]])
-        >>> seen = identity_attention_mask(masks, [0, 1], (1, 3), text_tokens=1, face_tokens=[1, 1])
-        >>> seen.int().tolist()  # the text and two faces, seen from inside, overlap, background
-        [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
-    """
-    check_masks(masks)
-    check_tokens(text_tokens, face_tokens)
-    check_reference_identity(reference_identity, len(face_tokens), len(masks))
-    held = scale_identity_masks(masks, size).flatten(1)  # (identities, h * w)
-    held_by_another = held.sum(0) - held.int() > 0
-    text = held.new_ones(held.shape[1], text_tokens)
-    faces = [
-        ~held_by_another[identity, :, None].expand(-1, tokens)
-        for identity, tokens in zip(reference_identity, face_tokens, strict=True)
-    ]
-    return torch.cat([text, *faces], dim=1)
 
 
 def mask_pyramid(

@@ -1,4 +1,7 @@
-"""Image to image, ControlNet and SDXL with faces: ``FusionMixin`` and the diffusers pipeline of each task."""
+"""Image to image, ControlNet and SDXL with faces.
+
+Each class is ``FusionMixin`` and the diffusers pipeline of the same task.
+"""
 
 from __future__ import annotations
 
@@ -186,7 +189,7 @@ class FusionXLImg2ImgPipeline(FusionXLMixin, StableDiffusionXLImg2ImgPipeline):
 
         >>> from PIL import Image
         >>> from fusionlib import FusionXLImg2ImgPipeline, FusionXLPipeline
-        >>> from tests.helpers.tiny import write_tiny_xl_checkpoint  # random weights, 32 x 32 pixels
+        >>> from tests.helpers.tiny import write_tiny_xl_checkpoint  # random weights
         >>> sdxl = write_tiny_xl_checkpoint("build/tiny-sdxl")
         >>> pipeline = FusionXLPipeline.from_pretrained(sdxl)
         >>> restyle = FusionXLImg2ImgPipeline.from_pipe(pipeline)
@@ -211,7 +214,7 @@ class FusionXLControlNetPipeline(FusionXLMixin, StableDiffusionXLControlNetPipel
         >>> from diffusers import ControlNetModel
         >>> from PIL import Image
         >>> from fusionlib import FusionXLControlNetPipeline, FusionXLPipeline
-        >>> from tests.helpers.tiny import write_tiny_xl_checkpoint  # random weights, 32 x 32 pixels
+        >>> from tests.helpers.tiny import write_tiny_xl_checkpoint  # random weights
         >>> sdxl = write_tiny_xl_checkpoint("build/tiny-sdxl")
         >>> pipeline = FusionXLPipeline.from_pretrained(sdxl)
         >>> for_depth, for_pose = (
@@ -246,7 +249,7 @@ class FusionXLControlNetImg2ImgPipeline(FusionXLMixin, StableDiffusionXLControlN
         >>> from diffusers import ControlNetModel
         >>> from PIL import Image
         >>> from fusionlib import FusionXLControlNetImg2ImgPipeline, FusionXLPipeline
-        >>> from tests.helpers.tiny import write_tiny_xl_checkpoint  # random weights, 32 x 32 pixels
+        >>> from tests.helpers.tiny import write_tiny_xl_checkpoint  # random weights
         >>> sdxl = write_tiny_xl_checkpoint("build/tiny-sdxl")
         >>> pipeline = FusionXLPipeline.from_pretrained(sdxl)
         >>> controlnet = ControlNetModel.from_unet(

@@ -1,8 +1,10 @@
-"""Fused attention in a diffusers UNet: one processor for each cross-attention layer.
+"""Equation 1 and where faces enter it: one attention processor for each cross-attention layer.
 
 ``FusedAttnProcessor`` is the base model's own processor until it is given a ``LayerConditioning``,
 which holds the faces that its layer sees beside the text.
 """
+
+from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -26,9 +28,9 @@ _MAKING = threading.Lock()
 
 @contextmanager
 def in_turn(unet: Any) -> Iterator[None]:
-    """Let no other thread show faces to this UNet, or paint with it, inside of the ``with`` block.
+    """Keep other threads from painting with this UNet, or showing it faces, in the ``with`` block.
 
-    What a layer is told belongs to the layer: of two threads that share a UNet, one would see the
+    A layer's conditioning belongs to the layer: of two threads that share a UNet, one would see the
     other's faces. The same thread may enter again.
 
     Args:
@@ -42,20 +44,21 @@ def in_turn(unet: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LayerConditioning:
-    """What one cross-attention layer sees beside the text.
+    """The faces that one cross-attention layer sees beside the text.
 
     Attributes:
         keys: K_f of each reference, ``(batch or 1, N_f, inner_dim)``.
         values: V_f of each reference, shaped like its key.
         strengths: lambda_i of each reference, a number or a tensor ``(batch,)``.
         groups: Eq. 7 at each resolution, by the number of positions h * w; None without masks.
-        batch_size: How many samples, at the end of the UNet's batch, see the faces; None means all.
-        backend: How closed keys are treated; None is ``usual_backend``'s.
+        batch_size: Number of samples, at the end of the UNet's batch, that see the faces; None
+            means all.
+        backend: How closed keys are treated; None lets ``usual_backend`` choose.
         attention: ``"concatenated"`` or ``"decoupled"``.
-        same_text: That a text seen before need not be projected again, because neither the tensor
-            nor the layer's weights are changed in place. Of no effect where gradients are enabled,
-            in a compiled graph, or where ``to_k`` or ``to_v`` have hooks.
-        kept: The last text, what such queries are, and what was made of them.
+        same_text: Whether keys and values may be joined once for each text tensor, because neither
+            the tensor nor the layer's weights are changed in place. It has no effect where
+            gradients are enabled, in a compiled graph, or where ``to_k`` or ``to_v`` have hooks.
+        cached: The last text, the shape of its queries, and the attention prepared for them.
     """
 
     keys: tuple[Tensor, ...]
@@ -66,23 +69,23 @@ class LayerConditioning:
     backend: Backend | None = None
     attention: Attention = "concatenated"
     same_text: bool = False
-    kept: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
+    cached: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
 
 class FusedAttnProcessor:
     """A diffusers attention processor for ``attn2`` that lets the queries see faces, too.
 
-    It holds no weights. Without a ``conditioning`` it hands the call on to the processor that it
+    It holds no weights. Without a ``conditioning`` it passes the call on to the processor that it
     replaced, so that the UNet is the base model bit by bit. ``FusionAdapter.attach`` puts one into
-    each cross-attention layer, and ``FusionAdapter.conditioned`` tells them what to see.
+    each cross-attention layer, and ``FusionAdapter.conditioned`` sets what each of them sees.
 
     Args:
-        former: The processor to take the place of.
+        former: The processor to replace.
 
     Attributes:
-        former: The processor that was here before.
-        conditioning: The K_f, V_f and strengths of the references (a ``LayerConditioning``); None
-            while there are none.
+        former: The processor that was replaced.
+        conditioning: K_f, V_f and strengths of the references (a ``LayerConditioning``); None while
+            there are none.
 
     Example:
         >>> import torch
@@ -122,8 +125,9 @@ class FusedAttnProcessor:
             hidden_states: h, ``(batch, N_q, query_dim)``.
             encoder_hidden_states: The prompt c, ``(batch, N_text, cross_attention_dim)``.
             attention_mask: Must be None while there is a ``conditioning``.
-            *args: What else the former processor takes; unused while there is a ``conditioning``.
-            **kwargs: Likewise.
+            *args: Further arguments of the former processor; unused while there is a
+                ``conditioning``.
+            **kwargs: Further arguments of the former processor, by name; likewise unused.
 
         Returns:
             h', ``(batch, N_q, query_dim)``.
@@ -142,7 +146,7 @@ class FusedAttnProcessor:
                 "Face references work with plain text conditioning only: call the UNet without "
                 "encoder_attention_mask and without an IP-Adapter's image embeddings."
             )
-        query = split_heads(attn.to_q(hidden_states), attn.heads)
+        query = split_heads(attn.to_q(hidden_states), attn.heads)  # Q = Linear_q(h), Eq. 1
         attended = self._attend(attn, query, encoder_hidden_states, faces)(query)
         attended = attended.transpose(1, 2).flatten(2).to(query.dtype)
         linear, dropout = attn.to_out
@@ -151,24 +155,25 @@ class FusedAttnProcessor:
         return hidden_states if factor == 1 else hidden_states / factor
 
     def _attend(self, attn: Any, query: Tensor, text: Tensor, faces: LayerConditioning) -> Attend:
-        """K' and V' of this text and these faces, for such queries; once, where that was said."""
+        """The attention to this text and these faces, prepared once where ``same_text`` allows."""
         tracked = torch.is_grad_enabled() or torch.compiler.is_compiling()
         if tracked or not faces.same_text or _hooked(attn.to_k) or _hooked(attn.to_v):
             return _text_and_faces(attn, query, text, faces)
-        such = (query.shape, query.dtype, query.device)
-        if not faces.kept or faces.kept[0] is not text or faces.kept[1] != such:
-            faces.kept.clear()  # before others are made
-            faces.kept.extend((text, such, _text_and_faces(attn, query, text, faces)))
-        return faces.kept[2]
+        query_like = (query.shape, query.dtype, query.device)
+        cached = faces.cached
+        if not cached or cached[0] is not text or cached[1] != query_like:
+            cached.clear()  # before the next ones are made
+            cached.extend((text, query_like, _text_and_faces(attn, query, text, faces)))
+        return cached[2]
 
 
 def _text_and_faces(attn: Any, query: Tensor, text: Tensor, faces: LayerConditioning) -> Attend:
-    """What the queries of a layer attend to: the text, and in the branch with a prompt the faces.
+    """Prepare a layer's attention: to the text, and in the branch with a prompt to the faces.
 
     The samples before the last ``faces.batch_size`` are guidance's unconditional branch.
     """
-    key = split_heads(attn.to_k(text), attn.heads)
-    value = split_heads(attn.to_v(text), attn.heads)
+    key = split_heads(attn.to_k(text), attn.heads)  # K_c = Linear_k(c), Eq. 1
+    value = split_heads(attn.to_v(text), attn.heads)  # V_c = Linear_v(c)
     plain = 0 if faces.batch_size is None else max(query.shape[0] - faces.batch_size, 0)
     to_both = _with_faces(query[plain:], key[plain:], value[plain:], faces)
     if not plain:
@@ -178,7 +183,7 @@ def _text_and_faces(attn: Any, query: Tensor, text: Tensor, faces: LayerConditio
 
 
 def _with_faces(query: Tensor, key: Tensor, value: Tensor, faces: LayerConditioning) -> Attend:
-    """``fused_attention`` or ``decoupled_attention``, for the samples that see the faces."""
+    """Prepare ``fused_attention`` or ``decoupled_attention`` for the samples that see the faces."""
     heads = query.shape[1]
     groups = None
     if faces.groups is not None:
@@ -203,7 +208,7 @@ def _with_faces(query: Tensor, key: Tensor, value: Tensor, faces: LayerCondition
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether somebody listens to, or changes, each call of a module."""
+    """Whether hooks observe, or change, each call of a module."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 

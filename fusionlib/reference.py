@@ -2,18 +2,26 @@
 
 h_f of equation 2 is what enters the cross-attention of a layer while the reference image goes
 through the same frozen UNet with the empty prompt. No trainable weight takes part, so it is
-computed without gradient, and K_f and V_f made from it serve every step, prompt and image:
-``ReferenceCache``.
+computed without gradient, and K_f and V_f made from it serve every step, prompt and image
+(``fusionlib.reference_cache``).
 """
 
-from collections.abc import Mapping
-from math import isfinite
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fusionlib.checks import check_added_conditions, check_latents, check_text
+from fusionlib.checks import (
+    check_added_conditions,
+    check_latents,
+    check_lora_scale,
+    check_shared_timestep,
+    check_text,
+)
 from fusionlib.errors import FusionError
 from fusionlib.processor import fused_processors
 from fusionlib.unet_layers import cross_attention_layers
@@ -43,12 +51,12 @@ def encode_references(
         latents: The scaled latents of the references, ``(batch, channels, h, w)``.
         encoder_hidden_states: The empty prompt's text embedding, ``(batch or 1, N_text, width)``.
         timestep_mode: ``"clean"`` or ``"shared"``.
-        timestep: Only for ``"shared"``: the timestep, a number or a tensor ``(batch,)``.
-        noise: Only for ``"shared"``: the noise, shaped like ``latents``.
-        scheduler: Only for ``"shared"``: the scheduler that adds the noise.
-        added_cond_kwargs: What an SDXL UNet also takes: ``text_embeds`` of the empty prompt and
-            ``time_ids``, each ``(batch or 1, width)``.
-        lora_scale: What the UNet's LoRA weights are multiplied by in this pass, as by diffusers'
+        timestep: Timestep for ``"shared"`` only, a number or a tensor ``(batch,)``.
+        noise: Noise for ``"shared"`` only, shaped like ``latents``.
+        scheduler: Scheduler that adds the noise, for ``"shared"`` only.
+        added_cond_kwargs: Conditions that an SDXL UNet also takes: ``text_embeds`` of the empty
+            prompt and ``time_ids``, each ``(batch or 1, width)``.
+        lora_scale: Factor of the UNet's LoRA weights in this pass, like diffusers'
             ``cross_attention_kwargs={"scale": ...}``; None leaves them as they are set.
 
     Returns:
@@ -82,75 +90,64 @@ def encode_references(
         up_blocks (1, 64, 128)
     """
     layers = cross_attention_layers(unet)
-    unet = getattr(unet, "_orig_mod", unet)
-    for layer in layers.values():
-        if any(processor.conditioning is not None for processor in fused_processors(layer)):
-            raise FusionError(
-                "unet is conditioned on faces: encode references outside of the `with "
-                "adapter.conditioned(...)` block, where it is the base model."
-            )
+    unet = getattr(unet, "_orig_mod", unet)  # not the graph that torch.compile made of it
+    _check_base_model(layers)
     batch = check_latents(unet, latents)
     encoder_hidden_states = check_text(unet, encoder_hidden_states, batch)
     added_cond_kwargs = check_added_conditions(unet, added_cond_kwargs, batch)
-    if not (lora_scale is None or (isinstance(lora_scale, int | float) and isfinite(lora_scale))):
-        raise FusionError(f"lora_scale must be None or a finite number, not {lora_scale!r}.")
+    check_lora_scale(lora_scale)
     if timestep_mode == "clean":
         if timestep is not None or noise is not None:
             raise FusionError('timestep and noise belong to timestep_mode="shared" only.')
         timesteps = torch.zeros(batch, dtype=torch.long, device=latents.device)
     elif timestep_mode == "shared":
-        if timestep is None or noise is None or scheduler is None:
-            raise FusionError('timestep_mode="shared" needs timestep, noise and scheduler.')
-        if not hasattr(scheduler, "add_noise"):
-            raise FusionError(
-                f'timestep_mode="shared" needs a scheduler that adds noise, and '
-                f"{type(scheduler).__name__} does not: use another one, or timestep_mode="
-                '"clean".'
-            )
-        if not isinstance(noise, Tensor) or noise.shape != latents.shape:
-            raise FusionError(f"noise must be shaped like latents, {tuple(latents.shape)}.")
-        timesteps = torch.as_tensor(timestep, device=latents.device)
-        if timesteps.ndim > 1 or timesteps.numel() not in (1, batch):
-            raise FusionError(
-                f"timestep must be a number or a tensor ({batch},), "
-                f"not of shape {tuple(timesteps.shape)}."
-            )
-        timesteps = timesteps.expand(batch)
+        timesteps = check_shared_timestep(latents, timestep, noise, scheduler)
         latents = scheduler.add_noise(latents, noise, timesteps)
         if timesteps.unique().numel() == 1:  # schedulers scale whole batches, at one timestep
             latents = scheduler.scale_model_input(latents, timesteps[0])
-        elif scheduler.init_noise_sigma != 1:
-            raise FusionError(
-                f"timestep must be the same for all references with {type(scheduler).__name__}, "
-                "which scales a whole batch by it: encode them one by one."
-            )
     else:
         raise FusionError(f'timestep_mode must be "clean" or "shared", not {timestep_mode!r}.')
 
+    # Hooks would make torch.compile build one more graph: this pass runs without it.
+    with _layer_inputs(layers) as hidden_states, torch.compiler.set_stance("force_eager"):
+        unet(
+            latents,
+            timesteps,
+            encoder_hidden_states=encoder_hidden_states,
+            added_cond_kwargs=added_cond_kwargs,
+            cross_attention_kwargs=None if lora_scale is None else {"scale": lora_scale},
+            return_dict=False,
+        )
+    return hidden_states
+
+
+@contextmanager
+def _layer_inputs(layers: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
+    """Record what enters each layer inside the ``with`` block: h_f, by the layer's name."""
     hidden_states: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Any:
+    def record(name: str) -> Any:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden_states[name] = args[0] if args else kwargs["hidden_states"]
 
         return hook
 
     hooks = [
-        layer.register_forward_pre_hook(keep(name), with_kwargs=True)
+        layer.register_forward_pre_hook(record(name), with_kwargs=True)
         for name, layer in layers.items()
     ]
     try:
-        # A compiled UNet would have to be compiled once more for the hooks: run this pass as it is.
-        with torch.compiler.set_stance("force_eager"):
-            unet(
-                latents,
-                timesteps,
-                encoder_hidden_states=encoder_hidden_states,
-                added_cond_kwargs=added_cond_kwargs,
-                cross_attention_kwargs=None if lora_scale is None else {"scale": lora_scale},
-                return_dict=False,
-            )
+        yield hidden_states
     finally:
         for hook in hooks:
             hook.remove()
-    return hidden_states
+
+
+def _check_base_model(layers: Mapping[str, Any]) -> None:
+    """Raise a ``FusionError`` if a layer is shown faces: references are seen by the base model."""
+    for layer in layers.values():
+        if any(processor.conditioning is not None for processor in fused_processors(layer)):
+            raise FusionError(
+                "unet is conditioned on faces: encode references outside of the `with "
+                "adapter.conditioned(...)` block, where it is the base model."
+            )

@@ -1,4 +1,4 @@
-"""K_f and V_f of references, computed once: kept, saved, and told apart by fingerprints of their makers."""
+"""K_f and V_f of references, computed once, saved, and checked by their makers' fingerprints."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _FORMAT = {"format": "fusionlib.ReferenceCache", "version": "1"}
 
 @dataclass(frozen=True, eq=False)
 class ReferenceCache(Sequence[LayerKeysValues]):
-    """K_f and V_f of several references: all that generation needs of them, computed once.
+    """K_f and V_f of several references: all that generation needs from them, computed once.
 
     A sequence of references; each is a dictionary from a layer's name to its K_f and V_f, as
     ``FusionAdapter.conditioned`` takes them. It belongs to the adapter and the UNet that made it,
-    with the LoRA weights that the UNet had: others are refused, and the references have to be
-    encoded again.
+    with the LoRA weights that the UNet had: with others it is refused, and the references have to
+    be encoded again.
 
     Attributes:
-        references: For each reference, each layer's K_f and V_f ``(batch or 1, N_f, inner_dim)``.
+        references: K_f and V_f ``(batch or 1, N_f, inner_dim)`` of each layer, for each reference.
             A batch of 1 serves every image; otherwise each image of a batch has its own.
-        fingerprint: A sample of the weights of the adapter that made it, by which another adapter
-            is told apart (``FusionAdapter.fingerprint``); None where that is not known.
-        unet_fingerprint: Likewise of the UNet's weights, with LoRA as it was set then
-            (``fingerprint_of_unet``).
+        fingerprint: Sample of the weights of the adapter that made it
+            (``FusionAdapter.fingerprint``), which differs for another adapter; None if unknown.
+        unet_fingerprint: Sample of the UNet's weights, with LoRA as it was set then
+            (``fingerprint_of_unet``); None if unknown.
 
     Example:
         Two pictures of a person, encoded and written to a file:
@@ -72,7 +72,7 @@ class ReferenceCache(Sequence[LayerKeysValues]):
     @overload
     def __getitem__(self, index: slice) -> ReferenceCache: ...
     def __getitem__(self, index: int | slice) -> LayerKeysValues | ReferenceCache:
-        """One reference, or a cache of some of them."""
+        """Return one reference, or a cache of some of them."""
         if isinstance(index, slice):
             return replace(self, references=self.references[index])
         return self.references[index]
@@ -82,7 +82,7 @@ class ReferenceCache(Sequence[LayerKeysValues]):
         return iter(self.references)
 
     def __repr__(self) -> str:
-        """What it holds, without the numbers."""
+        """Describe the cache without its numbers."""
         layers = len(self.references[0]) if self.references else 0
         return (
             f"ReferenceCache({len(self)} reference{'' if len(self) == 1 else 's'}, "
@@ -91,7 +91,7 @@ class ReferenceCache(Sequence[LayerKeysValues]):
 
     @property
     def batch_size(self) -> int:
-        """How many images have references of their own; 1 if the references serve every image."""
+        """Number of images with references of their own; 1 if the references serve every image."""
         return max(
             (key.shape[0] for reference in self.references for key, _ in reference.values()),
             default=1,
@@ -100,11 +100,11 @@ class ReferenceCache(Sequence[LayerKeysValues]):
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> ReferenceCache:
-        """The same references on another device or in another floating-point type.
+        """Move the references to another device or another floating-point type.
 
         Args:
-            device: Where to put the tensors; None leaves them where they are.
-            dtype: Their type, ``torch.float16`` for example; None keeps it.
+            device: Device for the tensors; None leaves them where they are.
+            dtype: Type of the tensors, ``torch.float16`` for example; None keeps it.
 
         Returns:
             A cache of the same shapes.
@@ -115,7 +115,7 @@ class ReferenceCache(Sequence[LayerKeysValues]):
         """Repeat each image's references, as ``num_images_per_prompt`` repeats prompts.
 
         Args:
-            repeats: How often, 1 or more.
+            repeats: Number of copies, 1 or more.
 
         Returns:
             A cache of K_f and V_f ``(batch * repeats, N_f, inner_dim)``; references that serve
@@ -246,7 +246,7 @@ class ReferenceCache(Sequence[LayerKeysValues]):
 
         Args:
             path: The file.
-            device: Where to put the tensors.
+            device: Device for the tensors.
 
         Returns:
             The cache, in the floating-point type in which it was saved.
@@ -286,7 +286,7 @@ class ReferenceCache(Sequence[LayerKeysValues]):
 
 
 def _check_makers(caches: Sequence[ReferenceCache]) -> None:
-    """Raise a ``FusionError`` unless one adapter over one UNet made all of them."""
+    """Raise a ``FusionError`` unless one adapter over one UNet made all caches."""
     for index, cache in enumerate(caches):
         if not same_fingerprint(caches[0].fingerprint, cache.fingerprint):
             raise FusionError(f"caches[{index}] was made by another adapter than caches[0].")
@@ -298,23 +298,23 @@ def _check_makers(caches: Sequence[ReferenceCache]) -> None:
 
 
 def same_fingerprint(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether two fingerprints are of the same weights, whatever their precision; None fits all."""
+    """Whether two fingerprints belong to the same weights, in any precision; None fits all."""
     if one is None or other is None:
         return True
     if one.shape != other.shape:
         return False
-    # Layer by layer, for a LoRA may change a few. bfloat16 rounds by at most 0.4%; what is next to
-    # nothing float16 rounds by more.
+    # Layer by layer, for a LoRA may change only a few. bfloat16 rounds by at most 0.4%; float16
+    # rounds numbers near 0 by more.
     size = one.norm(dim=1)
     return bool(((one - other).norm(dim=1) <= 0.01 * size + 0.001 * size.mean()).all())
 
 
 @torch.no_grad()
 def fingerprint_of_unet(unet: Any) -> Tensor | None:
-    """A small sample of a UNet's weights as they act, by which a ``ReferenceCache`` knows them.
+    """Take a small sample of a UNet's effective weights, by which a ``ReferenceCache`` checks them.
 
-    LoRA weights count as they are set: to load, to unload, or to weight one anew makes another
-    fingerprint; to fuse it into the weights does not.
+    LoRA weights count as they are set: loading, unloading or rescaling one changes the fingerprint;
+    fusing it into the weights does not.
 
     Args:
         unet: A ``UNet2DConditionModel``, compiled or not.
@@ -335,17 +335,17 @@ def fingerprint_of_unet(unet: Any) -> Tensor | None:
 
 
 def sample_of_weights(rows: Sequence[Tensor]) -> Tensor:
-    """Put a few numbers of each weight together, in two kernels and one copy from a GPU.
+    """Collect a few numbers of each weight, in two kernels and one copy from a GPU.
 
     Args:
-        rows: Up to 8 numbers each.
+        rows: Up to 8 numbers of each weight.
 
     Returns:
-        ``(rows, 8)`` in float32 on the CPU; what is missing of a row is 0.
+        ``(rows, 8)`` in float32 on the CPU; short rows are filled with 0.
     """
     if any(row.dtype.itemsize == 1 for row in rows):  # float8, which torch joins to no other type
         rows = [row.float() for row in rows]
-    cpu = torch.device("cpu")  # and not what a user may have set as the default
+    cpu = torch.device("cpu")  # a user may have set another default
     lengths = torch.tensor([len(row) for row in rows], device=cpu)
     table = torch.zeros(len(rows), 8, dtype=torch.float32, device=cpu)
     there = torch.arange(8, device=cpu) < lengths[:, None]
@@ -354,7 +354,7 @@ def sample_of_weights(rows: Sequence[Tensor]) -> Tensor:
 
 
 def _with_lora(layer: Any, row: Tensor) -> Tensor:
-    """The first numbers of a layer's weight, and what PEFT's LoRA layers now add to them."""
+    """The first numbers of a layer's weight, with what PEFT's LoRA layers now add to them."""
     if not hasattr(layer, "lora_A") or layer.disable_adapters:
         return row
     for name in layer.active_adapters:
@@ -365,5 +365,5 @@ def _with_lora(layer: Any, row: Tensor) -> Tensor:
 
 
 def _shapes(reference: LayerKeysValues) -> dict[str, tuple[torch.Size, torch.Size]]:
-    """The shapes of each layer's K_f and V_f, but for the batch."""
+    """The shapes of each layer's K_f and V_f without the batch."""
     return {name: (key.shape[1:], value.shape[1:]) for name, (key, value) in reference.items()}

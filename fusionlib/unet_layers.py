@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from fusionlib.errors import FusionError
 
 LayerChoice = Literal["down", "mid", "up"] | int
-"""Layers of a UNet: on its way down, in its middle or on its way up; or, by a number, those of one
-resolution: 0 is the full one, 1 half of it, and so on."""
+"""Layers of a UNet: on the way down, in the middle, on the way up; or those of one resolution.
+
+The number 0 is the full resolution, 1 half of it, and so on.
+"""
 
 
 def layer_dimensions(
     unet: Any, choice: Sequence[LayerChoice] | None = None
 ) -> dict[str, tuple[int, int]]:
-    """``(query_dim, inner_dim)`` of each cross-attention layer that is chosen, by its name."""
+    """Return ``(query_dim, inner_dim)`` of each chosen cross-attention layer, by its name."""
     layers = cross_attention_layers(unet)
     if choice is not None:
         levels = len(unet.config["block_out_channels"])
@@ -41,7 +43,7 @@ def _is_choice(each: Any) -> bool:
 
 
 def _level(name: str, levels: int) -> int:
-    """How often the resolution was halved where a layer stands, by its name in the UNet."""
+    """How often the resolution is halved at a layer, by the layer's name in the UNet."""
     place, number, *_ = name.split(".")
     if place == "mid_block":
         return levels - 1
@@ -49,12 +51,12 @@ def _level(name: str, levels: int) -> int:
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
-    """``(batch, tokens, heads * head_dim)`` to ``(batch, heads, tokens, head_dim)``."""
+    """Turn ``(batch, tokens, heads * head_dim)`` into ``(batch, heads, tokens, head_dim)``."""
     return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def cross_attention_layers(unet: Any) -> dict[str, Any]:
-    """Every cross-attention layer of a ``UNet2DConditionModel``, by its name in the UNet.
+    """Find every cross-attention layer of a ``UNet2DConditionModel``, by its name in the UNet.
 
     The names are the UNet's own, such as
     ``"down_blocks.0.attentions.0.transformer_blocks.0.attn2"``.

@@ -362,7 +362,7 @@ class Student:
 
     def _pixels(self, image: Image.Image) -> Tensor:
         """``(1, 3, h, w)`` in [-1, 1], cropped and resized to the model's own size."""
-        from fusionlib.pipeline import prepare_reference
+        from fusionlib.pipeline_inputs import prepare_reference
 
         side = self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor
         pixels = np.asarray(prepare_reference(image, side, side), np.float32) / 127.5 - 1

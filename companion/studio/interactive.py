@@ -28,7 +28,7 @@ from companion.request import Request, encoded, nearest
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image, save_png
 from fusionlib.masking import scale_identity_masks
-from fusionlib.pipeline import prepare_reference
+from fusionlib.pipeline_inputs import prepare_reference
 from fusionlib.reference_cache import fingerprint_of_unet
 from fusionlib.support.provenance import sha256_json
 

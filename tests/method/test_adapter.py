@@ -484,7 +484,7 @@ def test_all_backends_are_one_unet(
     faces = [reference(adapter, slice(i, i + 1)) for i in (0, 1)]
     outputs, calls = {}, []
     monkeypatch.setattr(
-        "fusionlib.attention.grouped", lambda *given: calls.append(backend) or grouped(*given)
+        "fusionlib.kernels.grouped", lambda *given: calls.append(backend) or grouped(*given)
     )
     for backend in ("dense", "grouped", None):
         options = {"strengths": [0.5, 1.5], "identity_masks": masks, "backend": backend}
@@ -573,7 +573,7 @@ def test_a_text_is_projected_again_where_it_has_to_be(
                 hook.remove()
                 assert calls(1) == 0
         kept = sum(t.numel() * t.element_size() for pair in face.values() for t in pair)
-        monkeypatch.setattr("fusionlib.adapter.MOST_KEPT", 2 * kept)
+        monkeypatch.setattr("fusionlib.adapter.MAX_CACHED_BYTES", 2 * kept)
         for batch_size, projections in ((1, 1), (2, 1), (3, 2)):
             with adapter.conditioned([face], batch_size=batch_size, same_text=True):
                 assert calls(2) == projections * layers, batch_size

@@ -84,7 +84,7 @@ def test_decoupled_attention_is_its_equation(strengths: Any) -> None:
     torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["dense", "grouped", "flex"])
+@pytest.mark.parametrize("backend", ["dense", "grouped"])
 @pytest.mark.parametrize("strengths", [None, [0.0, 0.7], [torch.tensor([0.0, 1.0]), 0.5]])
 def test_a_query_that_sees_no_face_is_given_the_text_alone(backend: Any, strengths: Any) -> None:
     masks = torch.zeros(2, 4, 4, dtype=torch.bool)

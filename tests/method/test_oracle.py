@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.nn.attention.flex_attention as flex_attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,12 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fusionlib import fused_attention, group_queries, identity_attention_mask
 from fusionlib.kernels import usual_backend
-
-
-@pytest.fixture(autouse=True)
-def flex_without_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlexAttention's own switch for debugging: its mathematics, without a compiler."""
-    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
 
 
 @dataclass
@@ -120,7 +113,7 @@ TOLERANCES = [
 ]
 
 
-@pytest.mark.parametrize("backend", ["unmasked", "mask", "dense", "grouped", "flex"])
+@pytest.mark.parametrize("backend", ["unmasked", "mask", "dense", "grouped"])
 @pytest.mark.parametrize(("dtype", "tolerance", "examples"), TOLERANCES)
 def test_every_backend_is_the_oracle(
     backend: str, dtype: torch.dtype, tolerance: float, examples: int
@@ -198,7 +191,7 @@ def test_a_small_layer_takes_the_mask_unless_told_otherwise(
     named = fused_attention(**inputs, mask=groups, backend=backend)
     assert torch.equal(fused_attention(**inputs, mask=groups), named)
     with monkeypatch.context() as context:  # not the other, which would agree but for rounding
-        other = {"dense": "fusionlib.attention.grouped", "grouped": "fusionlib.attention.dense"}
+        other = {"dense": "fusionlib.kernels.grouped", "grouped": "fusionlib.kernels.closed_logits"}
         context.setattr(other[backend], lambda *_: pytest.fail("the other backend"))
         fused_attention(**inputs, mask=groups)
 
@@ -212,37 +205,9 @@ def test_a_compiled_graph_makes_no_mask_at_each_call(monkeypatch: pytest.MonkeyP
     assert usual_backend(64, 205) == usual_backend(64, 205, "cuda") == "grouped"
 
 
-def test_flex_as_it_is_called_outside_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False)
-    inputs, masks = two_people()
-    groups = group_queries(masks, [0, 1], (8, 8))
-    for strengths in (None, [0.5, torch.tensor([2.0])]):
-        torch.testing.assert_close(
-            fused_attention(**inputs, strengths=strengths, mask=groups, backend="flex"),
-            fused_attention(**inputs, strengths=strengths, mask=groups, backend="dense"),
-            rtol=1e-5,
-            atol=1e-5,
-        )
-    assert len(groups._block_masks) == 1, "the block mask is made once"
-
-
-def test_flex_with_faces_of_other_sizes_has_another_block_mask() -> None:
-    inputs, masks = two_people()
-    groups = group_queries(masks, [0, 1], (8, 8))
-    long, short = inputs["face_keys"][0], inputs["face_keys"][1][:, :, :20]
-    for faces in ([long, short], [short, long]):
-        given = inputs | {"face_keys": faces, "face_values": faces}
-        torch.testing.assert_close(
-            fused_attention(**given, mask=groups, backend="flex"),
-            fused_attention(**given, mask=groups, backend="dense"),
-            rtol=1e-5,
-            atol=1e-5,
-        )
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_flex_on_cuda(dtype: torch.dtype) -> None:
+def test_groups_on_cuda(dtype: torch.dtype) -> None:
     inputs, masks = two_people(tokens=300)
     moved = {
         name: [t.to("cuda", dtype) for t in given]
@@ -253,7 +218,7 @@ def test_flex_on_cuda(dtype: torch.dtype) -> None:
     groups = group_queries(masks, [0, 1], (8, 8)).to("cuda")
     for strengths in (None, [0.5, 2.0]):
         torch.testing.assert_close(
-            fused_attention(**moved, strengths=strengths, mask=groups),
+            fused_attention(**moved, strengths=strengths, mask=groups, backend="grouped"),
             fused_attention(**moved, strengths=strengths, mask=groups, backend="dense"),
             rtol=6e-2,
             atol=6e-2,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_pipeline import face, generate, same
 
-from fusionlib import FusionAdapter, FusionError, FusionPipeline
+from fusionlib import FusionAdapter, FusionError, FusionPipeline, pipeline_inputs
 from fusionlib.processor import in_turn
 
 
@@ -72,7 +72,7 @@ def test_a_thread_that_waits_leaves_the_shared_tokenizer_alone(
 ) -> None:
     # A fast tokenizer keeps how it was last told to pad: another thread's tokens would be cut.
     read, waits, other = Event(), Event(), of_its_own(pipeline)
-    tokenize, count = type(other.tokenizer).__call__, other._count_images
+    tokenize, count = type(other.tokenizer).__call__, pipeline_inputs._count_images
 
     def seen(*args: Any, **kwargs: Any) -> Any:
         read.set()
@@ -83,7 +83,7 @@ def test_a_thread_that_waits_leaves_the_shared_tokenizer_alone(
         return count(*args)
 
     monkeypatch.setattr(type(other.tokenizer), "__call__", seen)
-    monkeypatch.setattr(other, "_count_images", about_to_read)  # the last before it reads
+    monkeypatch.setattr(pipeline_inputs, "_count_images", about_to_read)  # the last before it reads
     with ThreadPoolExecutor(1) as thread:
         with in_turn(pipeline.unet):
             waiting = thread.submit(generate, other, "a face")
