@@ -15,13 +15,8 @@ from fusionlib.errors import FusionError
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader never meets half of it; its folder is made as needed."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file like `write_text`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def short(path: Path) -> str:
@@ -66,12 +61,18 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; its folder is made as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(content))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the name of a new file or folder, which takes the place of `path` after the block.
+    """Yield a path for a new file or folder, which takes the place of `path` after the block.
 
-    The name is always the same one beside `path`, so that what a killed process left there is
-    overwritten by the next. If the block fails, `path` stays as it was.
+    It lies beside `path`. If the block fails, `path` stays as it was. The name is always the same,
+    so that an attempt after a kill overwrites what was left; two processes at once would collide.
     """
     partial = path.with_name(f"{path.name}.partial")
     _remove(partial)

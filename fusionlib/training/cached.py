@@ -1,4 +1,4 @@
-"""What frozen models make of a training set: computed once, kept on disk in files of many rows."""
+"""A cache on disk of what frozen models compute for a training set, in files of many rows."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Pairing:
     """The pure function from a sample's number to its target and reference.
 
     Args:
-        people: Person in each picture. None is a person whom no other picture shows.
+        people: Person in each picture. None stands for a person in no other picture.
         photo: Whether each picture is a photograph, like those that users have. Only these are
             references.
         seed: Seed of the run.

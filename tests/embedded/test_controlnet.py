@@ -79,7 +79,7 @@ def trained(profile: Profile) -> ControlNetModel:
 
 @torch.no_grad()
 def error(profile: Profile, model: ControlNetModel, shift: int = 0) -> float:
-    """Of the UNet's prediction on the training set, shown the depth map of `shift` samples on."""
+    """The UNet's error on the training set, with the depth maps of `shift` samples further on."""
     base = Path(profile.base_model)
     pictures = load_pictures(profile.training.shards, RESOLUTION, depth=True)
     latents = cached_latents(base, pictures, Path(profile.training.runs) / "t", torch.device("cpu"))

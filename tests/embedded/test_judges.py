@@ -111,7 +111,7 @@ COLOURS = {"red": (220, 40, 30), "green": (30, 200, 60), "blue": (40, 60, 220)}
 
 
 def labelled_shard(folder: Path, count: int = 30) -> Path:
-    """Plain pictures whose colour is their style; every third does not know its size."""
+    """Plain pictures whose colour is their style; every third record has no size."""
     samples = {}
     for number in range(count):
         style = list(COLOURS)[number % 3]
@@ -255,7 +255,7 @@ def test_a_trained_identity_network_is_a_recogniser(profile: Profile, portraits:
 
 
 def test_prompts_ask_for_what_captions_say() -> None:
-    """Every caption of the held-out people, read as a prompt, asks for what its record says."""
+    """Every caption of the held-out people, read as a prompt, asks for the values of its record."""
     teller = Classifier("classifier", str(MODELS / "classifier"))
     asked = {"expression": 0, "style": 0, "scene": 0}
     captions = 0

@@ -88,7 +88,7 @@ def paint(chosen: Any, number: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", [*method.BUILDERS, "decoupled", "fused-up", "fused-caption"])
-def test_each_is_trained_saved_loaded_and_told_whom_to_paint(
+def test_each_is_trained_saved_loaded_and_paints_a_reference(
     name: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     profile = small_profile(tmp_path, tiny_checkpoint)
@@ -105,7 +105,7 @@ def test_each_is_trained_saved_loaded_and_told_whom_to_paint(
     table = cost_table(profile, [chosen], [disc(1)], repeats=1)
     assert table.loc[name, "parameters"] == run.parameters and table.loc[name, "picture_s"] > 0
     write_costs(table, tmp_path / "records" / "costs.csv")
-    plain = replace(chosen, name="text-only")  # nobody trained it
+    plain = replace(chosen, name="text-only")  # without training
     both = cost_table(profile, [plain, chosen], [disc(1)], repeats=1)
     assert list(both.index) == ["text-only", name] and both["picture_s"].notna().all()
     assert np.isnan(both.loc["text-only", "parameters"])
@@ -120,7 +120,7 @@ def test_each_is_trained_saved_loaded_and_told_whom_to_paint(
 def test_what_is_saved_is_read_by_diffusers_as_it_was(
     name: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Every weight drawn anew, so that none could be left out or exchanged unseen."""
+    """Every weight is drawn at random, so that none can be left out or exchanged unnoticed."""
     profile = small_profile(tmp_path, tiny_checkpoint)
     network = method.build_network(profile, name)
     generator = torch.Generator().manual_seed(0)
@@ -199,7 +199,7 @@ def test_a_run_that_is_cut_off_goes_on(tiny_checkpoint: Path, tmp_path: Path) ->
 
 
 def test_budgets_are_comparable_at_the_embedded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never less than the adapter trains, as `book/methods.md` says, and the base model frozen."""
+    """At least as many as the adapter, as `book/methods.md` says, and the base model frozen."""
     monkeypatch.setattr(Recogniser, "width", 128)
     monkeypatch.setattr(method, "SENTENCE", counterparts.SENTENCE)
     monkeypatch.setattr(method, "WORD", counterparts.WORD)

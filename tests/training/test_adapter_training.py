@@ -167,7 +167,7 @@ def test_what_may_not_change_the_gradients_and_what_must(
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """Of two sets of tensors, relative to the first."""
+    """The distance between two sets of tensors, relative to the first."""
     assert one.keys() == other.keys()
     apart = sum(float((one[key] - other[key]).square().sum()) for key in one)
     return (apart / sum(float(value.square().sum()) for value in one.values())) ** 0.5
@@ -175,14 +175,14 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 @pytest.fixture(scope="module")
 def server() -> Any:
-    """Starts processes that have read the libraries already, and have not used them yet."""
+    """Starts processes that have the libraries imported, but not used yet."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fusionlib.training.adapter"])
     return context
 
 
 def movement(folder: Path, start: FusionAdapter) -> dict[str, torch.Tensor]:
-    """By how much each weight was moved by training."""
+    """The change of each weight by training."""
     before = start.state_dict()
     return {name: value.float() - before[name] for name, value in load_file(folder).items()}
 
@@ -221,7 +221,7 @@ def test_two_processes_are_one_with_twice_the_batch(
 
 
 def killed_at(server: Any, profile: Path, out: Path, moments: list[Any]) -> int:
-    """Train until it is done, killed at each moment; returns how often that really happened."""
+    """Train to the end, killed at each moment; returns the number of kills that really happened."""
     kills = 0
     for moment in [*moments, "never"]:
         process = server.Process(target=training_worker.train_and_die, args=(profile, out, moment))
@@ -481,7 +481,7 @@ def test_profiles_extend_others(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def one_process() -> Iterator[None]:
-    """Whatever a test left behind of accelerate's state is gone before the next."""
+    """Reset accelerate's state after each test."""
     yield
     AcceleratorState._reset_state()
     PartialState._reset_state()
@@ -531,7 +531,7 @@ def test_the_loss_falls_on_synthetic_people(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_overfitting_one_pair_reproduces_that_person(tmp_path: Path) -> None:
-    """The painted faces are nearer to the one learned by heart than to any of 19 other people's.
+    """The painted faces are nearer to the one that was learned than to those of 19 other people.
 
     To the target, that is: the recogniser has two pictures of one person apart by as much as two
     people, if one laughs. All as the autoencoder shows them: what it loses, no adapter brings back.

@@ -45,7 +45,7 @@ SIDE = 32
 
 
 def write_shards(folder: Path, people: int = 6, views: int = 3) -> Path:
-    """A few drawn discs in img2dataset's layout: one colour a person, one place a view."""
+    """A few drawn discs in img2dataset's layout: one colour per person, one place per view."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     with tarfile.open(folder / "00000.tar", "w") as archive:
@@ -198,7 +198,7 @@ def test_references_encoded_in_every_step_train_the_same(profile: Profile, tmp_p
 
 
 def test_a_run_can_start_from_trained_weights(profile: Profile, tmp_path: Path) -> None:
-    """Steps of rate 0 change nothing: what is written is what it started from."""
+    """Steps of rate 0 change nothing: the run writes the weights that it started from."""
     start = Path(profile.base_model)
     still = profile.model_copy(deep=True)
     still.training.runs = str(tmp_path / "runs")
@@ -273,7 +273,7 @@ def test_mirror_images_follow_the_pictures(profile: Profile) -> None:
     assert both.person[len(pictures) + 3] == pictures.person[3]
 
 
-def test_a_checkpoint_that_nobody_has_is_named() -> None:
+def test_a_missing_checkpoint_is_named() -> None:
     with pytest.raises(FusionError, match="no/such-model"):
         checkpoint_folder("no/such-model")
 
@@ -360,7 +360,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_counts_on_from_where_it_stopped(tmp_path: Path) -> None:
-    """Samples, seconds, what it began with, and the mean that was half made when it stopped."""
+    """Samples, seconds, first weights, and the mean that was incomplete when the run stopped."""
     seen: list[range] = []
 
     def loss(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -473,7 +473,7 @@ def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path: Path, damage: st
 
 
 def test_a_checkpoint_over_other_frozen_weights_is_refused(tmp_path: Path) -> None:
-    """A base that was trained anew wants its adapter anew: the old run must not go on over it."""
+    """A base that was trained again needs a new adapter: the old run must not continue over it."""
 
     def over(bias: float) -> nn.Module:
         network = _linear()
@@ -489,7 +489,7 @@ def test_a_checkpoint_over_other_frozen_weights_is_refused(tmp_path: Path) -> No
 
 
 def test_weights_that_went_before_draw_anew(tmp_path: Path) -> None:
-    """The same seed would show them the same pictures with the same noise once more."""
+    """The same seed would show them the same pictures with the same noise again."""
     seen: dict[int, list[torch.Tensor]] = {0: [], 48: []}
     for samples, drawn in seen.items():
 
@@ -680,7 +680,7 @@ def test_face_weights_favour_the_face_and_have_mean_one() -> None:
     expected[1:3, 1:3] *= 5
     torch.testing.assert_close(weights[0, 0], expected)
     assert torch.equal(weights[1], torch.ones(1, 4, 4))  # no mask: the plain error
-    many = masks.repeat(150, 1, 1)  # of which so many at once would take too much memory
+    many = masks.repeat(150, 1, 1)  # more than are converted at once
     torch.testing.assert_close(face_weights(many, (4, 4)), weights.repeat(150, 1, 1, 1))
     prediction, target = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     terms = diffusion_loss(prediction, target, weights)
@@ -722,7 +722,7 @@ def test_losses_against_direct_computation() -> None:
     cosine = torch.tensor(
         [[float(a @ b) / float(a.norm() * b.norm()) for b in text] for a in image]
     )
-    for warmth, factor in ((2.0, math.exp(2.0)), (9.0, 100.0)):  # which is not let grow beyond 100
+    for warmth, factor in ((2.0, math.exp(2.0)), (9.0, 100.0)):  # the factor is limited to 100
         shares = [(factor * cosine).log_softmax(dim).diagonal() for dim in (0, 1)]
         both = -(shares[0].mean() + shares[1].mean()) / 2
         torch.testing.assert_close(contrastive_loss(image, text, torch.tensor(warmth)), both)
