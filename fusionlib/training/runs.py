@@ -39,7 +39,7 @@ DEFAULTS = RunOptions()
 
 
 def run_folder(profile: Profile, name: str = "adapter") -> Path:
-    """The folder of a run's checkpoint, logs and samples."""
+    """The folder of a run by name, or of a cache that several runs of a profile share."""
     return Path(profile.training.runs) / profile.name / name
 
 
