@@ -26,7 +26,7 @@ from fusionlib.training.adapter import Conditioned, Task
 from fusionlib.training.checkpoints import RANDOM
 from fusionlib.training.denoising import diffusion_loss, noised
 from fusionlib.training.loop import Batch, step_generator
-from fusionlib.training.pairs import as_pixels
+from fusionlib.training.pictures import as_pixels
 from fusionlib.training.sources import Inputs
 
 Step = Callable[[int], Tensor]

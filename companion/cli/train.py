@@ -11,7 +11,7 @@ from fusionlib.errors import FusionError
 
 
 class Model(StrEnum):
-    """What `fusionlib train` trains."""
+    """The models that `fusionlib train` trains."""
 
     vae = "vae"
     clip = "clip"
@@ -107,16 +107,16 @@ def train(
     from importlib import import_module
 
     from fusionlib.profiles import load_profile
+    from fusionlib.training.runs import RunOptions
 
+    options = RunOptions(out, minutes, steps, resume, start_from)
     settings = load_profile(profile)
     module: Any = import_module(MODULES[model])
     if model is Model.method:
-        if start_from is not None:
-            raise FusionError("--start-from is not for method: all begin with their first weights.")
-        if name is None:
+        if name is None and start_from is None:
             typer.echo(module.budgets(settings).to_string(float_format="{:.2f}".format))
-            return
-        module.train_method(settings, name, out, minutes=minutes, steps=steps, resume=resume)
+        else:
+            module.train_method(settings, name or "", options)
         return
     if name is not None:
         raise FusionError(f"A name goes with `method`, not with `{model.value}`.")
@@ -127,6 +127,4 @@ def train(
         from companion.evaluation.training_monitor import make_monitor
 
         more["make_monitor"] = make_monitor
-    module.train(
-        settings, out, minutes=minutes, steps=steps, resume=resume, start_from=start_from, **more
-    )
+    module.train(settings, options, **more)

@@ -1,1 +1,1 @@
-"""The small models of the embedded profile, trained from scratch."""
+"""The embedded profile's small models, trained from scratch; each module trains one of them."""

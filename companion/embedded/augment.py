@@ -1,7 +1,7 @@
-"""Changes of a picture that do not change whom or what it shows.
+"""Augmentation: changes of a picture that leave its identity and labels as they are.
 
 The judges, `companion.embedded.recogniser` and `companion.embedded.classifier`, learn from renders
-and are asked about generated pictures, which are softer, of other colours and less tidily framed.
+and are applied to generated pictures, which are softer, less regularly framed and differ in colour.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ SCALE = 0.1
 """Largest change of size, as a share."""
 
 COLOUR = 0.25
-"""Largest change of brightness, contrast and saturation, as a share; half of it for each channel's
-brightness alone."""
+"""Largest change of brightness, contrast and saturation, as a share. The tint, a change of each
+channel's brightness, is at most half as large."""
 
 NOISE = 0.06
-"""Largest standard deviation of pixel noise, where the whole range of a pixel is 2."""
+"""Largest standard deviation of pixel noise; pixels range from -1 to 1."""
 
 BLURS = (2, 3)
-"""How many times smaller a picture may have been before it was enlarged."""
+"""Factors by which a picture may be shrunk and enlarged again."""
 
 
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip, turn, shift, scale, recolour, soften and add noise, each picture in its own way.
+    """Flip, turn, shift, scale, recolour, soften and add noise, independently for each picture.
 
     Args:
-        pixels: ``(batch, 3, height, width)`` in [-1, 1].
-        generator: on the pictures' device; what is drawn depends on it and on the batch's size
-            alone.
+        pixels: Pictures ``(batch, 3, height, width)`` in [-1, 1].
+        generator: Generator on the pictures' device. The changes depend on it and on the size of
+            the batch alone.
 
     Returns:
         Pictures of the same shape and range.
@@ -45,7 +45,7 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def moved(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror half of the pictures; turn, shift and scale all a little. Edges are repeated."""
+    """Mirror half of the pictures; turn, shift and scale all slightly, with repeated edges."""
     count = len(pixels)
     flip = torch.where(_rand((count,), generator) < 0.5, -1.0, 1.0)
     angle, across, down, scale = _uniform((4, count), generator)
@@ -59,7 +59,7 @@ def moved(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def recoloured(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Other brightness, contrast, saturation and tint."""
+    """Change brightness, contrast, saturation and tint."""
     count = len(pixels)
     brightness, contrast, saturation = _uniform((3, count, 1, 1, 1), generator) * COLOUR
     tint = _uniform((count, 3, 1, 1), generator) * COLOUR / 2
@@ -87,17 +87,17 @@ def softened(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def noisy(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Add noise, of another strength in each picture."""
+    """Add noise of a different strength to each picture."""
     strength = _rand((len(pixels), 1, 1, 1), generator).square() * NOISE
     noise = torch.randn(pixels.shape, generator=generator, device=generator.device)
     return (pixels + strength * noise).clamp(-1, 1)
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Uniform in [-1, 1]."""
+    """Uniform numbers in [-1, 1]."""
     return _rand(shape, generator) * 2 - 1
 
 
 def _rand(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Uniform in [0, 1), on the generator's device."""
+    """Uniform numbers in [0, 1), on the generator's device."""
     return torch.rand(shape, generator=generator, device=generator.device)

@@ -1,8 +1,8 @@
-"""The classifier: what a picture shows, one head for each label of the training set's records.
+"""The classifier of what a picture shows, with one head for each label of the training records.
 
-In the layout of transformers it is an image classifier whose classes are called ``head/class``,
-``expression/laughing`` for example; the probabilities are those of a softmax over each head's
-classes. `companion.evaluation.alignment` tells by it whether a picture shows what its prompt asks.
+In the layout of transformers it is an image classifier whose classes are called ``head/class``, for
+example ``expression/laughing``; the probabilities are those of a softmax over each head's classes.
+`companion.evaluation.alignment` uses it to decide whether a picture follows its prompt.
 """
 
 from __future__ import annotations
@@ -23,29 +23,31 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForImageClassification
 
 from companion.embedded.augment import augment
-from companion.embedded.judges import SEED, build, save_judge, settle
+from companion.embedded.judges import SEED, build, train_judge
 from companion.embedded.losses import heads_loss
 from fusionlib.errors import FusionError
 from fusionlib.profiles import Profile
 from fusionlib.training.checkpoints import start_weights
-from fusionlib.training.loop import Batch, Run, fit, generator_on
+from fusionlib.training.loop import Batch, Run, generator_on
+from fusionlib.training.pictures import as_pixels
+from fusionlib.training.runs import DEFAULTS, RunOptions
 from fusionlib.training.shards import MissingShard, index_samples
 
 logger = logging.getLogger(__name__)
 
 RAREST = 0.002
-"""Share of the pictures that know a label, below which a class of it is not learned."""
+"""Smallest share of the pictures with a label that a class of it needs to be learned."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures and what their records say of them.
+    """Pictures and the labels of their records.
 
     Attributes:
-        pixels: uint8 ``(n, size, size, 3)``.
-        heads: the classes of each label, by its name.
-        targets: the class of each picture under each head, ``(n, heads)``; -1 where the record
-            says nothing, or something too rare.
+        pixels: Pictures, uint8 ``(n, size, size, 3)``.
+        heads: Classes of each label, by its name.
+        targets: Class of each picture under each head, ``(n, heads)``; -1 where the record has
+            none, or one that is too rare.
     """
 
     pixels: NDArray[np.uint8]
@@ -59,22 +61,21 @@ class Labelled:
 
     def batch(self, index: Tensor, device: torch.device | None = None) -> Tensor:
         """Pictures as float32 in [-1, 1], ``(batch, 3, size, size)``."""
-        chosen = torch.from_numpy(self.pixels[index.numpy()]).to(device)
-        return chosen.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        return as_pixels(torch.from_numpy(self.pixels[index.numpy()]).to(device))
 
 
 def load_labelled(shards: str | Path, size: int, labels: Sequence[str]) -> Labelled:
     """Read a training set with the records of its pictures.
 
     Args:
-        shards: a training set, see `fusionlib.training.shards.index_samples`. Pictures that cannot
+        shards: Training set, see `fusionlib.training.shards.index_samples`. Pictures that cannot
             be read are left out.
-        size: side of the pictures; others are resized.
-        labels: fields of the records to learn, each of text. Those that no record has, and those
-            that are the same in all, are left out. Their classes are what the records say.
+        size: Side of the pictures; others are resized.
+        labels: Text fields of the records to learn; their values are the classes. Fields that no
+            record has, or that are the same in all, are left out.
 
     Raises:
-        FusionError: no label is left to learn.
+        FusionError: No label is left to learn.
     """
     pixels, records = [], []
     samples = index_samples(shards).samples
@@ -105,30 +106,19 @@ def load_labelled(shards: str | Path, size: int, labels: Sequence[str]) -> Label
 
 
 def _classes(label: str, records: Sequence[dict[str, Any]]) -> list[str]:
-    """What the records say about a label, in order of the alphabet, without what is rare."""
-    said = [record[label] for record in records if isinstance(record.get(label), str)]
-    least = RAREST * len(said)
-    return sorted(name for name, count in Counter(said).items() if count >= least)
+    """The values of a label in the records, in alphabetical order, without those that are rare."""
+    values = [record[label] for record in records if isinstance(record.get(label), str)]
+    least = RAREST * len(values)
+    return sorted(name for name, count in Counter(values).items() if count >= least)
 
 
-def train(
-    profile: Profile,
-    out: Path | None = None,
-    *,
-    minutes: float | None = None,
-    steps: int | None = None,
-    resume: bool = True,
-    start_from: Path | None = None,
-) -> Run:
+def train(profile: Profile, options: RunOptions = DEFAULTS) -> Run:
     """Train the profile's classifier on its training set; write ``classifier/``.
 
     Args:
-        profile: architecture, recipe, shards, labels and the words by which prompts ask for them.
-        out: the checkpoint's folder; default ``profile.base_model``.
-        minutes: stop after this time with a checkpoint.
-        steps: overrides the recipe's length.
-        resume: go on from the checkpoint if there is one.
-        start_from: a checkpoint folder whose ``classifier/`` to begin with.
+        profile: Architecture, recipe, shards, labels and the words by which prompts ask for them.
+        options: Options of the run, see `train_judge`. It may start from a checkpoint folder's
+            ``classifier/``.
     """
     recipe, sizes = profile.recipe("classifier"), profile.architecture["classifier"]
     size = sizes["image_size"]
@@ -141,7 +131,8 @@ def train(
         label2id={name: number for number, name in enumerate(data.names)},
         label_words=profile.training.label_words,
     )
-    start = start_weights(network, start_from and start_from / "classifier", "classifier")
+    source = options.start_from and options.start_from / "classifier"
+    start = start_weights(network, source, "classifier")
     targets = torch.from_numpy(data.targets)
     counts = [len(labels) for labels in data.heads.values()]
 
@@ -160,26 +151,11 @@ def train(
             zip(data.heads, hits, strict=True)
         )
 
-    folder = Path(profile.training.runs) / profile.name / "classifier"
-    run = fit(
-        network,
-        loss,
-        recipe,
-        folder,
-        seed=profile.seed + SEED,
-        steps=steps,
-        minutes=minutes,
-        resume=resume,
-        name="classifier",
-        start=start,
-    )
-    settle(network, lambda generator: draw(generator)[0], profile.seed + SEED)
-    save_judge(network, size, Path(out or profile.base_model) / "classifier", folder)
-    return run
+    return train_judge(network, network, loss, draw, profile, "classifier", options, start)
 
 
 def _hits(logits: Tensor, targets: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """The share of right answers under each head; NaN where a batch asks nothing of it."""
+    """The share of right answers under each head; NaN where a batch has no target for it."""
     shares = []
     for part, target in zip(logits.split(list(counts), dim=1), targets.T, strict=True):
         known = target >= 0

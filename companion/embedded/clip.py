@@ -1,8 +1,8 @@
 """The text side: a tokenizer and a small CLIPModel, trained on pictures and their captions.
 
-Its text tower conditions the UNet; the whole of it gives the CLIP score of the embedded profile.
-Conditioning is learned sooner than scoring, so the text tower is finished first, and the image
-tower goes on alone.
+The text tower conditions the UNet; both towers together give the CLIP score of the embedded
+profile. Conditioning is learned sooner than scoring, so the text tower is finished first, and then
+the image tower is trained alone.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from fusionlib.profiles import Profile
 from fusionlib.training.checkpoints import start_weights
 from fusionlib.training.encoders import tokenize
 from fusionlib.training.export import save_model
-from fusionlib.training.loop import Batch, Run, fit
+from fusionlib.training.loop import Batch, Run
 from fusionlib.training.pictures import load_pictures
+from fusionlib.training.runs import DEFAULTS, RunOptions, run_folder, train_network
 
 VIEWS = 4
-"""Pictures of each person in a batch: what tells them apart is expression, style and scene, which
-among strangers would hardly be needed."""
+"""Pictures of each person in a batch. Only expression, style and scene distinguish them, which
+would hardly matter among pictures of strangers."""
 
 STAGES = ("clip", "clip_images")
-"""The recipes, in their order."""
+"""The recipes, in order."""
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
-# How CLIP splits text before byte-pair encoding (Radford 2021): contractions, words, digits, rest.
+# CLIP's split of text before byte-pair encoding (Radford 2021): contractions, words, digits, rest.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -52,10 +53,10 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, folder: Path) -> C
     Every byte is in the vocabulary, so that any prompt can be encoded.
 
     Args:
-        captions: the text to learn from.
-        vocab_size: number of tokens, at least 514 (each byte inside and at the end of a word, and
+        captions: Text to learn from.
+        vocab_size: Number of tokens, at least 514 (each byte inside and at the end of a word, and
             the two special tokens).
-        folder: receives ``vocab.json`` and ``merges.txt``.
+        folder: Folder for ``vocab.json`` and ``merges.txt``.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence(
@@ -81,7 +82,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, folder: Path) -> C
 
 
 def build(profile: Profile, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """The profile's CLIPModel with random weights, its special tokens taken from the tokenizer."""
+    """The profile's CLIPModel with random weights and the tokenizer's special tokens."""
     size = profile.architecture
     text = dict(size["text"]) | {
         "vocab_size": len(tokenizer),
@@ -108,31 +109,19 @@ class _Embed(nn.Module):
         return out.image_embeds, out.text_embeds, self.clip.logit_scale, states
 
 
-def train(
-    profile: Profile,
-    out: Path | None = None,
-    *,
-    minutes: float | None = None,
-    steps: int | None = None,
-    resume: bool = True,
-    start_from: Path | None = None,
-) -> Run:
+def train(profile: Profile, options: RunOptions = DEFAULTS) -> Run:
     """Train tokenizer and CLIPModel; write ``tokenizer/``, ``text_encoder/`` and ``clip/``.
 
     Two recipes run one after the other: ``clip`` trains both towers, after which
-    ``text_encoder/`` is final; ``clip_images``, where the profile has one, the image tower alone.
+    ``text_encoder/`` is final; ``clip_images``, if there is one, trains the image tower alone.
 
     Args:
-        profile: architecture, recipe and shards.
-        out: the checkpoint's folder; default ``profile.base_model``.
-        minutes: stop after this time in a recipe, with a checkpoint.
-        steps: overrides the length of each recipe.
-        resume: go on from the checkpoints if there are any.
-        start_from: a checkpoint folder whose ``clip/`` and ``tokenizer/`` to begin with, rather
-            than random weights.
+        profile: Architecture, recipes and shards.
+        options: Options of the run. Its folder is by default ``profile.base_model``. It may start
+            from a checkpoint folder's ``clip/`` and ``tokenizer/``.
     """
     profile.recipe("clip")  # or there is nothing to train
-    target = Path(out or profile.base_model)
+    target, start_from = Path(options.out or profile.base_model), options.start_from
     pictures = load_pictures(profile.training.shards, profile.resolution)
     if start_from:
         tokenizer = CLIPTokenizer.from_pretrained(start_from / "tokenizer")
@@ -203,21 +192,10 @@ def train(
         text_learns = name == "clip"
         clip.text_model.requires_grad_(text_learns)
         clip.text_projection.requires_grad_(text_learns)
-        folder = Path(profile.training.runs) / profile.name / name
-        run = fit(
-            network,
-            partial(loss, size=recipe.batch_size, text_learns=text_learns),
-            recipe,
-            folder,
-            seed=profile.seed,
-            steps=steps,
-            minutes=minutes,
-            resume=resume,
-            name=name,
-            start=start,
-        )
+        part_loss = partial(loss, size=recipe.batch_size, text_learns=text_learns)
+        run = train_network(network, part_loss, profile, name, options, start=start)
         if text_learns or run.finished:
-            save_model(clip, target / "clip", folder)
+            save_model(clip, target / "clip", run_folder(profile, name))
             processor.save_pretrained(target / "clip")
         if text_learns:
             text_encoder = CLIPTextModel(clip.config.text_config)

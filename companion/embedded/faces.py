@@ -1,4 +1,4 @@
-"""The faces of a training set, found and turned upright as the evaluation does it, kept on disk."""
+"""The faces of a training set, detected and aligned as in the evaluation, and cached on disk."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from tqdm.auto import tqdm
 
 from fusionlib.errors import FusionError
 from fusionlib.support.files import write_atomically
+from fusionlib.training.pictures import as_pixels
 from fusionlib.training.shards import MissingShard, Sample, index_samples
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 256
-"""Pictures that are aligned and kept together."""
+"""Number of pictures whose faces are cached in one file."""
 
-KEPT_SIDE = 112
-"""Side of the faces on disk, pixels: ArcFace's, and more than the detector's box has in a picture
-of 128 pixels. A network may look at them at another size without their being aligned again."""
+CACHED_SIDE = 112
+"""Side of the cached faces in pixels: ArcFace's, and more than the detector's box has in a picture
+of 128 pixels. Networks of other sizes use the same files."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class Faces:
     """Aligned faces of known people.
 
     Attributes:
-        pixels: uint8 ``(n, size, size, 3)``.
-        person: the number of the person of each face, ``(n,)``, from 0 to below ``people``.
-        people: how many there are.
-        missed: pictures in which no face was found.
+        pixels: Faces, uint8 ``(n, size, size, 3)``.
+        person: Number of each face's person, ``(n,)``, from 0 to below ``people``.
+        people: Number of people.
+        missed: Number of pictures in which no face was found.
     """
 
     pixels: NDArray[np.uint8]
@@ -51,38 +52,37 @@ class Faces:
 
     def batch(self, index: Tensor) -> Tensor:
         """Faces as float32 in [-1, 1], ``(batch, 3, size, size)``."""
-        chosen = torch.from_numpy(self.pixels[index.numpy()])
-        return chosen.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        return as_pixels(torch.from_numpy(self.pixels[index.numpy()]))
 
 
 def load_faces(shards: str | Path, size: int, cache: Path, *, detector: str = "dlib") -> Faces:
-    """Align the pictures of a training set; what was done is kept, for a resumed and the next run.
+    """Align the faces of a training set, or read those that an earlier run has aligned.
 
     Args:
-        shards: a training set, see `fusionlib.training.shards.index_samples`. Pictures of nobody
-            who is known, and those that cannot be read, are left out.
-        size: side of the faces in pixels, at most `KEPT_SIDE`.
-        cache: folder for a file for every `BLOCK` pictures.
-        detector: of DeepFace.
+        shards: Training set, see `fusionlib.training.shards.index_samples`. Pictures without a
+            known person, and those that cannot be read, are left out.
+        size: Side of the faces in pixels, at most `CACHED_SIDE`.
+        cache: Folder with a file for every `BLOCK` pictures.
+        detector: DeepFace's name of the face detector.
 
     Raises:
-        FusionError: there is no training set, or no face of a known person in it.
+        FusionError: There is no training set, or no face of a known person in it.
     """
     from companion.faces.aligned import FaceFinder
 
     samples = [sample for sample in index_samples(shards).samples if sample.person is not None]
-    what = f"{KEPT_SIDE} {FaceFinder(detector).fingerprint}"
+    settings = f"{CACHED_SIDE} {FaceFinder(detector).fingerprint}"
     parts, people = [], []
     starts = range(0, len(samples), BLOCK)
     for start in tqdm(starts, desc="aligning faces", unit="block", mininterval=2.0):
         block = samples[start : start + BLOCK]
-        digest = hashlib.sha256(what.encode())
+        digest = hashlib.sha256(settings.encode())
         for sample in block:
             digest.update(sample.content(sample.picture_file))
-        kept = cache / f"{digest.hexdigest()[:32]}.npz"
-        if not kept.is_file():
-            _align(block, detector, kept)
-        with np.load(kept) as arrays:
+        file = cache / f"{digest.hexdigest()[:32]}.npz"
+        if not file.is_file():
+            _align(block, detector, file)
+        with np.load(file) as arrays:
             pixels, found = arrays["pixels"], arrays["found"]
         parts.append(_resized(pixels, size))
         people += [sample.person for sample, face in zip(block, found, strict=True) if face]
@@ -94,8 +94,8 @@ def load_faces(shards: str | Path, size: int, cache: Path, *, detector: str = "d
     return Faces(np.concatenate(parts), person, len(names), len(samples) - len(people))
 
 
-def _align(block: Sequence[Sample], detector: str, kept: Path) -> None:
-    """Write the faces of some pictures, and in which of them one was found."""
+def _align(block: Sequence[Sample], detector: str, cached: Path) -> None:
+    """Write the faces of some pictures, and in which of these pictures one was found."""
     from companion.faces.aligned import find_face
 
     pixels = []
@@ -110,16 +110,16 @@ def _align(block: Sequence[Sample], detector: str, kept: Path) -> None:
             continue
         if face is not None:
             crop = Image.fromarray((face.crop * 255).round().astype(np.uint8))
-            pixels.append(np.asarray(crop.resize((KEPT_SIDE,) * 2, Image.Resampling.BILINEAR)))
+            pixels.append(np.asarray(crop.resize((CACHED_SIDE,) * 2, Image.Resampling.BILINEAR)))
             found[number] = True
-    stacked = np.stack(pixels) if pixels else np.zeros((0, KEPT_SIDE, KEPT_SIDE, 3), np.uint8)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(kept, lambda file: np.savez(file, pixels=stacked, found=found))
+    stacked = np.stack(pixels) if pixels else np.zeros((0, CACHED_SIDE, CACHED_SIDE, 3), np.uint8)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(cached, lambda file: np.savez(file, pixels=stacked, found=found))
 
 
 def _resized(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Faces of another side, ``(n, size, size, 3)``."""
-    if size == KEPT_SIDE:
+    """Faces resized to ``(n, size, size, 3)``."""
+    if size == CACHED_SIDE:
         return pixels
     images = (Image.fromarray(face) for face in pixels)
     resized = [np.asarray(im.resize((size, size), Image.Resampling.BILINEAR)) for im in images]

@@ -1,7 +1,7 @@
-"""What the two judges, `identity` and `classifier`, share: a small network of transformers.
+"""The common part of the two judges, `identity` and `classifier`: a small transformers network.
 
-They are no part of generation, and nothing of it is part of them: convolutional networks with
-weights of their own, trained on the pictures themselves.
+They share nothing with generation: they are convolutional networks with weights of their own,
+trained on the pictures themselves.
 """
 
 from __future__ import annotations
@@ -15,38 +15,71 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from transformers import AutoConfig, PreTrainedModel, ViTImageProcessorPil
 
+from fusionlib.profiles import Profile
+from fusionlib.training.checkpoints import Start
 from fusionlib.training.export import save_model
-from fusionlib.training.loop import step_generator
+from fusionlib.training.loop import LossFunction, Run, step_generator
+from fusionlib.training.runs import RunOptions, run_folder, train_network
 
 SETTLING = 64
-"""Batches over which the statistics of batch normalisation are taken in the end."""
+"""Number of batches over which the final statistics of batch normalisation are taken."""
 
 SEED = 1009
-"""Added to the profile's seed, so that no judge begins with numbers that a generator drew."""
+"""Number added to the profile's seed, so that judges and generators draw different numbers."""
 
 
 def build(auto: Any, sizes: dict[str, Any], **settings: Any) -> PreTrainedModel:
     """A network with random weights.
 
     Args:
-        auto: ``AutoModel`` or one of its kind.
-        sizes: ``model_type`` as transformers calls it (``resnet``), ``image_size``, and arguments
-            of that type's configuration.
-        settings: further arguments of the configuration.
+        auto: ``AutoModel``, or a class like it for a task.
+        sizes: Transformers' ``model_type`` (``resnet``), ``image_size``, and arguments of that
+            type's configuration.
+        settings: Further arguments of the configuration.
     """
     network: PreTrainedModel = auto.from_config(AutoConfig.for_model(**sizes, **settings))
     return network.to(memory_format=torch.channels_last)
 
 
-def settle(network: nn.Module, draw: Callable[[torch.Generator], Tensor], seed: int) -> None:
-    """Take the statistics of batch normalisation anew, under the averaged weights.
-
-    Those that were kept during training belong to other weights than the average of them all.
+def train_judge(
+    judge: PreTrainedModel,
+    network: nn.Module,
+    loss: LossFunction,
+    draw: Callable[[torch.Generator], tuple[Tensor, Tensor]],
+    profile: Profile,
+    name: str,
+    options: RunOptions,
+    start: Start,
+) -> Run:
+    """Train a judge and write its folder under its name.
 
     Args:
-        network: takes pictures as its first argument; changed in place.
-        draw: makes a batch of pictures as in training, on the network's device.
-        seed: of the run.
+        judge: Network that is saved.
+        network: Network that is trained: the judge, or the judge with what only its loss needs.
+        loss: Loss of a batch.
+        draw: Draws a batch of pictures and targets, on the judge's device.
+        profile: Profile of the run.
+        name: Name of the run, its recipe, its architecture and its folder.
+        options: Options of the run. Its folder is by default ``profile.base_model``.
+        start: Record of the first weights.
+    """
+    seed = profile.seed + SEED
+    run = train_network(network, loss, profile, name, options, seed=seed, start=start)
+    settle(judge, lambda generator: draw(generator)[0], seed)
+    size, folder = profile.architecture[name]["image_size"], Path(options.out or profile.base_model)
+    save_judge(judge, size, folder / name, run_folder(profile, name))
+    return run
+
+
+def settle(network: nn.Module, draw: Callable[[torch.Generator], Tensor], seed: int) -> None:
+    """Compute the statistics of batch normalisation again, under the averaged weights.
+
+    The running statistics of the training belong to other weights than their average.
+
+    Args:
+        network: Network with pictures as its first argument, changed in place.
+        draw: Makes a batch of pictures as in training, on the network's device.
+        seed: Seed of the run.
     """
 
     def batches() -> Iterator[Tensor]:
@@ -61,11 +94,10 @@ def save_judge(network: PreTrainedModel, size: int, folder: Path, run_folder: Pa
     """Write a judge as transformers loads it: weights in float16, configuration, image processor.
 
     Args:
-        network: the judge.
-        size: side of the pictures that it looks at; others are resized, their values brought to
-            [-1, 1].
-        folder: replaced as a whole.
-        run_folder: see `fusionlib.training.export.save_model`.
+        network: Judge to save.
+        size: Side of the pictures that it takes; others are resized, and values scaled to [-1, 1].
+        folder: Folder of the judge, replaced as a whole.
+        run_folder: Folder of its run, see `fusionlib.training.export.save_model`.
     """
     processor = ViTImageProcessorPil(size={"height": size, "width": size})
     text = processor.to_json_string()

@@ -1,4 +1,4 @@
-"""Losses: what each model of the embedded suite minimises."""
+"""The losses of the embedded models."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 def reconstruction_loss(prediction: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
     """Weighted L1 of the pixels and of their differences to the right and lower neighbour.
 
-    The second term keeps the edges of eyes and lips, which few pixels hold.
+    The second term preserves the edges of eyes and lips, which take up few pixels.
 
     Args:
-        prediction: ``(batch, 3, h, w)`` in [-1, 1].
-        pixels: the same shape.
-        weight: ``(batch, 1, h, w)``, non-negative.
+        prediction: Reconstruction ``(batch, 3, h, w)`` in [-1, 1].
+        pixels: Picture of the same shape.
+        weight: Non-negative weights ``(batch, 1, h, w)``.
     """
     error = prediction.float() - pixels
     across = (error[..., :, 1:] - error[..., :, :-1]).abs() * weight[..., :, 1:]
@@ -34,17 +34,17 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def word_loss(hidden_states: Tensor, embeddings: Tensor, input_ids: Tensor, end: int) -> Tensor:
-    """Cross-entropy of reading each word back from the text tower's state at its own position.
+    """Cross-entropy of predicting each word from the text tower's state at its own position.
 
-    A small picture tower does not see every word: an expression is a few pixels. The contrastive
-    loss alone lets the text tower forget such words, and then no diffusion model that is
-    conditioned on its states can tell *laughing* from *crying*.
+    A small image tower does not see every word: an expression is a few pixels. With the contrastive
+    loss alone the text tower forgets such words, and then a diffusion model that is conditioned on
+    its states cannot distinguish *laughing* from *crying*.
 
     Args:
-        hidden_states: the tower's last states, ``(batch, tokens, width)``.
-        embeddings: of the tokens, ``(vocabulary, width)``.
-        input_ids: ``(batch, tokens)``.
-        end: the token that ends a text; what follows the first one is padding and does not count.
+        hidden_states: Last states of the tower, ``(batch, tokens, width)``.
+        embeddings: Token embeddings, ``(vocabulary, width)``.
+        input_ids: Tokens ``(batch, tokens)``.
+        end: Token that ends a text. What follows the first one is padding and does not count.
     """
     logits = hidden_states.float() @ embeddings.float().T
     counts = ((input_ids == end).cumsum(1) - (input_ids == end).long()) == 0
@@ -55,9 +55,9 @@ def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Ten
     """CLIP's symmetric cross-entropy (Radford 2021, figure 3).
 
     Args:
-        image_embeds: ``(batch, width)``, of any length; normalised here.
-        text_embeds: ``(batch, width)``; row i belongs to image i.
-        logit_scale: logarithm of the inverse temperature.
+        image_embeds: Image embeddings ``(batch, width)`` of any norm; normalised here.
+        text_embeds: Text embeddings ``(batch, width)``, likewise; row i belongs to image i.
+        logit_scale: Logarithm of the inverse temperature.
     """
     image = F.normalize(image_embeds.float(), dim=-1)
     text = F.normalize(text_embeds.float(), dim=-1)
@@ -69,17 +69,18 @@ def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Ten
 def arcface_loss(
     embeddings: Tensor, centres: Tensor, person: Tensor, *, margin: float, scale: float
 ) -> Tensor:
-    """Additive angular margin (Deng 2019, equation 3): each face near the centre of its person.
+    """ArcFace's loss with an additive angular margin (Deng 2019, equation 3).
 
-    Cross-entropy over ``scale * cos(angle)`` to every person's centre, where the angle to the own
-    one is made larger by ``margin``: it has to be smaller than any other by as much.
+    It is the cross-entropy over ``scale * cos(angle)`` to every person's centre, where the angle to
+    the own centre is increased by ``margin``, and so has to be smaller than any other by as much.
 
     Args:
-        embeddings: ``(batch, width)``, of any length; normalised here.
-        centres: one for each person, ``(people, width)``, likewise.
-        person: whose each embedding is, ``(batch,)``.
-        margin: radians; where it carries the angle over pi, the cosine goes on as a straight line.
-        scale: the inverse temperature.
+        embeddings: Embeddings ``(batch, width)`` of any norm; normalised here.
+        centres: Centre of each person, ``(people, width)``, likewise.
+        person: Number of each embedding's person, ``(batch,)``.
+        margin: Margin in radians. Where the angle exceeds pi with it, the cosine is continued as a
+            straight line.
+        scale: Inverse temperature.
     """
     cosine = F.normalize(embeddings.float(), dim=-1) @ F.normalize(centres.float(), dim=-1).T
     own = cosine.gather(1, person[:, None])
@@ -89,7 +90,7 @@ def arcface_loss(
 
 
 def _cos(angle: Tensor) -> Tensor:
-    """Cosine up to pi; from there on it goes on falling, so that there is a way back."""
+    """Cosine up to pi, and beyond it a falling line, so that the gradient does not vanish."""
     return torch.where(angle < math.pi, angle.cos(), -1 - (angle - math.pi))
 
 
@@ -97,9 +98,9 @@ def heads_loss(logits: Tensor, targets: Tensor, sizes: Sequence[int]) -> Tensor:
     """The sum of the cross-entropies of several classifications.
 
     Args:
-        logits: of all heads side by side, ``(batch, sum of sizes)``.
-        targets: the class under each head, ``(batch, heads)``; -1 where it is not known.
-        sizes: classes of each head.
+        logits: Logits of all heads side by side, ``(batch, sum of sizes)``.
+        targets: Class under each head, ``(batch, heads)``; -1 where it is not known.
+        sizes: Number of classes of each head.
     """
     total = logits.new_zeros((), dtype=torch.float32)
     parts = logits.float().split(list(sizes), dim=1)

@@ -1,6 +1,6 @@
-"""The identity network: whose face it is, learned with ArcFace's loss (Deng 2019).
+"""The identity network: an embedding of faces, learned with ArcFace's loss (Deng 2019).
 
-It sees what the evaluation shows a recogniser: the aligned face, and nothing around it. Its pooled
+Like any recogniser of the evaluation, it sees the aligned face and nothing around it. Its pooled
 output is the embedding, so `companion.faces.recognisers` and any transformers user can load it.
 """
 
@@ -14,17 +14,18 @@ from transformers import AutoModel, PreTrainedModel
 
 from companion.embedded.augment import augment
 from companion.embedded.faces import load_faces
-from companion.embedded.judges import SEED, build, save_judge, settle
+from companion.embedded.judges import SEED, build, train_judge
 from companion.embedded.losses import arcface_loss
 from fusionlib.profiles import Profile
 from fusionlib.training.checkpoints import start_weights
-from fusionlib.training.loop import Batch, Run, fit
+from fusionlib.training.loop import Batch, Run
+from fusionlib.training.runs import DEFAULTS, RunOptions
 
 MARGIN = 0.3
-"""Of ArcFace, radians. With the 0.5 of the paper, four pictures of each person are too few."""
+"""Margin of ArcFace, radians. For the paper's 0.5, four pictures of each person are too few."""
 
 SCALE = 32.0
-"""Of ArcFace: the inverse temperature."""
+"""Scale of ArcFace, an inverse temperature."""
 
 
 class _Embed(nn.Module):
@@ -39,34 +40,24 @@ class _Embed(nn.Module):
         return self.network(pixel_values).pooler_output.flatten(1), self.centres
 
 
-def train(
-    profile: Profile,
-    out: Path | None = None,
-    *,
-    minutes: float | None = None,
-    steps: int | None = None,
-    resume: bool = True,
-    start_from: Path | None = None,
-) -> Run:
+def train(profile: Profile, options: RunOptions = DEFAULTS) -> Run:
     """Train the profile's identity network on its training people; write ``identity/``.
 
-    The faces are aligned first, and kept under ``runs/faces``.
+    The faces are aligned first, and cached under ``runs/faces``.
 
     Args:
-        profile: architecture, recipe and shards.
-        out: the checkpoint's folder; default ``profile.base_model``.
-        minutes: stop after this time with a checkpoint.
-        steps: overrides the recipe's length.
-        resume: go on from the checkpoint if there is one.
-        start_from: a checkpoint folder whose ``identity/`` to begin with.
+        profile: Architecture, recipe and shards.
+        options: Options of the run, see `train_judge`. It may start from a checkpoint folder's
+            ``identity/``.
     """
     recipe, sizes = profile.recipe("identity"), profile.architecture["identity"]
     size = sizes["image_size"]
-    runs = Path(profile.training.runs)
-    faces = load_faces(profile.training.shards, size, runs / "faces", detector=profile.detector)
+    cache = Path(profile.training.runs) / "faces"
+    faces = load_faces(profile.training.shards, size, cache, detector=profile.detector)
     torch.manual_seed(profile.seed + SEED)
     network = build(AutoModel, sizes)
-    start = start_weights(network, start_from and start_from / "identity", "identity")
+    source = options.start_from and options.start_from / "identity"
+    start = start_weights(network, source, "identity")
     person = torch.from_numpy(faces.person)
     with torch.no_grad():
         blank = torch.zeros(2, 3, size, size).to(memory_format=torch.channels_last)
@@ -87,19 +78,5 @@ def train(
             hits = (embeddings.float() @ nearest.T).argmax(1) == wanted
         return {"loss": value, "top1": hits.float().mean()}
 
-    folder = runs / profile.name / "identity"
-    run = fit(
-        _Embed(network, faces.people, width),
-        loss,
-        recipe,
-        folder,
-        seed=profile.seed + SEED,
-        steps=steps,
-        minutes=minutes,
-        resume=resume,
-        name="identity",
-        start=start,
-    )
-    settle(network, lambda generator: draw(generator)[0], profile.seed + SEED)
-    save_judge(network, size, Path(out or profile.base_model) / "identity", folder)
-    return run
+    embed = _Embed(network, faces.people, width)
+    return train_judge(network, embed, loss, draw, profile, "identity", options, start)

@@ -1,12 +1,12 @@
 """The autoencoder: pictures to latents of mean 0 and variance 1, and back.
 
-diffusers' ``AutoencoderKL``, grown from the inside out: a small network learns where a face has its
-eyes many times faster on small pictures. At a quarter of the side the two outermost samplers are
+It is diffusers' ``AutoencoderKL``, grown from the inside out: a small network learns the layout of
+a face many times faster on small pictures. At a quarter of the side the two outermost samplers are
 left out, at half the side one is; the latent grid is the same throughout. The encoder is finished
 at half the side: its outermost level is fixed to the mean of 2x2 pixels, so that the latents do not
 change while the decoder learns the last doubling.
 
-Trained with L1, an edge term and a KL term. The mean of the latents is folded into the 1x1
+The loss is L1 with an edge term and a KL term. The mean of the latents is folded into the 1x1
 convolutions at the bottleneck, and their spread becomes ``scaling_factor``: the diffusion model
 sees centred latents of unit variance, and any pipeline can load the result.
 """
@@ -26,27 +26,28 @@ from fusionlib.profiles import Profile
 from fusionlib.training.checkpoints import start_weights
 from fusionlib.training.encoders import encode_pictures
 from fusionlib.training.export import save_model
-from fusionlib.training.loop import Batch, Run, fit
+from fusionlib.training.loop import Batch, Run
 from fusionlib.training.pictures import load_pictures
+from fusionlib.training.runs import DEFAULTS, RunOptions, run_folder, train_network
 
 KL_WEIGHT = 0.005
-"""Of the KL per value of the picture: what a nat in the latents must save in L1."""
+"""Weight of the KL divergence, per value of the picture, against L1."""
 
 FACE_WEIGHT = 2.0
-"""Added to the loss weight 1 of every pixel inside the face mask."""
+"""Weight added to the loss weight 1 of every pixel inside the face mask."""
 
 LOG_VARIANCE = -5.0
-"""Of the posterior at the start."""
+"""Initial log variance of the posterior."""
 
 SIDES = {"vae_quarter": 4, "vae_half": 2, "vae": 1}
-"""The recipes in the order of growth, and what the side of the pictures is divided by."""
+"""The recipes in the order of growth, and the divisor of the pictures' side in each."""
 
 
 class GrowingAutoencoder(nn.Module):
-    """An ``AutoencoderKL`` that can be run with its outermost samplers left out.
+    """An ``AutoencoderKL`` that can run without its outermost samplers.
 
     Args:
-        vae: five levels or so; its outermost encoder level is fixed here to 2x2 means.
+        vae: Autoencoder of about five levels. Its outermost encoder level is fixed to 2x2 means.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -69,7 +70,7 @@ class GrowingAutoencoder(nn.Module):
             up.upsamplers = None if level < levels else upsamplers
 
     def freeze_encoder(self) -> None:
-        """Train the decoder only from here on."""
+        """Train only the decoder from now on."""
         self.vae.encoder.requires_grad_(False)
         if self.vae.quant_conv is not None:
             self.vae.quant_conv.requires_grad_(False)
@@ -77,7 +78,7 @@ class GrowingAutoencoder(nn.Module):
     def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode, sample, decode; returns the reconstruction, mean and log variance."""
         learns = self.vae.encoder.mid_block.resnets[0].conv1.weight.requires_grad
-        # A gradient of the pixels, which nobody needs: without it, torch 2.13 crashes in the
+        # The gradient of the pixels is not needed, but without it torch 2.13 crashes in the
         # backward pass of the first group norms (CPU, channels last).
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             posterior = self.vae.encode(pixels.requires_grad_(learns)).latent_dist
@@ -87,11 +88,11 @@ class GrowingAutoencoder(nn.Module):
 
 @torch.no_grad()
 def _start_linear(vae: AutoencoderKL) -> None:
-    """Start as a wavelet transform: nothing is lost before the first step is taken.
+    """Give an autoencoder the weights of a wavelet transform, so that it starts without losses.
 
-    Residual branches start at zero. Going down, each sampler splits a channel into its four Haar
-    bands; going up, each joins four channels as the smooth and the odd bands that a convolution
-    after nearest-neighbour doubling can make: (1, 2, 1) and (-1, 0, 1) in each direction.
+    Residual branches start at zero. Each downsampler splits a channel into its four Haar bands;
+    each upsampler joins four channels as the smooth and the odd bands that a convolution after
+    nearest-neighbour doubling can make: (1, 2, 1) and (-1, 0, 1) in each direction.
     """
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):
@@ -108,7 +109,7 @@ def _start_linear(vae: AutoencoderKL) -> None:
         _bands(down.downsamplers[0].conv, split)
     for up in vae.decoder.up_blocks[:-2]:
         _bands(up.upsamplers[0].conv, joined)
-    # The bottleneck: latents of about unit variance with little noise, or noise is all there is.
+    # The bottleneck: latents of about unit variance with little noise, or noise would dominate.
     channels = vae.config["latent_channels"]
     out, before, after = vae.encoder.conv_out, vae.quant_conv, vae.post_quant_conv
     assert before is not None and after is not None
@@ -120,7 +121,7 @@ def _start_linear(vae: AutoencoderKL) -> None:
         assert conv.bias is not None
         conv.weight[:, :, 0, 0] = torch.eye(conv.out_channels)
         conv.bias.zero_()
-    # The outermost level: each pixel by itself, means of four pixels, linear interpolation.
+    # The outermost level: single pixels, means of four pixels, linear interpolation.
     centre = nn.init.orthogonal_(vae.encoder.conv_in.weight[:, :, 1, 1].clone())
     vae.encoder.conv_in.weight.zero_()
     vae.encoder.conv_in.weight[:, :, 1, 1] = centre
@@ -130,7 +131,7 @@ def _start_linear(vae: AutoencoderKL) -> None:
 
 
 def _bands(conv: nn.Conv2d, kernels: list[Tensor]) -> None:
-    """Spread four 3x3 kernels over the channels, so that together they mix them orthogonally."""
+    """Spread four 3x3 kernels over the channels, so that they mix them orthogonally."""
     quarter = conv.out_channels // 4
     conv.weight.zero_()
     for out in range(conv.out_channels):
@@ -149,33 +150,22 @@ def _each(conv: nn.Conv2d, kernel: Tensor) -> None:
     conv.bias.zero_()
 
 
-def train(
-    profile: Profile,
-    out: Path | None = None,
-    *,
-    minutes: float | None = None,
-    steps: int | None = None,
-    resume: bool = True,
-    start_from: Path | None = None,
-    encoder: bool = False,
-) -> Run:
+def train(profile: Profile, options: RunOptions = DEFAULTS, *, encoder: bool = False) -> Run:
     """Train the profile's autoencoder and write ``vae/`` in the layout of Stable Diffusion.
 
     The three recipes of ``SIDES`` run one after the other; finished ones are taken from their
     checkpoints. ``vae/`` is written after each; after the second its encoder is final.
 
     Args:
-        profile: architecture, recipes and shards.
-        out: the checkpoint's folder; default ``profile.base_model``.
-        minutes: stop after this time in a recipe, with a checkpoint; the rest waits for a resume.
-        steps: overrides the length of each recipe.
-        resume: go on from the checkpoints if there are any.
-        start_from: a checkpoint folder with a finished ``vae/``: only its decoder is trained on, by
-            the last recipe, and what was trained on its latents stays valid.
-        encoder: with ``start_from``, train its encoder on as well, by the last two recipes: the
-            latents change, and what was trained on them has to be trained on.
+        profile: Architecture, recipes and shards.
+        options: Options of the run. Its folder is by default ``profile.base_model``. If it starts
+            from a checkpoint folder with a finished ``vae/``, only the decoder is trained further,
+            by the last recipe, and models that were trained on the latents stay valid.
+        encoder: Whether such a start also trains the encoder further, by the last two recipes. The
+            latents change, and models that were trained on them have to be trained further.
     """
     recipes = {name: profile.recipe(name) for name in SIDES}
+    target, start_from = Path(options.out or profile.base_model), options.start_from
     pictures = load_pictures(profile.training.shards, profile.resolution)
     torch.manual_seed(profile.seed)
     vae = AutoencoderKL(**profile.architecture["vae"])
@@ -224,19 +214,14 @@ def train(
                 "psnr": -10 * mse.log10(),
             }
 
-        folder = Path(profile.training.runs) / profile.name / name
-        run = fit(
-            network, loss, recipe, folder,
-            seed=profile.seed, steps=steps, minutes=minutes, resume=resume, name=name,
-            start=start,
-        )  # fmt: skip
+        run = train_network(network, loss, profile, name, options, start=start)
         network.leave_out(0)
-        vae.to(vae.device)  # what was left out was not there to be moved
+        vae.to(vae.device)  # the samplers that were left out were not moved there
         if not run.finished and divisor > 1:
             return run  # the next recipe starts from what this one ends with
         if divisor == 2:
             centre_latents(vae, encode_pictures(vae, pictures, torch.arange(0, len(pictures), 7)))
-        save_model(vae, Path(out or profile.base_model) / "vae", folder)
+        save_model(vae, target / "vae", run_folder(profile, name))
     assert run is not None
     return run
 
@@ -245,11 +230,11 @@ def train(
 def centre_latents(vae: AutoencoderKL, latents: Tensor) -> None:
     """Fold the mean of the latents into the bottleneck; their spread becomes ``scaling_factor``.
 
-    Reconstructions stay the same: what ``quant_conv`` subtracts, ``post_quant_conv`` adds.
+    Reconstructions stay the same: ``post_quant_conv`` adds what ``quant_conv`` subtracts.
 
     Args:
-        vae: changed in place.
-        latents: a sample of its unscaled latents, ``(n, channels, h, w)``.
+        vae: Autoencoder, changed in place.
+        latents: Sample of its unscaled latents, ``(n, channels, h, w)``.
     """
     mean = latents.mean(dim=(0, 2, 3)).to(vae.device)
     before, after = vae.quant_conv, vae.post_quant_conv

@@ -1,9 +1,9 @@
-"""What a loss does not say: sample sheets, who is on them, and what the attention looks at.
+"""The monitor of a training run: sample sheets, and what is measured on them.
 
-A monitor paints the same prompts with the same references from the same noise again and again while
-the adapter trains, and asks three questions. Is it the person (identity distance)? Is it still the
-prompt (CLIP score)? And does the identity take over: how much of each layer's attention goes to the
-face's keys rather than to the text's?
+While the adapter trains, the monitor paints the same prompts with the same references from the same
+noise again and again, and measures three things: whether it is the person (identity distance),
+whether the prompt is followed (CLIP score), and how much of each layer's attention goes to the
+face's keys rather than to the text's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fusionlib.training.checkpoints import checkpoint_folder, load_frozen
 logger = logging.getLogger(__name__)
 
 NOISE_LEVELS = (0.1, 0.5, 0.9)
-"""Parts of the schedule at which the attention is looked at."""
+"""Points of the schedule at which the attention is measured, as shares of its length."""
 
 
 @contextmanager
@@ -41,12 +41,12 @@ def face_attention(unet: Any) -> Iterator[dict[str, list[float]]]:
     """Measure the faces' share of the attention in every layer of a conditioned UNet.
 
     Args:
-        unet: with a ``FusionAdapter`` attached.
+        unet: UNet with a ``FusionAdapter`` attached.
 
     Yields:
-        A dictionary that is filled when the block ends: by the layer's name, for each call, the
-        mean over samples, heads and queries. It stays empty with decoupled attention, where text
-        and faces have a weight of 1 each.
+        A dictionary that is filled when the block ends. By the layer's name, it has for each call
+        the mean over samples, heads and queries. It stays empty with decoupled attention, where the
+        weights of text and of faces add up to 1 each.
     """
     shares: dict[str, list[float]] = {}
     with record_attention(unet) as gazes:
@@ -56,18 +56,18 @@ def face_attention(unet: Any) -> Iterator[dict[str, list[float]]]:
 
 
 class SampleSheets:
-    """The monitor of one run; call it with the step.
+    """The monitor of one run, called with the step.
 
     Args:
-        pipeline: with the adapter that is trained.
-        faces: the references, RGB.
-        prompts: what is painted of each.
-        side: of the pictures, pixels.
-        sampling: further arguments of the pipeline, ``guidance_scale`` for example.
-        clip: scores how well the prompt is followed; None leaves it out.
-        recogniser: DeepFace model that tells how far the face is from the reference; None leaves it
-            out.
-        detector: DeepFace detector that finds it.
+        pipeline: Pipeline with the adapter that is trained.
+        faces: References, RGB.
+        prompts: Prompts that are painted of each reference.
+        side: Side of the pictures in pixels.
+        sampling: Further arguments of the pipeline, ``guidance_scale`` for example.
+        clip: Scorer of the prompt; None leaves the score out.
+        recogniser: DeepFace's name of the recogniser that measures the distance to the reference;
+            None leaves the distance out.
+        detector: DeepFace's name of the face detector.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class SampleSheets:
         """Paint a sheet: a row for each face, its reference on the left.
 
         Returns:
-            ``sheet``, ``identity_distance`` (the mean over pictures with a face; NaN without any),
-            ``faces_found`` (their share), ``clip_score``, ``face_attention`` and, by layer,
-            ``face_attention/...`` and ``text_attention/...``, which add up to 1.
+            ``sheet``, ``identity_distance`` (mean over pictures with a face; NaN without any),
+            ``faces_found`` (share of these pictures), ``clip_score``, ``face_attention`` and, by
+            layer, ``face_attention/...`` and ``text_attention/...``, which add up to 1.
         """
         self.pipeline.unet.eval()
         each = [[face] for face in self.faces]
@@ -125,7 +125,7 @@ class SampleSheets:
             prompts = [prompt for prompt in self.prompts for _ in self.faces]
             seen_by_clip = np.stack([self.clip.read(image, None) for image in images])
             found["clip_score"] = float(self.clip.scores(seen_by_clip, prompts).mean())
-        if not shares:  # of decoupled attention
+        if not shares:  # with decoupled attention
             return found
         found["face_attention"] = float(np.mean(list(shares.values())))
         found |= {f"face_attention/{name}": share for name, share in shares.items()}
@@ -133,7 +133,7 @@ class SampleSheets:
 
     @torch.no_grad()
     def _attention(self, seen: Any) -> dict[str, float]:
-        """The faces' share in each layer, over the first prompt, every face and noise level."""
+        """The faces' share in each layer, averaged over faces and noise levels for one prompt."""
         pipeline, count = self.pipeline, len(self.faces)
         unet, adapter, scheduler = pipeline.unet, pipeline.adapter, pipeline.scheduler
         assert adapter is not None
@@ -150,7 +150,7 @@ class SampleSheets:
         return {name: float(np.mean(values)) for name, values in shares.items()}
 
     def _identity(self, images: Sequence[Image.Image]) -> dict[str, float]:
-        """How far the faces are from their references; column by column, as they were painted."""
+        """Mean distance of the painted faces from their references; images are column by column."""
         if self.recogniser is None:
             return {}
         from companion.evaluation.identity import cosine_distance
@@ -160,7 +160,7 @@ class SampleSheets:
             if self._known is None:
                 self._known = embed_faces(self.faces, self.recogniser, self.detector)
             painted = embed_faces(images, self.recogniser, self.detector)
-        except (FusionError, ImportError) as error:  # the training is worth more than its report
+        except (FusionError, ImportError) as error:  # a missing report must not stop the training
             logger.warning("no identity distance of the samples: %s", error)
             self.recogniser = None
             return {}
@@ -176,12 +176,12 @@ class SampleSheets:
 def make_monitor(profile: Profile, task: Task) -> SampleSheets:
     """The sample sheets of a profile's training run.
 
-    The references are the last held-out people, whom the tables of the book do not show, or else
+    The references are the last held-out people, who are in none of the book's tables, or else
     people of the training set.
 
     Args:
-        profile: models, prompts and sampling.
-        task: the run; its UNet and adapter are used as they are.
+        profile: Models, prompts and sampling.
+        task: Run whose UNet and adapter are used.
     """
     faces = task.faces
     if profile.heldout is not None and Path(profile.heldout).is_dir():
@@ -201,10 +201,10 @@ def make_sheets(
     """Sample sheets of a profile's prompts.
 
     Args:
-        profile: the other models, prompts and sampling.
-        unet: of its base model; the others take its device and precision.
-        adapter: attached to it, or not yet.
-        faces: the references.
+        profile: Other models, prompts and sampling.
+        unet: UNet of the base model, whose device and precision the other models take.
+        adapter: Adapter, attached to the UNet or not yet.
+        faces: References.
     """
     base = checkpoint_folder(profile.base_model)
     pipeline = FusionPipeline(
@@ -236,7 +236,7 @@ def make_sheets(
 
 
 def _clip(profile: Profile) -> ClipScorer | None:
-    """The profile's CLIP model; None where it cannot be had."""
+    """The profile's CLIP model, or None where it is not available."""
     try:
         return ClipScorer(profile.clip_model)
     except FusionError as error:

@@ -1,20 +1,19 @@
 """Counterparts of the compared systems, trained alike: over one frozen base, on the same people.
 
-Two things make a system here: which views of the reference it is shown, and which modules it adds
-to the UNet and trains. The loop, the samples, the noise, the dropouts and the length are those of
-the adapter (`fusionlib.training.adapter`), so that only the design differs. The ablations of fused
-attention are that trainer itself, with one entry of the profile changed.
+A system is defined here by two things: the views of the reference that it is shown, and the modules
+that it adds to the UNet and trains. The loop, the samples, the noise, the dropouts and the length
+are those of the adapter (`fusionlib.training.adapter`), so that only the design differs. The
+ablations of fused attention use that trainer itself, with one entry of the profile changed.
 
-The recogniser that some of them read is dlib's, and never the judge that the profile trains
-(`companion.embedded.recogniser`), which has to stay a stranger to all of them.
+The recogniser whose vectors some of them read is dlib's, and never the judge that the profile
+trains (`companion.embedded.recogniser`), which has to be independent of all of them.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import PartialState
-from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import (
     ImageProjection,
@@ -44,31 +43,34 @@ from companion.methods.published_layout import save_ip_adapter
 from companion.methods.reference_views import Views, load_views
 from fusionlib.adapter import FusionAdapter
 from fusionlib.errors import FusionError
-from fusionlib.profiles import Profile, Training
+from fusionlib.profiles import Profile
+from fusionlib.support.files import replacing
 from fusionlib.training import adapter as fused
-from fusionlib.training.checkpoints import checkpoint_folder, load_frozen
-from fusionlib.training.denoising import Drawn, denoising_loss
+from fusionlib.training.checkpoints import FrozenBase, checkpoint_folder, load_frozen
+from fusionlib.training.denoising import DenoisingTask, Drawn
 from fusionlib.training.export import copy_record, half, half_module, own_folder
-from fusionlib.training.loop import Batch, Run, fit, training_device
+from fusionlib.training.loop import Run
 from fusionlib.training.pictures import load_pictures
-from fusionlib.training.sources import Source, memory_source
+from fusionlib.training.runs import DEFAULTS, RunOptions, run_folder, train_network
+from fusionlib.training.sources import Inputs, memory_source
 from fusionlib.unet_layers import cross_attention_layers
 
 RESAMPLER = 64
-"""Width of the resamplers of IP-Adapter Plus and InstantID, one head of attention."""
+"""Width of the resamplers of IP-Adapter Plus and InstantID, which have one attention head."""
 
 HINTS = (8, 16, 32, 32)
-"""Channels of the layers that read InstantID's drawing, each half the size of the one before."""
+"""Channels of the layers that read InstantID's drawing, each of which halves its sides."""
 
 
 class Counterpart(nn.Module):
-    """The frozen UNet, and what a system adds to it. What requires a gradient is trained.
+    """The frozen UNet with a system's own modules; parameters that require a gradient are trained.
 
     Args:
-        unet: frozen; changed.
+        unet: Frozen UNet, changed in place.
 
     Attributes:
-        views: of the reference that `forward` is given, names in `companion.methods.reference_views.NAMES`.
+        views: Views of the reference that `forward` takes, named as in
+            `companion.methods.reference_views.NAMES`.
     """
 
     views: tuple[str, ...] = ()
@@ -80,25 +82,25 @@ class Counterpart(nn.Module):
     def forward(
         self, noisy: Tensor, timesteps: Tensor, text: Tensor, seen: dict[str, Tensor]
     ) -> Tensor:
-        """The prediction, shaped like ``noisy``; ``seen`` holds the views."""
+        """The UNet's prediction, shaped like ``noisy``; ``seen`` holds the views by name."""
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
-        """Write what was trained, in float16, as its authors publish theirs."""
+        """Write the trained weights in float16, in the layout of the published checkpoint."""
         raise NotImplementedError
 
 
 class DecoupledTokens(Counterpart):
-    """IP-Adapter and its kin: a few tokens of the reference, and an attention of their own.
+    """IP-Adapter and its variants: a few tokens of the reference, with an attention of their own.
 
     The layers are diffusers'. As in IP-Adapter's own training, the new keys and values begin as
     copies of the text's.
 
     Args:
-        unet: frozen; changed.
-        projection: from a view to tokens, one of diffusers'.
-        tokens: how many it makes.
-        views: the view that is projected, and for Plus the one that its tokens read.
+        unet: Frozen UNet, changed in place.
+        projection: One of diffusers' projections from a view to tokens.
+        tokens: Number of tokens.
+        views: View that is projected, and for Plus the one that its tokens read.
     """
 
     def __init__(
@@ -121,7 +123,7 @@ class DecoupledTokens(Counterpart):
 
     @property
     def projection(self) -> Any:
-        """From a view to tokens."""
+        """The projection from a view to tokens."""
         return self.unet.encoder_hid_proj.image_projection_layers[0]
 
     def forward(
@@ -143,19 +145,20 @@ class DecoupledTokens(Counterpart):
     def _control(
         self, noisy: Tensor, timesteps: Tensor, embeds: Tensor, seen: dict[str, Tensor]
     ) -> dict[str, Any]:
+        """Further arguments of the UNet."""
         return {}
 
     def save(self, folder: Path) -> None:
-        """``ip-adapter.safetensors``."""
+        """Write ``ip-adapter.safetensors``."""
         save_ip_adapter(self.unet, folder / FILE)
 
 
 class IdentityNet(DecoupledTokens):
-    """InstantID: the same, and a ControlNet that sees landmarks and, for a text, the tokens.
+    """InstantID: the same, and a ControlNet that sees landmarks, and the tokens in place of a text.
 
-    A whole ControlNet would have more weights than all else that is compared. This one is a frozen
-    copy of the UNet's way down, of which the layers that read the drawing, and those that hand the
-    result over, are trained.
+    A whole ControlNet would have more weights than any other counterpart. This one is a frozen copy
+    of the UNet's encoder, of which only the first layers, which read the drawing, and the last
+    ones, which pass the result on, are trained.
     """
 
     def __init__(
@@ -190,7 +193,7 @@ class IdentityNet(DecoupledTokens):
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
     def save(self, folder: Path) -> None:
-        """``ip-adapter.safetensors``, and ``ControlNetModel/`` with the trained layers alone."""
+        """Write ``ip-adapter.safetensors``, and ``ControlNetModel/`` with its trained layers."""
         super().save(folder)
         self.controlnet.save_config(folder / "ControlNetModel")
         trained = {
@@ -202,10 +205,10 @@ class IdentityNet(DecoupledTokens):
 
 
 class FaceSentence(Counterpart):
-    """Arc2Face: the recogniser's vector in place of a word, and a text encoder that learns to read.
+    """Arc2Face: the recogniser's vector in place of a word, and a text encoder trained to read it.
 
-    The published one retrains the whole UNet, too; here that stays the common, frozen one. What a
-    picture's caption says is not seen.
+    The published system retrains the whole UNet as well; here it stays the common, frozen one. The
+    pictures' captions are not used.
     """
 
     views = ("vector",)
@@ -216,33 +219,33 @@ class FaceSentence(Counterpart):
         self.encoder.requires_grad_(True)
         self.encoder.get_input_embeddings().requires_grad_(False)
         self._sentence = Sentence(tokenizer, SENTENCE, WORD)
-        self._nothing = Sentence(tokenizer, "", WORD)
+        self._empty = Sentence(tokenizer, "", WORD)
 
     def forward(
         self, noisy: Tensor, timesteps: Tensor, text: Tensor, seen: dict[str, Tensor]
     ) -> Tensor:
         """See `Counterpart`."""
         vectors = seen["vector"]
-        nobody = ~vectors.any(dim=1)[:, None, None]  # the unconditional branch: an empty prompt
-        said = self._sentence.encode(self.encoder, vectors)
-        empty = self._nothing.encode(self.encoder, vectors)
-        states = torch.where(nobody, empty, said)
+        absent = ~vectors.any(dim=1)[:, None, None]  # the unconditional branch: an empty prompt
+        sentence = self._sentence.encode(self.encoder, vectors)
+        empty = self._empty.encode(self.encoder, vectors)
+        states = torch.where(absent, empty, sentence)
         return self.unet(noisy, timesteps, states.to(noisy), return_dict=False)[0]
 
     def save(self, folder: Path) -> None:
-        """``encoder/``."""
+        """Write ``encoder/``."""
         half_module(self.encoder).save_pretrained(folder / "encoder")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the frozen models that a counterpart has to fit.
+    """Sizes of the frozen models that a counterpart has to fit.
 
     Attributes:
-        embedding: numbers of CLIP's image embedding.
-        patches: width of CLIP's hidden states.
-        text: width of the UNet's text.
-        factor: pixels for one position of the latents.
+        embedding: Width of CLIP's image embedding.
+        patches: Width of CLIP's hidden states.
+        text: Width of the UNet's text embeddings.
+        factor: Pixels per position of the latents, in each direction.
     """
 
     embedding: int
@@ -276,8 +279,8 @@ def _faceid_plus(unet: Any, sizes: Sizes, base: Path) -> Counterpart:
         heads=1,
     )
     projection.shortcut = True  # version 2
-    # The width and depth of the resampler are the layout's. Its feed-forward parts, most of its
-    # weights, are held at zero, or it would be several times the others' size.
+    # The layout fixes the width and depth of the resampler. Its feed-forward parts, most of its
+    # weights, stay at zero, or it would be several times as large as the others.
     for block in projection.layers:
         for parameter in block.ff.parameters():
             parameter.requires_grad_(False)
@@ -305,7 +308,7 @@ def _resampler(given: int, width: int) -> nn.Module:
 
 
 class _OfOneVector(IPAdapterPlusImageProjection):
-    """A resampler over a sequence of one vector; diffusers loads it as any other."""
+    """A resampler over a sequence of one vector; diffusers loads it like any other."""
 
     def forward(self, x: Tensor) -> Tensor:
         tokens: Tensor = super().forward(x if x.ndim == 3 else x[:, None])
@@ -321,59 +324,44 @@ BUILDERS: dict[str, Callable[[Any, Sizes, Path], Counterpart]] = {
     "instantid": _instantid,
     "arc2face": _arc2face,
 }
-"""How each is made: ``builder(unet, sizes, checkpoint folder)``."""
+"""How each counterpart is made: ``builder(unet, sizes, checkpoint folder)``."""
 
 NAMES = (*ABLATIONS, *BUILDERS)
-"""What `train_method` trains. DreamBooth is not among them: it learns each person when a study asks
-for pictures of that person."""
+"""The methods that `train_method` trains. DreamBooth is not among them: it learns each person when
+a study asks for pictures of that person."""
 
 
 @dataclass
-class Task:
-    """All that a counterpart's run is made of.
+class Task(DenoisingTask):
+    """Everything that a counterpart's run needs.
 
     Attributes:
-        network: what is trained.
-        source: of the batches.
-        views: of the training set.
-        scheduler: of the noise.
-        empty_prompt: its embedding, ``(1, tokens, width)``, in the compute dtype.
-        settings: dropout, timesteps, weights.
+        network: Counterpart that is trained.
+        views: Views of the training set.
     """
 
     network: Counterpart
-    source: Source
     views: Views
-    scheduler: Any
-    empty_prompt: Tensor
-    settings: Training
 
-    def loss(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Draw a batch and compute its loss; a `LossFunction`."""
-        inputs = self.source(batch)
+    def predict(self, network: nn.Module, inputs: Inputs, drawn: Drawn) -> Tensor:
+        """See `DenoisingTask`."""
         assert inputs.rows is not None
         targets, references = inputs.rows
-
-        def predict(drawn: Drawn) -> Tensor:
-            seen = self.views.of(targets, references, drawn.no_reference)
-            prediction: Tensor = network(drawn.noisy, drawn.timesteps, drawn.text, seen)
-            return prediction
-
-        return denoising_loss(
-            inputs, batch, self.scheduler, self.empty_prompt, self.settings, predict
-        )
+        seen = self.views.of(targets, references, drawn.no_reference)
+        prediction: Tensor = network(drawn.noisy, drawn.timesteps, drawn.text, seen)
+        return prediction
 
 
 def build_network(profile: Profile, name: str, unet: Any = None) -> Counterpart:
     """A counterpart with its first weights, the same for the same seed.
 
     Args:
-        profile: the base model and CLIP.
-        name: in `BUILDERS`.
-        unet: the base model's, frozen; by default it is loaded.
+        profile: Base model and CLIP.
+        name: Name in `BUILDERS`.
+        unet: Frozen UNet of the base model; by default it is loaded.
 
     Raises:
-        FusionError: a model is not there.
+        FusionError: A model is missing.
     """
     base = checkpoint_folder(profile.base_model)
     unet = load_frozen(UNet2DConditionModel, base / "unet") if unet is None else unet
@@ -396,42 +384,38 @@ def prepare(profile: Profile, name: str) -> Task:
     """Load the frozen models and the training set of a profile, and make a counterpart.
 
     Raises:
-        FusionError: a model or a shard is missing, or the set is not held in memory.
+        FusionError: A model or a shard is missing, or the set is not held in memory.
     """
-    recipe, settings = profile.recipe("adapter"), profile.training
+    settings = profile.training
     if settings.stream:
         raise FusionError(
             f"{name} is trained on a set that fits in memory: set training.stream: false in the "
             f"profile {profile.name!r}."
         )
-    folder = fused.run_folder(profile, name)
-    device, dtype = training_device(), fused.DTYPES[recipe.mixed_precision]
-    base = checkpoint_folder(profile.base_model)
-    unet = load_frozen(UNet2DConditionModel, base / "unet", dtype).to(device)
+    base = FrozenBase.load(profile)
     pictures = load_pictures(settings.shards, profile.resolution)
-    empty_prompt, source = memory_source(
-        pictures, profile.seed, base, folder.parent / "latents", device,
-        people_share=settings.people_share,
-    )  # fmt: skip
-    network = build_network(profile, name, unet).to(device)
+    latents = run_folder(profile, "latents")
+    empty_prompt, source = memory_source(profile, base, pictures, latents)
+    network = build_network(profile, name, base.unet).to(base.device)
     with PartialState().main_process_first():  # the others find the files
-        views = load_views(profile, pictures, network.views, folder.parent / "views", device)
+        folder = run_folder(profile, "views")
+        views = load_views(profile, pictures, network.views, folder, base.device)
     return Task(
         network=network,
         source=source,
         views=views,
-        scheduler=DDIMScheduler.from_pretrained(base / "scheduler"),
-        empty_prompt=empty_prompt.to(device, dtype),
+        scheduler=base.scheduler,
+        empty_prompt=empty_prompt,
         settings=settings,
     )
 
 
 def changed(profile: Profile, name: str) -> Profile:
-    """The profile with the changes that make an ablation.
+    """The profile with the changes of an ablation.
 
     Args:
-        profile: of the adapter.
-        name: in `ABLATIONS`.
+        profile: Profile of the adapter.
+        name: Name in `ABLATIONS`.
     """
     changes = dict(ABLATIONS[name])
     recipe = profile.recipe("adapter")
@@ -440,29 +424,21 @@ def changed(profile: Profile, name: str) -> Profile:
     return profile.model_copy(update={"training": profile.training.model_copy(update=changes)})
 
 
-def train_method(
-    profile: Profile,
-    name: str,
-    out: Path | None = None,
-    *,
-    minutes: float | None = None,
-    steps: int | None = None,
-    resume: bool = True,
-) -> Run:
+def train_method(profile: Profile, name: str, options: RunOptions = DEFAULTS) -> Run:
     """Train a counterpart or an ablation, and write its folder.
 
     Args:
-        profile: base model, the adapter's recipe, and shards.
-        name: one of `NAMES`.
-        out: the folder; default ``profile.counterparts`` and the name.
-        minutes: stop after this time with a checkpoint.
-        steps: overrides the recipe's length.
-        resume: go on from the checkpoint if there is one.
+        profile: Base model, the adapter's recipe, and shards.
+        name: One of `NAMES`.
+        options: Options of the run, which begins with the first weights of its method. Its folder
+            is by default that of its name in ``profile.counterparts``.
 
     Raises:
-        FusionError: there is no such method, the profile has no place for it, or a model or shard
-            is missing.
+        FusionError: There is no such method, the profile names no folder for it, a model or shard
+            is missing, or the run is asked to start from other weights.
     """
+    if options.start_from is not None:
+        raise FusionError("--start-from is not for method: all begin with their first weights.")
     if name == "dreambooth":
         raise FusionError(
             "dreambooth learns each person by itself, when a study makes pictures of that person: "
@@ -470,44 +446,27 @@ def train_method(
         )
     if name not in NAMES:
         raise FusionError(f"There is no method {name!r} to train: use one of {', '.join(NAMES)}.")
-    if out is None and profile.counterparts is None:
+    if options.out is None and profile.counterparts is None:
         raise FusionError(
             f"The profile {profile.name!r} names no folder for it: give --out, or counterparts: in "
             "the profile."
         )
-    place = Path(out) if out is not None else Path(str(profile.counterparts)) / name
-    own_folder(place)
+    folder = own_folder(options.out or Path(str(profile.counterparts)) / name)
     if name in ABLATIONS:
-        settings = changed(profile, name)
-        options: dict[str, Any] = {"minutes": minutes, "steps": steps, "resume": resume}
-        return fused.train(settings, place, name=name, make_monitor=make_monitor, **options)
-    task, folder = prepare(profile, name), fused.run_folder(profile, name)
-    run = fit(
-        task.network,
-        task.loss,
-        profile.recipe("adapter"),
-        folder,
-        seed=profile.seed,
-        steps=steps,
-        minutes=minutes,
-        resume=resume,
-        name=name,
-    )
+        options = replace(options, out=folder)
+        return fused.train(changed(profile, name), options, name=name, make_monitor=make_monitor)
+    task = prepare(profile, name)
+    recipe = profile.recipe("adapter")
+    run = train_network(task.network, task.loss, profile, name, options, recipe=recipe)
     state = PartialState()
     if state.is_main_process:
-        _save(task.network, name, place, profile, run, folder)
+        _save(task.network, name, folder, profile, run)
     state.wait_for_everyone()
     return run
 
 
-def _save(
-    network: Counterpart, name: str, place: Path, profile: Profile, run: Run, folder: Path
-) -> None:
-    """Write a counterpart's folder, as a whole, and its record beside it."""
-    partial = place.with_name(place.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    network.save(partial)
+def _save(network: Counterpart, name: str, folder: Path, profile: Profile, run: Run) -> None:
+    """Write a counterpart's folder as a whole, and its record beside it."""
     facts = {
         "method": name,
         "profile": profile.name,
@@ -516,21 +475,22 @@ def _save(
         "steps": run.steps,
         "options": COUNTERPARTS[name],
     }
-    (partial / "config.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-    shutil.rmtree(place, ignore_errors=True)
-    partial.rename(place)
-    copy_record(place, folder)
+    with replacing(folder) as partial:
+        partial.mkdir(parents=True)
+        network.save(partial)
+        (partial / "config.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    copy_record(folder, run_folder(profile, name))
 
 
 def budgets(profile: Profile) -> pd.DataFrame:
-    """How many numbers each method trains, before any of them is trained.
+    """The number of parameters that each method would train.
 
     Args:
-        profile: the base model and its adapter's options.
+        profile: Base model and its adapter's options.
 
     Returns:
-        Indexed by method, the profile's own adapter first: ``parameters``, ``of the adapter's``
-        (their ratio to the first row), ``views`` of the reference that it reads.
+        A table indexed by method, with the profile's own adapter first: ``parameters``, ``of the
+        adapter's`` (their ratio to the first row), ``views`` of the reference that it reads.
     """
     base = checkpoint_folder(profile.base_model)
     unet = load_frozen(UNet2DConditionModel, base / "unet")

@@ -1,7 +1,7 @@
-"""Trained modules of diffusers, written by the names that IP-Adapter's authors gave to theirs.
+"""Trained modules of diffusers, written under the names of IP-Adapter's published checkpoints.
 
-diffusers reads that layout and renames it; this is the way back, so that a counterpart trained here
-is read by the loader of the published checkpoint.
+diffusers renames the weights when it loads that layout. This is the inverse, so that a counterpart
+trained here is read by the loader of the published checkpoint.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def image_projection_state(projection: nn.Module) -> dict[str, Tensor]:
     """The weights of one of diffusers' image projections, by their published names.
 
     Args:
-        projection: an ``ImageProjection``, ``IPAdapterPlusImageProjection``,
+        projection: ``ImageProjection``, ``IPAdapterPlusImageProjection``,
             ``IPAdapterFaceIDImageProjection`` or ``IPAdapterFaceIDPlusImageProjection``.
     """
     plus = type(projection).__name__ == "IPAdapterFaceIDPlusImageProjection"
@@ -56,9 +56,9 @@ def image_projection_state(projection: nn.Module) -> dict[str, Tensor]:
 
 
 def attention_state(unet: Any) -> dict[str, Tensor]:
-    """The keys' and values' layers of a UNet's decoupled attention, by their published names.
+    """The key and value layers of a UNet's decoupled attention, by their published names.
 
-    A number stands for each processor in the UNet's order, the odd ones for cross-attention.
+    The number in each name is that of the processor in the UNet; odd ones are cross-attention.
     """
     layers = cross_attention_layers(unet)
     state = {}
@@ -72,7 +72,7 @@ def attention_state(unet: Any) -> dict[str, Tensor]:
 
 
 def save_ip_adapter(unet: Any, path: Path) -> None:
-    """Write what was added to a UNet, in float16, as ``h94/IP-Adapter`` has its safetensors."""
+    """Write the modules added to a UNet in float16, in the layout of ``h94/IP-Adapter``."""
     (projection,) = unet.encoder_hid_proj.image_projection_layers
     parts = {"image_proj": image_projection_state(projection), "ip_adapter": attention_state(unet)}
     flat = {

@@ -1,7 +1,7 @@
-"""What a system other than ours sees of a reference: CLIP's view, a recogniser's vector, landmarks.
+"""The views of a reference in the compared systems: CLIP's, a recogniser's vector, landmarks.
 
-Each view is a frozen function of a picture, so it is computed once for a training set, and kept on
-disk. It is made by the code that makes it when pictures are painted.
+Each view is a frozen function of a picture, so it is computed once for a training set and cached on
+disk. It is computed by the same code as for generation.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from companion.methods.ip_adapter import load_image_encoder
 from fusionlib.errors import FusionError
 from fusionlib.profiles import Profile
 from fusionlib.support.provenance import sha256_json, sha256_modules
-from fusionlib.training.cached import kept_rows, pictures_key
+from fusionlib.training.cached import cached_rows, pictures_key
 from fusionlib.training.pictures import Pictures
 
 logger = logging.getLogger(__name__)
 
 NAMES = ("embedding", "patches", "vector", "face_patches", "drawing")
-"""CLIP's image embedding ``(width,)``; its patches' hidden states ``(tokens, width)``; the
-normalised vector of dlib's recogniser ``(128,)``; CLIP's patches of the aligned face; the five
-points of the *target's* face, drawn ``(3, size, size)``, from 0 to 1."""
+"""The names of the views: CLIP's image embedding ``(width,)``; the hidden states of its patches
+``(tokens, width)``; the normalised vector of dlib's recogniser ``(128,)``; CLIP's patches of the
+aligned face; a drawing ``(3, size, size)`` of the *target's* five facial points, from 0 to 1."""
 
 ALIGNED = 224
-"""Side of the aligned face that CLIP is shown, pixels; as IP-Adapter-FaceID-Plus has it."""
+"""Side in pixels of the aligned face that CLIP is shown, as in IP-Adapter-FaceID-Plus."""
 
 _BATCH = 64
 
@@ -46,10 +46,11 @@ class Views:
     """The views of a training set.
 
     Attributes:
-        rows: by name, one row a picture; of a ``drawing`` the points ``(n, 5, 2)``, NaN without.
-        absent: by name, what stands for no reference.
-        size: side of the pictures.
-        device: where batches go.
+        rows: One row for each picture, by view. For a ``drawing`` these are the points
+            ``(n, 5, 2)``, NaN without a face.
+        absent: Values that stand for no reference, by view.
+        size: Side of the pictures.
+        device: Device of the batches.
     """
 
     rows: Mapping[str, Tensor]
@@ -61,9 +62,9 @@ class Views:
         """The views of a batch.
 
         Args:
-            targets: rows of the pictures, of which the second half are mirror images.
-            references: likewise; a mirrored one is seen as it was, but for the pixels.
-            dropped: which samples are shown no reference, boolean ``(batch,)``.
+            targets: Rows of the targets. The second half of the rows are mirror images.
+            references: Rows of the references. A mirror image has the view of its original.
+            dropped: Whether each sample is shown without a reference, boolean ``(batch,)``.
         """
         seen = {}
         for name, rows in self.rows.items():
@@ -82,7 +83,7 @@ class Views:
             own = points[target % len(points)].numpy().astype(float)
             picture = Image.new("RGB", sides)
             if not np.isnan(own).any():
-                if target >= len(points):  # the mirror image, in which left eye is right eye
+                if target >= len(points):  # the mirror image, which exchanges left and right
                     own = own[[1, 0, 2, 4, 3]]
                     own[:, 0] = self.size - 1 - own[:, 0]
                 picture = draw_points(own, sides, sides, THICKNESS)
@@ -93,19 +94,19 @@ class Views:
 def load_views(
     profile: Profile, pictures: Pictures, names: Sequence[str], folder: Path, device: torch.device
 ) -> Views:
-    """The views of a training set, computed where they are not on disk yet.
+    """The views of a training set, from disk or computed.
 
-    A picture in which no face is found is shown as no reference is, and without landmarks.
+    A picture without a detected face gets the values of no reference, and no landmarks.
 
     Args:
-        profile: names the CLIP model.
-        pictures: the set.
-        names: some of `NAMES`.
-        folder: keeps them from run to run.
-        device: where to compute, and where batches go.
+        profile: Profile that names the CLIP model.
+        pictures: Training set.
+        names: Some of `NAMES`.
+        folder: Folder that keeps the views from run to run.
+        device: Device of the models and of the batches.
 
     Raises:
-        FusionError: a model is not there.
+        FusionError: A model is missing.
     """
     rows, absent = {}, {}
     clip: Any = None
@@ -123,7 +124,7 @@ def load_views(
             found_by = [DlibEmbedder().fingerprint] if name == "face_patches" else []
             key = sha256_json([clip.fingerprint, pictures_key(pictures), *found_by])
             compute = _clip_view(name, clip, pictures, faces)
-            rows[name] = kept_rows(folder / name, key, len(pictures), compute)[name]
+            rows[name] = cached_rows(folder / name, key, len(pictures), compute)[name]
         blank = clip.absent(name) if name in ("embedding", "patches", "face_patches") else None
         absent[name] = torch.zeros(rows[name].shape[1:]) if blank is None else blank
     return Views(rows, absent, pictures.pixels.shape[1], device)
@@ -143,12 +144,12 @@ class _Clip:
 
     @torch.no_grad()
     def see(self, images: Sequence[Image.Image], name: str) -> Tensor:
-        """The view of these pictures, as `StableDiffusionPipeline.encode_image` computes it."""
+        """A view of pictures, as `StableDiffusionPipeline.encode_image` computes it."""
         return self._view(self._processor(list(images), return_tensors="pt").pixel_values, name)
 
     @torch.no_grad()
     def absent(self, name: str) -> Tensor | None:
-        """What that function gives the unconditional branch; None is zeros."""
+        """What that function returns for the unconditional branch; None stands for zeros."""
         if name == "embedding":
             return None
         side = self.encoder.config.image_size
@@ -163,6 +164,7 @@ class _Clip:
 def _clip_view(
     name: str, clip: _Clip, pictures: Pictures, faces: Mapping[str, Tensor] | None
 ) -> Callable[[range], dict[str, Tensor]]:
+    """The function that computes rows of one of CLIP's views."""
     blank = clip.absent(name)
 
     def compute(numbers: range) -> dict[str, Tensor]:
@@ -187,7 +189,7 @@ def _clip_view(
 
 
 def _faces(pictures: Pictures, folder: Path) -> dict[str, Tensor]:
-    """Vectors of dlib's recogniser, 0 where no face is found, and points, NaN there."""
+    """Vectors of dlib's recogniser and facial points; 0 and NaN where no face is found."""
     embedder = DlibEmbedder()
 
     def compute(numbers: range) -> dict[str, Tensor]:
@@ -204,7 +206,7 @@ def _faces(pictures: Pictures, folder: Path) -> dict[str, Tensor]:
         return {"vector": vectors, "points": points}
 
     key = sha256_json([embedder.fingerprint, pictures_key(pictures)])
-    faces = kept_rows(folder / "faces", key, len(pictures), compute)
+    faces = cached_rows(folder / "faces", key, len(pictures), compute)
     missing = int(faces["points"].isnan().any(dim=(1, 2)).sum())
     if missing:
         logger.warning("no face was found in %d of %d pictures", missing, len(pictures))

@@ -25,9 +25,10 @@ from fusionlib.adapter import FusionAdapter
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
 from fusionlib.profiles import Profile
-from fusionlib.training.adapter import run_folder, train
+from fusionlib.training.adapter import train
 from fusionlib.training.checkpoints import load_frozen
 from fusionlib.training.loop import Run
+from fusionlib.training.runs import RunOptions, run_folder
 
 FIRST_PERSON = 120
 """Index of the first held-out person in the lesson; no other page uses its adapter."""
@@ -113,7 +114,7 @@ def make_lesson(
 def train_small(lesson: Lesson) -> Run:
     """Train from the first step, and draw the curves as they grow."""
     live = LiveCurves()
-    run = train(lesson.profile, resume=False, watch=live)
+    run = train(lesson.profile, RunOptions(resume=False), watch=live)
     live.show(pd.read_csv(run_folder(lesson.profile) / "loss.csv"))
     return run
 

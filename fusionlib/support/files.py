@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -63,3 +65,32 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; its folder is made as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(content))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path for a new file or folder, which takes the place of `path` after the block.
+
+    It lies beside `path`. If the block fails, `path` stays as it was. The name is always the same,
+    so that an attempt after a kill overwrites what was left; two processes at once would collide.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    _remove(partial)
+    yield partial
+    if path.is_dir():
+        _remove(path)
+    os.replace(partial, path)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or a whole folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

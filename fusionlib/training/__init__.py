@@ -1,10 +1,11 @@
-"""Training: the embedded models from scratch, and the fusion adapter over a frozen base.
+"""Training of the fusion adapter over a frozen base model.
 
-``loop`` is the one resumable loop that ``vae``, ``clip``, ``base`` and ``adapter`` share, with the
-losses of ``objective`` and the ``log``. Data come whole into memory (``data``), or as they are
-needed: ``shards`` finds samples, ``pairs`` says which meet, ``crops`` cuts them, ``encoders`` and
-``latent_store`` turn them into latents, and ``sources`` gives the adapter its batches. ``prepare``
-makes shards of downloaded photographs, ``monitor`` looks at a running training, ``lesson`` is one
-that a notebook can show. ``identity`` and ``classifier`` train what judges the pictures, and share
-``judges``, ``augment`` and, for aligned faces, ``faces``.
+Read it from the data to the loop. ``sources`` gives the adapter its batches, from memory (the whole
+set as ``pictures``) or from disk: ``shards`` finds the samples, ``pairs`` decides which target
+meets which reference, ``crops`` cuts both, ``encoders`` turns them into latents and text
+embeddings, and ``cached`` stores on disk what has to be computed only once. ``denoising`` is the
+loss, ``adapter`` the network and its training, and ``loop`` the resumable loop of every training in
+this project. ``runs`` holds the options of a run, ``checkpoints`` the models that it builds upon,
+``log`` and ``export`` write its results. ``prepare`` selects a training set from downloaded
+photographs.
 """

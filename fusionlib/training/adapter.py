@@ -1,7 +1,7 @@
 """The fusion adapter: Linear_kf and Linear_vf trained over the frozen base (Section 3.2).
 
-Everything else is frozen, in the compute dtype. With the reference shown clean at timestep 0, its
-hidden states h_f depend on nothing that is trained or drawn: where the training set fits in memory
+Everything else is frozen, in the compute dtype. If the reference is shown clean at timestep 0, its
+hidden states h_f depend on nothing that is trained or drawn: where the training set fits in memory,
 they are computed once for each picture (``cache_references``), otherwise in every step, without a
 graph.
 """
@@ -17,25 +17,27 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 
 from fusionlib.adapter import FusionAdapter
 from fusionlib.errors import FusionError
-from fusionlib.profiles import Profile, Training
+from fusionlib.profiles import Profile
 from fusionlib.reference import encode_references
-from fusionlib.training.checkpoints import Start, checkpoint_folder, load_frozen, start_weights
+from fusionlib.training.checkpoints import FrozenBase, Start, start_weights
 from fusionlib.training.crops import Crops
-from fusionlib.training.denoising import Drawn, denoising_loss
+from fusionlib.training.denoising import DenoisingTask, Drawn
 from fusionlib.training.encoders import Encoders
 from fusionlib.training.export import own_folder, save_adapter
 from fusionlib.training.log import Row
-from fusionlib.training.loop import Batch, Monitor, Run, fit, training_device
+from fusionlib.training.loop import Batch, Monitor, Run
 from fusionlib.training.pairs import Pairing, Skipped
 from fusionlib.training.pictures import load_pictures
+from fusionlib.training.runs import DEFAULTS, RunOptions, run_folder, train_network
 from fusionlib.training.shards import SampleSet, index_samples
 from fusionlib.training.sources import (
+    Inputs,
     Source,
     cached_source,
     first_people,
@@ -44,21 +46,18 @@ from fusionlib.training.sources import (
 )
 
 FACES = 4
-"""Pictures of the training set that are kept for the sample sheets."""
+"""Number of training pictures that the sample sheets show."""
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""The compute dtype of each ``mixed_precision``."""
-
 
 class Conditioned(nn.Module):
-    """The frozen UNet with the adapter's faces; only the adapter is trained.
+    """The frozen UNet, conditioned on faces by the adapter; only the adapter is trained.
 
     Args:
-        unet: frozen.
-        adapter: in float32; attached here.
-        checkpointing: whether the UNet computes its activations again in the backward pass.
+        unet: Frozen UNet.
+        adapter: Adapter in float32, attached to the UNet here.
+        checkpointing: Whether the UNet computes its activations again in the backward pass.
     """
 
     def __init__(
@@ -91,52 +90,41 @@ class Conditioned(nn.Module):
     def release(self) -> None:
         """Make the UNet the base model again, before it is used for anything else.
 
-        With checkpointing the layers run once more in the backward pass, and have to see the same
-        faces: they stay until this is called. Otherwise it does nothing.
+        With checkpointing the layers run once more in the backward pass and have to see the same
+        faces, so these stay until this is called. Otherwise it does nothing.
         """
         self._shown.close()
 
 
 @dataclass
-class Task:
-    """All that a training run of the adapter is made of.
+class Task(DenoisingTask):
+    """Everything that a training run of the adapter needs.
 
     Attributes:
-        network: whose adapter is trained.
-        source: of the batches.
-        scheduler: of the noise.
-        empty_prompt: its embedding, ``(1, tokens, width)``, in the compute dtype.
-        settings: dropout, timesteps, weights.
-        start: what the adapter begins with.
-        damaged: shards that are damaged, by file.
-        faces: some pictures of the training set, for the sample sheets.
+        network: UNet with the adapter that is trained.
+        start: Record of the weights that the adapter begins with.
+        damaged: Where shards are damaged, by file.
+        faces: Some pictures of the training set, for the sample sheets.
     """
 
     network: Conditioned
-    source: Source
-    scheduler: Any
-    empty_prompt: Tensor
-    settings: Training
     start: Start
     damaged: dict[str, str]
     faces: list[Image.Image]
 
     def loss(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Draw a batch and compute its loss (`denoising_loss`); a `LossFunction`."""
+        """See `DenoisingTask`."""
         self.network.release()
-        inputs = self.source(batch)
+        return super().loss(network, batch)
 
-        def predict(drawn: Drawn) -> Tensor:
-            states = inputs.reference
-            if isinstance(states, Tensor):
-                states = self._encoded(states, inputs.reference_text, drawn)
-            strength = (~drawn.no_reference).float()
-            prediction: Tensor = network(drawn.noisy, drawn.timesteps, drawn.text, states, strength)
-            return prediction
-
-        return denoising_loss(
-            inputs, batch, self.scheduler, self.empty_prompt, self.settings, predict
-        )
+    def predict(self, network: nn.Module, inputs: Inputs, drawn: Drawn) -> Tensor:
+        """See `DenoisingTask`."""
+        states = inputs.reference
+        if isinstance(states, Tensor):
+            states = self._encoded(states, inputs.reference_text, drawn)
+        strength = (~drawn.no_reference).float()
+        prediction: Tensor = network(drawn.noisy, drawn.timesteps, drawn.text, states, strength)
+        return prediction
 
     def _encoded(self, latents: Tensor, text: Tensor | None, drawn: Drawn) -> dict[str, Tensor]:
         """h_f of a batch's references."""
@@ -151,92 +139,101 @@ class Task:
                 "noise": noise.to(latents.device, kind),
                 "scheduler": self.scheduler,
             }
-        said = self.empty_prompt if text is None else text.to(kind)
-        return encode_references(self.network.unet, latents.to(kind), said, **shared)
+        text = self.empty_prompt if text is None else text.to(kind)
+        return encode_references(self.network.unet, latents.to(kind), text, **shared)
 
 
-def prepare(
-    profile: Profile,
-    *,
-    start_from: Path | None = None,
-    resume: bool = True,
-    name: str = "adapter",
-) -> Task:
+@dataclass(frozen=True)
+class _Data:
+    """The training set of a run; see `Task`."""
+
+    source: Source
+    empty_prompt: Tensor
+    faces: list[Image.Image]
+    damaged: dict[str, str]
+
+
+def prepare(profile: Profile, options: RunOptions = DEFAULTS, *, name: str = "adapter") -> Task:
     """Load the frozen models and the training set of a profile, and make an adapter.
 
     Args:
-        profile: base model, recipe and shards.
-        start_from: the folder of an adapter to begin with, rather than with the self-attention.
-        resume: whether the samples that an earlier session skipped stay counted.
-        name: of the run.
+        profile: Base model, recipe and shards.
+        options: Weights to begin with, and whether the samples that an earlier session skipped
+            stay counted.
+        name: Name of the run.
 
     Raises:
-        FusionError: when a model or a shard is missing, or there is nothing to train on.
+        FusionError: A model or a shard is missing, or there is nothing to train on.
     """
-    recipe, settings = profile.recipe("adapter"), profile.training
-    folder = run_folder(profile, name)
-    device, dtype = training_device(), DTYPES[recipe.mixed_precision]
-    with PartialState().local_main_process_first():  # one download a machine
-        base = checkpoint_folder(profile.base_model)
-    unet = load_frozen(UNet2DConditionModel, base / "unet", dtype).to(device)
-    clean = settings.reference_timestep == "clean"
-    captioned = settings.reference_prompt == "caption"
-    damaged: dict[str, str] = {}
+    settings = profile.training
+    base = FrozenBase.load(profile)
     if settings.stream:
-        samples = index_samples(settings.shards, folder.parent / "index")
-        damaged = samples.damaged
-        kept = first_people([each.person for each in samples.samples], settings.people_share)
-        samples = replace(samples, samples=[samples.samples[n] for n in kept])
-        crops = Crops(profile.resolution, settings.crop, settings.augment)
-        pairing = Pairing(
-            [sample.person for sample in samples.samples],
-            [sample.style == "photo" for sample in samples.samples],
-            profile.seed,
-            alone=settings.augment,
-        )
-        rank = PartialState().process_index
-        skipped = Skipped(folder, rank, fresh=not resume)
-        skipped.add(samples.skipped)
-        encoders = Encoders.load(base, device, dtype)
-        empty_prompt = encoders.embed([""])
-        faces = _first_faces(samples, pairing, crops)
-        if settings.cached_variants:
-            source = cached_source(
-                samples, pairing, crops, encoders, skipped,
-                folder.parent / "crops", settings.cached_variants, profile.seed, captioned,
-            )  # fmt: skip
-            encoders.unload()
-        else:
-            source = stream_source(
-                samples, pairing, crops, encoders, skipped, settings.workers, captioned
-            )
+        data = _on_disk(profile, base, run_folder(profile, name), options.resume)
     else:
-        pictures = load_pictures(settings.shards, profile.resolution)
-        empty_prompt, source = memory_source(
-            pictures, profile.seed, base, folder.parent / "latents", device,
-            unet if settings.cache_references and clean else None, captioned,
-            settings.people_share,
-        )  # fmt: skip
-        empty_prompt = empty_prompt.to(device, dtype)
-        first = {who: n for n, who in reversed(list(enumerate(pictures.person.tolist())))}
-        shown = sorted(first.values())[:FACES]  # the first picture of each person
-        faces = [Image.fromarray(pictures.pixels[n]) for n in shown]
+        data = _in_memory(profile, base, run_folder(profile, name).parent / "latents")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(profile.seed)  # for weights that are drawn
         adapter = FusionAdapter.from_unet(
-            unet, settings.init, settings.attention, settings.layers
+            base.unet, settings.init, settings.attention, settings.layers
         ).float()
-    start = start_weights(adapter, start_from, "adapter")
+    start = start_weights(adapter, options.start_from, "adapter")
+    checkpointing = profile.recipe("adapter").gradient_checkpointing
     return Task(
-        network=Conditioned(unet, adapter, checkpointing=recipe.gradient_checkpointing),
-        source=source,
-        scheduler=DDIMScheduler.from_pretrained(base / "scheduler"),
-        empty_prompt=empty_prompt,
+        network=Conditioned(base.unet, adapter, checkpointing=checkpointing),
+        source=data.source,
+        scheduler=base.scheduler,
+        empty_prompt=data.empty_prompt,
         settings=settings,
         start=start,
-        damaged=damaged,
-        faces=faces,
+        damaged=data.damaged,
+        faces=data.faces,
     )
+
+
+def _on_disk(profile: Profile, base: FrozenBase, folder: Path, resume: bool) -> _Data:
+    """A training set that is read as it is needed, or cached as latents."""
+    settings = profile.training
+    captioned = settings.reference_prompt == "caption"
+    samples = index_samples(settings.shards, folder.parent / "index")
+    selected = first_people([each.person for each in samples.samples], settings.people_share)
+    samples = replace(samples, samples=[samples.samples[n] for n in selected])
+    crops = Crops(profile.resolution, settings.crop, settings.augment)
+    pairing = Pairing(
+        [sample.person for sample in samples.samples],
+        [sample.style == "photo" for sample in samples.samples],
+        profile.seed,
+        alone=settings.augment,
+    )
+    skipped = Skipped(folder, PartialState().process_index, fresh=not resume)
+    skipped.add(samples.skipped)
+    encoders = Encoders.load(base.folder, base.device, base.dtype)
+    empty_prompt = encoders.embed([""])
+    faces = _first_faces(samples, pairing, crops)
+    if settings.cached_variants:
+        source = cached_source(
+            samples, pairing, crops, encoders, skipped,
+            folder.parent / "crops", settings.cached_variants, profile.seed, captioned,
+        )  # fmt: skip
+        encoders.unload()
+    else:
+        source = stream_source(
+            samples, pairing, crops, encoders, skipped, settings.workers, captioned
+        )
+    return _Data(source, empty_prompt, faces, samples.damaged)
+
+
+def _in_memory(profile: Profile, base: FrozenBase, latents_folder: Path) -> _Data:
+    """A training set that is held in memory as latents."""
+    settings = profile.training
+    pictures = load_pictures(settings.shards, profile.resolution)
+    empty_prompt, source = memory_source(
+        profile, base, pictures, latents_folder,
+        settings.cache_references and settings.reference_timestep == "clean",
+        settings.reference_prompt == "caption",
+    )  # fmt: skip
+    first = {who: n for n, who in reversed(list(enumerate(pictures.person.tolist())))}
+    shown = sorted(first.values())[:FACES]  # the first picture of each person
+    return _Data(source, empty_prompt, [Image.fromarray(pictures.pixels[n]) for n in shown], {})
 
 
 def _first_faces(samples: SampleSet, pairing: Pairing, crops: Crops) -> list[Image.Image]:
@@ -251,72 +248,49 @@ def _first_faces(samples: SampleSet, pairing: Pairing, crops: Crops) -> list[Ima
     return faces
 
 
-def run_folder(profile: Profile, name: str = "adapter") -> Path:
-    """Where checkpoint and logs of the adapter's run, or of another one, lie."""
-    return Path(profile.training.runs) / profile.name / name
-
-
 def train(
     profile: Profile,
-    out: Path | None = None,
+    options: RunOptions = DEFAULTS,
     *,
-    minutes: float | None = None,
-    steps: int | None = None,
-    resume: bool = True,
-    start_from: Path | None = None,
     watch: Callable[[list[Row]], None] | None = None,
     name: str = "adapter",
     make_monitor: Callable[[Profile, Task], Monitor] | None = None,
 ) -> Run:
-    """Train the adapter on pairs of pictures and write its folder.
+    """Train the adapter on pairs of pictures and write its folder, by default ``profile.adapter``.
 
     Args:
-        profile: base model, recipe and shards.
-        out: the adapter's folder; default ``profile.adapter``.
-        minutes: stop after this time with a checkpoint.
-        steps: overrides the recipe's length.
-        resume: go on from the checkpoint if there is one.
-        start_from: the folder of an adapter to begin with, rather than with the self-attention.
-        watch: called with the rows of ``loss.csv`` whenever there is a new one.
+        profile: Base model, recipe and shards.
+        options: Options of the run. It may start from the folder of an adapter.
+        watch: Called with the rows of ``loss.csv`` whenever one is added.
         name: Name of the run and of its records.
-        make_monitor: Makes what looks at the training every ``sample_every`` steps, such as the
-            sample sheets of ``companion.evaluation.training_monitor``. None looks at nothing; the
-            command ``fusionlib train adapter`` passes the sample sheets.
+        make_monitor: Makes the monitor that is called every ``sample_every`` steps, such as the
+            sample sheets of ``companion.evaluation.training_monitor``, which the command
+            ``fusionlib train adapter`` passes. By default there is none.
 
     Raises:
-        FusionError: a model or shard is missing, or the folder holds a whole pipeline.
+        FusionError: A model or shard is missing, or the folder holds a whole pipeline.
     """
-    recipe, folder = profile.recipe("adapter"), run_folder(profile, name)
-    target = own_folder(Path(out or profile.adapter))
-    task = prepare(profile, start_from=start_from, resume=resume, name=name)
+    folder = run_folder(profile, name)
+    target = own_folder(Path(options.out or profile.adapter))
+    task = prepare(profile, options, name=name)
     look: Monitor | None = None
     if make_monitor and profile.training.sample_every and PartialState().is_main_process:
         look = make_monitor(profile, task)
 
     def monitor(step: int) -> Mapping[str, float | Image.Image]:
         assert look is not None
-        task.network.release()  # what is left of the last batch
+        task.network.release()  # from the last batch
         return look(step)
 
-    run = fit(
-        task.network,
-        task.loss,
-        recipe,
-        folder,
-        seed=profile.seed,
-        steps=steps,
-        minutes=minutes,
-        resume=resume,
-        name=name,
-        start=task.start,
-        monitor=monitor if look else None,
-        monitor_every=profile.training.sample_every,
-        watch=watch,
-    )
+    run = train_network(
+        task.network, task.loss, profile, name, options,
+        recipe=profile.recipe("adapter"), start=task.start,
+        monitor=monitor if look else None, watch=watch,
+    )  # fmt: skip
     task.network.release()
     task.network.adapter.detach(task.network.unet)
     state = PartialState()
-    state.wait_for_everyone()  # for what each rank skipped
+    state.wait_for_everyone()  # each rank has recorded what it skipped
     if state.is_main_process:
         counts = {
             "skipped_samples": len(Skipped.all(folder)),

@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from accelerate import PartialState
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
 from fusionlib.errors import FusionError
+from fusionlib.profiles import Profile
 from fusionlib.support.provenance import sha256_modules
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The compute dtype of each ``mixed_precision``."""
 
 
 def checkpoint_folder(name: str) -> Path:
     """A Stable Diffusion checkpoint as a folder; a hub id is downloaded, or found in the cache.
 
     Raises:
-        FusionError: when there is no such folder and the hub cannot give it.
+        FusionError: There is no such folder, and the hub cannot provide it.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -33,10 +38,10 @@ def checkpoint_folder(name: str) -> Path:
 
 
 def load_frozen(model: type[Any], folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A trained model in evaluation mode, without gradients, by default in float32.
+    """Load a trained model in evaluation mode and without gradients, by default in float32.
 
     Raises:
-        FusionError: when it has not been trained yet.
+        FusionError: The model has not been trained yet.
     """
     if not (folder / "config.json").is_file():
         raise FusionError(
@@ -48,12 +53,42 @@ def load_frozen(model: type[Any], folder: Path, dtype: torch.dtype = torch.float
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a run began with.
+class FrozenBase:
+    """The frozen base model that an adapter, or another method, is trained over.
 
     Attributes:
-        weights: the model's name and its weights' hash; None for random weights.
-        samples: how many training samples those weights had seen, by their own records.
+        folder: Folder of the checkpoint.
+        unet: UNet in the compute dtype, on the device.
+        scheduler: Noise schedule.
+        device: Device of this process: its own GPU where there is one.
+        dtype: Compute dtype of the adapter's recipe.
+    """
+
+    folder: Path
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler
+    device: torch.device
+    dtype: torch.dtype
+
+    @staticmethod
+    def load(profile: Profile) -> FrozenBase:
+        """Load a profile's base model."""
+        device = PartialState(cpu=not torch.cuda.is_available()).device
+        dtype = DTYPES[profile.recipe("adapter").mixed_precision]
+        with PartialState().local_main_process_first():  # one download per machine
+            folder = checkpoint_folder(profile.base_model)
+        unet = load_frozen(UNet2DConditionModel, folder / "unet", dtype).to(device)
+        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+        return FrozenBase(folder, unet, scheduler, device, dtype)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The weights that a run began with.
+
+    Attributes:
+        weights: Name of the model and hash of its weights; None stands for random weights.
+        samples: Number of training samples that those weights had seen, by their own records.
     """
 
     weights: str | None = None
@@ -61,23 +96,23 @@ class Start:
 
 
 RANDOM = Start()
-"""What a run from scratch begins with."""
+"""The start of a run from scratch."""
 
 
 def start_weights(network: nn.Module, folder: Path | None, run: str) -> Start:
     """Give a network the weights of a trained model, in place of its random ones.
 
     Args:
-        network: a diffusers model, changed in place.
-        folder: a folder that such a model was saved to; None leaves the network as it is.
-        run: the name of the run that trained it; its record is read from ``training/`` beside the
+        network: Diffusers model, changed in place.
+        folder: Folder that such a model was saved to; None leaves the network as it is.
+        run: Name of the run that trained it. Its record is read from ``training/`` beside the
             folder, where there is one.
 
     Returns:
-        What to record of the start.
+        The record of the start.
 
     Raises:
-        FusionError: when the folder holds no model, or one of another architecture.
+        FusionError: The folder holds no model, or one of another architecture.
     """
     if folder is None:
         return RANDOM

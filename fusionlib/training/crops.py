@@ -1,10 +1,10 @@
-"""What is shown of a picture in training: the target's square, and the reference's.
+"""The crops of a picture in training: the target's square, and the reference's.
 
-The paper says nothing of either; these are ours. A reference is cut as a user's photograph is
-(`fusionlib.inputs.photos.prepare_photo`). A target is a square that holds the face with a part of the
-scene, for the prompt speaks of both. Where a set has one picture of each person, as LAION-Face
-does, that picture is the reference too: then the reference has to look different, or the adapter
-learns to copy pixels rather than to know a face.
+The paper describes neither; these are ours. A reference is cut like a user's photograph
+(`fusionlib.inputs.photos.prepare_photo`). A target is a square with the face and a part of the
+scene, since the prompt describes both. Where a set has one picture of each person, like LAION-Face,
+that picture is also the reference, which then has to look different, or the adapter would learn to
+copy pixels rather than to recognise a face.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from fusionlib.training.shards import Sample
 Rng = np.random.Generator
 
 SHARE = (0.2, 0.5)
-"""The face's part of the side of a target, drawn log-uniformly; less where the picture is small."""
+"""Range of the face's side as a share of the target's, log-uniform; larger in small pictures."""
 
 MARGIN = (0.3, 0.7)
-"""Of an augmented reference, about the `FRAME` of a prepared photograph; in sides of the face."""
+"""Range of the margin around an augmented reference's face, in sides of the face. A prepared
+photograph has `FRAME`."""
 
 TILT = 10.0
-"""Degrees to either side by which an augmented reference is turned off level."""
+"""Largest tilt of an augmented reference to either side, degrees."""
 
 JITTER = 0.2
-"""By which brightness, contrast and colour of an augmented reference may differ from 1."""
+"""Largest change of an augmented reference's brightness, contrast and colour, as a share."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Shown:
     """A picture as the models see it.
 
     Attributes:
-        pixels: uint8 ``(size, size, 3)``.
-        mask: where the face is, 0 or 1, ``(size, size)``; all 0 where the set does not say.
+        pixels: Picture, uint8 ``(size, size, 3)``.
+        mask: Face mask, 0 or 1, ``(size, size)``; all 0 where the set has none.
     """
 
     pixels: NDArray[np.uint8]
@@ -54,10 +55,10 @@ class Crops:
     """How pictures are cut and changed.
 
     Attributes:
-        size: side of what the models see, pixels.
-        crop: ``whole``: the largest square about the middle, for sets that are cropped already.
-            ``face``: about the one face that `fusionlib data prepare` recorded.
-        augment: whether references are changed in place, size, tilt, colour and sharpness.
+        size: Side of the crops in pixels.
+        crop: ``whole`` for the largest central square, for sets that are cropped already; ``face``
+            for a square around the face that `fusionlib data prepare` recorded.
+        augment: Whether references are changed in place, size, tilt, colour and sharpness.
     """
 
     size: int
@@ -68,7 +69,7 @@ class Crops:
         """The picture that the UNet learns to paint; mirrored in half of all cases.
 
         Raises:
-            FusionError: it cannot be read, or no face was recorded.
+            FusionError: The picture cannot be read, or no face was recorded.
         """
         image = sample.picture()
         mirror = rng.random() < 0.5
@@ -86,10 +87,10 @@ class Crops:
         return Shown(pixels[:, ::-1], mask[:, ::-1]) if mirror else Shown(pixels, mask)
 
     def reference(self, sample: Sample, rng: Rng) -> NDArray[np.uint8]:
-        """The picture that shows who it is, uint8 ``(size, size, 3)``; mirrored likewise.
+        """The picture that shows the identity, uint8 ``(size, size, 3)``; mirrored likewise.
 
         Raises:
-            FusionError: it cannot be read, or no face was recorded.
+            FusionError: The picture cannot be read, or no face was recorded.
         """
         image = sample.picture()
         mirror = rng.random() < 0.5
@@ -100,7 +101,7 @@ class Crops:
                 face = _moved(face, rng)
             image = crop_face(image, face, margin=margin)
         elif self.augment:
-            # A tenth of the side may be cut off at each edge.
+            # Up to a tenth of the side is cut off at each edge.
             image = ImageOps.fit(image, (min(image.size),) * 2)
             left, top, right, bottom = rng.uniform(0, 0.1, 4) * image.width
             image = image.crop((left, top, image.width - right, image.height - bottom))
@@ -112,12 +113,12 @@ class Crops:
 
 
 def face_record(face: Face) -> dict[str, Any]:
-    """A face as JSON keeps it."""
+    """A face as a JSON record."""
     return {"eyes": face.eyes, "nose": face.nose, "score": round(face.score, 3)}
 
 
 def _face(sample: Sample) -> Face:
-    """The face of a sample, as `face_record` wrote it."""
+    """The largest recorded face of a sample."""
     if not sample.faces:
         raise FusionError(
             "no face is recorded for it: run `fusionlib data prepare` on the set, or set "
@@ -130,18 +131,18 @@ def _face(sample: Sample) -> Face:
 
 
 def face_from_record(record: dict[str, Any]) -> Face:
-    """What `face_record` wrote, as a face."""
+    """The face of a record that `face_record` made."""
     left, right = (tuple(eye) for eye in record["eyes"])
     return Face((left, right), tuple(record["nose"]), float(record["score"]))
 
 
 def _around(face: Face, size: tuple[int, int], rng: Rng) -> tuple[int, int, int, int]:
-    """A square within the picture that holds the face, somewhere."""
+    """A square within the picture that contains the face at a random place."""
     share = np.exp(rng.uniform(*np.log(SHARE)))
     side = round(min(max(face.side / share, face.side), min(size)))
     corner = []
     for low, high, length in zip(face.box[:2], face.box[2:], size, strict=True):
-        # The face stays inside where it can; where it is larger than the square, its middle does.
+        # The face lies inside, or, where it is larger than the square, covers it.
         first, last = sorted((high - side, low))
         first, last = np.clip([first, last], 0, length - side)
         corner.append(round(rng.uniform(first, last)))
@@ -150,7 +151,7 @@ def _around(face: Face, size: tuple[int, int], rng: Rng) -> tuple[int, int, int,
 
 
 def _moved(face: Face, rng: Rng) -> Face:
-    """The same face, said to lie a little aside and aslant, so that its crop does."""
+    """The face with shifted and tilted landmarks, so that its crop is shifted and tilted."""
     shift = rng.uniform(-0.1, 0.1, 2) * face.side
     angle = np.radians(rng.uniform(-TILT, TILT))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -163,7 +164,7 @@ def _moved(face: Face, rng: Rng) -> Face:
 
 
 def _recoloured(image: Image.Image, rng: Rng) -> Image.Image:
-    """Other light, and the blur of a picture that was smaller, or the marks of a cheaper JPEG."""
+    """Change the light, and add the blur of a smaller picture or a strong JPEG's artefacts."""
     for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = enhancer(image).enhance(rng.uniform(1 - JITTER, 1 + JITTER))
     kind = rng.integers(4)
@@ -188,7 +189,7 @@ def _decoded_mask(sample: Sample, size: tuple[int, int]) -> Image.Image:
 
 
 def _resized(image: Image.Image, size: int) -> Image.Image:
-    """The largest square about the middle, resized."""
+    """The largest central square, resized."""
     if image.size == (size, size):
         return image
     return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)

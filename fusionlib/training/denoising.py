@@ -1,34 +1,35 @@
-"""The loss of whatever is trained over a frozen UNet: the denoising error, with its dropouts.
+"""The denoising loss, with its dropouts, of whatever is trained over a frozen UNet.
 
-How a method shows a reference to the UNet is its own; all else is drawn alike for all of them.
+Each method shows a reference to the UNet in its own way; everything else is drawn alike for all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers.training_utils import compute_snr
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionlib.profiles import Training
 from fusionlib.training.loop import Batch
-from fusionlib.training.sources import Inputs
+from fusionlib.training.sources import Inputs, Source
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A batch as the UNet is to see it.
+    """A batch as the UNet sees it.
 
     Attributes:
-        noisy: latents, ``(batch, channels, h, w)``.
-        timesteps: ``(batch,)``.
-        text: embeddings of the captions, the empty prompt's where the text was dropped,
+        noisy: Noisy latents, ``(batch, channels, h, w)``.
+        timesteps: Timesteps ``(batch,)``.
+        text: Embeddings of the captions, or the empty prompt's where the text was dropped,
             ``(batch, tokens, width)``.
-        no_reference: which samples are shown none, boolean ``(batch,)``.
-        generators: one for each sample, for what else is drawn for it.
+        no_reference: Whether each sample is shown without a reference, boolean ``(batch,)``.
+        generators: One generator for each sample, for whatever else is drawn for it.
     """
 
     noisy: Tensor
@@ -36,6 +37,37 @@ class Drawn:
     text: Tensor
     no_reference: Tensor
     generators: list[torch.Generator]
+
+
+@dataclass
+class DenoisingTask:
+    """A network over the frozen base, the batches that it is shown, and the loss that trains it.
+
+    Attributes:
+        network: Network whose parameters that require a gradient are trained.
+        source: Source of the batches.
+        scheduler: Noise schedule.
+        empty_prompt: Embedding of the empty prompt, ``(1, tokens, width)``, in the compute dtype.
+        settings: Dropout, timesteps and weights of the loss.
+    """
+
+    network: Any
+    source: Source
+    scheduler: Any
+    empty_prompt: Tensor
+    settings: Training
+
+    def predict(self, network: nn.Module, inputs: Inputs, drawn: Drawn) -> Tensor:
+        """The UNet's prediction, with the references shown in the method's own way."""
+        raise NotImplementedError
+
+    def loss(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Draw a batch and compute its loss; a `fusionlib.training.loop.LossFunction`."""
+        inputs = self.source(batch)
+        predict = partial(self.predict, network, inputs)
+        return denoising_loss(
+            inputs, batch, self.scheduler, self.empty_prompt, self.settings, predict
+        )
 
 
 def denoising_loss(
@@ -46,21 +78,21 @@ def denoising_loss(
     settings: Training,
     predict: Callable[[Drawn], Tensor],
 ) -> dict[str, Tensor]:
-    """Draw noise, timesteps and what is dropped for a batch, and compute its loss.
+    """Draw noise, timesteps and dropouts for a batch, and compute its loss.
 
     The text, the reference, or both are dropped with the profile's probabilities (5% each), for
-    guidance. All that is drawn for a sample depends on its number alone.
+    guidance. Everything that is drawn for a sample depends on its number alone.
 
     Args:
-        inputs: the batch, by the frozen models.
-        batch: its numbers.
-        scheduler: of the noise.
-        empty_prompt: its embedding, ``(1, tokens, width)``, in the compute dtype.
-        settings: dropout, timesteps, weights.
-        predict: the UNet's prediction, shaped like the latents.
+        inputs: Batch as the frozen models see it.
+        batch: Numbers of its samples.
+        scheduler: Noise schedule.
+        empty_prompt: Embedding of the empty prompt, ``(1, tokens, width)``, in the compute dtype.
+        settings: Dropout, timesteps and weights of the loss.
+        predict: Computes the UNet's prediction, shaped like the latents.
 
     Returns:
-        ``loss`` and what is logged beside it.
+        ``loss``, and the values that are logged beside it.
     """
     generators = batch.sample_generators()
     drop = torch.cat([torch.rand(1, generator=generator) for generator in generators])
@@ -91,13 +123,13 @@ def dropout_masks(
     """Which samples lose the text and which the reference; the three cases exclude each other.
 
     Args:
-        draw: uniform in [0, 1), ``(batch,)``.
-        text: probability that only the text is dropped.
-        reference: probability that only the reference is dropped.
-        both: probability that both are.
+        draw: Uniform numbers in [0, 1), ``(batch,)``.
+        text: Probability that only the text is dropped.
+        reference: Probability that only the reference is dropped.
+        both: Probability that both are dropped.
 
     Returns:
-        Boolean ``(batch,)``: no text, no reference.
+        Masks of the samples without text and of those without reference, boolean ``(batch,)``.
     """
     only_text = draw < text
     only_reference = (draw >= text) & (draw < text + reference)
@@ -106,23 +138,23 @@ def dropout_masks(
 
 
 BANDS = 4
-"""Parts of the timesteps whose errors are logged apart."""
+"""Number of equal ranges of timesteps whose errors are logged separately."""
 
 
 def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the UNet predicts, by the scheduler's ``prediction_type`` (Ho 2020; Salimans 2022).
+    """The target of the UNet, by the scheduler's ``prediction_type`` (Ho 2020; Salimans 2022).
 
     Args:
-        scheduler: a diffusers scheduler.
-        latents: clean latents ``(batch, channels, h, w)``.
-        noise: standard normal, the same shape.
-        timesteps: ``(batch,)`` integers below ``num_train_timesteps``.
+        scheduler: Diffusers scheduler.
+        latents: Clean latents ``(batch, channels, h, w)``.
+        noise: Standard normal noise of the same shape.
+        timesteps: Integers below ``num_train_timesteps``, ``(batch,)``.
 
     Returns:
         The target, shaped like ``latents``.
 
     Raises:
-        ValueError: for a prediction type other than ``epsilon``, ``v_prediction`` and ``sample``.
+        ValueError: The prediction type is none of ``epsilon``, ``v_prediction`` and ``sample``.
     """
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
@@ -141,14 +173,14 @@ def noised(
     *,
     timestep_power: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw noise and timesteps, and apply them.
+    """Draw noise and timesteps, and add the noise to clean latents.
 
     Args:
-        scheduler: a diffusers scheduler.
-        latents: clean latents ``(batch, channels, h, w)``.
-        generator: draws the noise, then the timesteps, on its own device. One for the batch, or
-            one for each sample, which then does not depend on the others of its batch.
-        timestep_power: a timestep t is drawn with a density that grows like
+        scheduler: Diffusers scheduler.
+        latents: Clean latents ``(batch, channels, h, w)``.
+        generator: Generator of the noise and then of the timesteps, on its own device. Either one
+            for the batch, or one for each sample, which then does not depend on the others.
+        timestep_power: Exponent of the timesteps' density, which grows like
             ``t ** (timestep_power - 1)``: 1 is uniform, as in DDPM; 2 favours noisy samples.
 
     Returns:
@@ -169,7 +201,7 @@ def noised(
 def _draw(
     shape: torch.Size, steps: int, generator: torch.Generator, timestep_power: float
 ) -> tuple[Tensor, Tensor]:
-    """Noise of a shape, and a timestep for each sample."""
+    """Draw noise of a shape, and a timestep for each sample."""
     place: dict[str, Any] = {"generator": generator, "device": generator.device}
     noise = torch.randn(shape, **place)
     if timestep_power == 1:
@@ -181,16 +213,16 @@ def _draw(
 def min_snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
     """Weights of the timesteps by their signal-to-noise ratio (Hang 2023, equation 16).
 
-    min(SNR, gamma) as a weight of the error of x_0, that is of epsilon divided by SNR, and of v
-    divided by SNR + 1: near-clean samples, whose errors are easy and many, count less.
+    The error of x_0 has the weight min(SNR, gamma); so the error of epsilon has this divided by
+    SNR, and that of v this divided by SNR + 1. Nearly clean samples count less.
 
     Args:
-        scheduler: a diffusers scheduler.
-        timesteps: ``(batch,)``.
-        gamma: 5 in the paper.
+        scheduler: Diffusers scheduler.
+        timesteps: Timesteps ``(batch,)``.
+        gamma: Upper limit of the ratio, 5 in the paper.
 
     Returns:
-        ``(batch,)``.
+        Weights ``(batch,)``.
     """
     snr = compute_snr(scheduler, timesteps)
     kind = scheduler.config.prediction_type
@@ -202,24 +234,25 @@ def diffusion_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> dict[
     """Weighted squared error of the UNet's prediction, and the plain one beside it.
 
     Args:
-        prediction: ``(batch, channels, h, w)``.
-        target: the same shape, see `diffusion_target`.
-        weights: ``(batch, 1, h, w)``, see `face_weights` and `min_snr_weights`.
+        prediction: Prediction ``(batch, channels, h, w)``.
+        target: Target of the same shape, see `diffusion_target`.
+        weights: Weights ``(batch, 1, h, w)``, see `min_snr_weights` and
+            `fusionlib.training.encoders.face_weights`.
     """
     error = (prediction.float() - target).square()
     return {"loss": (error * weights).mean(), "mse": error.detach().mean()}
 
 
 def banded(error: Tensor, timesteps: Tensor, steps: int) -> dict[str, Tensor]:
-    """The squared error of each quarter of the timesteps; NaN where a batch has none of it.
+    """The mean error in each quarter of the timesteps, NaN where a batch has none of them.
 
     Args:
-        error: of each sample, ``(batch,)``.
-        timesteps: ``(batch,)``.
-        steps: ``num_train_timesteps``.
+        error: Squared error of each sample, ``(batch,)``.
+        timesteps: Timesteps ``(batch,)``.
+        steps: Number of timesteps, ``num_train_timesteps``.
 
     Returns:
-        By name: ``mse_t0`` for the first quarter, the least noisy, and so on.
+        Errors by name: ``mse_t0`` for the first, least noisy quarter, and so on.
     """
     band = timesteps * BANDS // steps
     return {f"mse_t{n * steps // BANDS}": error[band == n].mean() for n in range(BANDS)}

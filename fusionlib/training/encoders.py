@@ -1,4 +1,4 @@
-"""The frozen models that turn pictures and captions into what the UNet sees."""
+"""The frozen models that turn pictures into latents, and captions into text embeddings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fusionlib.training.checkpoints import load_frozen
-from fusionlib.training.pairs import as_pixels
-from fusionlib.training.pictures import Pictures
+from fusionlib.training.pictures import Pictures, as_pixels
 
 
 @dataclass
@@ -23,11 +22,11 @@ class Encoders:
     """The frozen autoencoder and text encoder of a checkpoint.
 
     Attributes:
-        vae: an ``AutoencoderKL``.
-        text_encoder: a ``CLIPTextModel``.
-        tokenizer: its ``CLIPTokenizer``.
-        device: where they run.
-        dtype: in which they run.
+        vae: ``AutoencoderKL`` of the checkpoint.
+        text_encoder: ``CLIPTextModel`` of the checkpoint.
+        tokenizer: Its ``CLIPTokenizer``.
+        device: Device of both models.
+        dtype: Compute dtype of both models.
     """
 
     vae: Any
@@ -38,7 +37,7 @@ class Encoders:
 
     @staticmethod
     def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Encoders:
-        """Those of a checkpoint's folder."""
+        """Load those of a checkpoint's folder."""
         return Encoders(
             load_frozen(AutoencoderKL, folder / "vae", dtype).to(device),
             load_frozen(CLIPTextModel, folder / "text_encoder", dtype).to(device),
@@ -49,22 +48,22 @@ class Encoders:
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures, uint8 ``(batch, h, w, 3)``, to scaled latents in float32."""
+        """Encode pictures, uint8 ``(batch, h, w, 3)``, as scaled latents in float32."""
         pixels = as_pixels(pictures.to(self.device)).to(self.dtype)
         return self.vae.encode(pixels).latent_dist.mode().float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def embed(self, captions: list[str]) -> Tensor:
-        """Text embeddings, ``(len(captions), tokens, width)``."""
+        """Encode captions as text embeddings, ``(len(captions), tokens, width)``."""
         ids = tokenize(self.tokenizer, captions).to(self.device)
         return self.text_encoder(ids).last_hidden_state
 
     def unload(self) -> None:
-        """Give their memory back: all that is needed of them is on disk."""
+        """Free the models' memory, once everything that they compute is on disk."""
         self.vae = self.text_encoder = None
 
     def weights(self, masks: Tensor, latents: Tensor) -> Tensor:
-        """Of the positions in the loss, from masks of the pictures."""
+        """Loss weights of the latents' positions, from the pictures' face masks."""
         size = (latents.shape[-2], latents.shape[-1])
         return face_weights(masks.to(self.device), size)
 
@@ -93,25 +92,59 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     ).input_ids
 
 
+@dataclass(frozen=True)
+class Captions:
+    """Text embeddings of every wording of a set in memory.
+
+    Attributes:
+        embeddings: Embeddings ``(wordings, tokens, width)``; row 0 is the empty prompt's.
+        rows: For each picture, the rows of its wordings.
+    """
+
+    embeddings: Tensor
+    rows: list[list[int]]
+
+
+@torch.no_grad()
+def embed_captions(folder: Path, pictures: Pictures, device: torch.device) -> Captions:
+    """Run the text encoder over every distinct wording once.
+
+    Args:
+        folder: Folder of a checkpoint with ``tokenizer/`` and ``text_encoder/``.
+        pictures: Training set.
+        device: Device of the encoder; the result is on the CPU.
+    """
+    encoder = load_frozen(CLIPTextModel, folder / "text_encoder").to(device)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    numbers: dict[str, int] = {"": 0}
+    rows = [
+        [numbers.setdefault(text, len(numbers)) for text in wordings]
+        for wordings in pictures.captions
+    ]
+    ids = tokenize(tokenizer, list(numbers))
+    parts = [encoder(chunk.to(device)).last_hidden_state.cpu() for chunk in ids.split(512)]
+    return Captions(torch.cat(parts), rows)
+
+
 DIFFUSION_FACE_WEIGHT = 4.0
-"""Added to the loss weight 1 of a position that lies wholly inside the face."""
+"""Weight added to the loss weight 1 of a position that lies wholly inside the face."""
 
 
 def face_weights(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """How much each position of the latents counts in the loss: more inside the face.
+    """Weights of the latents' positions in the loss, larger inside the face.
 
-    A face fills a few of the positions, and its features a small part of their variance, so a short
-    training would spend itself on hair and background. What minimises the error at one position
-    does not depend on the weight of that position: only the way there does.
+    A face fills only a few positions, and its features are a small part of their variance, so a
+    short training would mostly learn hair and background. The prediction that minimises the error
+    at one position does not depend on that position's weight, which only changes the way there.
 
     Args:
-        masks: face masks, 0 or 1, ``(n, height, width)``; all zero where none is known.
-        size: ``(h, w)`` of the latents.
+        masks: Face masks, 0 or 1, ``(n, height, width)``; all zero where none is known.
+        size: Height and width of the latents.
 
     Returns:
-        ``(n, 1, h, w)``, of mean 1 over each picture.
+        Weights ``(n, 1, h, w)`` with mean 1 over each picture.
     """
-    # In parts: as floats, the masks of a training set would take four times their memory at once.
+    # In parts: converted at once, the masks of a training set would take four times their memory.
     parts = masks[:, None].split(256)
     covered = torch.cat([F.adaptive_avg_pool2d(part.float(), size) for part in parts])
     weights = 1 + DIFFUSION_FACE_WEIGHT * covered

@@ -1,4 +1,4 @@
-"""Finished models: float16 safetensors in place, with the record of how they were trained."""
+"""Finished models: float16 safetensors, with the record of how they were trained."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT, Profile
+from fusionlib.support.files import replacing
 from fusionlib.support.provenance import git_commit
 from fusionlib.training.loop import Run
 
@@ -28,23 +29,20 @@ def save_model(
     """Write a diffusers or transformers model in float16, atomically.
 
     Args:
-        model: anything with ``save_pretrained``; it stays in its own dtype.
-        folder: replaced as a whole.
-        run_folder: its ``loss.csv`` and ``run.json`` are copied to ``training/`` beside the model,
-            under the model's name, for the model card.
-        texts: further files, by name.
+        model: Model with ``save_pretrained``; it stays in its own dtype.
+        folder: Folder of the model, replaced as a whole.
+        run_folder: Folder of the run, whose ``loss.csv`` and ``run.json`` are copied to
+            ``training/`` beside the model for the model card; see `copy_record`.
+        texts: Contents of further files, by name.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    half_module(model).save_pretrained(partial)
-    if isinstance(model, PreTrainedModel):
-        # transformers loads in the dtype that the configuration names; diffusers loads in float32.
-        model.config.dtype = torch.float32
-        model.config.save_pretrained(partial)
-    for name, text in (texts or {}).items():
-        (partial / name).write_text(text, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with replacing(folder) as partial:
+        half_module(model).save_pretrained(partial)
+        if isinstance(model, PreTrainedModel):
+            # transformers loads in the dtype of the configuration; diffusers loads in float32.
+            model.config.dtype = torch.float32
+            model.config.save_pretrained(partial)
+        for name, text in (texts or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
     if run_folder is not None:
         copy_record(folder, run_folder)
 
@@ -52,24 +50,24 @@ def save_model(
 def half(tensor: Tensor) -> Tensor:
     """A weight as it is committed: float16, rounded to the eight significant bits of bfloat16.
 
-    That is what it was trained in; the three bits less take a sixth off what git stores.
+    It was trained in bfloat16, and three bits fewer save a sixth of what git stores.
     """
     return tensor.detach().cpu().bfloat16().half().contiguous()
 
 
 def half_module(model: nn.Module) -> Any:
-    """A copy of a model with the weights of `half`."""
-    # torch's own casts: diffusers' warn about layers to keep in float32, of which there are none.
+    """A copy of a model with its weights rounded as by `half`."""
+    # torch's own casts: diffusers' warn about layers to leave in float32, of which there are none.
     copied = nn.Module.to(copy.deepcopy(model), torch.bfloat16)
     copied = nn.Module.to(copied, torch.float16)
     return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def own_folder(folder: Path) -> Path:
-    """The folder itself, which one model will replace as a whole.
+    """Return a folder that a model may replace as a whole.
 
     Raises:
-        FusionError: a whole pipeline lies in it, of which nothing would be left.
+        FusionError: The folder holds a whole pipeline, which would be lost.
     """
     if (folder / "model_index.json").exists():
         raise FusionError(
@@ -80,7 +78,7 @@ def own_folder(folder: Path) -> Path:
 
 
 def copy_record(folder: Path, run_folder: Path) -> None:
-    """Copy the record of a run to ``training/`` beside the folder of the model that came of it."""
+    """Copy the record of a run to ``training/`` beside the folder of the trained model."""
     record = folder.parent / "training"
     record.mkdir(parents=True, exist_ok=True)
     for suffix, file in ((".csv", "loss.csv"), (".json", "run.json")):
@@ -145,7 +143,7 @@ BEGINNINGS = {
     "zero_value": "copies of the self-attention's keys, and values of zero",
     "random": "random weights",
 }
-"""What an adapter begins with, by the profile's ``init``."""
+"""The first weights of an adapter, by the profile's ``init``."""
 
 SYNTHETIC = """
 It was trained on rendered, synthetic people only: given a photograph, it answers with a synthetic
@@ -156,15 +154,15 @@ face.
 def save_adapter(
     adapter: Any, folder: Path, run_folder: Path, profile: Profile, run: Run, counts: dict[str, int]
 ) -> None:
-    """Write an adapter's folder as a hub wants it: weights, configuration and a model card.
+    """Write an adapter's folder as a model hub expects it: weights, configuration, model card.
 
     Args:
-        adapter: a ``FusionAdapter``.
-        folder: replaced as a whole.
-        run_folder: see `save_model`.
-        profile: what it was trained by.
-        run: how that went.
-        counts: ``skipped_samples`` and ``damaged_shards``.
+        adapter: Trained ``FusionAdapter``.
+        folder: Folder of the adapter, replaced as a whole.
+        run_folder: Folder of the run, see `save_model`.
+        profile: Profile of the run.
+        run: Record of the run.
+        counts: Numbers of ``skipped_samples`` and ``damaged_shards``.
     """
     recipe, settings = profile.recipe("adapter"), profile.training
     inside = Path(profile.base_model).is_relative_to(ROOT)

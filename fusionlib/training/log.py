@@ -1,14 +1,14 @@
-"""What a run says of itself: CSV files for the book, TensorBoard for the one who waits.
+"""The logs of a run: CSV files for the book, TensorBoard to watch it meanwhile.
 
-A run that resumes at a step cuts back what was written after it, so that the files of a broken run
-are those of an unbroken one.
+A run that resumes at a step removes what was written after it, so that the files of an interrupted
+run are those of an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fusionlib.inputs.images import save_png
+from fusionlib.support.files import write_text
 
 Row = dict[str, Any]
 """One line of a CSV file, by column."""
@@ -26,8 +27,8 @@ class Table:
     """A CSV file that grows row by row; its columns are those of the first row.
 
     Args:
-        path: the file.
-        resume_at: rows of later steps are dropped; 0 starts an empty file.
+        path: Path of the file.
+        resume_at: Step after which rows are dropped; 0 starts an empty file.
     """
 
     def __init__(self, path: Path, resume_at: int) -> None:
@@ -36,7 +37,7 @@ class Table:
         if resume_at and path.is_file():
             with path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if None not in row.values()]
-            # A kill may have cut the last line short: its columns are missing, or its step is.
+            # A kill may have cut the last line short, within its columns or within its step.
             self.rows = [row for row in rows if int(row["step"]) <= resume_at]
         if self.rows or path.is_file():
             self._rewrite()
@@ -51,21 +52,20 @@ class Table:
                 csv.DictWriter(file, self.rows[0], extrasaction="ignore").writerow(row)
 
     def _rewrite(self) -> None:
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", newline="") as file:
-            if self.rows:
-                writer = csv.DictWriter(file, self.rows[0], extrasaction="ignore")
-                writer.writeheader()
-                writer.writerows(self.rows)
-        os.replace(partial, self.path)
+        text = io.StringIO(newline="")
+        if self.rows:
+            writer = csv.DictWriter(text, self.rows[0], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
 
 
 class Log:
     """``loss.csv``, ``samples.csv`` with its sheets, and TensorBoard.
 
     Args:
-        folder: of the run.
-        resume_at: the step at which the run resumes.
+        folder: Folder of the run.
+        resume_at: Step at which the run resumes.
     """
 
     def __init__(self, folder: Path, *, resume_at: int) -> None:
@@ -78,7 +78,7 @@ class Log:
 
     @property
     def rows(self) -> list[Row]:
-        """What ``loss.csv`` holds."""
+        """The rows of ``loss.csv``."""
         return self._losses.rows
 
     def write(self, step: int, samples: int, seconds: float, values: Mapping[str, float]) -> None:
@@ -94,13 +94,13 @@ class Log:
         self.scalars(step, values)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Show numbers on TensorBoard only."""
+        """Write numbers to TensorBoard only."""
         for key, value in values.items():
             if not math.isnan(value):
                 self.board.add_scalar(key, value, step)
 
     def samples(self, step: int, found: Mapping[str, float | Image.Image]) -> None:
-        """Keep what a monitor returned: pictures as PNG files, numbers as a row."""
+        """Write what a monitor returned: pictures as PNG files, numbers as a row."""
         numbers = {key: value for key, value in found.items() if isinstance(value, (int, float))}
         for key, image in found.items():
             if isinstance(image, Image.Image):

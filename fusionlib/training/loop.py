@@ -1,9 +1,10 @@
 """The one training loop: any network, any loss, resumable, on whatever accelerate finds.
 
-The samples of a run are numbered, over all steps and processes, and whatever is drawn at random for
-a batch is a pure function of the seed and of numbers. So a checkpoint needs no state of a data
-loader, a resumed run takes the same steps as an unbroken one, and a loss that draws by the number
-of the sample (`sample_generators`) does not see how a step is split into processes and batches.
+The samples of a run are numbered, over all steps and processes, and everything drawn at random for
+a batch is a pure function of the seed and these numbers. So a checkpoint needs no state of a data
+loader, a resumed run takes the same steps as an uninterrupted one, and a loss that draws by the
+number of the sample (`Batch.sample_generators`) does not depend on how a step is split into
+processes and batches.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -35,7 +36,7 @@ from tqdm.auto import tqdm
 
 from fusionlib.errors import FusionError
 from fusionlib.profiles import Recipe
-from fusionlib.support.files import write_atomically
+from fusionlib.support.files import replacing, write_text
 from fusionlib.training.checkpoints import RANDOM, Start
 from fusionlib.training.log import Log, Row
 
@@ -50,10 +51,10 @@ class Batch:
     """Which samples one process draws next.
 
     Attributes:
-        seed: of the run.
-        samples: their numbers, counted from 0 over the whole run and all processes.
-        stride: how far the numbers of this process's next batch are from these.
-        generator: for what is drawn for the batch as a whole; another one in every batch.
+        seed: Seed of the run.
+        samples: Numbers of the samples, counted from 0 over the whole run and all processes.
+        stride: Distance from these numbers to those of this process's next batch.
+        generator: Generator for what is drawn for the batch as a whole, different in every batch.
     """
 
     seed: int
@@ -67,8 +68,8 @@ class Batch:
 
 
 LossFunction = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
-"""``(network, batch) -> {"loss": scalar, ...}``; further scalars are logged, NaN where a batch says
-nothing of them."""
+"""``(network, batch) -> {"loss": scalar, ...}``. Further scalars are logged; NaN stands for a value
+that a batch does not determine."""
 
 Monitor = Callable[[int], Mapping[str, float | Image.Image]]
 """Called with the step, while the network holds the averaged weights; returns what to log."""
@@ -76,19 +77,20 @@ Monitor = Callable[[int], Mapping[str, float | Image.Image]]
 
 @dataclass(frozen=True)
 class Run:
-    """What a finished or interrupted run did; written to ``run.json`` beside its checkpoint.
+    """The record of a finished or interrupted run; written to ``run.json`` beside its checkpoint.
 
     Attributes:
-        steps: optimiser steps taken in all.
-        planned_steps: where the learning rate's schedule ends.
-        samples: training samples seen over all processes.
-        seconds: wall-clock time of all sessions together, compilation included.
-        final_loss: mean over the last 100 logged values.
-        machine: processor or GPU, and how many processes.
-        started_from: the weights that it began with, None for random ones.
-        samples_before: training samples that those weights had seen.
-        peak_memory_mb: of the main process in its last session: on the GPU, or else resident.
-        parameters: how many numbers were trained.
+        steps: Optimiser steps taken in all sessions.
+        planned_steps: Step at which the learning rate's schedule ends.
+        samples: Training samples seen by all processes.
+        seconds: Wall-clock time of all sessions together, including compilation.
+        final_loss: Mean of the last 100 logged losses.
+        machine: Processor or GPU, and the number of processes.
+        started_from: Weights that the run began with; None for random ones.
+        samples_before: Training samples that those weights had seen.
+        peak_memory_mb: Peak memory of the main process in its last session, on the GPU or else
+            resident.
+        parameters: Number of trained parameters.
     """
 
     steps: int
@@ -104,7 +106,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the schedule was run to its end."""
+        """Whether the schedule was followed to its end."""
         return self.steps >= self.planned_steps
 
 
@@ -116,16 +118,16 @@ def learning_rate(step: int, recipe: Recipe, steps: int) -> float:
 
 
 def step_generator(seed: int, *numbers: int) -> torch.Generator:
-    """A generator that is a function of these numbers; zeros at their end do not count."""
+    """A generator seeded by these numbers; trailing zeros make no difference."""
     return torch.Generator().manual_seed(_mixed(seed, *numbers))
 
 
 def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """A generator on a device, where many numbers are drawn sooner than they are brought there.
+    """A generator on a device, where drawing many numbers is faster than copying them there.
 
     Args:
-        device: on the CPU it is the given generator itself.
-        generator: on the CPU, and not drawn from on another device: its seed counts.
+        device: Device of the generator. On the CPU it is the given generator itself.
+        generator: Generator on the CPU, whose seed is used for another device.
     """
     if device.type == "cpu":
         return generator
@@ -133,13 +135,8 @@ def generator_on(device: torch.device, generator: torch.Generator) -> torch.Gene
 
 
 def _mixed(*numbers: int) -> int:
-    """One number of 32 bits, which is what torch's CPU generator takes of a seed."""
+    """One number of 32 bits, which is as much of a seed as torch's CPU generator uses."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def training_device() -> torch.device:
-    """The device of this process: its own GPU where there is one."""
-    return PartialState(cpu=not torch.cuda.is_available()).device
 
 
 def fit(
@@ -161,30 +158,29 @@ def fit(
     """Train the parameters of ``network`` that require a gradient, and leave their average in it.
 
     Args:
-        network: its forward pass runs under autocast in the recipe's dtype; only parameters with
-            ``requires_grad`` are trained and stored in the checkpoint.
-        loss_function: draws a batch and returns the loss, a float32 scalar.
-        recipe: length, batch size, learning rate, averaging, precision.
-        folder: holds ``checkpoint.pt``, ``loss.csv``, ``run.json``, TensorBoard's files and, with a
-            monitor, ``samples.csv`` and ``samples/``.
-        seed: of the run.
-        steps: overrides the recipe's length.
-        minutes: stop (with a checkpoint) after this time even if the schedule is not at its end.
-        resume: go on from the checkpoint in ``folder`` if there is one, else start over.
-        name: shown by the progress bar.
-        start: what to record of the weights that ``network`` comes with; a resumed run keeps its
-            own record.
-        monitor: looks at the averaged weights every ``monitor_every`` steps, before the first and
-            after the last one, in the main process.
-        monitor_every: 0 for never.
-        watch: called with all rows of ``loss.csv`` when one is added.
+        network: Network whose forward pass runs under autocast in the recipe's dtype. Only
+            parameters with ``requires_grad`` are trained and stored in the checkpoint.
+        loss_function: Function that draws a batch and returns the loss, a float32 scalar.
+        recipe: Length, batch size, learning rate, averaging and precision.
+        folder: Folder of ``checkpoint.pt``, ``loss.csv``, ``run.json``, TensorBoard's files and,
+            with a monitor, ``samples.csv`` and ``samples/``.
+        seed: Seed of the run.
+        steps: Length of the run, in place of the recipe's.
+        minutes: Time after which the run stops with a checkpoint, even before its end.
+        resume: Whether to continue from the checkpoint in ``folder``, if there is one.
+        name: Name shown by the progress bar.
+        start: Record of the weights that ``network`` comes with. A resumed run keeps its own
+            record.
+        monitor: Called with the averaged weights in place every ``monitor_every`` steps, before
+            the first and after the last one, in the main process.
+        monitor_every: Steps between these calls; 0 for never.
+        watch: Called with all rows of ``loss.csv`` when one is added.
 
     Returns:
-        What the run did so far. ``network`` holds the exponential average of the weights.
+        The record of the run so far. ``network`` holds the exponential average of the weights.
 
     Raises:
-        FusionError: when the loss is not finite, or the checkpoint is damaged or of another
-            network.
+        FusionError: The loss is not finite, or the checkpoint is damaged or of another network.
     """
     folder.mkdir(parents=True, exist_ok=True)
     total = steps or recipe.steps
@@ -222,7 +218,7 @@ def fit(
                 "%s: %s has come to its end after %d steps, so nothing is trained: --fresh starts "
                 "over.", name, checkpoint, step,
             )  # fmt: skip
-    # Weights that were trained before have seen what the seed alone would draw again.
+    # The seed alone would draw again what weights that were trained before have seen.
     draws = _mixed(seed, start.samples) if start.samples else seed
     prepared, optimizer = accelerator.prepare(network, optimizer)
     if accelerator.scaler is not None and state.get("scaler"):
@@ -240,9 +236,8 @@ def fit(
         if not accelerator.is_main_process:
             return
         if "loss" in meter.sums and not meter.sums["loss"].isfinite():
-            return  # the next reading reports it; what is there is the last good state
-        partial = checkpoint.with_suffix(".partial")
-        with partial.open("wb") as file:
+            return  # the next reading reports it; the last good state stays
+        with replacing(checkpoint) as partial, partial.open("wb") as file:
             torch.save(
                 {
                     "weights": {key: p.detach() for key, p in trained.items()},
@@ -261,7 +256,6 @@ def fit(
             )
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the new name with no content
-        os.replace(partial, checkpoint)
 
     progress = tqdm(
         total=total,
@@ -332,7 +326,7 @@ def fit(
         progress.update()
         if monitor_every and (step % monitor_every == 0 or step == total):
             look()
-            last = time.monotonic()  # its time is not the training's
+            last = time.monotonic()  # its time does not count as training
         if now - saved > 60 * recipe.checkpoint_minutes:
             save()
             saved = now
@@ -356,8 +350,7 @@ def fit(
     if log:
         log.close()
         record = asdict(run) | {"recipe": recipe.model_dump(), "seed": seed}
-        text = json.dumps(record, indent=2) + "\n"
-        write_atomically(folder / "run.json", lambda file: file.write(text.encode()))
+        write_text(folder / "run.json", json.dumps(record, indent=2) + "\n")
     return run
 
 
@@ -367,7 +360,7 @@ def _read_checkpoint(checkpoint: Path, device: torch.device) -> dict[str, Any]:
     try:
         state = torch.load(checkpoint, weights_only=True, map_location=device)
     except (torch.OutOfMemoryError, MemoryError):
-        raise  # says nothing of the file
+        raise  # the file may be whole
     except Exception as error:  # zip, pickle and torch each have errors of their own
         reason = error
     needed = {"weights", "optimizer", "ema", "step", "seconds"}
@@ -386,7 +379,7 @@ def _check_same(
     seed: int,
     frozen: str,
 ) -> None:
-    """Refuse to go on with the checkpoint of another run than this one."""
+    """Refuse to continue from the checkpoint of another run."""
     shapes = {key: weight.shape for key, weight in state["weights"].items()}
     other = (
         "belongs to another network"
@@ -404,7 +397,7 @@ def _check_same(
 
 
 def _sha256_frozen(network: nn.Module) -> str:
-    """Hash of the parameters that are not trained: what the others are trained over."""
+    """Hash of the parameters that are not trained, over which the others are."""
     digest = hashlib.sha256()
     for key, parameter in network.named_parameters():
         if not parameter.requires_grad:
@@ -446,7 +439,7 @@ def _optimizer(
 
 @dataclass
 class _Meter:
-    """Means of what the loss function returns, over batches and processes; NaN says nothing."""
+    """Means of what the loss function returns, over batches and processes, without NaN."""
 
     accelerator: Accelerator
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -455,13 +448,12 @@ class _Meter:
     def add(self, terms: Mapping[str, Any]) -> None:
         for key, value in terms.items():
             value = torch.as_tensor(value, device=self.accelerator.device).detach().float()
-            said = ~value.isnan() if key != "loss" else torch.ones_like(value, dtype=torch.bool)
-            kept = torch.where(said, value, 0.0)
-            self.sums[key] = self.sums.get(key, 0.0) + kept
-            self.count[key] = self.count.get(key, 0.0) + said.float()
+            known = ~value.isnan() if key != "loss" else torch.ones_like(value, dtype=torch.bool)
+            self.sums[key] = self.sums.get(key, 0.0) + torch.where(known, value, 0.0)
+            self.count[key] = self.count.get(key, 0.0) + known.float()
 
     def read(self) -> dict[str, float]:
-        """The means so far; starts anew."""
+        """The means since the last reading."""
         keys = sorted(self.sums)
         pairs = torch.stack([torch.stack([self.sums[key], self.count[key]]) for key in keys])
         totals = self.accelerator.reduce(pairs, "sum").tolist()
@@ -478,7 +470,7 @@ def _norms(trained: Mapping[str, nn.Parameter]) -> dict[str, float]:
 
 
 def _agreed(accelerator: Accelerator, stop: bool) -> bool:
-    """Whether any process wants to stop: all of them have to, at the same step."""
+    """Whether any process wants to stop: then all of them stop, at the same step."""
     if accelerator.num_processes == 1:
         return stop
     wish = torch.tensor(float(stop), device=accelerator.device)

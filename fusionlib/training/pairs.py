@@ -1,9 +1,9 @@
-"""Which pictures meet in a sample, and the stream that brings them.
+"""Which target meets which reference, and the stream of these pairs.
 
 Sample number n of a run is a pure function of the seed and n: its target is the n-th of a
-permutation of the set, a new one for each epoch; its reference is another photograph of the same
-person, or the same picture where the set has no other. So any rank and any worker can make any
-sample, and a run resumes at the very sample at which it stopped.
+permutation of the set, with a new permutation for each epoch; its reference is another photograph
+of the same person, or the same picture where the set has no other. So any rank and any worker can
+make any sample, and a run resumes at the very sample at which it stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fusionlib.errors import FusionError
-from fusionlib.support.files import write_atomically
+from fusionlib.support.files import write_text
 from fusionlib.training.crops import Crops, Rng, Shown
 from fusionlib.training.loop import Batch
 from fusionlib.training.shards import MissingShard, SampleSet
@@ -30,21 +30,22 @@ from fusionlib.training.shards import MissingShard, SampleSet
 logger = logging.getLogger(__name__)
 
 PATIENCE = 100
-"""Pairs that may fail in a row before the set, and not the samples, must be to blame."""
+"""Number of pairs in a row that may fail before the whole set is taken to be unreadable."""
 
 
 class Pairing:
     """The pure function from a sample's number to its target and reference.
 
     Args:
-        people: who each picture shows; None is nobody else.
-        photo: which pictures are photographs, as a user brings them: only these are references.
-        seed: of the run.
-        alone: whether a picture without others of its person is its own reference. If not, it is
+        people: Person in each picture. None stands for a person in no other picture.
+        photo: Whether each picture is a photograph, like those that users have. Only these are
+            references.
+        seed: Seed of the run.
+        alone: Whether a picture without others of its person is its own reference. Otherwise it is
             no target.
 
     Raises:
-        FusionError: no picture can be a target.
+        FusionError: No picture can be a target.
     """
 
     def __init__(
@@ -72,8 +73,8 @@ class Pairing:
         """Target and reference of a sample, and a generator for whatever else is drawn for it.
 
         Args:
-            number: of the sample.
-            attempt: 0, or how many pairs were tried that could not be read: then another one.
+            number: Number of the sample.
+            attempt: Number of earlier pairs that could not be read. Each attempt draws another.
         """
         rng = np.random.default_rng([self._seed, number, attempt])
         count = len(self.targets)
@@ -93,12 +94,12 @@ class Pairing:
 
 
 class Skipped:
-    """The samples that could not be read, each counted once, over kills and resumptions.
+    """The samples that could not be read, each counted once, across kills and resumptions.
 
     Args:
-        folder: of the run; each rank keeps a file of its own in its subfolder ``skipped``.
-        rank: of this process.
-        fresh: whether to forget what an earlier session skipped.
+        folder: Folder of the run. Each rank has a file of its own in the subfolder ``skipped``.
+        rank: Rank of this process.
+        fresh: Whether to forget what an earlier session skipped.
     """
 
     def __init__(self, folder: Path, rank: int = 0, *, fresh: bool = False) -> None:
@@ -110,19 +111,17 @@ class Skipped:
             self._known = json.loads(self._file.read_text())
 
     def add(self, reasons: dict[str, str]) -> None:
-        """Note why samples were skipped, by place."""
+        """Record why samples were skipped, by place."""
         new = {place: why for place, why in reasons.items() if place not in self._known}
         if new:
             for place, why in new.items():
                 logger.warning("skipped %s: %s", place, why)
             self._known |= new
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(self._known, indent=2, ensure_ascii=False).encode()
-            write_atomically(self._file, lambda file: file.write(text))
+            write_text(self._file, json.dumps(self._known, indent=2, ensure_ascii=False))
 
     @staticmethod
     def all(folder: Path) -> dict[str, str]:
-        """What every rank of a run skipped, and why, by place."""
+        """Why samples were skipped by any rank of a run, by place."""
         files = sorted((folder / "skipped").glob("[0-9]*.json"))
         return {p: why for file in files for p, why in json.loads(file.read_text()).items()}
 
@@ -132,12 +131,12 @@ class Pairs:
     """A batch of targets and references.
 
     Attributes:
-        numbers: of the samples.
-        targets: uint8 ``(batch, size, size, 3)``.
-        masks: faces in them, uint8 0 or 1, ``(batch, size, size)``.
-        references: uint8 ``(batch, size, size, 3)``.
-        captions: one for each target.
-        reference_captions: one for each reference.
+        numbers: Numbers of the samples.
+        targets: Targets, uint8 ``(batch, size, size, 3)``.
+        masks: Face masks of the targets, uint8 0 or 1, ``(batch, size, size)``.
+        references: References, uint8 ``(batch, size, size, 3)``.
+        captions: One caption for each target.
+        reference_captions: One caption for each reference.
     """
 
     numbers: list[int]
@@ -160,7 +159,7 @@ class _Pair:
 
 
 class _PairData(Dataset[_Pair]):
-    """Makes a sample from its number, in a worker."""
+    """Makes a sample from its number, in a worker process."""
 
     def __init__(self, samples: SampleSet, pairing: Pairing, crops: Crops) -> None:
         self.samples, self.pairing, self.crops = samples.samples, pairing, crops
@@ -194,11 +193,11 @@ class PairStream:
     """Batches of pairs, decoded ahead of their use by worker processes.
 
     Args:
-        samples: the set.
-        pairing: which of its pictures meet.
-        crops: how they are cut.
-        skipped: where to note what could not be read.
-        workers: processes; 0 decodes in this one.
+        samples: Training set.
+        pairing: Which of its pictures meet.
+        crops: How they are cut.
+        skipped: Record of the samples that could not be read.
+        workers: Number of worker processes; 0 decodes in this one.
     """
 
     def __init__(
@@ -218,7 +217,7 @@ class PairStream:
         """The pairs of a batch.
 
         Raises:
-            FusionError: a shard is gone, or nothing in the set can be read.
+            FusionError: A shard is gone, or nothing in the set can be read.
         """
         if self._batches is None or self._expected != batch.samples:
             loader: DataLoader[_Pair] = DataLoader(
@@ -247,7 +246,7 @@ class PairStream:
 
 
 class _Numbers:
-    """The numbers of a process's batches, from one on without end."""
+    """The sample numbers of a process's batches, from a given batch on without end."""
 
     def __init__(self, batch: Batch) -> None:
         self._first, self._stride = batch.samples, batch.stride
@@ -261,8 +260,3 @@ class _Numbers:
 
 def _stacked(arrays: Sequence[Any]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
-
-
-def as_pixels(pictures: Tensor) -> Tensor:
-    """uint8 ``(batch, h, w, 3)`` to float32 ``(batch, 3, h, w)`` in [-1, 1], channels last."""
-    return pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

@@ -1,4 +1,4 @@
-"""Training data: webdataset shards in img2dataset's layout, read into memory.
+"""A whole training set in memory, read from webdataset shards in img2dataset's layout.
 
 The embedded data set (about 10,000 pictures at 128 pixels) takes 0.5 GB of memory as bytes.
 """
@@ -31,14 +31,14 @@ class Pictures:
     """A captioned set of pictures of known people.
 
     Attributes:
-        pixels: uint8 ``(n, height, width, 3)``.
-        masks: face masks, uint8 0 or 1, ``(n, height, width)``.
-        captions: one or more wordings for each picture.
-        person: the identity of each picture, ``(n,)``; of one that shows several people a negative
-            number of its own, so that no other picture is taken for one of the same person.
-        style: the style of each picture ("photo", "line art", ...).
-        skipped: how many samples could not be read.
-        depth: depth maps, uint8, near is bright, ``(n, height, width)``; None if not asked for.
+        pixels: Pictures, uint8 ``(n, height, width, 3)``.
+        masks: Face masks, uint8 0 or 1, ``(n, height, width)``.
+        captions: One or more wordings for each picture.
+        person: Number of the person in each picture, ``(n,)``. A picture of several people has a
+            negative number of its own, so that no other picture counts as one of the same person.
+        style: Style of each picture ("photo", "line art", ...).
+        skipped: Number of samples that could not be read.
+        depth: Depth maps, uint8, near is bright, ``(n, height, width)``; None if not asked for.
     """
 
     pixels: NDArray[np.uint8]
@@ -71,27 +71,31 @@ class Pictures:
         """Pictures as float32 in [-1, 1], ``(batch, 3, height, width)``, channels last.
 
         Args:
-            index: which ones.
-            device: where they go, as bytes; by default they stay on the CPU.
+            index: Rows of the pictures.
+            device: Device to which they are copied as bytes; by default they stay on the CPU.
         """
-        chosen = torch.from_numpy(self.pixels[np.asarray(index)]).to(device)
-        return chosen.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        return as_pixels(torch.from_numpy(self.pixels[np.asarray(index)]).to(device))
+
+
+def as_pixels(pictures: Tensor) -> Tensor:
+    """uint8 ``(batch, h, w, 3)`` to float32 ``(batch, 3, h, w)`` in [-1, 1], channels last."""
+    return pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def load_pictures(folder: str | Path, size: int, *, depth: bool = False) -> Pictures:
     """Read every shard of a folder.
 
     Args:
-        folder: holds ``00000.tar``, ``00001.tar``, ... with ``key.jpg``, ``key.txt``, ``key.json``
-            and, if there are, ``key.mask.png`` and ``key.depth.png`` for each sample.
-        size: side of the pictures in pixels; others are resized.
-        depth: whether to read depth maps, too; samples without one are then skipped.
+        folder: Folder of ``00000.tar``, ``00001.tar``, ... with ``key.jpg``, ``key.txt``,
+            ``key.json`` and possibly ``key.mask.png`` and ``key.depth.png`` for each sample.
+        size: Side of the pictures in pixels; others are resized.
+        depth: Whether to read depth maps as well; samples without one are then skipped.
 
     Returns:
         The pictures. Samples that cannot be read are skipped, counted and reported.
 
     Raises:
-        FusionError: when there is no shard, a shard is not a tar file, or nothing is readable.
+        FusionError: There is no shard, a shard is not a tar file, or nothing is readable.
     """
     folder = Path(folder)
     shards = sorted(folder.glob("*.tar"))
@@ -148,7 +152,7 @@ def load_pictures(folder: str | Path, size: int, *, depth: bool = False) -> Pict
 
 
 def _samples(shard: Path) -> dict[str, dict[str, bytes]]:
-    """The files of a shard by sample key and extension (all that follows the first dot)."""
+    """The files of a shard by sample key and extension (everything after the first dot)."""
     samples: dict[str, dict[str, bytes]] = defaultdict(dict)
     try:
         with tarfile.open(shard) as archive:

@@ -1,15 +1,14 @@
-"""From downloaded pictures to a training set: those that show one clear face, and where it is.
+"""From downloaded pictures to a training set of those that show one clear face.
 
-LAION-Face lists pictures in which a detector saw some face: crowds, statues, faces of ten pixels.
-What is kept here is copied into new shards of the same layout, the pictures byte for byte, with the
-faces written into each sample's JSON file, so that training need not look for them again.
+LAION-Face lists pictures in which a detector found some face: crowds, statues, faces of ten pixels.
+Selected pictures are copied byte for byte into new shards of the same layout, with the faces
+written into each sample's JSON file, so that training need not detect them again.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -24,23 +23,24 @@ from tqdm.auto import tqdm
 
 from fusionlib.errors import FusionError
 from fusionlib.inputs.photos import find_faces
-from fusionlib.support.files import write_atomically
+from fusionlib.support.files import replacing, write_text
 from fusionlib.training.crops import face_from_record, face_record
 from fusionlib.training.shards import PICTURES, Sample, find_shards, index_samples, scan_shard
 
 PLAIN = 1000
-"""Pictures of a folder of plain files that become one shard."""
+"""Number of pictures from a folder of plain files that become one shard."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which pictures are kept. The paper says nothing of this; the numbers are ours.
+    """Which pictures are selected. The paper does not say; the numbers are ours.
 
     Attributes:
-        max_faces: a picture of more people does not say whom the caption means.
-        min_face: side in pixels of the (largest) face; a reference is cut from it.
-        min_side: shorter side of the picture, pixels.
-        min_score: the detector's confidence; clear frontal faces have more than 1.
+        max_faces: Largest number of faces; with several people it is unclear who the caption
+            describes.
+        min_face: Smallest side of the (largest) face in pixels; a reference is cut from it.
+        min_side: Smallest shorter side of the picture in pixels.
+        min_score: Smallest confidence of the detector; clear frontal faces have more than 1.
     """
 
     max_faces: int = 1
@@ -50,10 +50,10 @@ class Selection:
 
 
 def select(sample: Sample, selection: Selection) -> tuple[dict[str, Any] | None, str]:
-    """Look at one picture.
+    """Decide on one picture.
 
     Returns:
-        What to add to its JSON file (None if it is not kept), and the reason.
+        The entries for its JSON file (None if it is not selected), and the reason.
     """
     if not any(caption.strip() for caption in sample.captions):
         return None, "empty caption"
@@ -89,29 +89,28 @@ def prepare_shards(
     selection: Selection | None = None,
     workers: int = 2,
 ) -> dict[str, int]:
-    """Filter a downloaded set into a new one; resumes where an earlier run stopped.
+    """Filter a downloaded set into a new one, resuming where an earlier run stopped.
 
-    Shards are taken in order, each gives one new shard, and it ends with the shard that brings the
-    number of pairs: the result does not depend on the number of workers.
+    Shards are taken in order, each gives one new shard, and the last one is that which completes
+    the number of pairs: the result does not depend on the number of workers.
 
     Args:
-        source: a folder of shards or plain files, or a pattern of shards.
-        out: the new folder.
-        pairs: about how many to keep; None takes all.
-        selection: which.
-        workers: processes. dlib looks at about two to five pictures a second in each.
+        source: Folder of shards or plain files, or a pattern of shards.
+        out: Folder of the new set.
+        pairs: Approximate number of pairs to select; None takes all.
+        selection: Rules of the selection.
+        workers: Number of processes. In each, dlib handles about two to five pictures a second.
 
     Returns:
-        How many pictures were kept, and how many were not for which reason.
+        Counts of the selected pictures (``kept``), and of the others by reason.
 
     Raises:
-        FusionError: a shard is missing, or ``out`` was made by other rules.
+        FusionError: A shard is missing, or ``out`` was made by other rules.
     """
     selection = selection or Selection()
     jobs = list(_jobs(source))
     if not jobs:
         raise FusionError(f"there is no picture in {source}: give a folder of shards or of files")
-    out.mkdir(parents=True, exist_ok=True)
     rules = out / "selection.json"
     text = json.dumps({"source": str(source)} | asdict(selection), indent=2) + "\n"
     if rules.is_file() and rules.read_text() != text:
@@ -119,16 +118,13 @@ def prepare_shards(
             f"{out} was made from another source or by other rules (see {rules}): choose another "
             "folder, or remove this one"
         )
-    write_atomically(rules, lambda file: file.write(text.encode()))
+    write_text(rules, text)
     counts: Counter[str] = Counter()
     pool: Executor = ThreadPoolExecutor(1)
     if workers > 1:
         context = multiprocessing.get_context("spawn")  # dlib does not like to be forked
         pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context)
-    with (
-        pool,
-        tqdm(total=pairs, desc="kept", unit="pair") as bar,
-    ):
+    with pool, tqdm(total=pairs, desc="kept", unit="pair") as bar:
         waiting: list[Future[dict[str, int]]] = []
         names = enumerate(jobs)
 
@@ -154,7 +150,7 @@ def prepare_shards(
 
 
 def _jobs(source: str | Path) -> Iterator[Path | list[Sample]]:
-    """What becomes one new shard each: a shard, or a part of a folder of plain files."""
+    """The inputs of one new shard each: a shard, or a part of a folder of plain files."""
     shards = find_shards(source)
     if shards:
         yield from shards
@@ -165,15 +161,17 @@ def _jobs(source: str | Path) -> Iterator[Path | list[Sample]]:
 
 
 def _prepare(job: Path | list[Sample], target: Path, selection: Selection) -> dict[str, int]:
-    """Make one shard and, last, the statistics by which it is known to be finished."""
+    """Make one shard and then its statistics, which mark it as finished."""
     stats = target.with_name(f"{target.stem}_stats.json")
     if stats.is_file() and target.is_file():
         return json.loads(stats.read_text())
     counts: Counter[str] = Counter()
     samples, damage = scan_shard(job) if isinstance(job, Path) else (job, None)
     counts["damaged shards"] += damage is not None
-    partial = target.with_suffix(".partial")
-    with webdataset.TarWriter(str(partial), encoder=False, mtime=0) as archive:
+    with (
+        replacing(target) as partial,
+        webdataset.TarWriter(str(partial), encoder=False, mtime=0) as archive,
+    ):
         for number, sample in enumerate(samples):
             facts, reason = select(sample, selection)
             counts[reason] += 1
@@ -191,16 +189,15 @@ def _prepare(job: Path | list[Sample], target: Path, selection: Selection) -> di
                 }
                 | ({"mask.png": sample.content("mask.png")} if "mask.png" in sample.files else {})
             )
-    os.replace(partial, target)
-    write_atomically(stats, lambda file: file.write(json.dumps(counts).encode()))
+    write_text(stats, json.dumps(counts))
     return dict(counts)
 
 
 def statistics(shards: str | Path) -> dict[str, str]:
-    """What a training set holds, for a table.
+    """The contents of a training set, as rows of a table.
 
     Args:
-        shards: a folder of shards or plain files, or a pattern of shards.
+        shards: Folder of shards or plain files, or a pattern of shards.
     """
     found = index_samples(shards)
     samples = found.samples

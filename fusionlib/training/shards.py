@@ -1,10 +1,10 @@
-"""Where every sample of a training set lies: webdataset shards, or a folder of plain files.
+"""The index of a training set: where every sample lies, in webdataset shards or plain files.
 
 Shards are tar files in img2dataset's layout: ``000012345.jpg``, ``.txt`` and ``.json`` of one
-sample follow each other. webdataset reads them front to back, which shuffles within a buffer and
-resumes at a shard at best. Here the members' offsets are read once and kept (``index_samples``), so
-that any sample is one `pread` away: an epoch is a true permutation, a rank's share is arithmetic,
-and to resume is to know a number. It wants the shards on a disk, not behind a pipe.
+sample follow each other. webdataset reads them front to back, which shuffles within a buffer only
+and resumes at a shard at best. Here the members' offsets are read once and cached
+(``index_samples``), so that one `pread` reads any sample: an epoch is a true permutation, each
+rank's share is arithmetic, and a run resumes by a sample's number. The shards have to be on a disk.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from webdataset.tariterators import base_plus_ext
 
 from fusionlib.errors import FusionError
 from fusionlib.inputs.photos import read_photo
-from fusionlib.support.files import write_atomically
+from fusionlib.support.files import write_text
 from fusionlib.support.provenance import sha256_json
 
 logger = logging.getLogger(__name__)
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
-"""Extensions under which a sample's picture is looked for, in this order."""
+"""Extensions of a sample's picture, in order of preference."""
 
 TEXTS = ("json", "txt")
-"""Extensions of what is read into the index."""
+"""Extensions of the files that are read into the index."""
 
 FORMAT = 2
-"""Of the index files; raised when what is read from a shard changes."""
+"""Version of the index files, raised when other facts are read from a shard."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and what is known of it, its content still on the disk.
+    """One picture and what is known about it; its content stays on the disk.
 
     Attributes:
-        key: its name within the set.
-        source: the shard that it lies in, or its picture's own file.
-        files: for each extension the file it lies in, and offset and length there, in bytes.
-        captions: one or more wordings.
-        person: who it shows, None where the set does not say.
-        style: "photo", "line art", ...
-        faces: the faces that `fusionlib data prepare` found, as eyes, nose and score in pixels of
-            the upright picture; None where it was not run.
+        key: Name within the set.
+        source: Shard that holds the sample, or the picture's own file.
+        files: For each extension, the file that holds it, and offset and length there in bytes.
+        captions: One or more wordings.
+        person: Person in the picture; None where the set does not say.
+        style: Style of the picture: "photo", "line art", ...
+        faces: Faces that `fusionlib data prepare` found, as eyes, nose and score in pixels of the
+            upright picture; None where it was not run.
     """
 
     key: str
@@ -68,14 +68,14 @@ class Sample:
 
     @property
     def place(self) -> str:
-        """The file and the key, by which a report names the sample."""
+        """The file and the key, for reports."""
         return f"{self.source}: {self.key}" if self.source.endswith(".tar") else self.source
 
     def content(self, extension: str) -> bytes:
         """The bytes of one of its files.
 
         Raises:
-            FusionError: the shard is gone or became shorter since it was indexed.
+            FusionError: The shard is gone or became shorter since it was indexed.
         """
         path, offset, length = self.files[extension]
         try:
@@ -96,7 +96,7 @@ class Sample:
         """The extension of its picture.
 
         Raises:
-            FusionError: it has none.
+            FusionError: The sample has no picture.
         """
         extension = next((e for e in PICTURES if e in self.files), None)
         if extension is None:
@@ -107,18 +107,18 @@ class Sample:
         """Its picture, RGB, upright and opaque.
 
         Raises:
-            FusionError: it is no picture, or a damaged one.
+            FusionError: The file is no picture, or a damaged one.
         """
         content = self.content(self.picture_file)
         try:
             return read_photo(Image.open(io.BytesIO(content)), "its picture")
         except FusionError:
             raise
-        except Exception as error:  # a decoder fed with damaged bytes may raise anything
+        except Exception as error:  # a decoder may raise anything on damaged bytes
             raise FusionError(f"its picture cannot be read ({error})") from error
 
     def record(self) -> dict[str, Any]:
-        """All that its JSON file says; empty where there is none, or none that can be read."""
+        """The content of its JSON file; empty where there is none, or none that can be read."""
         try:
             facts = json.loads(self.content("json")) if "json" in self.files else {}
         except ValueError:
@@ -127,12 +127,12 @@ class Sample:
 
 
 class MissingShard(FusionError):
-    """A file of the training set is not what it was: nothing to skip, but something to mend."""
+    """A file of the training set has changed or gone, which must be repaired, not skipped."""
 
 
 @functools.lru_cache(maxsize=256)
 def _opened(path: str, inode: int, time: int) -> BinaryIO:
-    """The file as it is now; `pread` needs no position, so that processes may share it."""
+    """The file as it is now; `pread` uses no position, so processes may share it."""
     return open(path, "rb", buffering=0)  # noqa: SIM115 (closed when the cache forgets it)
 
 
@@ -141,9 +141,9 @@ class SampleSet:
     """A whole training set.
 
     Attributes:
-        samples: in the order of shards and keys.
-        skipped: why samples that the index could see to be useless are not among them, by place.
-        damaged: where shards are damaged, by file; their samples before that are there.
+        samples: Samples in the order of shards and keys.
+        skipped: Why samples were left out of the index, by place.
+        damaged: Where shards are damaged, by file. Their samples before that point are included.
     """
 
     samples: list[Sample]
@@ -155,12 +155,11 @@ def find_shards(shards: str | Path) -> list[Path]:
     """The shards of a set, in order.
 
     Args:
-        shards: a folder, searched with its subfolders, or a pattern with braces.
+        shards: Folder, searched with its subfolders, or a pattern with braces.
 
     Raises:
-        FusionError: one of those that there should be is missing. A pattern says which there
-            should be, and so does a folder's ``manifest.json``, and img2dataset's statistics beside
-            each shard.
+        FusionError: An expected shard is missing. Shards are expected by a pattern, by a folder's
+            ``manifest.json``, and by img2dataset's statistics beside each shard.
     """
     if "{" in str(shards):
         expected = [Path(path) for path in expand_urls(str(shards))]
@@ -190,16 +189,15 @@ def index_samples(shards: str | Path, cache: Path | None = None) -> SampleSet:
     """Find every sample of a training set.
 
     Args:
-        shards: a folder of shards or of plain files, or a pattern of shards.
-        cache: a folder that keeps the index of each shard, used while its size and time are the
-            same.
+        shards: Folder of shards or of plain files, or a pattern of shards.
+        cache: Folder for the index of each shard, valid while its size and time are the same.
 
     Returns:
-        The samples. Those without picture or caption, and what cannot be read of damaged shards,
+        The samples. Those without picture or caption, and the unreadable parts of damaged shards,
         are counted and reported.
 
     Raises:
-        FusionError: a shard is missing, or there is nothing to train on.
+        FusionError: A shard is missing, or there is nothing to train on.
     """
     found = find_shards(shards)
     samples: list[Sample] = []
@@ -238,7 +236,7 @@ def _usable(samples: Iterable[Sample]) -> tuple[list[Sample], dict[str, str]]:
 
 
 def _indexed(shard: Path, cache: Path | None) -> tuple[list[Sample], str | None]:
-    """The samples of one shard and where it is damaged, from the cache if it knows the shard."""
+    """The samples of one shard and where it is damaged, from the cache if it is there."""
     status = shard.stat()
     key = {
         "format": FORMAT,
@@ -247,9 +245,9 @@ def _indexed(shard: Path, cache: Path | None) -> tuple[list[Sample], str | None]
         "time": status.st_mtime_ns,
     }
     # Shards of different folders share their names: 00000.tar.
-    kept = cache and cache / f"{shard.stem}-{sha256_json(key['shard'])[:12]}.json"
-    if kept and kept.is_file():
-        record = json.loads(kept.read_text())
+    cached = cache and cache / f"{shard.stem}-{sha256_json(key['shard'])[:12]}.json"
+    if cached and cached.is_file():
+        record = json.loads(cached.read_text())
         if record["key"] == key:
             samples = [
                 Sample(**row | {"files": {e: tuple(at) for e, at in row["files"].items()}})
@@ -257,11 +255,9 @@ def _indexed(shard: Path, cache: Path | None) -> tuple[list[Sample], str | None]
             ]
             return samples, record["damage"]
     samples, damage = scan_shard(shard)
-    if kept:
+    if cached:
         record = {"key": key, "damage": damage, "samples": [vars(sample) for sample in samples]}
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(record, ensure_ascii=False).encode()
-        write_atomically(kept, lambda file: file.write(text))
+        write_text(cached, json.dumps(record, ensure_ascii=False))
     return samples, damage
 
 
@@ -269,8 +265,8 @@ def scan_shard(shard: Path) -> tuple[list[Sample], str | None]:
     """Read the table of contents of a tar file, and the texts in it.
 
     Returns:
-        The samples whose files lie wholly in it, and where and why reading ended if that was not
-        at the end of the archive.
+        The samples whose files lie wholly in it, and where and why reading stopped if that was
+        before the end of the archive.
     """
     members: dict[str, dict[str, tuple[str, int, int]]] = defaultdict(dict)
     texts: dict[str, dict[str, bytes]] = defaultdict(dict)
@@ -292,7 +288,7 @@ def scan_shard(shard: Path) -> tuple[list[Sample], str | None]:
     except (tarfile.TarError, EOFError, OSError) as error:
         damage = f"{error} after {len(members)} samples"
     if damage is None and size > end:
-        # tarfile takes a header that it cannot read for the end; the real end is all zeros.
+        # tarfile takes an unreadable header for the end; the real end is all zeros.
         with shard.open("rb") as file:
             file.seek(end)
             if any(file.read(512)):
@@ -302,9 +298,9 @@ def scan_shard(shard: Path) -> tuple[list[Sample], str | None]:
 
 
 def _plain_samples(folder: Path) -> Iterator[Sample]:
-    """``name.jpg`` with ``name.txt`` and, if there are, ``name.json`` and ``name.mask.png``.
+    """``name.jpg`` with ``name.txt`` and possibly ``name.json`` and ``name.mask.png``.
 
-    A subfolder is a person, unless the JSON file says who it is.
+    A subfolder stands for a person, unless the JSON file names one.
     """
     files: dict[str, dict[str, tuple[str, int, int]]] = defaultdict(dict)
     for path in sorted(folder.rglob("*")):
@@ -326,7 +322,7 @@ def _described(
     texts: dict[str, bytes],
     person: str | None = None,
 ) -> Sample:
-    """A sample with what its text and JSON file say; what cannot be read says nothing."""
+    """A sample with the contents of its text and JSON file, as far as they can be read."""
     facts: Any = {}
     text = ""
     try:

@@ -20,6 +20,7 @@ from fusionlib.profiles import Profile, Recipe, load_profile
 from fusionlib.training.cached import cached_latents
 from fusionlib.training.denoising import noised
 from fusionlib.training.pictures import load_pictures
+from fusionlib.training.runs import RunOptions
 from tests.helpers.tiny import RESOLUTION, tiny_unet, write_tiny_checkpoint
 from tests.helpers.training_data import encoded, sample, write_tar
 
@@ -78,7 +79,7 @@ def trained(profile: Profile) -> ControlNetModel:
 
 @torch.no_grad()
 def error(profile: Profile, model: ControlNetModel, shift: int = 0) -> float:
-    """Of the UNet's prediction on the training set, shown the depth map of `shift` samples on."""
+    """The UNet's error on the training set, with the depth maps of `shift` samples further on."""
     base = Path(profile.base_model)
     pictures = load_pictures(profile.training.shards, RESOLUTION, depth=True)
     latents = cached_latents(base, pictures, Path(profile.training.runs) / "t", torch.device("cpu"))
@@ -136,8 +137,9 @@ def test_training_leaves_the_base_as_it_was_and_goes_on(
     before = file.read_bytes()
     short = profile.model_copy(deep=True)
     short.training.runs = str(tmp_path / "runs")
-    assert controlnet.train(short, tmp_path / "new", steps=2).steps == 2
-    assert controlnet.train(short, tmp_path / "new", steps=4).samples == 64  # resumed
+    assert controlnet.train(short, RunOptions(tmp_path / "new", steps=2)).steps == 2
+    resumed = controlnet.train(short, RunOptions(tmp_path / "new", steps=4))
+    assert resumed.samples == 64
     (weights,) = (tmp_path / "new").glob("*.safetensors")
     one = weights.read_bytes()
     short.training.runs = str(tmp_path / "other")
@@ -145,7 +147,9 @@ def test_training_leaves_the_base_as_it_was_and_goes_on(
         update={"learning_rate": 1e-30, "weight_decay": 0.0}
     )
     short.training.controlnet = still
-    run = controlnet.train(short, tmp_path / "copy", steps=1, start_from=tmp_path / "new")
+    run = controlnet.train(
+        short, RunOptions(tmp_path / "copy", steps=1, start_from=tmp_path / "new")
+    )
     assert run.started_from is not None
     assert (tmp_path / "copy" / weights.name).read_bytes() == one
     assert file.read_bytes() == before
@@ -203,5 +207,5 @@ def test_the_embedded_profile_fits_its_models() -> None:
 def test_a_whole_pipeline_is_no_folder_for_one_model(profile: Profile, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(FusionError, match="holds a whole pipeline"):
-        controlnet.train(profile, tmp_path)
+        controlnet.train(profile, RunOptions(tmp_path))
     assert [file.name for file in tmp_path.iterdir()] == ["model_index.json"]

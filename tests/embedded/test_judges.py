@@ -17,7 +17,7 @@ from companion.embedded import classifier
 from companion.embedded import recogniser as identity
 from companion.embedded.augment import augment, moved
 from companion.embedded.classifier import load_labelled
-from companion.embedded.faces import KEPT_SIDE, load_faces
+from companion.embedded.faces import CACHED_SIDE, load_faces
 from companion.embedded.losses import arcface_loss, heads_loss
 from companion.evaluation.alignment import Classifier
 from companion.faces import aligned as evaluation_faces
@@ -27,6 +27,7 @@ from companion.person import load_people
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
 from fusionlib.profiles import ROOT, Profile, Recipe, load_profile
+from fusionlib.training.runs import RunOptions
 from tests.helpers.training_data import SIDE, encoded, sample, write_tar
 
 ROOT = ROOT
@@ -110,7 +111,7 @@ COLOURS = {"red": (220, 40, 30), "green": (30, 200, 60), "blue": (40, 60, 220)}
 
 
 def labelled_shard(folder: Path, count: int = 30) -> Path:
-    """Plain pictures whose colour is their style; every third does not know its size."""
+    """Plain pictures whose colour is their style; every third record has no size."""
     samples = {}
     for number in range(count):
         style = list(COLOURS)[number % 3]
@@ -211,14 +212,14 @@ def portraits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_faces_are_aligned_as_the_evaluation_does_and_once(
     portraits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faces = load_faces(portraits, KEPT_SIDE, tmp_path)
+    faces = load_faces(portraits, CACHED_SIDE, tmp_path)
     assert len(faces) == 6 and faces.people == 3 and faces.missed == 1
     assert faces.person.tolist() == [0, 0, 1, 1, 2, 2]
     path = load_people(HELDOUT, 1, only={"style": "photo"})[0].references[0]
     face = find_face(load_image(path))
     assert face is not None
     crop = Image.fromarray((face.crop * 255).round().astype(np.uint8))
-    expected = np.asarray(crop.resize((KEPT_SIDE, KEPT_SIDE), Image.Resampling.BILINEAR))
+    expected = np.asarray(crop.resize((CACHED_SIDE, CACHED_SIDE), Image.Resampling.BILINEAR))
     assert np.array_equal(faces.pixels[0], expected)
 
     monkeypatch.setattr(evaluation_faces, "find_face", None)  # nothing is looked at again
@@ -246,7 +247,7 @@ def test_a_trained_identity_network_is_a_recogniser(profile: Profile, portraits:
     still.training.identity = Recipe(
         steps=1, batch_size=8, learning_rate=1e-30, warmup_steps=1, weight_decay=0
     )
-    run = identity.train(still, Path(profile.base_model), start_from=folder.parent)
+    run = identity.train(still, RunOptions(Path(profile.base_model), start_from=folder.parent))
     assert run.started_from is not None and run.samples_before == 24
 
 
@@ -254,7 +255,7 @@ def test_a_trained_identity_network_is_a_recogniser(profile: Profile, portraits:
 
 
 def test_prompts_ask_for_what_captions_say() -> None:
-    """Every caption of the held-out people, read as a prompt, asks for what its record says."""
+    """Every caption of the held-out people, read as a prompt, asks for the values of its record."""
     teller = Classifier("classifier", str(MODELS / "classifier"))
     asked = {"expression": 0, "style": 0, "scene": 0}
     captions = 0

@@ -20,7 +20,7 @@ def encoded(image: Image.Image, kind: str = "JPEG") -> bytes:
 
 
 def disc(number: int, side: int = SIDE, mode: str = "RGB") -> Image.Image:
-    """A disc for a face: one colour a number."""
+    """A disc in place of a face, with a colour for each number."""
     colour = tuple(int(c) for c in np.random.default_rng(number).integers(40, 255, 3))
     image = Image.new("RGB", (side, side), (20, 30, 40))
     ImageDraw.Draw(image).ellipse([side * f for f in (0.2, 0.15, 0.75, 0.85)], fill=colour)
@@ -49,7 +49,7 @@ def sample(number: int, picture: bytes | None = None, **facts: Any) -> dict[str,
 
 
 def write_set(folder: Path, count: int = 12, *, each: int = 6, people: int | None = None) -> Path:
-    """Shards ``00000.tar`` and so on of discs; with ``people``, so many take turns in them."""
+    """Write shards ``00000.tar`` and so on of discs, with a number of people who take turns."""
     for start in range(0, count, each):
         numbers = range(start, min(start + each, count))
         who = {n: {} if people is None else {"person": n % people} for n in numbers}

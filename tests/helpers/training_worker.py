@@ -1,4 +1,4 @@
-"""What the tests of training run in other processes: to be killed there, or to be two."""
+"""What the tests of training run in other processes, to kill one or to train with two."""
 
 import os
 import random
@@ -13,6 +13,7 @@ import torch
 from fusionlib.profiles import load_profile
 from fusionlib.training import adapter
 from fusionlib.training.loop import Batch, step_generator
+from fusionlib.training.runs import RunOptions
 
 
 def die() -> None:
@@ -23,10 +24,10 @@ def train_and_die(profile: Path, out: Path, moment: str | float) -> None:
     """Train, and be killed at a moment.
 
     Args:
-        profile: a YAML file.
-        out: the adapter's folder.
-        moment: seconds after the first batch was drawn; ``"writing"``, half way through the second
-            checkpoint; or ``"never"``.
+        profile: YAML file of the profile.
+        out: Folder of the adapter.
+        moment: Seconds after the first batch was drawn; ``"writing"`` for half way through the
+            second checkpoint; or ``"never"``.
     """
     torch.set_num_threads(1)
     if isinstance(moment, float):
@@ -57,7 +58,7 @@ def train_and_die(profile: Path, out: Path, moment: str | float) -> None:
             die()
 
         torch.save = half
-    adapter.train(load_profile(profile), out)
+    adapter.train(load_profile(profile), RunOptions(out))
 
 
 def two_processes(rank: int, port: int, profile: Path, out: Path) -> None:
@@ -78,7 +79,7 @@ def two_processes(rank: int, port: int, profile: Path, out: Path) -> None:
     accelerator.backward(task.loss(network, batch)["loss"])
     if rank == 0:
         torch.save(gradients(task), out / "gradients.pt")
-    run = adapter.train(load_profile(profile), out / "adapter")
+    run = adapter.train(load_profile(profile), RunOptions(out / "adapter"))
     assert run.samples == 4 * run.steps
     torch.distributed.destroy_process_group()
 

@@ -33,6 +33,7 @@ from fusionlib.profiles import ROOT, Profile, load_profile
 from fusionlib.profiles.loading import load_stock
 from fusionlib.training import adapter
 from fusionlib.training.loop import Batch, step_generator
+from fusionlib.training.runs import RunOptions
 from fusionlib.training.sources import first_people
 from tests.helpers.training_data import disc, write_profile, write_set
 
@@ -87,13 +88,13 @@ def paint(chosen: Any, number: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", [*method.BUILDERS, "decoupled", "fused-up", "fused-caption"])
-def test_each_is_trained_saved_loaded_and_told_whom_to_paint(
+def test_each_is_trained_saved_loaded_and_paints_a_reference(
     name: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     profile = small_profile(tmp_path, tiny_checkpoint)
     with pytest.raises(FusionError, match=f"train method {name}"):
         built(profile, name)
-    run = method.train_method(profile, name, steps=2)
+    run = method.train_method(profile, name, RunOptions(steps=2))
     record = json.loads((tmp_path / "methods/training" / f"{name}.json").read_text())
     assert record["steps"] == 2 and record["parameters"] == run.parameters > 0
     chosen = built(profile, name)
@@ -104,7 +105,7 @@ def test_each_is_trained_saved_loaded_and_told_whom_to_paint(
     table = cost_table(profile, [chosen], [disc(1)], repeats=1)
     assert table.loc[name, "parameters"] == run.parameters and table.loc[name, "picture_s"] > 0
     write_costs(table, tmp_path / "records" / "costs.csv")
-    plain = replace(chosen, name="text-only")  # nobody trained it
+    plain = replace(chosen, name="text-only")  # without training
     both = cost_table(profile, [plain, chosen], [disc(1)], repeats=1)
     assert list(both.index) == ["text-only", name] and both["picture_s"].notna().all()
     assert np.isnan(both.loc["text-only", "parameters"])
@@ -119,7 +120,7 @@ def test_each_is_trained_saved_loaded_and_told_whom_to_paint(
 def test_what_is_saved_is_read_by_diffusers_as_it_was(
     name: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Every weight drawn anew, so that none could be left out or exchanged unseen."""
+    """Every weight is drawn at random, so that none can be left out or exchanged unnoticed."""
     profile = small_profile(tmp_path, tiny_checkpoint)
     network = method.build_network(profile, name)
     generator = torch.Generator().manual_seed(0)
@@ -186,18 +187,19 @@ def test_an_identity_net_is_its_trained_layers_and_the_unet(
 
 def test_a_run_that_is_cut_off_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
     profile = small_profile(tmp_path, tiny_checkpoint)
-    whole = method.train_method(profile, "ip-adapter", tmp_path / "whole" / "x", steps=3)
+    options = RunOptions(tmp_path / "whole" / "x", steps=3)
+    whole = method.train_method(profile, "ip-adapter", options)
     for _ in range(3):  # each session makes one step
-        options: dict[str, Any] = {"steps": 3, "minutes": 1e-9, "resume": True}
+        options = RunOptions(tmp_path / "broken" / "x", minutes=1e-9, steps=3)
         broken = profile.model_copy(update={"name": "broken"})
-        last = method.train_method(broken, "ip-adapter", tmp_path / "broken" / "x", **options)
+        last = method.train_method(broken, "ip-adapter", options)
     assert last.steps == whole.steps == 3 and last.finished
     files = [(tmp_path / part / "x" / FILE).read_bytes() for part in ("whole", "broken")]
     assert files[0] == files[1]
 
 
 def test_budgets_are_comparable_at_the_embedded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never less than the adapter trains, as `book/methods.md` says, and the base model frozen."""
+    """At least as many as the adapter, as `book/methods.md` says, and the base model frozen."""
     monkeypatch.setattr(Recogniser, "width", 128)
     monkeypatch.setattr(method, "SENTENCE", counterparts.SENTENCE)
     monkeypatch.setattr(method, "WORD", counterparts.WORD)
@@ -305,9 +307,14 @@ def test_mistakes_end_in_one_sentence(tiny_checkpoint: Path, tmp_path: Path) -> 
     with pytest.raises(FusionError, match="stream: false"):
         streamed = profile.training.model_copy(update={"stream": True})
         method.train_method(profile.model_copy(update={"training": streamed}), "faceid")
+    with pytest.raises(FusionError, match="begin with their first weights"):
+        method.train_method(profile, "faceid", RunOptions(start_from=tmp_path))
     with pytest.raises(FusionError, match="needs an adapter"):
         built(profile.model_copy(update={"counterparts": None}), "decoupled")
-    for arguments in (["adapter", "faceid"], ["method", "faceid", "--start-from", "x"]):
+    of_weights = ["--start-from", "x"]
+    for arguments in (
+        ["adapter", "faceid"], ["method", "faceid", *of_weights], ["method", *of_weights],
+    ):  # fmt: skip
         assert CliRunner().invoke(app, ["train", *arguments]).exit_code == 1
 
 

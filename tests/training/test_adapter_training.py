@@ -29,13 +29,13 @@ from fusionlib.cli import app
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT, Recipe, load_profile
 from fusionlib.reference import encode_references
-from fusionlib.training import adapter
-from fusionlib.training import cached as latent_store
+from fusionlib.training import adapter, cached
 from fusionlib.training.denoising import banded, min_snr_weights, noised
 from fusionlib.training.encoders import Encoders
 from fusionlib.training.loop import Batch, _optimizer, fit, step_generator
 from fusionlib.training.pairs import Pairing
 from fusionlib.training.pictures import load_pictures
+from fusionlib.training.runs import RunOptions
 from fusionlib.training.shards import index_samples
 from fusionlib.unet_layers import cross_attention_layers, split_heads
 from tests.helpers import training_worker
@@ -167,7 +167,7 @@ def test_what_may_not_change_the_gradients_and_what_must(
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """Of two sets of tensors, relative to the first."""
+    """The distance between two sets of tensors, relative to the first."""
     assert one.keys() == other.keys()
     apart = sum(float((one[key] - other[key]).square().sum()) for key in one)
     return (apart / sum(float(value.square().sum()) for value in one.values())) ** 0.5
@@ -175,14 +175,14 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 @pytest.fixture(scope="module")
 def server() -> Any:
-    """Starts processes that have read the libraries already, and have not used them yet."""
+    """Starts processes that have the libraries imported, but not used yet."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fusionlib.training.adapter"])
     return context
 
 
 def movement(folder: Path, start: FusionAdapter) -> dict[str, torch.Tensor]:
-    """By how much each weight was moved by training."""
+    """The change of each weight by training."""
     before = start.state_dict()
     return {name: value.float() - before[name] for name, value in load_file(folder).items()}
 
@@ -221,7 +221,7 @@ def test_two_processes_are_one_with_twice_the_batch(
 
 
 def killed_at(server: Any, profile: Path, out: Path, moments: list[Any]) -> int:
-    """Train until it is done, killed at each moment; returns how often that really happened."""
+    """Train to the end, killed at each moment; returns the number of kills that really happened."""
     kills = 0
     for moment in [*moments, "never"]:
         process = server.Process(target=training_worker.train_and_die, args=(profile, out, moment))
@@ -290,13 +290,13 @@ def test_ten_kills_of_an_embedded_run_change_nothing(tmp_path: Path, server: Any
 def test_latents_on_disk_are_those_of_the_encoders(
     tiny_checkpoint: Path, tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latent_store, "CHUNK", 5)
+    monkeypatch.setattr(cached, "CHUNK", 5)
     file = write_profile(
         tmp_path / "c.yaml", tiny_checkpoint, shards,
         training={"cached_variants": 2, "augment": True},
     )  # fmt: skip
     task = adapter.prepare(load_profile(file))
-    cached = task.source(first_batch(12))
+    stored = task.source(first_batch(12))
     samples = index_samples(shards).samples
     pairing = Pairing([s.person for s in samples], [True] * 12, 0, alone=True)
     encoders = Encoders.load(tiny_checkpoint, torch.device("cpu"), torch.float32)
@@ -304,16 +304,16 @@ def test_latents_on_disk_are_those_of_the_encoders(
         target = samples[pairing.choose(number)[0]]
         pixels = torch.from_numpy(np.array(target.picture()))
         both = encoders.encode(torch.stack([pixels, pixels.flip(1)]))  # mirrored, or not
-        apart = (both - cached.latents[number]).abs().amax(dim=(1, 2, 3))
+        apart = (both - stored.latents[number]).abs().amax(dim=(1, 2, 3))
         assert apart.min() < 1e-2 < apart.max(), "float16 on the disk"
         text = encoders.embed(target.captions)[0]
-        torch.testing.assert_close(cached.text[number].float(), text, atol=1e-2, rtol=1e-2)
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/c/crops").iterdir()}
-    assert len(kept) == 3
+        torch.testing.assert_close(stored.text[number].float(), text, atol=1e-2, rtol=1e-2)
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/c/crops").iterdir()}
+    assert len(files) == 3
     again = adapter.prepare(load_profile(file)).source(first_batch(12))
-    assert {p: p.stat().st_mtime_ns for p in kept} == kept
-    assert torch.equal(again.latents, cached.latents)
-    adapter.train(load_profile(file), steps=2)
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+    assert torch.equal(again.latents, stored.latents)
+    adapter.train(load_profile(file), RunOptions(steps=2))
 
 
 def test_attention_shares_are_those_of_the_softmax_and_change_nothing() -> None:
@@ -481,7 +481,7 @@ def test_profiles_extend_others(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def one_process() -> Iterator[None]:
-    """Whatever a test left behind of accelerate's state is gone before the next."""
+    """Reset accelerate's state after each test."""
     yield
     AcceleratorState._reset_state()
     PartialState._reset_state()
@@ -518,7 +518,7 @@ def test_the_loss_falls_on_synthetic_people(tmp_path: Path) -> None:
     fixed = Batch(1, range(10_000, 10_064), 64, step_generator(1))
 
     def loss(start: Path | None) -> float:
-        task = adapter.prepare(profile, start_from=start)
+        task = adapter.prepare(profile, RunOptions(start_from=start))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             return float(task.loss(task.network, fixed)["loss"])
 
@@ -531,7 +531,7 @@ def test_the_loss_falls_on_synthetic_people(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_overfitting_one_pair_reproduces_that_person(tmp_path: Path) -> None:
-    """The painted faces are nearer to the one learned by heart than to any of 19 other people's.
+    """The painted faces are nearer to the one that was learned than to those of 19 other people.
 
     To the target, that is: the recogniser has two pictures of one person apart by as much as two
     people, if one laughs. All as the autoencoder shows them: what it loses, no adapter brings back.

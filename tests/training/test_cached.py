@@ -1,4 +1,4 @@
-"""Rows kept on disk: computed once, made anew under another key, gone on with after a stop."""
+"""Rows cached on disk: computed once, computed again under another key, continued after a stop."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from fusionlib.errors import FusionError
-from fusionlib.training import cached as kept
-from fusionlib.training.cached import kept_rows
+from fusionlib.training import cached
+from fusionlib.training.cached import cached_rows
 
 
 class Computer:
-    """Squares of row numbers, and what it was asked for."""
+    """Computes squares of row numbers, and records which rows it was asked for."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.asked: list[range] = []
@@ -27,7 +27,7 @@ class Computer:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "CHUNK", 4)
+    monkeypatch.setattr(cached, "CHUNK", 4)
 
 
 def check(rows: dict[str, torch.Tensor], count: int) -> None:
@@ -37,52 +37,52 @@ def check(rows: dict[str, torch.Tensor], count: int) -> None:
 
 def test_rows_come_in_order_and_are_computed_once(tmp_path: Path) -> None:
     first, again = Computer(), Computer()
-    check(kept_rows(tmp_path / "rows", "a", 10, first), 10)
+    check(cached_rows(tmp_path / "rows", "a", 10, first), 10)
     assert sorted(n for asked in first.asked for n in asked) == list(range(10))
-    check(kept_rows(tmp_path / "rows", "a", 10, again), 10)
+    check(cached_rows(tmp_path / "rows", "a", 10, again), 10)
     assert not again.asked
 
 
-def test_another_key_makes_them_anew(tmp_path: Path) -> None:
-    kept_rows(tmp_path / "rows", "a", 10, Computer())
-    anew = Computer()
-    check(kept_rows(tmp_path / "rows", "b", 6, anew), 6)
-    assert len(anew.asked) == 2
+def test_rows_of_another_key_are_computed_again(tmp_path: Path) -> None:
+    cached_rows(tmp_path / "rows", "a", 10, Computer())
+    again = Computer()
+    check(cached_rows(tmp_path / "rows", "b", 6, again), 6)
+    assert len(again.asked) == 2
 
 
 def test_rows_of_another_key_are_never_mixed_in(tmp_path: Path) -> None:
-    """Another run makes the files anew while this one is in its last chunk."""
+    """Another run computes the files again while this one is in its last chunk."""
     mine = Computer()
 
     def disturbed(numbers: range) -> dict[str, torch.Tensor]:
         if len(mine.asked) == 2:
-            check(kept_rows(tmp_path / "rows", "b", 10, Computer()), 10)
+            check(cached_rows(tmp_path / "rows", "b", 10, Computer()), 10)
         return mine(numbers)
 
     with pytest.raises(FusionError, match="was replaced while it was read"):
-        kept_rows(tmp_path / "rows", "a", 10, disturbed)
+        cached_rows(tmp_path / "rows", "a", 10, disturbed)
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        kept_rows(tmp_path / "rows", "a", 20, Computer(stop_after=3))
+        cached_rows(tmp_path / "rows", "a", 20, Computer(stop_after=3))
     rest = Computer()
-    check(kept_rows(tmp_path / "rows", "a", 20, rest), 20)
+    check(cached_rows(tmp_path / "rows", "a", 20, rest), 20)
     assert len(rest.asked) == 2
 
 
 def test_a_write_that_is_cut_off_is_no_chunk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(tensors: object, file: Path, metadata: object) -> None:
-        file.write_bytes(b"half")
+    def cut_off(old: object, new: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(kept, "save_file", half)
-        kept_rows(tmp_path / "rows", "a", 4, Computer())
+        patch.setattr("os.replace", cut_off)
+        cached_rows(tmp_path / "rows", "a", 4, Computer())
+    assert not any((tmp_path / "rows").glob("*.safetensors"))
     rest = Computer()
-    check(kept_rows(tmp_path / "rows", "a", 4, rest), 4)
+    check(cached_rows(tmp_path / "rows", "a", 4, rest), 4)
     assert len(rest.asked) == 1
 
 
@@ -92,9 +92,9 @@ def test_runs_side_by_side_share_the_work(tmp_path: Path) -> None:
 
     def interrupted(numbers: range) -> dict[str, torch.Tensor]:
         if not outer.asked:
-            check(kept_rows(tmp_path / "rows", "a", 20, inner), 20)
+            check(cached_rows(tmp_path / "rows", "a", 20, inner), 20)
         return outer(numbers)
 
-    check(kept_rows(tmp_path / "rows", "a", 20, interrupted), 20)
+    check(cached_rows(tmp_path / "rows", "a", 20, interrupted), 20)
     assert len(inner.asked) == 5
     assert len(outer.asked) == 1

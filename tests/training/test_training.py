@@ -38,13 +38,14 @@ from fusionlib.training.encoders import face_weights
 from fusionlib.training.export import half, half_module
 from fusionlib.training.loop import Batch, fit, learning_rate, step_generator
 from fusionlib.training.pictures import load_pictures
+from fusionlib.training.runs import RunOptions
 from fusionlib.training.sources import Inputs
 
 SIDE = 32
 
 
 def write_shards(folder: Path, people: int = 6, views: int = 3) -> Path:
-    """A few drawn discs in img2dataset's layout: one colour a person, one place a view."""
+    """A few drawn discs in img2dataset's layout: one colour per person, one place per view."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     with tarfile.open(folder / "00000.tar", "w") as archive:
@@ -173,14 +174,14 @@ def test_the_recipes_for_a_gpu_run(tmp_path: Path) -> None:
     """Two steps of each of the four models, with the batches that a GPU gets."""
     gpu = shrunk(load_profile("embedded_gpu"), tmp_path)
     for module, model in ((vae, "vae"), (clip, "clip"), (base, "base"), (adapter, "adapter")):
-        run = module.train(gpu, steps=2)
+        run = module.train(gpu, RunOptions(steps=2))
         assert run.samples == 2 * gpu.recipe(model).batch_size and math.isfinite(run.final_loss)
 
 
 def test_the_base_stays_frozen_while_the_adapter_trains(profile: Profile) -> None:
     unet = UNet2DConditionModel.from_pretrained(Path(profile.base_model) / "unet")
     before = {key: value.clone() for key, value in unet.state_dict().items()}
-    adapter.train(profile, steps=6)
+    adapter.train(profile, RunOptions(steps=6))
     after = UNet2DConditionModel.from_pretrained(Path(profile.base_model) / "unet").state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
 
@@ -191,12 +192,13 @@ def test_references_encoded_in_every_step_train_the_same(profile: Profile, tmp_p
         changed = profile.model_copy(deep=True)
         changed.training.cache_references = cache
         changed.training.runs = str(tmp_path / str(cache))
-        losses.append(adapter.train(changed, tmp_path / f"adapter-{cache}").final_loss)
+        options = RunOptions(tmp_path / f"adapter-{cache}")
+        losses.append(adapter.train(changed, options).final_loss)
     assert losses[0] == pytest.approx(losses[1], rel=0.02)  # bfloat16 in the cache
 
 
 def test_a_run_can_start_from_trained_weights(profile: Profile, tmp_path: Path) -> None:
-    """Steps of rate 0 change nothing: what is written is what it started from."""
+    """Steps of rate 0 change nothing: the run writes the weights that it started from."""
     start = Path(profile.base_model)
     still = profile.model_copy(deep=True)
     still.training.runs = str(tmp_path / "runs")
@@ -205,10 +207,10 @@ def test_a_run_can_start_from_trained_weights(profile: Profile, tmp_path: Path) 
         setattr(still.training, name, recipe)
     copy = tmp_path / "copy"
     for module in (vae, clip, base):
-        run = module.train(still, copy, start_from=start)
+        run = module.train(still, RunOptions(copy, start_from=start))
         assert run.started_from is not None and "sha256" in run.started_from
         assert (run.samples, run.samples_before) == (8, 16)
-    adapter.train(still, copy / "adapter", start_from=Path(profile.adapter))
+    adapter.train(still, RunOptions(copy / "adapter", start_from=Path(profile.adapter)))
     for part in ("vae", "clip", "text_encoder", "unet", "adapter"):
         (before,) = (start / part).glob("*.safetensors")
         (after,) = (copy / part).glob("*.safetensors")
@@ -218,7 +220,7 @@ def test_a_run_can_start_from_trained_weights(profile: Profile, tmp_path: Path) 
     with pytest.raises(FusionError, match="another architecture"):
         other = still.model_copy(deep=True)
         other.architecture["unet"]["block_out_channels"] = [16, 16]
-        base.train(other, copy, start_from=start)
+        base.train(other, RunOptions(copy, start_from=start))
 
 
 def test_the_image_tower_goes_on_alone(profile: Profile, tmp_path: Path) -> None:
@@ -226,9 +228,10 @@ def test_the_image_tower_goes_on_alone(profile: Profile, tmp_path: Path) -> None
     alone = profile.model_copy(deep=True)
     alone.training.runs = str(tmp_path / "runs")
     alone.training.clip_images = None
-    clip.train(alone, tmp_path / "before")
+    clip.train(alone, RunOptions(tmp_path / "before"))
     alone.training.clip_images = profile.training.clip_images
-    clip.train(alone, tmp_path / "after")  # the first recipe is finished: only the second runs
+    # The first recipe is finished: only the second runs.
+    clip.train(alone, RunOptions(tmp_path / "after"))
     before, after = (
         CLIPModel.from_pretrained(tmp_path / name / "clip").state_dict()
         for name in ("before", "after")
@@ -249,7 +252,8 @@ def test_the_encoder_goes_on_when_asked_to(profile: Profile, tmp_path: Path) -> 
     for encoder in (False, True):
         again = profile.model_copy(deep=True)
         again.training.runs = str(tmp_path / f"runs-{encoder}")
-        vae.train(again, tmp_path / str(encoder), start_from=start, encoder=encoder)
+        options = RunOptions(tmp_path / str(encoder), start_from=start)
+        vae.train(again, options, encoder=encoder)
         before, after = (
             AutoencoderKL.from_pretrained(folder / "vae").encoder.state_dict()
             for folder in (start, tmp_path / str(encoder))
@@ -269,7 +273,7 @@ def test_mirror_images_follow_the_pictures(profile: Profile) -> None:
     assert both.person[len(pictures) + 3] == pictures.person[3]
 
 
-def test_a_checkpoint_that_nobody_has_is_named() -> None:
+def test_a_missing_checkpoint_is_named() -> None:
     with pytest.raises(FusionError, match="no/such-model"):
         checkpoint_folder("no/such-model")
 
@@ -356,7 +360,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_counts_on_from_where_it_stopped(tmp_path: Path) -> None:
-    """Samples, seconds, what it began with, and the mean that was half made when it stopped."""
+    """Samples, seconds, first weights, and the mean that was incomplete when the run stopped."""
     seen: list[range] = []
 
     def loss(network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -469,7 +473,7 @@ def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path: Path, damage: st
 
 
 def test_a_checkpoint_over_other_frozen_weights_is_refused(tmp_path: Path) -> None:
-    """A base that was trained anew wants its adapter anew: the old run must not go on over it."""
+    """A base that was trained again needs a new adapter: the old run must not continue over it."""
 
     def over(bias: float) -> nn.Module:
         network = _linear()
@@ -485,7 +489,7 @@ def test_a_checkpoint_over_other_frozen_weights_is_refused(tmp_path: Path) -> No
 
 
 def test_weights_that_went_before_draw_anew(tmp_path: Path) -> None:
-    """The same seed would show them the same pictures with the same noise once more."""
+    """The same seed would show them the same pictures with the same noise again."""
     seen: dict[int, list[torch.Tensor]] = {0: [], 48: []}
     for samples, drawn in seen.items():
 
@@ -676,7 +680,7 @@ def test_face_weights_favour_the_face_and_have_mean_one() -> None:
     expected[1:3, 1:3] *= 5
     torch.testing.assert_close(weights[0, 0], expected)
     assert torch.equal(weights[1], torch.ones(1, 4, 4))  # no mask: the plain error
-    many = masks.repeat(150, 1, 1)  # of which so many at once would take too much memory
+    many = masks.repeat(150, 1, 1)  # more than are converted at once
     torch.testing.assert_close(face_weights(many, (4, 4)), weights.repeat(150, 1, 1, 1))
     prediction, target = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     terms = diffusion_loss(prediction, target, weights)
@@ -718,7 +722,7 @@ def test_losses_against_direct_computation() -> None:
     cosine = torch.tensor(
         [[float(a @ b) / float(a.norm() * b.norm()) for b in text] for a in image]
     )
-    for warmth, factor in ((2.0, math.exp(2.0)), (9.0, 100.0)):  # which is not let grow beyond 100
+    for warmth, factor in ((2.0, math.exp(2.0)), (9.0, 100.0)):  # the factor is limited to 100
         shares = [(factor * cosine).log_softmax(dim).diagonal() for dim in (0, 1)]
         both = -(shares[0].mean() + shares[1].mean()) / 2
         torch.testing.assert_close(contrastive_loss(image, text, torch.tensor(warmth)), both)
