@@ -17,7 +17,6 @@ from companion.evaluation.comparison import (
     summary,
 )
 from companion.figures.style import MEASURED, QUOTED
-from companion.studies.study import Study, label_run
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -246,17 +245,3 @@ def marked(styler: Styler, kind: Literal["quoted", "measured"], caption: str) ->
     return styler.set_caption(caption).set_table_styles(
         [{"selector": selector, "props": props} for selector, props in rules.items()]
     )
-
-
-def run_label(profile: str, study: Study, over: str = "people") -> str:
-    """One sentence that names a run: the profile, the study's size, its weights' first digits.
-
-    Args:
-        profile: its name.
-        study: whose people count only where they have references.
-        over: what to call them, see `companion.studies.study.label_run`.
-    """
-    people = sum(bool(person.references) for person in study.people)
-    sizes = (people, len(study.all_prompts), len(study.seeds))
-    weights = [method.settings["weights"] for method in study.methods]
-    return label_run(profile, *sizes, weights, over)

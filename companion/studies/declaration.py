@@ -33,7 +33,7 @@ from companion.studies.prompts import read_pairs
 from companion.studies.study import Study
 from fusionlib.checks import check_sampling
 from fusionlib.errors import FusionError, explain_validation
-from fusionlib.profiles import load_profile, resolve
+from fusionlib.profiles import Profile, load_profile, resolve
 
 
 class _Strict(BaseModel):
@@ -157,11 +157,8 @@ class Declaration(_Strict):
 
     def _models(self, device: str | None) -> Models:
         profile = load_profile(self.profile)
-        usual = {
-            "num_inference_steps": profile.num_inference_steps,
-            "guidance_scale": profile.guidance_scale,
-        }
-        return Models(profile, device, self.dtype, self.threads, usual | self.sampling)
+        sampling = usual_sampling(profile) | self.sampling
+        return Models(profile, device, self.dtype, self.threads, sampling)
 
     def _build(self, entry: MethodChoice, models: Models) -> Method:
         return build_method(entry.method, models, **entry.options)
@@ -201,6 +198,14 @@ class Declaration(_Strict):
             others=chosen.others,
             only=chosen.only or None,
         )
+
+
+def usual_sampling(profile: Profile) -> dict[str, Any]:
+    """A profile's arguments of the pipeline's call: steps and guidance."""
+    return {
+        "num_inference_steps": profile.num_inference_steps,
+        "guidance_scale": profile.guidance_scale,
+    }
 
 
 def resized(

@@ -46,7 +46,7 @@ class Record:
 
     @property
     def run(self) -> str:
-        """What names the run, see `companion.figures.tables.run_label`, and whom it leaves out."""
+        """What names the run, see `companion.studies.study.run_label`, and whom it leaves out."""
         kept = self.manifest
         profile = kept.get("declaration", {}).get("profile", "unknown")
         sizes = (len(kept["people"]), len(kept["prompts"]), len(kept["seeds"]))

@@ -304,6 +304,20 @@ def describe_study(study: Study) -> dict[str, Any]:
     )
 
 
+def run_label(profile: str, study: Study, over: str = "people") -> str:
+    """One sentence that names a run: the profile, the study's size, the first digits of its weights.
+
+    Args:
+        profile: Name of the profile.
+        study: The study, whose people are counted only where they have references.
+        over: Name for the people, see `label_run`.
+    """
+    people = sum(bool(person.references) for person in study.people)
+    sizes = (people, len(study.all_prompts), len(study.seeds))
+    weights = [method.settings["weights"] for method in study.methods]
+    return label_run(profile, *sizes, weights, over)
+
+
 def label_run(
     profile: str,
     people: int,

@@ -1,0 +1,199 @@
+"""Experiments: what a study declares becomes pictures, measurements and verdicts in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from companion.claims.claims import Evidence, record_claims
+from companion.evaluation.comparison import IdentityScores, Target, with_prompt_followed
+from companion.evaluation.measure import Measurements, measure
+from companion.methods import Method, Models, build_available
+from companion.person import Person, load_people
+from companion.studies.declaration import resized, usual_sampling
+from companion.studies.records import Record, recorded
+from companion.studies.study import Study, run_label, run_study
+from fusionlib.profiles import ROOT, Profile, load_profile
+
+RECORDS = ROOT / "book" / "records" / "studies"
+"""Records of whole studies, a folder for each profile."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A study with its pictures. They are measured when a measurement is first asked for.
+
+    Attributes:
+        profile: Profile whose models made the pictures.
+        study: The study as it was run here.
+        missing: Methods whose weights are not here, each with the reason.
+        index: A row for each picture, as `companion.studies.study.run_study` returns it.
+        out: Folder of the store.
+        looked_for: Arguments of `companion.evaluation.measure.measure`.
+        records: Folder of records, if the study may have one.
+        over: What each person of the study stands for, in the plural: people, pairs, groups.
+    """
+
+    profile: Profile
+    study: Study
+    missing: Mapping[str, str]
+    index: pd.DataFrame
+    out: Path
+    looked_for: Mapping[str, Any]
+    records: Path | None = None
+    over: str = "people"
+
+    @property
+    def people(self) -> list[Person]:
+        """The people of the study."""
+        return list(self.study.people)
+
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt of the study once."""
+        return self.study.all_prompts
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Methods that could not be built, each with the reason, for a table of facts."""
+        return dict(self.missing) or {"left out": "none"}
+
+    @cached_property
+    def _measured_here(self) -> Measurements:
+        cache = self.out / "observations"
+        return measure(self.index, self.people, cache=cache, **self.looked_for)
+
+    @cached_property
+    def _record(self) -> Record | None:
+        return recorded(self.study, self._measured_here, self.records) if self.records else None
+
+    @property
+    def measured(self) -> Measurements:
+        """What was measured, of the whole study where a record of it is kept."""
+        return self._record.measured if self._record else self._measured_here
+
+    @property
+    def run(self) -> str:
+        """One sentence that names what was measured, for captions."""
+        return self._record.run if self._record else self.label
+
+    @property
+    def label(self) -> str:
+        """One sentence that names the study as it was run here."""
+        return run_label(self.profile.name, self.study, self.over)
+
+    @property
+    def images(self) -> pd.DataFrame:
+        """The table of measured pictures."""
+        return self.measured.images
+
+    @property
+    def scores(self) -> list[IdentityScores]:
+        """Distances under each recogniser, in the profile's order."""
+        return [self.measured.identity(name) for name in self.measured.scales]
+
+    @property
+    def by_prompt(self) -> dict[str, tuple[IdentityScores | pd.DataFrame, str]]:
+        """What `companion.figures.tables.prompts_table` compares: identity, CLIP score, prompt."""
+        return {
+            **{f"nearer ({one.recogniser})": (one, "distance") for one in self.scores},
+            "CLIP score": (self.images, "clip_score"),
+            "prompt followed": (with_prompt_followed(self.images), "followed"),
+        }
+
+    def record_claims(
+        self, *claims: str, beside: Experiment | None = None, page: str | None = None
+    ) -> list[Evidence]:
+        """Record what the study says of claims: see `companion.claims.claims.record_claims`.
+
+        Args:
+            claims: Ids of the claims.
+            beside: An experiment on the same people, whose methods are compared with these.
+            page: Name of the notebook, where other notebooks test some of the claims.
+        """
+        measured = self.measured
+        if beside is not None:
+            images = pd.concat([beside.images, measured.images], ignore_index=True)
+            measured = replace(measured, images=images)
+        about = {"profile": self.profile.name, "run": (beside or self).run}
+        return record_claims(self.out, claims, measured, page=page, **about)
+
+
+def experiment(
+    study: str | Path,
+    profile: str | Path,
+    out: str | Path,
+    *,
+    methods: Sequence[str | Method] = (),
+    people: int | Sequence[Person] | None = None,
+    prompts: Sequence[str] | None = None,
+    seeds: int | None = None,
+    asked: Mapping[str, Sequence[str]] | None = None,
+    recognisers: Sequence[str] | None = None,
+    against: Target = "reference",
+    classifier: bool = True,
+    clip: bool = False,
+    traits: bool = False,
+    quality: bool = False,
+    over: str = "people",
+    **sampling: Any,
+) -> Experiment:
+    """Run a study at the size of a notebook, and say what is to be measured of it.
+
+    Args:
+        study: The study's file (``.yaml``), of which the methods whose weights are here are run; or
+            the name of a study that is declared by the following arguments.
+        profile: Name of the profile, or its file.
+        out: Folder of the store.
+        methods: Methods by name or as built, for a study without a file.
+        people: Number of people, the first ones; or the people themselves.
+        prompts: Prompts for everyone, in place of the file's.
+        seeds: Number of seeds, in place of the file's.
+        asked: What the picture of each prompt should show, by the classifier's head, where the
+            prompt does not say it in the classifier's words.
+        recognisers: Recognisers to measure identity by; by default the profile's.
+        against: What distances lead to, see `companion.evaluation.measure.measure`.
+        classifier: Whether the profile's classifier tells if the prompt was followed.
+        clip: Whether to measure the CLIP score.
+        traits: Whether to look for the person's traits.
+        quality: Whether to compare face regions.
+        over: What each person of the study stands for, in the plural.
+        sampling: Arguments of the pipeline's call.
+
+    Raises:
+        FusionError: None of the methods can be built, or a person is not there.
+    """
+    settings = load_profile(profile)
+    records = None
+    missing: dict[str, str] = {}
+    if Path(study).suffix in (".yaml", ".yml"):
+        count = people if isinstance(people, int) else None
+        size = {"people": count, "prompts": prompts and list(prompts), "seeds": seeds}
+        declared, missing = resized(study, profile=str(profile), **size, **sampling).available()
+        records = RECORDS / settings.name
+    else:
+        names = [method for method in methods if isinstance(method, str)]
+        models = Models(settings, sampling=usual_sampling(settings) | sampling)
+        built, missing = build_available(names, models)
+        built += [method for method in methods if not isinstance(method, str)]
+        if people is None or isinstance(people, int):
+            people = load_people(settings.heldout, people, only={"style": "photo"})
+        declared = Study(str(study), built, people, prompts or (), range(seeds or 1))
+    index = run_study(declared, out)
+    for head, labels in (asked or {}).items():
+        index[head] = index["prompt"].map(dict(zip(declared.all_prompts, labels, strict=True)))
+    looked_for = {
+        "recognisers": settings.recognisers if recognisers is None else recognisers,
+        "detector": settings.detector,
+        "against": against,
+        "clip": settings.clip_model if clip else None,
+        "classifiers": {"classifier": settings.classifier} if classifier else None,
+        "traits": settings.traits if traits else (),
+        "quality": quality,
+    }
+    return Experiment(settings, declared, missing, index, Path(out), looked_for, records, over)
