@@ -17,7 +17,7 @@ from benchmarks.startup import process
 from companion.append_table import AppendTable
 from companion.evaluation.measure import measure
 from companion.pages.benchmark_records import Group
-from companion.pages.psnr_audit import SAME, pair_up
+from companion.pages.psnr_audit import SAME, picture_pairs
 from companion.person import load_people
 from companion.studies.store import INDEX, Store
 from companion.studies.study import study_status
@@ -73,7 +73,7 @@ def _status(setting: Setting, cells: int) -> Group:
 
 def _evaluation(setting: Setting, counts: list[int]) -> Group:
     people = load_people(Path(load_profile("embedded").heldout or ""), others=5)
-    pairs = pair_up(people)
+    pairs = picture_pairs(people)
     pairs = pairs[pairs["method"] == SAME]
 
     def judge(count: int) -> None:

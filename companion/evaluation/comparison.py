@@ -128,7 +128,7 @@ def mean_over_people(images: pd.DataFrame, metric: str, method: str) -> Interval
     return bootstrap(values)
 
 
-def summary(images: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
+def means_by_method(images: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
     """Every metric of every method: the mean over people with its interval.
 
     Args:
@@ -209,7 +209,7 @@ def _asked(images: pd.DataFrame, metric: str) -> pd.DataFrame:
     return images[images.groupby("prompt")[metric].transform("count") > 0]
 
 
-def recovery(scores: IdentityScores, method: str) -> Interval:
+def method_recovery(scores: IdentityScores, method: str) -> Interval:
     """Identity recovery R of a method, over the people with a face in one picture or more.
 
     Where distances lead to a person's other pictures, somebody who has but one has no scale. With
@@ -253,13 +253,13 @@ def estimate_mean(images: pd.DataFrame, metric: str, method: str) -> Estimate:
 
 
 def estimate_recovery(scores: IdentityScores, method: str) -> Estimate:
-    """Identity recovery R of a method, as `recovery` has it, with what it was measured on.
+    """Identity recovery R of a method, as `method_recovery` has it, with what it was measured on.
 
     Raises:
         FusionError: there is no such method.
     """
     counted = estimate_mean(scores.images, "distance", method)
-    return replace(counted, interval=recovery(scores, method))
+    return replace(counted, interval=method_recovery(scores, method))
 
 
 def estimate_change(
@@ -384,7 +384,7 @@ def identity_table(scores: IdentityScores) -> pd.DataFrame:
         pictures = scores.images[scores.images["method"] == method]
         rows[method] = {
             "distance": bootstrap(scores.of(method).to_numpy()),
-            "recovery": recovery(scores, method),
+            "recovery": method_recovery(scores, method),
             "found": int(pictures["distance"].notna().sum()),
             "images": len(pictures),
         }

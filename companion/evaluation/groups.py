@@ -66,7 +66,7 @@ def cut_faces(picture: Path, masks: NDArray[np.bool_], folder: Path) -> list[Pat
     return places
 
 
-def who_is_who(
+def recognise_members(
     index: pd.DataFrame,
     groups: Sequence[Person],
     members: int,
@@ -136,7 +136,7 @@ def who_is_who(
 
 
 def group_summary(faces: pd.DataFrame) -> Mapping[str, dict[str, Interval | str]]:
-    """For each method what `who_is_who` found, with intervals over groups.
+    """For each method what `recognise_members` found, with intervals over groups.
 
     Returns:
         By method: ``right person``, the share of faces nearest to who belongs there, ``own`` and
@@ -158,7 +158,7 @@ def mask_gains(faces: pd.DataFrame) -> pd.DataFrame:
     """How much nearer each face is to who belongs there than to the others, as ``gain``.
 
     Args:
-        faces: of `who_is_who`.
+        faces: of `recognise_members`.
 
     Returns:
         A table for `companion.evaluation.comparison.paired_difference`, in which every place of a

@@ -20,6 +20,7 @@ from companion.evaluation.alignment import Classifier, ClipScorer
 from companion.evaluation.comparison import IdentityScores, Target
 from companion.evaluation.quality import face_region, psnr, psnr_8bit_overflow, ssim
 from companion.evaluation.readings import Observations, observe
+from companion.faces.aligned import align_faces
 from companion.faces.recognisers import Instrument, load_recogniser, load_recognisers
 from companion.person import Person
 from fusionlib.errors import FusionError
@@ -84,8 +85,8 @@ def measure(
     """Measure every picture of a study.
 
     Args:
-        index: of the study, as `companion.studies.study.run_study` returns it: one row for each picture
-            with method, person, prompt, seed and image (a path).
+        index: A row for each picture with method, person, prompt, seed and image (a path), as
+            `companion.studies.study.run_study` returns it.
         people: of the study.
         recognisers: names in DeepFace, or folders: see `companion.faces.recognisers`. Those of
             folders are called by the folder's own name.
@@ -211,6 +212,13 @@ def with_face_size(
     widths = [load_image(path).width for path in paths]
     apart = np.linalg.norm(eyes[:, 1] - eyes[:, 0], axis=-1) / widths
     return index.assign(eyes_apart=apart)
+
+
+def count_faces(index: pd.DataFrame, *, detector: str = "dlib") -> dict[str, int]:
+    """The number of pictures, and of those in which a face is found, for a table of facts."""
+    faces = align_faces(map(load_image, index["image"]), detector)
+    found = sum(face is not None for face in faces)
+    return {"pictures": len(faces), f"with a face for DeepFace's {detector} detector": found}
 
 
 def measure_identity(

@@ -13,8 +13,8 @@ from companion.claims.quoted import as_printed, read_quoted
 from companion.evaluation.comparison import (
     IdentityScores,
     identity_table,
+    means_by_method,
     paired_difference,
-    summary,
 )
 from companion.figures.style import MEASURED, QUOTED
 
@@ -124,7 +124,7 @@ def alignment_table(
         head, _, told = column.replace("_", " ").rpartition(" ")
         if told in ("correct", "kept"):
             metrics[f"{head} {'accuracy' if told == 'correct' else told} ↑"] = column
-    table = summary(images, metrics).map(str)
+    table = means_by_method(images, metrics).map(str)
     for name, column in metrics.items():
         asked = images.groupby("method")[column].count()
         if asked.sum() < len(images):  # of some pictures nothing is asked
@@ -168,7 +168,7 @@ def recognition_table(found: Mapping[str, Separation], run: str) -> Styler:
     """Lay out how well recognisers tell known people apart.
 
     Args:
-        found: of `companion.pages.judging_judges.recognition`.
+        found: of `companion.pages.judging_judges.recogniser_separation`.
         run: on whose pictures.
     """
     shown = pd.DataFrame(
@@ -187,7 +187,7 @@ def classification_table(found: pd.DataFrame, run: str) -> Styler:
     """Lay out how often a classifier is right.
 
     Args:
-        found: of `companion.pages.judging_judges.classification`.
+        found: of `companion.pages.judging_judges.classifier_accuracy`.
         run: on whose pictures.
     """
     shown = found.assign(

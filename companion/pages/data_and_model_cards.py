@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from companion.evaluation.comparison import paired_difference, summary
+from companion.evaluation.comparison import means_by_method, paired_difference
 from companion.evaluation.statistics import MIN_PEOPLE, Interval
 from companion.figures.display import VectorFigure, with_alt_text
 from companion.figures.grids import picture_grid
@@ -91,7 +91,9 @@ def heldout_counts(folder: str | Path, groups: str | Path) -> dict[str, int]:
     }
 
 
-def sampled(count: int, *, seed: int = 0, first: int = 0, views: int = 4) -> pd.DataFrame:
+def sampled_attributes(
+    count: int, *, seed: int = 0, first: int = 0, views: int = 4
+) -> pd.DataFrame:
     """What a data set of so many people holds, without rendering it: a row for each picture.
 
     Args:
@@ -132,7 +134,7 @@ def histograms(table: pd.DataFrame, fields: Sequence[str], *, columns: int = 4) 
     are, the commonest and the rarest.
 
     Args:
-        table: of `sampled`, or of any records.
+        table: of `sampled_attributes`, or of any records.
         fields: columns of it.
         columns: histograms beside each other.
     """
@@ -190,7 +192,7 @@ def _number(value: float | Interval) -> str:
     return str(value) if isinstance(value, Interval) else f"{value:.3f}"
 
 
-def spread(rows: Sequence[T], most: int) -> list[T]:
+def evenly_spread(rows: Sequence[T], most: int) -> list[T]:
     """So many of a sequence at most, the first and the last among them, evenly spread between.
 
     Args:
@@ -249,7 +251,7 @@ def gains_table(told: pd.DataFrame, run: str) -> Styler:
     """
     columns = {"own reference": "own", "another's": "another", "about the person": "identity"}
     rows: dict[str, dict[str, object]] = {}
-    for name, found in summary(told, columns).to_dict("index").items():
+    for name, found in means_by_method(told, columns).to_dict("index").items():
         other = compared_with(str(name))
         compared = {"compared with": other or "–", "more about the person": "–"}
         if other in set(told["method"]):
@@ -262,7 +264,9 @@ def gains_table(told: pd.DataFrame, run: str) -> Styler:
     return summary_table(rows, run)
 
 
-def captioned(folder: str | Path, count: int) -> tuple[list[str], list[Path], list[Path]]:
+def captions_and_pictures(
+    folder: str | Path, count: int
+) -> tuple[list[str], list[Path], list[Path]]:
     """Captions of held-out pictures, these pictures, and as many others.
 
     Args:

@@ -20,7 +20,7 @@ from companion.person import Person
 from fusionlib.errors import FusionError
 
 
-def recognition(
+def recogniser_separation(
     recognisers: Sequence[str],
     people: Sequence[Person],
     *,
@@ -48,7 +48,7 @@ def recognition(
     return {name: told_apart(seen.values[name], whose) for name in judges}
 
 
-def classification(
+def classifier_accuracy(
     checkpoint: str,
     folder: str | Path,
     *,
@@ -105,7 +105,7 @@ def read_records(
     """What is known of the pictures in a folder: whose each is, its file, its record.
 
     Args:
-        folder: see `classification`.
+        folder: see `classifier_accuracy`.
         people: read so many people only, the first ones.
 
     Raises:

@@ -157,7 +157,7 @@ class Declaration(_Strict):
 
     def _models(self, device: str | None) -> Models:
         profile = load_profile(self.profile)
-        sampling = usual_sampling(profile) | self.sampling
+        sampling = _usual_sampling(profile) | self.sampling
         return Models(profile, device, self.dtype, self.threads, sampling)
 
     def _build(self, entry: MethodChoice, models: Models) -> Method:
@@ -200,8 +200,18 @@ class Declaration(_Strict):
         )
 
 
-def usual_sampling(profile: Profile) -> dict[str, Any]:
-    """A profile's arguments of the pipeline's call: steps and guidance."""
+def load_models(profile: str | Path, **sampling: Any) -> Models:
+    """The models of a profile, which methods load once when they first need them.
+
+    Args:
+        profile: Name of the profile, or its file.
+        sampling: Arguments of the pipeline's call, over the profile's steps and guidance.
+    """
+    settings = load_profile(profile)
+    return Models(settings, sampling=_usual_sampling(settings) | sampling)
+
+
+def _usual_sampling(profile: Profile) -> dict[str, Any]:
     return {
         "num_inference_steps": profile.num_inference_steps,
         "guidance_scale": profile.guidance_scale,

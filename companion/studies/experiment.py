@@ -13,12 +13,12 @@ import pandas as pd
 from companion.claims.claims import Evidence, record_claims
 from companion.evaluation.comparison import IdentityScores, Target, with_prompt_followed
 from companion.evaluation.measure import Measurements, measure
-from companion.methods import Method, Models, build_available
+from companion.methods import Method, Models, build_available, build_method
 from companion.person import Person, load_people
-from companion.studies.declaration import resized, usual_sampling
+from companion.studies.declaration import load_models, resized
 from companion.studies.records import Record, recorded
 from companion.studies.study import Study, run_label, run_study
-from fusionlib.profiles import ROOT, Profile, load_profile
+from fusionlib.profiles import ROOT, Profile
 
 RECORDS = ROOT / "book" / "records" / "studies"
 """Records of whole studies, a folder for each profile."""
@@ -63,6 +63,14 @@ class Experiment:
         """Methods that could not be built, each with the reason, for a table of facts."""
         return dict(self.missing) or {"left out": "none"}
 
+    def index_of(self, prompts: Sequence[str]) -> pd.DataFrame:
+        """The index of the pictures of some prompts."""
+        return self.index[self.index["prompt"].isin(prompts)]
+
+    def index_without(self, method: str) -> pd.DataFrame:
+        """The index of the pictures of all other methods."""
+        return self.index[self.index["method"] != method]
+
     @cached_property
     def _measured_here(self) -> Measurements:
         cache = self.out / "observations"
@@ -93,9 +101,14 @@ class Experiment:
         return self.measured.images
 
     @property
+    def recognisers(self) -> list[str]:
+        """Names of the recognisers, in the profile's order."""
+        return list(self.measured.scales)
+
+    @property
     def scores(self) -> list[IdentityScores]:
         """Distances under each recogniser, in the profile's order."""
-        return [self.measured.identity(name) for name in self.measured.scales]
+        return [self.measured.identity(name) for name in self.recognisers]
 
     @property
     def by_prompt(self) -> dict[str, tuple[IdentityScores | pd.DataFrame, str]]:
@@ -126,10 +139,11 @@ class Experiment:
 
 def experiment(
     study: str | Path,
-    profile: str | Path,
+    profile: str | Path | Models,
     out: str | Path,
     *,
     methods: Sequence[str | Method] = (),
+    strengths: Mapping[str, Sequence[float]] | None = None,
     people: int | Sequence[Person] | None = None,
     prompts: Sequence[str] | None = None,
     seeds: int | None = None,
@@ -146,21 +160,23 @@ def experiment(
     """Run a study at the size of a notebook, and say what is to be measured of it.
 
     Args:
-        study: The study's file (``.yaml``), of which the methods whose weights are here are run; or
-            the name of a study that is declared by the following arguments.
-        profile: Name of the profile, or its file.
+        study: File of the study (``.yaml``), of which the methods whose weights are here are run;
+            or the name of a study that the following arguments declare.
+        profile: Name of the profile, or its file; or models that several experiments share.
         out: Folder of the store.
         methods: Methods by name or as built, for a study without a file.
+        strengths: Strengths of the references that the fused attention sees, by the name of each
+            method, for a study without a file.
         people: Number of people, the first ones; or the people themselves.
         prompts: Prompts for everyone, in place of the file's.
         seeds: Number of seeds, in place of the file's.
-        asked: What the picture of each prompt should show, by the classifier's head, where the
-            prompt does not say it in the classifier's words.
+        asked: What the picture of each prompt should show, for each head of the classifier of which
+            the prompt does not say it in words that the classifier knows.
         recognisers: Recognisers to measure identity by; by default the profile's.
-        against: What distances lead to, see `companion.evaluation.measure.measure`.
+        against: Pictures that distances lead to, see `companion.evaluation.measure.measure`.
         classifier: Whether the profile's classifier tells if the prompt was followed.
         clip: Whether to measure the CLIP score.
-        traits: Whether to look for the person's traits.
+        traits: Whether the classifier looks for the person's traits.
         quality: Whether to compare face regions.
         over: What each person of the study stands for, in the plural.
         sampling: Arguments of the pipeline's call.
@@ -168,21 +184,21 @@ def experiment(
     Raises:
         FusionError: None of the methods can be built, or a person is not there.
     """
-    settings = load_profile(profile)
-    records = None
-    missing: dict[str, str] = {}
-    if Path(study).suffix in (".yaml", ".yml"):
-        count = people if isinstance(people, int) else None
+    models = profile if isinstance(profile, Models) else load_models(profile, **sampling)
+    settings, count = models.profile, people if isinstance(people, int) else None
+    from_file = Path(study).suffix in (".yaml", ".yml")
+    if from_file:
+        name = settings.name if isinstance(profile, Models) else str(profile)
         size = {"people": count, "prompts": prompts and list(prompts), "seeds": seeds}
-        declared, missing = resized(study, profile=str(profile), **size, **sampling).available()
-        records = RECORDS / settings.name
+        declared, missing = resized(study, profile=name, **size, **sampling).available()
     else:
         names = [method for method in methods if isinstance(method, str)]
-        models = Models(settings, sampling=usual_sampling(settings) | sampling)
         built, missing = build_available(names, models)
-        built += [method for method in methods if not isinstance(method, str)]
+        built += [method for method in methods if isinstance(method, Method)]
+        for name, each in (strengths or {}).items():
+            built.append(build_method("fused", models, name=name, strengths=list(each)))
         if people is None or isinstance(people, int):
-            people = load_people(settings.heldout, people, only={"style": "photo"})
+            people = load_people(settings.heldout, count, only={"style": "photo"})
         declared = Study(str(study), built, people, prompts or (), range(seeds or 1))
     index = run_study(declared, out)
     for head, labels in (asked or {}).items():
@@ -196,4 +212,5 @@ def experiment(
         "traits": settings.traits if traits else (),
         "quality": quality,
     }
+    records = RECORDS / settings.name if from_file else None
     return Experiment(settings, declared, missing, index, Path(out), looked_for, records, over)

@@ -1,6 +1,6 @@
 """Studies: a declared grid of method x person x prompt x seed, and the images made for it.
 
-Images land in a `companion.studies.store.Store`, in which every file is named by a hash over all that
+Images are kept in a `companion.studies.store.Store`, which names every file by a hash over all that
 determines the picture: the method's settings and weights, the content of the references it sees,
 the prompt and the noise. So a study that was killed goes on where it stopped, another study with
 the same ingredients finds the images, and a changed weight or setting is never taken for the old
@@ -305,7 +305,7 @@ def describe_study(study: Study) -> dict[str, Any]:
 
 
 def run_label(profile: str, study: Study, over: str = "people") -> str:
-    """One sentence that names a run: the profile, the study's size, the first digits of its weights.
+    """One sentence that names a run: profile, size of the study, first digits of its weights.
 
     Args:
         profile: Name of the profile.

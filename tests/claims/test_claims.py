@@ -41,7 +41,7 @@ from companion.evaluation.comparison import (
     estimate_mean,
     estimate_of,
     estimate_recovery,
-    recovery,
+    method_recovery,
     with_accepted,
     with_prompt_followed,
 )
@@ -328,7 +328,7 @@ def test_recovery_counts_the_pictures_with_a_face() -> None:
     scale = pd.DataFrame({"genuine": [0.2] * 3, "impostor": [0.8] * 3}, index=["p", "q", "r"])
     scores = IdentityScores("Dlib", "dlib", "reference", images, scale)
     found = estimate_recovery(scores, "a")
-    assert found.interval == recovery(scores, "a")
+    assert found.interval == method_recovery(scores, "a")
     assert found.interval.estimate == pytest.approx(0.5) and (found.pairs, found.cells) == (2, 3)
 
 

@@ -36,8 +36,8 @@ from companion.evaluation.comparison import (
     estimate_mean,
     identity_table,
     mean_over_people,
+    method_recovery,
     paired_difference,
-    recovery,
     with_likeness_kept,
 )
 from companion.evaluation.identity import cosine_distance, faces_found, identity_recovery
@@ -63,7 +63,7 @@ from companion.faces.recognisers import (
     load_recognisers,
 )
 from companion.figures.tables import alignment_table
-from companion.pages.psnr_audit import overflow_facts, pair_up
+from companion.pages.psnr_audit import overflow_facts, picture_pairs
 from companion.person import Person, load_people
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image, save_png
@@ -726,14 +726,14 @@ def test_the_table_has_the_numbers_worked_out_by_hand(scores: IdentityScores) ->
 
 
 def test_recovery_is_not_told_of_the_few_who_have_a_scale(scores: IdentityScores) -> None:
-    assert np.isfinite(recovery(scores, "near").low)
+    assert np.isfinite(method_recovery(scores, "near").low)
     some = scores.scale.assign(genuine=[0.005] * MIN_PEOPLE + [np.nan])
-    told = recovery(replace(scores, scale=some), "near")
+    told = method_recovery(replace(scores, scale=some), "near")
     assert np.isfinite(told.low), "five are enough"
     few = scores.scale.assign(genuine=[0.005] * 4 + [np.nan] * 2)
-    assert str(recovery(replace(scores, scale=few), "near")) == "–"
+    assert str(method_recovery(replace(scores, scale=few), "near")) == "–"
     four = scores.images[scores.images["person"].isin(["p0", "p1", "p2", "p3"])]
-    alone = recovery(replace(scores, scale=few, images=four), "near")
+    alone = method_recovery(replace(scores, scale=few, images=four), "near")
     assert np.isfinite(alone.estimate) and np.isnan(alone.low), "nobody else has a distance"
 
 
@@ -836,7 +836,7 @@ def test_many_missing_faces_leave_a_claim_undecided(scores: IdentityScores) -> N
 
 def audit(people: int) -> pd.DataFrame:
     known = load_people(HELDOUT, people, others=5)
-    return measure(pair_up(known), known, recognisers=[], progress=False).images
+    return measure(picture_pairs(known), known, recognisers=[], progress=False).images
 
 
 def check_audit(pairs: pd.DataFrame) -> None:
@@ -881,7 +881,7 @@ def test_psnr_left_in_8_bits_says_nothing_about_the_pair() -> None:
     with pytest.raises(FusionError, match="Ten measured pairs"):
         overflow_facts(pd.DataFrame({"ssim": [], "psnr": [], "psnr_8bit_overflow": []}))
     with pytest.raises(FusionError, match="two people"):
-        pair_up(load_people(HELDOUT, 1))
+        picture_pairs(load_people(HELDOUT, 1))
 
 
 def test_a_trait_is_kept_where_the_classifier_sees_what_it_sees_in_the_reference(
