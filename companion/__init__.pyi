@@ -7,15 +7,11 @@ from .claims.claims import (
     check_claims as check_claims,
     claims_under as claims_under,
     read_evidence as read_evidence,
-    record_claim as record_claim,
-    record_claims as record_claims,
 )
 from .claims.quoted import read_quoted as read_quoted
 from .evaluation.alignment import ClipScorer as ClipScorer
 from .evaluation.comparison import (
-    estimate_of as estimate_of,
     means_by_method as means_by_method,
-    method_recovery as method_recovery,
     paired_difference as paired_difference,
 )
 from .evaluation.groups import (
@@ -24,7 +20,6 @@ from .evaluation.groups import (
     recognise_members as recognise_members,
 )
 from .evaluation.measure import (
-    count_faces as count_faces,
     measure as measure,
     with_face_size as with_face_size,
 )
@@ -81,7 +76,6 @@ from .figures.verdicts import (
 from .loading import (
     load_controlled as load_controlled,
     load_image as load_image,
-    load_pipeline as load_pipeline,
     load_profile as load_profile,
 )
 from .methods.fusion import fused as fused

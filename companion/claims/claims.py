@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import pandas as pd
 import yaml
@@ -55,8 +55,6 @@ Better = tuple[str, str | list[str]]
 """A method that a claim says is better, and the other one; of several others, the best."""
 
 Recogniser = Literal["first", "last"]
-
-T = TypeVar("T")
 
 
 class Expected(BaseModel):
@@ -143,7 +141,8 @@ class Claim(BaseModel):
 
     def tested_by(self, profile: str) -> str | None:
         """What measures it under a profile, if anything does."""
-        return _under(profile, self.experiment)
+        experiment: str | None = _under(profile, self.experiment)
+        return experiment
 
     @property
     def quotation(self) -> str:
@@ -151,7 +150,7 @@ class Claim(BaseModel):
         return f"“{self.text}”" if self.words == "the paper's" else self.text
 
 
-def _under(profile: str, value: T | dict[str, T]) -> T | None:
+def _under(profile: str, value: Any) -> Any:
     """What holds under a profile, where there may be one value for each."""
     return value.get(profile) if isinstance(value, dict) else value
 

@@ -27,6 +27,7 @@ from companion.pages.suite_criteria import (
 )
 from companion.person import load_people
 from companion.studies.experiment import Experiment
+from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
 from fusionlib.profiles import ROOT
 
@@ -60,7 +61,7 @@ def choose_suite_prompts(count: int) -> SuitePrompts:
         list(plan["prompt"]),
         list(plan.loc[photo, "prompt"]),
         list(plan[~photo].drop_duplicates("style")["prompt"]),
-        whole.set_index("prompt")["style"].to_dict(),
+        dict(zip(whole["prompt"], whole["style"], strict=True)),
     )
 
 
@@ -101,8 +102,13 @@ def judge_suite(
         styles: Style that each prompt of the base model asks for.
         people: Number of held-out people by whom the judges are judged.
         rendered: Number of held-out people whose renders are searched for faces.
+
+    Raises:
+        FusionError: The profile has no held-out people or no classifier.
     """
     settings, out = base.profile, base.out
+    if settings.heldout is None or settings.classifier is None:
+        raise FusionError(f"The profile {settings.name!r} needs held-out people and a classifier.")
     cache = out / "observations"
     seen: dict[str, Any] = {"detector": settings.detector, "cache": cache}
     photographed = load_people(settings.heldout, people, others=0, only={"style": "photo"})

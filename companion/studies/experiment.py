@@ -10,9 +10,18 @@ from typing import Any
 
 import pandas as pd
 
-from companion.claims.claims import Evidence, record_claims
-from companion.evaluation.comparison import IdentityScores, Target, with_prompt_followed
-from companion.evaluation.measure import Measurements, measure
+from companion.claims.claims import Evidence, record_claim, record_claims
+from companion.evaluation.comparison import (
+    Estimate,
+    IdentityScores,
+    PairedDifference,
+    Target,
+    estimate_of,
+    method_recovery,
+    with_prompt_followed,
+)
+from companion.evaluation.measure import Measurements, count_faces, measure
+from companion.evaluation.statistics import Interval
 from companion.methods import Method, Models, build_available, build_method
 from companion.person import Person, load_people
 from companion.studies.declaration import load_models, resized
@@ -119,22 +128,47 @@ class Experiment:
             "prompt followed": (with_prompt_followed(self.images), "followed"),
         }
 
+    def recovery(self, method: str) -> Interval:
+        """Identity recovery R of a method under the first recogniser."""
+        return method_recovery(self.scores[0], method)
+
+    def count_faces(self) -> dict[str, int]:
+        """The number of pictures made here, and of those with a face, for a table of facts."""
+        return count_faces(self.index, detector=self.profile.detector)
+
+    def record_claim(
+        self, claim: str, found: Estimate | PairedDifference | Sequence[float]
+    ) -> Evidence:
+        """Record a claim by a number that was computed from the pictures made here.
+
+        Args:
+            claim: Id of the claim.
+            found: The number, or one value for each person.
+        """
+        number = estimate_of(found) if isinstance(found, Sequence) else found
+        return record_claim(self.out, claim, number, profile=self.profile.name, run=self.label)
+
     def record_claims(
-        self, *claims: str, beside: Experiment | None = None, page: str | None = None
+        self,
+        *claims: str,
+        measured: pd.DataFrame | None = None,
+        beside: Experiment | None = None,
+        page: str | None = None,
     ) -> list[Evidence]:
         """Record what the study says of claims: see `companion.claims.claims.record_claims`.
 
         Args:
             claims: Ids of the claims.
+            measured: A table of what was measured otherwise, by default of what is measured here.
             beside: An experiment on the same people, whose methods are compared with these.
             page: Name of the notebook, where other notebooks test some of the claims.
         """
-        measured = self.measured
-        if beside is not None:
-            images = pd.concat([beside.images, measured.images], ignore_index=True)
-            measured = replace(measured, images=images)
-        about = {"profile": self.profile.name, "run": (beside or self).run}
-        return record_claims(self.out, claims, measured, page=page, **about)
+        about: dict[str, Any] = {"profile": self.profile.name, "run": (beside or self).run, "page": page}
+        if measured is not None:
+            return record_claims(self.out, claims, measured, **about)
+        images = [self.images] if beside is None else [beside.images, self.images]
+        joined = replace(self.measured, images=pd.concat(images, ignore_index=True))
+        return record_claims(self.out, claims, joined, **about)
 
 
 def experiment(
@@ -189,7 +223,7 @@ def experiment(
     from_file = Path(study).suffix in (".yaml", ".yml")
     if from_file:
         name = settings.name if isinstance(profile, Models) else str(profile)
-        size = {"people": count, "prompts": prompts and list(prompts), "seeds": seeds}
+        size: dict[str, Any] = {"people": count, "prompts": prompts and list(prompts), "seeds": seeds}
         declared, missing = resized(study, profile=name, **size, **sampling).available()
     else:
         names = [method for method in methods if isinstance(method, str)]
