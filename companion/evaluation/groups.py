@@ -1,7 +1,7 @@
 """Who is who in a picture of several people: each face is looked at in its own place.
 
 A method is asked for identity i in mask i. So the picture is cut around every mask, and a
-recogniser tells which of the group's members the face there is nearest to. Chance is one over their
+recogniser finds which of the group's members the face there is nearest to. Chance is one over their
 number; a method that mixes the members up, or gives all of them one face, is not better than that.
 """
 
@@ -26,19 +26,19 @@ from fusionlib.inputs.layout import masks_from_colors
 from fusionlib.support.provenance import sha256_file
 
 MARGIN = 0.45
-"""How much is cut besides the mask's box, in its longer sides: a detector wants to see hair."""
+"""Margin around the mask's box, in its longer sides: a detector needs to see hair."""
 
 SIDE = 160
-"""Of the cut pictures, in pixels: faces in a group are small, and detectors have a least size."""
+"""Side of the cut pictures in pixels: faces in a group are small, and detectors need some size."""
 
 
 def cut_faces(picture: Path, masks: NDArray[np.bool_], folder: Path) -> list[Path]:
     """Cut a picture around each mask, once.
 
     Args:
-        picture: of a group.
-        masks: ``(members, height, width)``.
-        folder: to keep the cut pictures in, named by the picture's content.
+        picture: Picture of a group.
+        masks: Boolean array ``(members, height, width)``.
+        folder: Folder for the cut pictures, which are named by the picture's content.
 
     Returns:
         One picture of `SIDE` x `SIDE` pixels for each mask, its border repeated where it is cut at
@@ -76,16 +76,16 @@ def recognise_members(
     out: str | Path,
     cache: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Look at every face of a study of groups.
+    """Find out, for every face of a study of groups, which member it shows.
 
     Args:
-        index: of the study, see `companion.studies.study.run_study`.
-        groups: of `companion.methods.groups.load_groups`.
-        members: people in each.
-        recogniser: an instrument that looks at faces.
-        detector: of DeepFace.
-        out: folder for the cut pictures.
-        cache: see `companion.evaluation.readings.observe`.
+        index: Index of the study, see `companion.studies.study.run_study`.
+        groups: Groups of `companion.methods.groups.load_groups`.
+        members: Number of people in each.
+        recogniser: An instrument that looks at faces.
+        detector: Name of the detector in DeepFace.
+        out: Folder for the cut pictures.
+        cache: See `companion.evaluation.readings.observe`.
 
     Returns:
         A row for each face: ``method``, ``person`` (the group), ``prompt``, ``seed``, ``place``
@@ -155,10 +155,10 @@ def group_summary(faces: pd.DataFrame) -> Mapping[str, dict[str, Interval | str]
 
 
 def mask_gains(faces: pd.DataFrame) -> pd.DataFrame:
-    """How much nearer each face is to who belongs there than to the others, as ``gain``.
+    """How much nearer each face is to its own person than to the others, as ``gain``.
 
     Args:
-        faces: of `recognise_members`.
+        faces: Table of `recognise_members`.
 
     Returns:
         A table for `companion.evaluation.comparison.paired_difference`, in which every place of a

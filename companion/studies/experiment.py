@@ -163,7 +163,11 @@ class Experiment:
             beside: An experiment on the same people, whose methods are compared with these.
             page: Name of the notebook, where other notebooks test some of the claims.
         """
-        about: dict[str, Any] = {"profile": self.profile.name, "run": (beside or self).run, "page": page}
+        about: dict[str, Any] = {
+            "profile": self.profile.name,
+            "run": (beside or self).run,
+            "page": page,
+        }
         if measured is not None:
             return record_claims(self.out, claims, measured, **about)
         images = [self.images] if beside is None else [beside.images, self.images]
@@ -223,7 +227,11 @@ def experiment(
     from_file = Path(study).suffix in (".yaml", ".yml")
     if from_file:
         name = settings.name if isinstance(profile, Models) else str(profile)
-        size: dict[str, Any] = {"people": count, "prompts": prompts and list(prompts), "seeds": seeds}
+        size: dict[str, Any] = {
+            "people": count,
+            "prompts": prompts and list(prompts),
+            "seeds": seeds,
+        }
         declared, missing = resized(study, profile=name, **size, **sampling).available()
     else:
         names = [method for method in methods if isinstance(method, str)]

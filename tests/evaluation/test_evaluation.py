@@ -43,7 +43,7 @@ from companion.evaluation.comparison import (
 from companion.evaluation.identity import cosine_distance, faces_found, identity_recovery
 from companion.evaluation.measure import measure, measure_identity, with_face_size
 from companion.evaluation.quality import EYES, SIDE, face_region, psnr, psnr_8bit_overflow, ssim
-from companion.evaluation.readings import Observations
+from companion.evaluation.readings import Readings
 from companion.evaluation.statistics import MIN_PEOPLE, Interval, bootstrap, effect_size, verdict
 from companion.faces import aligned as faces
 from companion.faces.aligned import (
@@ -634,9 +634,7 @@ def angles(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         found = np.array([known[str(path)] for path in paths], dtype=np.float64)
         values = np.stack([np.cos(found), np.sin(found)], axis=-1)
         faces, eyes = ~np.isnan(found), np.full((len(found), 2, 2), np.nan)
-        return Observations(
-            dict.fromkeys(instruments or {}, values), faces, eyes, [None] * len(found)
-        )
+        return Readings(dict.fromkeys(instruments or {}, values), faces, eyes, [None] * len(found))
 
     known: dict[str, float] = {}
     monkeypatch.setattr("companion.evaluation.measure.observe", look)
