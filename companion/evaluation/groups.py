@@ -8,6 +8,7 @@ number; a method that mixes the members up, or gives all of them one face, is no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from companion.faces.recognisers import Instrument
 from companion.person import Person
 from fusionlib.inputs.images import load_image
 from fusionlib.inputs.layout import masks_from_colors
+from fusionlib.support.files import write_atomically
 from fusionlib.support.provenance import sha256_file
 
 MARGIN = 0.45
@@ -48,7 +50,7 @@ def cut_faces(picture: Path, masks: NDArray[np.bool_], folder: Path) -> list[Pat
     stem = sha256_file(picture)[:32]
     places = []
     image: Image.Image | None = None
-    for number, mask in enumerate(masks):
+    for mask in masks:
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
         half = int(np.ceil(max(bottom - top, right - left) * (0.5 + MARGIN)))
@@ -60,9 +62,8 @@ def cut_faces(picture: Path, masks: NDArray[np.bool_], folder: Path) -> list[Pat
         image = image or load_image(picture)
         padded = np.pad(np.asarray(image), ((half, half), (half, half), (0, 0)), mode="edge")
         face = Image.fromarray(padded[y : y + 2 * half, x : x + 2 * half])
-        partial = target.with_suffix(f".{number}.partial")
-        face.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(partial, format="PNG")
-        partial.replace(target)
+        shown = face.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        write_atomically(target, partial(shown.save, format="PNG"))
     return places
 
 

@@ -21,7 +21,7 @@ from companion.evaluation.comparison import IdentityScores, Target
 from companion.evaluation.quality import face_region, psnr, psnr_8bit_overflow, ssim
 from companion.evaluation.readings import Readings, observe
 from companion.faces.aligned import align_faces
-from companion.faces.recognisers import Instrument, load_recogniser, load_recognisers
+from companion.faces.recognisers import Instrument, load_recognisers
 from companion.person import Person
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
@@ -222,27 +222,11 @@ def count_faces(index: pd.DataFrame, *, detector: str = "dlib") -> dict[str, int
     return {"pictures": len(faces), f"with a face for DeepFace's {detector} detector": found}
 
 
-def measure_identity(
-    index: pd.DataFrame,
-    people: Sequence[Person],
-    *,
-    recogniser: str = "Dlib",
-    detector: str = "dlib",
-    against: Target = "reference",
-    cache: str | Path | None = None,
-) -> IdentityScores:
-    """Measure how far every picture of a study is from the person it should show, and nothing else.
-
-    Args:
-        index: See `measure`.
-        people: See `measure`; two or more, with other pictures, for the scale.
-        recogniser: Name or folder of the recogniser.
-        detector: Name of the detector in DeepFace.
-        against: See `measure`.
-        cache: See `measure`.
+def check_scale(people: Sequence[Person], against: Target = "reference") -> None:
+    """Make sure that distances to these people can be put on a scale from a stranger to the person.
 
     Raises:
-        FusionError: Fewer than two people, or a person with too few other pictures for the scale.
+        FusionError: Fewer than two people, or a person with too few other pictures.
     """
     needed = 1 if against == "reference" else 2
     if len(people) < 2:
@@ -253,15 +237,6 @@ def measure_identity(
                 f"The person {person.name!r} needs a reference and {needed} other picture(s) to "
                 "measure by."
             )
-    return measure(
-        index,
-        people,
-        recognisers=[recogniser],
-        detector=detector,
-        against=against,
-        quality=False,
-        cache=cache,
-    ).identity(load_recogniser(recogniser).name)
 
 
 def _unit(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from safetensors import safe_open
 
 from companion.methods import Method
 from fusionlib.profiles import Profile
+from fusionlib.support.files import write_text
 from fusionlib.support.provenance import processor
 
 
@@ -76,10 +76,7 @@ def write_costs(costs: pd.DataFrame, path: str | Path) -> None:
         path: File to write.
     """
     kept = costs[["prepare_s", "picture_s", "measured_on", "parameters", "steps"]].round(4)
-    partial = Path(path).with_suffix(".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    kept.to_csv(partial, index_label="method")
-    os.replace(partial, path)
+    write_text(Path(path), kept.to_csv(index_label="method"))
 
 
 def _measured(

@@ -20,7 +20,7 @@ from companion.evaluation.comparison import (
     method_recovery,
     with_prompt_followed,
 )
-from companion.evaluation.measure import Measurements, count_faces, measure
+from companion.evaluation.measure import Measurements, check_scale, count_faces, measure
 from companion.evaluation.statistics import Interval
 from companion.methods import Method, Models, build_available, build_method
 from companion.person import Person, load_people
@@ -82,6 +82,8 @@ class Experiment:
 
     @cached_property
     def _measured_here(self) -> Measurements:
+        if self.looked_for["against"] == "others" and not self.records:
+            check_scale(self.people, "others")
         cache = self.out / "observations"
         return measure(self.index, self.people, cache=cache, **self.looked_for)
 

@@ -28,7 +28,7 @@ from companion.person import Person
 from companion.studies.store import Store
 from companion.studies.study import left_out, read_study
 from fusionlib.errors import FusionError
-from fusionlib.support.files import write_atomically
+from fusionlib.support.files import write_text
 
 REFERENCES, OTHERS, INDEX = "references", "others", "index.csv"
 
@@ -219,12 +219,11 @@ def export_study(store: str | Path, name: str, out: str | Path) -> Path:
         table = index.drop(columns=["key", "noise_seed"]).assign(
             image=images, person=index["person"].map(_safe)
         )
-        text = table.to_csv(index=False)
-        write_atomically(partial / INDEX, lambda file: file.write(text.encode()))
+        write_text(partial / INDEX, table.to_csv(index=False))
         gone = left_out(shelf.root / "studies" / name).to_dict("records")
         record = {**shelf.manifest(name), "left_out": gone}
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(partial / "manifest.json", lambda file: file.write(text.encode()))
+        write_text(partial / "manifest.json", text)
         partial.rename(out)
     except OSError as error:
         raise FusionError(f"The folder {out} cannot be written: {error}.") from error

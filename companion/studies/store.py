@@ -32,7 +32,7 @@ from PIL import Image
 from companion.append_table import AppendTable
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import save_png
-from fusionlib.support.files import write_atomically
+from fusionlib.support.files import write_atomically, write_text
 from fusionlib.support.provenance import git_commit, sha256_file
 
 PNG_END = b"IEND\xaeB`\x82"
@@ -184,8 +184,7 @@ class Store:
         table = pa.Table.from_pylist(list(cells), schema=CELLS)
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "manifest.json", lambda file: file.write(text.encode()))
+            write_text(folder / "manifest.json", text)
             write_atomically(folder / "cells.parquet", lambda file: pq.write_table(table, file))
         except OSError as error:
             raise FusionError(f"The store {self.root} cannot be written: {error}.") from error

@@ -41,7 +41,7 @@ from companion.evaluation.comparison import (
     with_likeness_kept,
 )
 from companion.evaluation.identity import cosine_distance, faces_found, identity_recovery
-from companion.evaluation.measure import measure, measure_identity, with_face_size
+from companion.evaluation.measure import check_scale, measure, with_face_size
 from companion.evaluation.quality import EYES, SIDE, face_region, psnr, psnr_8bit_overflow, ssim
 from companion.evaluation.readings import Readings
 from companion.evaluation.statistics import MIN_PEOPLE, Interval, bootstrap, effect_size, verdict
@@ -651,20 +651,21 @@ def test_against_the_others_a_picture_is_not_measured_with_itself(
     index = pd.DataFrame(
         [("m", "a", "a face", 0, "made")], columns=["method", "person", "prompt", "seed", "image"]
     )
-    scores = measure_identity(index, people, against="others")
+    scores = measure(index, people, quality=False, against="others").identity("Dlib")
     assert scores.images["distance"].tolist() == pytest.approx([1 - np.cos(0.1)])
     assert scores.scale["genuine"].tolist() == pytest.approx([1 - np.cos(0.2), 1 - np.cos(0.4)])
     across = np.mean([1 - np.cos(x) for x in (1.0, 1.4, 0.8, 1.2)])
     assert scores.scale["impostor"].tolist() == pytest.approx([across, across])
     angles["a/2"] = np.nan  # no face in one of them
-    found = measure_identity(index, people, against="others")
+    found = measure(index, people, quality=False, against="others").identity("Dlib")
     assert found.images["distance"].tolist() == pytest.approx([1 - np.cos(0.1)])
     assert np.isnan(found.scale["genuine"]["a"])
     for angle in np.linspace(0, 3, 20):  # whatever the rounding of a unit vector's length
         angles["a/1"] = angle
-        assert np.isnan(measure_identity(index, people, against="others").scale["genuine"]["a"])
+        alone = measure(index, people, quality=False, against="others").identity("Dlib")
+        assert np.isnan(alone.scale["genuine"]["a"])
     with pytest.raises(FusionError, match="2 other picture"):
-        measure_identity(index, [people[0], Person("c", (Path("r"),))], against="others")
+        check_scale([people[0], Person("c", (Path("r"),))], "others")
 
 
 def test_one_person_alone_has_distances_and_no_scale(angles: dict[str, float]) -> None:
@@ -682,7 +683,7 @@ def test_one_person_alone_has_distances_and_no_scale(angles: dict[str, float]) -
     with pytest.raises(FusionError, match="'a' has no other pictures"):
         measure(index, people, quality=False, against="others")
     with pytest.raises(FusionError, match="needs two people"):
-        measure_identity(index, [replace(people[0], others=(Path("r"),))])
+        check_scale([replace(people[0], others=(Path("r"),))])
     with pytest.raises(FusionError, match="No classifier tells age, gender"):
         measure(index, people, quality=False, traits=["gender", "age"])
 
@@ -703,7 +704,7 @@ def scores(angles: dict[str, float]) -> IdentityScores:
                 rows.append((method, name, "a face", seed, image))
     angles["p0/near0"] = np.nan  # no face in one of the pictures
     index = pd.DataFrame(rows, columns=["method", "person", "prompt", "seed", "image"])
-    return measure_identity(index, people)
+    return measure(index, people, quality=False).identity("Dlib")
 
 
 def test_the_table_has_the_numbers_worked_out_by_hand(scores: IdentityScores) -> None:
