@@ -62,14 +62,18 @@ def test_the_base_model_is_judged_by_shares_of_its_own_pictures() -> None:
             "style_correct": [1, 1, 1, 1, 0, 0],
         }
     )
-    found = {c.what: c for c in criteria.criteria_of_base(Measurements(images, {}, "dlib", "reference"))}
+    found = {
+        c.what: c for c in criteria.criteria_of_base(Measurements(images, {}, "dlib", "reference"))
+    }
     assert found["expression as prompted"].value == pytest.approx((1 + 0) / 2), "people count once"
     assert found["expression as prompted"].looked_at == "3 pictures"
     assert found["style as prompted"].met and not found["faces found, over all styles"].met
     assert "scene as prompted" not in found
 
     one = images[images["person"] == "a"]
-    alone = {c.what: c for c in criteria.criteria_of_base(Measurements(one, {}, "dlib", "reference"))}
+    alone = {
+        c.what: c for c in criteria.criteria_of_base(Measurements(one, {}, "dlib", "reference"))
+    }
     assert alone["style as prompted"].value == 1.0, "a share, though no interval"
 
 
@@ -392,8 +396,13 @@ def test_the_autoencoder_is_judged_on_what_it_gives_back(
         vae = torch.nn.Linear(1, 1)
 
     monkeypatch.setattr(criteria, "reconstruct", lambda pipeline, images: images)
-    assert criteria.criteria_of_autoencoder(Pipeline(), people, FakeClip(), out=tmp_path)[0] == quality
-    assert criteria.criteria_of_autoencoder(Another(), people, FakeClip(), out=tmp_path)[0].value == np.inf
+    assert (
+        criteria.criteria_of_autoencoder(Pipeline(), people, FakeClip(), out=tmp_path)[0] == quality
+    )
+    assert (
+        criteria.criteria_of_autoencoder(Another(), people, FakeClip(), out=tmp_path)[0].value
+        == np.inf
+    )
 
     monkeypatch.setattr(criteria, "reconstruct", darker)
     alike = []  # files of one name in folders of their own
