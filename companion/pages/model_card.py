@@ -13,18 +13,8 @@ from PIL import Image
 from companion.evaluation.quality import reconstruct
 from companion.evaluation.separation import Separation
 from companion.faces.recognisers import Instrument, load_recognisers
+from companion.pages import suite_criteria as suite
 from companion.pages.judging_judges import classifier_accuracy, recogniser_separation
-from companion.pages.suite_criteria import (
-    Criterion,
-    criteria_of_adapter,
-    criteria_of_autoencoder,
-    criteria_of_base,
-    criteria_of_classifier,
-    criteria_of_clip,
-    criteria_of_people,
-    criteria_of_renders,
-    faces_by_style,
-)
 from companion.person import load_people
 from companion.studies.experiment import Experiment
 from fusionlib.errors import FusionError
@@ -73,11 +63,11 @@ class JudgedSuite:
         criteria: What the suite must show, and what it shows.
         recognisers: How well each recogniser tells people apart.
         classifier: How often the classifier is right, see `classifier_accuracy`.
-        styles: How often a face is found in each style, see `faces_by_style`.
+        styles: How often a face is found in each style, see `suite_criteria.faces_by_style`.
         judges: The recognisers by name.
     """
 
-    criteria: list[Criterion]
+    criteria: list[suite.Criterion]
     recognisers: Mapping[str, Separation]
     classifier: pd.DataFrame
     styles: pd.DataFrame
@@ -115,17 +105,17 @@ def judge_suite(
     judges = load_recognisers(settings.recognisers)
     apart = recogniser_separation(settings.recognisers, photographed, **seen)
     read = classifier_accuracy(settings.classifier, settings.heldout, people=people, cache=cache)
-    by_style = faces_by_style(base.images, styles, settings.heldout, people=rendered, **seen)
+    by_style = suite.faces_by_style(base.images, styles, settings.heldout, people=rendered, **seen)
     likeness = {one.recogniser: one for one in adapters.scores}
     criteria = [
-        *criteria_of_people(apart["Dlib"]),
-        *criteria_of_autoencoder(pipeline, photographed, judges["Dlib"], out=out, **seen),
-        *criteria_of_clip(settings.clip_model, settings.heldout, candidates=32, cache=cache),
-        *criteria_of_classifier(read),
-        *criteria_of_base(base.measured),
-        *criteria_of_renders(by_style),
-        *criteria_of_adapter(adapters.measured, likeness, "fused"),
-        *criteria_of_adapter(adapters.measured, likeness, "fused-v1", least=None),
+        *suite.criteria_of_people(apart["Dlib"]),
+        *suite.criteria_of_autoencoder(pipeline, photographed, judges["Dlib"], out=out, **seen),
+        *suite.criteria_of_clip(settings.clip_model, settings.heldout, candidates=32, cache=cache),
+        *suite.criteria_of_classifier(read),
+        *suite.criteria_of_base(base.measured),
+        *suite.criteria_of_renders(by_style),
+        *suite.criteria_of_adapter(adapters.measured, likeness, "fused"),
+        *suite.criteria_of_adapter(adapters.measured, likeness, "fused-v1", least=None),
     ]
     return JudgedSuite(criteria, apart, read, by_style, judges)
 
