@@ -1,6 +1,6 @@
 """Everything that compares, measures, draws and publishes around ``fusionlib``.
 
-The names that notebooks use stand in ``__init__.pyi``; each is loaded when it is first used.
+``__init__.pyi`` lists the names that notebooks use; each is imported when it is first used.
 """
 
 import lazy_loader

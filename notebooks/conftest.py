@@ -61,7 +61,7 @@ def broken(cell: Any, notebook: str) -> str:
     claims = read_claims()
     quoted = re.findall(
         r"[\"']([a-z0-9-]+)[\"']",
-        cell.source if re.search(r"record_(claim|pairs|training)\(", cell.source) else "",
+        cell.source if re.search(r"record_(claims?|training)\(", cell.source) else "",
     )
     here = [claims[name] for name in quoted if name in claims]
     of_all = [

@@ -2,13 +2,13 @@
 
 The claims stand in ``data/paper/claims.yaml``. Evidence on them is recorded by the notebook that
 makes the experiment, as a small file under its ``out`` folder, and read from there wherever it is
-shown. A verdict is computed from an interval when it is recorded; nobody writes one down.
+shown. A verdict is computed from an interval when it is recorded; none is written down by hand.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +22,20 @@ from companion.evaluation.comparison import (
     Estimate,
     IdentityScores,
     PairedDifference,
+    best_of,
+    estimate_change,
+    estimate_mean,
+    estimate_recovery,
     paired_difference,
+    with_accepted,
+    with_likeness_kept,
+    with_prompt_followed,
 )
+from companion.evaluation.measure import Measurements
 from companion.evaluation.statistics import MIN_PEOPLE, Interval, Verdict, verdict
 from fusionlib.errors import FusionError, explain_validation
 from fusionlib.profiles import ROOT, Profile
-from fusionlib.support.files import write_atomically
+from fusionlib.support.files import write_text
 from fusionlib.support.provenance import git_commit, package_versions, sha256_json
 
 CLAIMS = ROOT / "data" / "paper" / "claims.yaml"
@@ -41,15 +49,20 @@ STATUSES: tuple[Status, ...] = (
     "not measured yet",
     "not testable here",
 )
-"""In the order in which claims are shown."""
+"""The order in which claims are shown."""
+
+Better = tuple[str, str | list[str]]
+"""A method that a claim says is better, and the other one; of several others, the best."""
+
+Recogniser = Literal["first", "last"]
 
 
 class Expected(BaseModel):
     """The verdict that a profile's present weights give, and from how many people on.
 
     Attributes:
-        verdict: what was found.
-        people: with fewer, "undecided" is no contradiction.
+        verdict: What was found.
+        people: Number of people below which "undecided" is no contradiction.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,22 +74,36 @@ class Expected(BaseModel):
 class Claim(BaseModel):
     """One claim of the paper.
 
+    The number that decides it is either the difference of a `pair` of methods, or the mean of one
+    method (`mean_of`), or else is computed by the experiment itself.
+
     Attributes:
-        id: its name in file names: small letters, digits and hyphens.
-        title: the claim in a few words of our own.
-        text: in the paper's words, or in ours.
-        words: whose words `text` is in.
-        section: of the paper, where it is made.
-        decided_by: the number that decides it, in words.
-        unit: of that number.
-        over: what was averaged over: people, unless it says otherwise.
-        threshold: what the number has to exceed for the claim to hold: 0 where two methods are
-            compared for which is better, below 0 where the claim is that nothing is lost.
-        experiment: what measures it: a notebook (without its extension), a study's file or a
+        id: Name used in file names: small letters, digits and hyphens.
+        title: The claim in a few words of our own.
+        text: The claim in the paper's words, or in ours.
+        words: Whose words `text` is in.
+        section: Section of the paper that makes it.
+        decided_by: The number that decides it, in words.
+        pair: The better method and the other one, or the best of several others; or one such pair
+            for each profile, by the profile's name.
+        baseline: A second pair, whose difference is subtracted from that of the first.
+        mean_of: The method whose mean decides.
+        metric: A column of the measured pictures, ``recovery`` of identity, ``accepted`` by the
+            recogniser, ``followed`` for the whole prompt, or ``likeness`` of the `traits`.
+        traits: Traits that count for ``likeness``; all of them by default.
+        recogniser: Which of the profile's recognisers measures distances, the first or the last; or
+            one for each profile.
+        only: The only prompt whose pictures count.
+        without: A prompt whose pictures do not count.
+        unit: Unit of that number.
+        over: What was averaged over: people, unless it says otherwise.
+        threshold: Value that the number has to exceed for the claim to hold: 0 where two methods
+            are compared, below 0 where the claim is that nothing is lost.
+        experiment: What measures it: a notebook (without its extension), a study's file or a
             benchmark, from the repository's root; or one for each profile, by the profile's name.
             None where there is none yet.
-        expected: what was found under a profile, by the profile's name: see `check_claims`.
-        obstacle: why it cannot be tested under a profile, by the profile's name.
+        expected: What was found under a profile, by the profile's name: see `check_claims`.
+        obstacle: Why it cannot be tested under a profile, by the profile's name.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,6 +114,14 @@ class Claim(BaseModel):
     words: Literal["the paper's", "ours"]
     section: str
     decided_by: str = Field(min_length=1)
+    pair: Better | dict[str, Better] | None = None
+    baseline: tuple[str, str] | None = None
+    mean_of: str | None = None
+    metric: str = "distance"
+    traits: list[str] | None = None
+    recogniser: Recogniser | dict[str, Recogniser] = "first"
+    only: str | None = None
+    without: str | None = None
     unit: str
     over: str = "people"
     threshold: float = 0.0
@@ -100,13 +135,14 @@ class Claim(BaseModel):
             raise ValueError("needs the experiment that tests it, or the obstacle to one")
         if both := self.expected.keys() & self.obstacle.keys():
             raise ValueError(f"cannot be both expected and untestable under {', '.join(both)}")
+        if self.pair and self.mean_of:
+            raise ValueError("is decided by a pair of methods or by the mean of one, not by both")
         return self
 
     def tested_by(self, profile: str) -> str | None:
         """What measures it under a profile, if anything does."""
-        if isinstance(self.experiment, dict):
-            return self.experiment.get(profile)
-        return self.experiment
+        experiment: str | None = _under(profile, self.experiment)
+        return experiment
 
     @property
     def quotation(self) -> str:
@@ -114,17 +150,22 @@ class Claim(BaseModel):
         return f"“{self.text}”" if self.words == "the paper's" else self.text
 
 
+def _under(profile: str, value: Any) -> Any:
+    """What holds under a profile, where there may be one value for each."""
+    return value.get(profile) if isinstance(value, dict) else value
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What an experiment found about a claim.
 
     Attributes:
-        claim: which.
-        verdict: on it.
-        found: the number that decides it.
-        profile: under which it was measured.
-        run: on what: see `companion.figures.tables.run_label`.
-        made_from: hash of the commit, the package versions and the run.
+        claim: The claim.
+        verdict: The verdict on it.
+        found: The number that decides it.
+        profile: Name of the profile under which it was measured.
+        run: Name of the run, see `companion.studies.study.run_label`.
+        made_from: Hash of the commit, the package versions and the run.
     """
 
     claim: Claim
@@ -139,7 +180,7 @@ def read_claims(path: str | Path = CLAIMS) -> dict[str, Claim]:
     """All claims by id, in the file's order.
 
     Raises:
-        FusionError: the file cannot be read, or a claim in it does not fit; names both.
+        FusionError: The file cannot be read, or a claim in it does not fit; names both.
     """
     try:
         entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -165,10 +206,10 @@ def read_claims(path: str | Path = CLAIMS) -> dict[str, Claim]:
 def claims_under(profile: Profile, path: str | Path = CLAIMS) -> dict[str, Claim]:
     """All claims as they stand under a profile.
 
-    One that is tested by a page which the profile's book goes without has that for its obstacle.
+    A claim whose page is left out of the profile's book cannot be tested, for the same reason.
 
     Raises:
-        FusionError: see `read_claims`.
+        FusionError: See `read_claims`.
     """
     claims = {}
     for name, claim in read_claims(path).items():
@@ -183,7 +224,7 @@ def find_claim(claim: str, path: str | Path = CLAIMS) -> Claim:
     """One claim by its id.
 
     Raises:
-        FusionError: there is none of that id.
+        FusionError: There is no claim with that id.
     """
     claims = read_claims(path)
     if claim not in claims:
@@ -192,10 +233,10 @@ def find_claim(claim: str, path: str | Path = CLAIMS) -> Claim:
 
 
 def judge(claim: Claim, found: Estimate | PairedDifference) -> Verdict:
-    """The verdict on a claim: where the interval lies, seen from the claim's threshold.
+    """The verdict on a claim: on which side of the claim's threshold the interval lies.
 
     It is "undecided" whatever the interval if more than a tenth of the pictures could not be
-    measured, since those left out could turn it, or with fewer than five people (or whatever was
+    measured, since those left out could change it, or with fewer than five people (or whatever was
     averaged over).
     """
     if found.pairs < MIN_PAIRED * found.cells:
@@ -204,13 +245,56 @@ def judge(claim: Claim, found: Estimate | PairedDifference) -> Verdict:
 
 
 def judge_measured(claim: Claim, found: Estimate | PairedDifference) -> Verdict:
-    """The same, as if those that could not be measured were like the others."""
+    """The verdict if the pictures that could not be measured were like the others."""
     if found.people < MIN_PEOPLE:
         return "undecided"
     interval, threshold = found.interval, claim.threshold
     return verdict(
         Interval(interval.estimate - threshold, interval.low - threshold, interval.high - threshold)
     )
+
+
+def decide(
+    claim: Claim, measured: Measurements | pd.DataFrame, profile: str
+) -> Estimate | PairedDifference | None:
+    """The number that decides a claim, computed from measured pictures.
+
+    Args:
+        claim: A claim with a `pair` or a `mean_of`.
+        measured: What was measured, or a table of it with the claim's metric as a column.
+        profile: Name of the profile.
+
+    Returns:
+        The number; None where a method is not there, or what the claim asks was not measured.
+    """
+    images = measured if isinstance(measured, pd.DataFrame) else measured.images
+    scores = None
+    if isinstance(measured, Measurements) and measured.scales:
+        place = 0 if _under(profile, claim.recogniser) == "first" else -1
+        scores = measured.identity(list(measured.scales)[place])
+        images = scores.images
+    if claim.only:
+        images = images[images["prompt"] == claim.only]
+    if claim.without:
+        images = images[images["prompt"] != claim.without]
+    there = set(images["method"])
+    if claim.mean_of and claim.mean_of not in there:
+        return None
+    if claim.mean_of and claim.metric == "recovery":
+        return estimate_recovery(scores, claim.mean_of) if scores else None
+    images = _with_metric(claim, images, scores)
+    if claim.metric not in images:
+        return None
+    if claim.mean_of:
+        return estimate_mean(images, claim.metric, claim.mean_of)
+    method, other = _under(profile, claim.pair) or ("", "")
+    if not isinstance(other, str):
+        other = best_of(images, claim.metric, other)
+    if not {method, other, *(claim.baseline or ())} <= there:
+        return None
+    if claim.baseline:
+        return estimate_change(images, (other, method), claim.baseline[::-1], claim.metric)
+    return paired_difference(images, method, other, claim.metric)
 
 
 def record_claim(
@@ -227,15 +311,15 @@ def record_claim(
     The same findings give the same bytes. A record of an earlier run is replaced.
 
     Args:
-        out: the folder that the notebook was handed.
-        claim: its id.
-        found: the number that decides it, as the claim's `decided_by` says.
-        profile: its name.
-        run: see `companion.figures.tables.run_label`.
-        path: of the claims.
+        out: Folder that the notebook writes to.
+        claim: Id of the claim.
+        found: The number that decides it, as the claim's `decided_by` says.
+        profile: Name of the profile.
+        run: Name of the run, see `companion.studies.study.run_label`.
+        path: File of the claims.
 
     Raises:
-        FusionError: there is no such claim, or it is said to be untestable under this profile.
+        FusionError: There is no such claim, or it is said to be untestable under this profile.
     """
     known = find_claim(claim, path)
     if profile in known.obstacle:
@@ -258,55 +342,57 @@ def record_claim(
         "made_from": made_from,
     }
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    folder = Path(out) / "claims"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{claim}.json", lambda file: file.write(text.encode()))
+    write_text(Path(out) / "claims" / f"{claim}.json", text)
     return evidence
 
 
-def record_pairs(
+def record_claims(
     out: str | Path,
-    pairs: Mapping[str, tuple[str, str]],
-    scores: IdentityScores | pd.DataFrame,
-    metric: str = "distance",
+    claims: Sequence[str],
+    measured: Measurements | pd.DataFrame,
     *,
     profile: str,
     run: str,
-    experiment: str | None = None,
+    page: str | None = None,
     path: str | Path = CLAIMS,
 ) -> list[Evidence]:
-    """Record the claims that one method of a study is better than another.
+    """Record what measured pictures say of claims, each as the claims' file says.
 
-    A claim about a method that the study lacks, because its weights are not there, is passed over.
+    A claim is passed over where `decide` finds no number: a method's weights are not there, say.
 
     Args:
-        out: see `record_claim`.
-        pairs: by the claim's id, the method that it says is better, and the other.
-        scores: see `companion.evaluation.comparison.paired_difference`.
-        metric: a column of them.
-        profile: see `record_claim`.
-        run: see `record_claim`.
-        experiment: of this name; claims that another one tests under the profile are passed over.
-        path: of the claims.
+        out: Folder that the notebook writes to.
+        claims: Ids of the claims.
+        measured: See `decide`.
+        profile: Name of the profile.
+        run: Name of the run, see `companion.studies.study.run_label`.
+        page: Name of the notebook; claims that another one tests under the profile are passed over.
+        path: File of the claims.
 
     Returns:
-        What was found, in the order of `pairs`.
+        What was found, in the order of `claims`.
     """
-    claims = read_claims(path)
-    images = scores.images if isinstance(scores, IdentityScores) else scores
-    return [
-        record_claim(
-            out,
-            claim,
-            paired_difference(scores, *methods, metric),
-            profile=profile,
-            run=run,
-            path=path,
-        )
-        for claim, methods in pairs.items()
-        if set(methods) <= set(images["method"])
-        and experiment in (None, claims[claim].tested_by(profile))
-    ]
+    recorded = []
+    for name in claims:
+        claim = find_claim(name, path)
+        if page and claim.tested_by(profile) != f"notebooks/{page}":
+            continue
+        found = decide(claim, measured, profile)
+        if found is not None:
+            recorded.append(record_claim(out, name, found, profile=profile, run=run, path=path))
+    return recorded
+
+
+def _with_metric(claim: Claim, images: pd.DataFrame, scores: IdentityScores | None) -> pd.DataFrame:
+    """The pictures with the claim's metric as a column, where it can be computed."""
+    if claim.metric == "accepted" and scores:
+        accepted = with_accepted(scores)["accepted"]
+        return images.assign(accepted=accepted[images.index])
+    if claim.metric == "followed" and images.columns.str.endswith("_correct").any():
+        return with_prompt_followed(images)
+    if claim.metric == "likeness" and images.columns.str.endswith("_kept").any():
+        return with_likeness_kept(images, claim.traits)
+    return images
 
 
 def read_evidence(
@@ -318,12 +404,12 @@ def read_evidence(
     experiment or threshold than the claim has now are passed over.
 
     Args:
-        out: the folder that the notebooks were handed.
-        profile: its name.
-        claims: of `read_claims`; read if not given.
+        out: Folder that the notebooks wrote to.
+        profile: Name of the profile.
+        claims: Claims to look for, by id; by default all of `read_claims`.
 
     Raises:
-        FusionError: a record cannot be read.
+        FusionError: A record cannot be read.
     """
     known = read_claims() if claims is None else claims
     recorded = {}
@@ -348,7 +434,7 @@ def read_evidence(
 
 
 def _found(kind: str, values: dict[str, Any]) -> Estimate | PairedDifference:
-    """The recorded number, as the type that it was."""
+    """The recorded number, as the type it had."""
     values["interval"] = Interval(**values["interval"])
     if kind == "Estimate":
         return Estimate(**values)
@@ -358,14 +444,14 @@ def _found(kind: str, values: dict[str, Any]) -> Estimate | PairedDifference:
 
 
 def status(claim: Claim, evidence: Mapping[str, Evidence], profile: str) -> Status:
-    """How it stands with a claim under a profile: the verdict, or why there is none."""
+    """The verdict on a claim under a profile, or why there is none."""
     if profile in claim.obstacle:
         return "not testable here"
     return evidence[claim.id].verdict if claim.id in evidence else "not measured yet"
 
 
-def broken(claims: Mapping[str, Claim], evidence: Mapping[str, Evidence]) -> list[str]:
-    """Claims whose evidence is not what the profile's weights gave before, each in a sentence."""
+def changed_verdicts(claims: Mapping[str, Claim], evidence: Mapping[str, Evidence]) -> list[str]:
+    """Claims whose verdict is not what the profile's weights gave before, each in a sentence."""
     sentences = []
     for name, one in evidence.items():
         expected = claims[name].expected.get(one.profile)
@@ -383,12 +469,12 @@ def broken(claims: Mapping[str, Claim], evidence: Mapping[str, Evidence]) -> lis
 
 
 def check_claims(claims: Mapping[str, Claim], evidence: Mapping[str, Evidence]) -> None:
-    """Hold the recorded verdicts to those that ``claims.yaml`` expects under their profile.
+    """Make sure that the recorded verdicts are those that ``claims.yaml`` expects.
 
     Raises:
-        FusionError: one differs; names each claim that does, and what was found.
+        FusionError: A verdict differs; names each claim whose verdict does, and what was found.
     """
-    if sentences := broken(claims, evidence):
+    if sentences := changed_verdicts(claims, evidence):
         raise FusionError(
             " ".join(sentences) + " If that is right, change `expected` in data/paper/claims.yaml."
         )

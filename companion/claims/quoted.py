@@ -20,7 +20,7 @@ def read_quoted(path: str | Path) -> pd.DataFrame:
         prints a dash.
 
     Raises:
-        FusionError: there is no such file, or it is no such table.
+        FusionError: There is no such file, or it is no such table.
     """
     try:
         numbers = pd.read_csv(path)

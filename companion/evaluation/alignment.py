@@ -24,10 +24,10 @@ class ClipScorer:
     """Embeds pictures and prompts; an instrument of `companion.evaluation.readings`.
 
     Args:
-        checkpoint: folder or hub id of a CLIP model with its processor.
+        checkpoint: Folder or hub id of a CLIP model with its processor.
 
     Raises:
-        FusionError: there is no such checkpoint.
+        FusionError: There is no such checkpoint.
     """
 
     name = "clip"
@@ -62,8 +62,8 @@ class ClipScorer:
         """100 x the cosine of each picture's embedding and its prompt's; NaN stays NaN.
 
         Args:
-            images: ``(pictures, dimension)``, as `read` returns them.
-            prompts: one for each picture.
+            images: Embeddings ``(pictures, dimension)``, as `read` returns them.
+            prompts: A prompt for each picture.
         """
         known = {text: self.embed_texts([text])[0] for text in dict.fromkeys(prompts)}
         texts = np.stack([known[text] for text in prompts]).astype(np.float64)
@@ -94,11 +94,11 @@ class Classifier:
     table, only the heads in it are asked for: "short" may be said of hair, and of much else.
 
     Args:
-        name: of the instrument.
-        checkpoint: folder or hub id of the model with its image processor.
+        name: Name of the instrument.
+        checkpoint: Folder or hub id of the model with its image processor.
 
     Raises:
-        FusionError: there is no such checkpoint.
+        FusionError: There is no such checkpoint.
     """
 
     needs_face = False
@@ -141,8 +141,8 @@ class Classifier:
         """The most probable class of a head in each picture; None where nothing was read.
 
         Args:
-            head: of `heads`.
-            probabilities: ``(pictures, dimension)``, as `read` returns them.
+            head: Name of a head, see `heads`.
+            probabilities: Probabilities ``(pictures, dimension)``, as `read` returns them.
         """
         names, places = zip(*self._places[head].items(), strict=True)
         rows = probabilities[:, list(places)]
@@ -154,9 +154,9 @@ class Classifier:
         """1 where the most probable class is the wanted one, else 0; NaN where there is none.
 
         Args:
-            head: of `heads`.
-            probabilities: ``(pictures, dimension)``, as `read` returns them.
-            wanted: a class for each picture, or None.
+            head: Name of a head, see `heads`.
+            probabilities: Probabilities ``(pictures, dimension)``, as `read` returns them.
+            wanted: A class for each picture, or None.
         """
         return np.array(
             [

@@ -1,4 +1,4 @@
-"""Where the queries look: the weights of the softmax in a UNet's cross-attention, as it runs.
+"""Attention maps: the weights of the softmax in a UNet's cross-attention, recorded as it runs.
 
 The weights of a softmax sum to 1, so attention to values that are 1 for some keys and 0 for all
 others returns those keys' share. That way they come from `fused_attention` itself, strengths and
@@ -21,18 +21,19 @@ from fusionlib.processor import LayerConditioning, fused_processors
 from fusionlib.unet_layers import cross_attention_layers, split_heads
 
 Columns = Literal["sources", "keys"]
-"""What is told apart: the text and each reference, or every single key."""
+"""What is distinguished: the text and each reference, or every single key."""
 
 
 @dataclass(frozen=True)
 class AttentionShares:
-    """What the queries of one layer look at in one call of the UNet.
+    """The attention of one layer's queries in one call of the UNet.
 
     Attributes:
-        layer: its name in the UNet.
-        timestep: of the call.
-        weights: the mean over the heads, ``(samples, N_q, columns)``, float32 on the CPU; each row
-            sums to 1. The columns are the text and each reference, or all keys in this order.
+        layer: Name of the layer in the UNet.
+        timestep: Timestep of the call.
+        weights: Mean of the weights over the heads, ``(samples, N_q, columns)``, float32 on the
+            CPU; each row sums to 1. The columns are the text and each reference, or all keys in
+            this order.
         tokens: N_text, then N_f of each reference.
     """
 
@@ -52,15 +53,15 @@ class AttentionShares:
 def record_attention(
     unet: Any, of: Columns = "sources", *, last: int | None = None
 ) -> Iterator[list[AttentionShares]]:
-    """Note what the queries look at in every cross-attention layer while the UNet runs.
+    """Record the attention of every cross-attention layer while the UNet runs.
 
     Decoupled layers are passed over while they see faces: there, text and faces have a weight of 1
     each. References of strength 0 have no column, as `FusionAdapter.conditioned` leaves them out.
 
     Args:
-        unet: a ``UNet2DConditionModel``, with a ``FusionAdapter`` attached or not.
-        of: ``"sources"``, or ``"keys"`` for every key: more numbers and more work.
-        last: where no faces are seen, how many samples at the end of the batch to look at (those
+        unet: A ``UNet2DConditionModel``, with a ``FusionAdapter`` attached or not.
+        of: What to distinguish: ``"sources"``, or ``"keys"`` for every key, which takes more work.
+        last: Number of samples at the end of the batch to look at where no faces are seen (those
             before are guidance's unconditional branch); None means all. Where faces are seen, it is
             the samples that see them.
 
@@ -68,7 +69,7 @@ def record_attention(
         A list that grows while the UNet runs, one entry for each layer and call.
     """
     unet = getattr(unet, "_orig_mod", unet)
-    gazes: list[AttentionShares] = []
+    shares: list[AttentionShares] = []
     now = [0.0]
 
     def note_time(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -87,7 +88,7 @@ def record_attention(
             samples = (last if faces is None else faces.batch_size) or hidden.shape[0]
             query = split_heads(layer.to_q(hidden[-samples:]), layer.heads)
             key = split_heads(layer.to_k(text[-samples:]), layer.heads)
-            gazes.append(AttentionShares(name, now[0], *_weights(query, key, faces, of)))
+            shares.append(AttentionShares(name, now[0], *_weights(query, key, faces, of)))
 
         return hook
 
@@ -96,7 +97,7 @@ def record_attention(
         for name, layer in cross_attention_layers(unet).items()
     ]
     try:
-        yield gazes
+        yield shares
     finally:
         for handle in handles:
             handle.remove()
@@ -115,7 +116,7 @@ def _weights(
         owner = torch.arange(len(tokens), device=query.device).repeat_interleave(counts)
     columns = int(owner[-1]) + 1
     found = []
-    for first in range(0, columns, width):  # a head's values have room for so many columns
+    for first in range(0, columns, width):  # a head's values have room for `width` columns
         here = one_hot((owner - first).clamp(-1, width) + 1, width + 2)[:, 1:-1].to(query)
         words, *looks = here.expand(len(query), heads, -1, -1).split(tokens, dim=2)
         share = fused_attention(

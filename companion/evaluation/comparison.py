@@ -33,7 +33,7 @@ with fewer, those left out could turn it."""
 Target = Literal["reference", "others"]
 
 LOWER_IS_BETTER = ("distance",)
-"""Columns of measurements that improve downwards: those whose names begin so."""
+"""Beginnings of the names of columns in which a lower number is better."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class IdentityScores:
     """Distances of a study's pictures to the people they should show, under one recogniser.
 
     Attributes:
-        recogniser: by name.
-        detector: of DeepFace.
-        against: what the distances lead to: the reference, or the person's other pictures.
-        images: the study's index with a column ``distance``, NaN where no face was found in the
+        recogniser: Name of the recogniser.
+        detector: Name of the detector in DeepFace.
+        against: What the distances lead to: the reference, or the person's other pictures.
+        images: The study's index with a column ``distance``, NaN where no face was found in the
             picture (or in the reference).
-        scale: one row for each person: ``genuine``, the mean distance of the reference to the
+        scale: One row for each person: ``genuine``, the mean distance of the reference to the
             same person's other pictures, and ``impostor``, to the other people's other pictures.
     """
 
@@ -66,17 +66,18 @@ class PairedDifference:
     """How much better one method is than another, in the same cells.
 
     Attributes:
-        metric: the column that is compared.
-        interval: of the mean over people of the improvement: positive where this one is better.
-        effect: that mean in units of its spread between people, with its interval: see
+        metric: The column that is compared.
+        interval: Mean improvement over people, with its interval: positive where this one is
+            better.
+        effect: That mean in units of its spread between people, with its interval: see
             `companion.evaluation.statistics.effect_size`.
-        ahead: share of people for whom this one is better.
-        by_seed: the mean improvement for each seed alone: what another seed would have said.
-        pairs: pictures (person, prompt, seed) that were measured under both methods.
-        cells: pictures that either method made. One that the other did not make, as of a person
-            whom it left out, is a pair without a number.
-        people: people with at least one such pair.
-        verdict: on the claim that this one is better.
+        ahead: Share of people where this one is better.
+        by_seed: Mean improvement for each seed alone: what another seed would have shown.
+        pairs: Pictures (person, prompt, seed) that were measured under both methods.
+        cells: Pictures that either method made. One that the other did not make, as of a person
+            that it left out, is a pair without a number.
+        people: People with at least one such pair.
+        verdict: Verdict on the claim that this one is better.
     """
 
     metric: str
@@ -95,10 +96,10 @@ class Estimate:
     """A number that stands for itself, where a claim is not about two methods.
 
     Attributes:
-        interval: of the mean over people.
-        pairs: pictures (or pairs of them) that were measured.
-        cells: pictures that there are.
-        people: with at least one of them.
+        interval: Mean over people, with its interval.
+        pairs: Pictures (or pairs of them) that were measured.
+        cells: All pictures.
+        people: People with at least one measured picture.
     """
 
     interval: Interval
@@ -111,7 +112,7 @@ def by_person(images: pd.DataFrame, metric: str, method: str) -> pd.Series[float
     """Mean of a metric over a method's pictures, for each person with at least one number.
 
     Raises:
-        FusionError: there is no such method.
+        FusionError: There is no such method.
     """
     rows = images[images["method"] == method]
     if rows.empty:
@@ -128,12 +129,12 @@ def mean_over_people(images: pd.DataFrame, metric: str, method: str) -> Interval
     return bootstrap(values)
 
 
-def summary(images: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
+def means_by_method(images: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
     """Every metric of every method: the mean over people with its interval.
 
     Args:
-        images: measured pictures, with a column for each metric.
-        metrics: which of them, by the name to call each.
+        images: Measured pictures, with a column for each metric.
+        metrics: Columns to average, by the heading for each.
 
     Returns:
         A row for each method, a column for each metric, of `Interval`.
@@ -153,16 +154,16 @@ def paired_difference(
 
     Cells without a number under either method (no face, or no picture) are left out and counted; if
     more than a tenth are, or there are fewer than five people, the verdict is "undecided" whatever
-    the interval. Prompts that ask nothing of what a classifier tells are no cells of it.
+    the interval. Prompts that ask for nothing that a classifier reads are no cells of it.
 
     Args:
-        scores: of `companion.evaluation.measure`, or their table of images.
-        method: the one that might be better.
-        other: the one it is compared with.
-        metric: a column of the table.
+        scores: Scores of `companion.evaluation.measure`, or their table of images.
+        method: The method that might be better.
+        other: The method it is compared with.
+        metric: A column of the table.
 
     Raises:
-        FusionError: the study lacks a method.
+        FusionError: The study lacks a method.
     """
     cells = _cells(scores, (method, other), metric)
     sign = -1 if metric.startswith(LOWER_IS_BETTER) else 1
@@ -192,7 +193,7 @@ def _cells(
     """A metric of several methods side by side: a row for each cell of which any made a picture.
 
     Raises:
-        FusionError: the study lacks a method.
+        FusionError: The study lacks a method.
     """
     images = scores.images if isinstance(scores, IdentityScores) else scores
     for name in methods:
@@ -203,17 +204,17 @@ def _cells(
 
 
 def _asked(images: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The pictures of which what a metric tells was asked: not every prompt names an expression."""
+    """The pictures whose prompt asks for what a metric reads, an expression for example."""
     if metric != "followed" and not metric.endswith("_correct"):
         return images
     return images[images.groupby("prompt")[metric].transform("count") > 0]
 
 
-def recovery(scores: IdentityScores, method: str) -> Interval:
+def method_recovery(scores: IdentityScores, method: str) -> Interval:
     """Identity recovery R of a method, over the people with a face in one picture or more.
 
-    Where distances lead to a person's other pictures, somebody who has but one has no scale. With
-    too few left for an interval there is no R beside the distance of the others: all of it is NaN.
+    Where distances lead to a person's other pictures, a person with only one has no scale. With too
+    few people left for an interval there is no R: all of it is NaN.
     """
     generated = scores.of(method).rename("generated")
     joined = scores.scale.join(generated, how="inner").dropna()
@@ -233,8 +234,8 @@ def estimate_of(
     """The mean of one value for each person (or pair of people), with its interval.
 
     Args:
-        values: those that could be measured.
-        cells: how many there should be, if some are missing.
+        values: Values that could be measured.
+        cells: Number of values that there should be, if some are missing.
     """
     numbers = np.asarray(values, dtype=np.float64)
     count = len(numbers) if cells is None else cells
@@ -245,7 +246,7 @@ def estimate_mean(images: pd.DataFrame, metric: str, method: str) -> Estimate:
     """Mean of a metric over the people of a method's pictures, with what it was measured on.
 
     Raises:
-        FusionError: there is no such method.
+        FusionError: There is no such method.
     """
     values = by_person(images, metric, method)
     shown = _asked(images[images["method"] == method], metric)[metric]
@@ -253,13 +254,13 @@ def estimate_mean(images: pd.DataFrame, metric: str, method: str) -> Estimate:
 
 
 def estimate_recovery(scores: IdentityScores, method: str) -> Estimate:
-    """Identity recovery R of a method, as `recovery` has it, with what it was measured on.
+    """Identity recovery R of a method, as `method_recovery` has it, with what it was measured on.
 
     Raises:
-        FusionError: there is no such method.
+        FusionError: There is no such method.
     """
     counted = estimate_mean(scores.images, "distance", method)
-    return replace(counted, interval=recovery(scores, method))
+    return replace(counted, interval=method_recovery(scores, method))
 
 
 def estimate_change(
@@ -271,17 +272,17 @@ def estimate_change(
     """How much more a number changes from one method to another than between two others.
 
     Args:
-        scores: see `paired_difference`.
-        change: from the second method to the first.
-        baseline: likewise; what changes here is not counted.
-        metric: a column of the table.
+        scores: See `paired_difference`.
+        change: Two methods; the number of the second is subtracted from that of the first.
+        baseline: Two methods likewise, whose difference is subtracted.
+        metric: A column of the table.
 
     Returns:
         The mean over people of (a - b) - (c - d), over those pictures (person, prompt, seed) for
         which there are all four numbers; the others are counted.
 
     Raises:
-        FusionError: there is no such method.
+        FusionError: There is no such method.
     """
     cells = _cells(scores, (*change, *baseline), metric)
     a, b, c, d = (cells[name] for name in (*change, *baseline))
@@ -294,9 +295,9 @@ def best_of(images: pd.DataFrame, metric: str, methods: Sequence[str]) -> str:
     """The method with the best mean over people; no name if the study lacks one of them.
 
     Args:
-        images: measured pictures.
-        metric: a column of them; only cells count for which all methods have a number.
-        methods: to choose from.
+        images: Measured pictures.
+        metric: A column of them; only cells count for which all methods have a number.
+        methods: Methods to choose from.
     """
     if not set(methods) <= set(images["method"]):
         return ""
@@ -309,29 +310,29 @@ def with_prompt_followed(images: pd.DataFrame) -> pd.DataFrame:
     """Add the column ``followed``: 1 where a picture shows everything that its prompt asks for.
 
     Args:
-        images: measured, with a column ``HEAD_correct`` for each thing that a classifier tells; of
+        images: Measured pictures, with a column ``HEAD_correct`` for each head of a classifier; of
             a thing that a prompt does not ask for, NaN. A picture of which nothing is asked is NaN.
 
     Raises:
-        FusionError: nothing was told by a classifier.
+        FusionError: No classifier read the pictures.
     """
-    told = images.columns[images.columns.str.endswith("_correct")]
-    if told.empty:
+    read = images.columns[images.columns.str.endswith("_correct")]
+    if read.empty:
         raise FusionError(
             "No classifier told what the pictures show: pass `classifiers` to `measure`."
         )
-    return images.assign(followed=images[told].min(axis=1))
+    return images.assign(followed=images[read].min(axis=1))
 
 
 def with_likeness_kept(images: pd.DataFrame, traits: Sequence[str] | None = None) -> pd.DataFrame:
     """Add the column ``likeness``: the share of a person's traits that a picture keeps.
 
     Args:
-        images: measured with ``traits``: a column ``HEAD_kept`` for each.
-        traits: which of them count; all by default.
+        images: Pictures measured with ``traits``: a column ``HEAD_kept`` for each.
+        traits: Traits that count; all by default.
 
     Raises:
-        FusionError: none of them, or not all that are named, were compared.
+        FusionError: None of them, or not all that are named, were compared.
     """
     compared = images.columns[images.columns.str.endswith("_kept")]
     kept = compared if traits is None else [f"{trait}_kept" for trait in traits]
@@ -384,7 +385,7 @@ def identity_table(scores: IdentityScores) -> pd.DataFrame:
         pictures = scores.images[scores.images["method"] == method]
         rows[method] = {
             "distance": bootstrap(scores.of(method).to_numpy()),
-            "recovery": recovery(scores, method),
+            "recovery": method_recovery(scores, method),
             "found": int(pictures["distance"].notna().sum()),
             "images": len(pictures),
         }

@@ -1,13 +1,14 @@
 """Who is who in a picture of several people: each face is looked at in its own place.
 
 A method is asked for identity i in mask i. So the picture is cut around every mask, and a
-recogniser tells which of the group's members the face there is nearest to. Chance is one over their
+recogniser finds which of the group's members the face there is nearest to. Chance is one over their
 number; a method that mixes the members up, or gives all of them one face, is not better than that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,23 @@ from companion.faces.recognisers import Instrument
 from companion.person import Person
 from fusionlib.inputs.images import load_image
 from fusionlib.inputs.layout import masks_from_colors
+from fusionlib.support.files import write_atomically
 from fusionlib.support.provenance import sha256_file
 
 MARGIN = 0.45
-"""How much is cut besides the mask's box, in its longer sides: a detector wants to see hair."""
+"""Margin around the mask's box, in its longer sides: a detector needs to see hair."""
 
 SIDE = 160
-"""Of the cut pictures, in pixels: faces in a group are small, and detectors have a least size."""
+"""Side of the cut pictures in pixels: faces in a group are small, and detectors need some size."""
 
 
 def cut_faces(picture: Path, masks: NDArray[np.bool_], folder: Path) -> list[Path]:
     """Cut a picture around each mask, once.
 
     Args:
-        picture: of a group.
-        masks: ``(members, height, width)``.
-        folder: to keep the cut pictures in, named by the picture's content.
+        picture: Picture of a group.
+        masks: Boolean array ``(members, height, width)``.
+        folder: Folder for the cut pictures, which are named by the picture's content.
 
     Returns:
         One picture of `SIDE` x `SIDE` pixels for each mask, its border repeated where it is cut at
@@ -48,7 +50,7 @@ def cut_faces(picture: Path, masks: NDArray[np.bool_], folder: Path) -> list[Pat
     stem = sha256_file(picture)[:32]
     places = []
     image: Image.Image | None = None
-    for number, mask in enumerate(masks):
+    for mask in masks:
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
         half = int(np.ceil(max(bottom - top, right - left) * (0.5 + MARGIN)))
@@ -60,13 +62,12 @@ def cut_faces(picture: Path, masks: NDArray[np.bool_], folder: Path) -> list[Pat
         image = image or load_image(picture)
         padded = np.pad(np.asarray(image), ((half, half), (half, half), (0, 0)), mode="edge")
         face = Image.fromarray(padded[y : y + 2 * half, x : x + 2 * half])
-        partial = target.with_suffix(f".{number}.partial")
-        face.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(partial, format="PNG")
-        partial.replace(target)
+        shown = face.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        write_atomically(target, partial(shown.save, format="PNG"))
     return places
 
 
-def who_is_who(
+def recognise_members(
     index: pd.DataFrame,
     groups: Sequence[Person],
     members: int,
@@ -76,16 +77,16 @@ def who_is_who(
     out: str | Path,
     cache: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Look at every face of a study of groups.
+    """Find out, for every face of a study of groups, which member it shows.
 
     Args:
-        index: of the study, see `companion.studies.study.run_study`.
-        groups: of `companion.methods.groups.load_groups`.
-        members: people in each.
-        recogniser: an instrument that looks at faces.
-        detector: of DeepFace.
-        out: folder for the cut pictures.
-        cache: see `companion.evaluation.readings.observe`.
+        index: Index of the study, see `companion.studies.study.run_study`.
+        groups: Groups of `companion.methods.groups.load_groups`.
+        members: Number of people in each.
+        recogniser: An instrument that looks at faces.
+        detector: Name of the detector in DeepFace.
+        out: Folder for the cut pictures.
+        cache: See `companion.evaluation.readings.observe`.
 
     Returns:
         A row for each face: ``method``, ``person`` (the group), ``prompt``, ``seed``, ``place``
@@ -136,7 +137,7 @@ def who_is_who(
 
 
 def group_summary(faces: pd.DataFrame) -> Mapping[str, dict[str, Interval | str]]:
-    """For each method what `who_is_who` found, with intervals over groups.
+    """For each method what `recognise_members` found, with intervals over groups.
 
     Returns:
         By method: ``right person``, the share of faces nearest to who belongs there, ``own`` and
@@ -155,10 +156,10 @@ def group_summary(faces: pd.DataFrame) -> Mapping[str, dict[str, Interval | str]
 
 
 def mask_gains(faces: pd.DataFrame) -> pd.DataFrame:
-    """How much nearer each face is to who belongs there than to the others, as ``gain``.
+    """How much nearer each face is to its own person than to the others, as ``gain``.
 
     Args:
-        faces: of `who_is_who`.
+        faces: Table of `recognise_members`.
 
     Returns:
         A table for `companion.evaluation.comparison.paired_difference`, in which every place of a

@@ -34,10 +34,10 @@ def identity_recovery(
     a ratio for each person would be ruled by those whose two distances nearly agree.
 
     Args:
-        d_generated: distance of generated faces to the reference, one for each person.
-        d_genuine: distance of other pictures of the same person, in the same order.
-        d_impostor: distance of pictures of other people, in the same order.
-        axis: the axis that counts people.
+        d_generated: Distance of generated faces to the reference, one for each person.
+        d_genuine: Distance of other pictures of the same person, in the same order.
+        d_impostor: Distance of pictures of other people, in the same order.
+        axis: The axis that counts people.
     """
     impostor = np.mean(d_impostor, axis=axis)
     return (impostor - np.mean(d_generated, axis=axis)) / (impostor - np.mean(d_genuine, axis=axis))

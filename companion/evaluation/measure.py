@@ -19,8 +19,9 @@ from tqdm import tqdm
 from companion.evaluation.alignment import Classifier, ClipScorer
 from companion.evaluation.comparison import IdentityScores, Target
 from companion.evaluation.quality import face_region, psnr, psnr_8bit_overflow, ssim
-from companion.evaluation.readings import Observations, observe
-from companion.faces.recognisers import Instrument, load_recogniser, load_recognisers
+from companion.evaluation.readings import Readings, observe
+from companion.faces.aligned import align_faces
+from companion.faces.recognisers import Instrument, load_recognisers
 from companion.person import Person
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
@@ -31,16 +32,16 @@ class Measurements:
     """The pictures of a study with all that was measured.
 
     Attributes:
-        images: the index with a row for each picture and these further columns: ``unreadable``,
+        images: The index with a row for each picture and these further columns: ``unreadable``,
             what is wrong with a file or None; ``face``, whether one was found; ``distance NAME``
             for each recogniser; ``clip_score``; ``ssim``, ``psnr`` and ``psnr_8bit_overflow`` of
             the face region against the reference's; ``HEAD_correct`` for what classifiers tell and
             something is asked of, ``expression_correct`` for example, 1 or 0; ``HEAD_kept`` for
             traits, 1 where the classifier sees the same as in the person's reference. NaN where
             something could not be measured.
-        scales: for each recogniser what `IdentityScores` calls ``scale``.
-        detector: of DeepFace.
-        against: what the distances lead to.
+        scales: For each recogniser, what `IdentityScores` calls ``scale``.
+        detector: Name of the detector in DeepFace.
+        against: What the distances lead to.
     """
 
     images: pd.DataFrame
@@ -84,30 +85,31 @@ def measure(
     """Measure every picture of a study.
 
     Args:
-        index: of the study, as `companion.studies.study.run_study` returns it: one row for each picture
-            with method, person, prompt, seed and image (a path).
-        people: of the study.
-        recognisers: names in DeepFace, or folders: see `companion.faces.recognisers`. Those of
+        index: A row for each picture with method, person, prompt, seed and image (a path), as
+            `companion.studies.study.run_study` returns it.
+        people: People of the study.
+        recognisers: Names in DeepFace, or folders: see `companion.faces.recognisers`. Those of
             folders are called by the folder's own name.
-        detector: of DeepFace.
-        against: ``"reference"`` measures the distance to a person's first reference, as the paper
-            does. ``"others"`` measures the mean distance to the person's other pictures, which no
-            method saw: the fair target where methods see different references.
-        clip: folder or hub id of the CLIP model for the CLIP score, if it is wanted.
-        classifiers: folders or hub ids of image classifiers, by name; None for none. What a picture
+        detector: Name of the detector in DeepFace.
+        against: Target of the distances: ``"reference"`` measures the distance to a person's first
+            reference, as the paper does. ``"others"`` measures the mean distance to the person's
+            other pictures, which no method saw: the fair target where methods see different
+            references.
+        clip: Folder or hub id of the CLIP model for the CLIP score, if it is wanted.
+        classifiers: Folders or hub ids of image classifiers, by name; None for none. What a picture
             should show stands in the index's column of the name of a head (``expression``), or is
             what the prompt asks for: see `companion.evaluation.alignment.Classifier`.
-        traits: heads of the classifiers that tell what stays of a person, ``["gender"]``: what they
-            see in a picture with a face is compared with what they see in the person's first
+        traits: Heads of the classifiers whose class belongs to the person, ``["gender"]``: what
+            they see in a picture with a face is compared with what they see in the person's first
             reference.
-        quality: whether to compare face regions with the first reference's.
-        cache: folder in which what was read off a picture is kept, for the next time.
-        strict: whether a picture that cannot be read is an error, or noted and passed over. A
+        quality: Whether to compare face regions with the first reference's.
+        cache: Folder in which readings of pictures are kept for the next time.
+        strict: Whether a picture that cannot be read is an error, or noted and passed over. A
             reference that cannot be read is one always.
-        progress: whether to show bars; by default where a terminal can.
+        progress: Whether to show bars; by default where a terminal can.
 
     Raises:
-        FusionError: a person has no reference, or no other picture where these are the target; a
+        FusionError: A person has no reference, or no other picture where these are the target; a
             file cannot be read; a model is not there, or no classifier knows a trait.
     """
     known = {person.name: person for person in people}
@@ -196,15 +198,15 @@ def with_face_size(
     """Add ``eyes_apart``: how far apart the eyes are, in widths of the picture.
 
     Args:
-        index: see `measure`.
-        detector: of DeepFace.
-        cache: see `measure`.
+        index: See `measure`.
+        detector: Name of the detector in DeepFace.
+        cache: See `measure`.
 
     Returns:
         The index with the further column, NaN where no face is found.
 
     Raises:
-        FusionError: a file cannot be read.
+        FusionError: A file cannot be read.
     """
     paths = [Path(path) for path in index["image"]]
     eyes = observe(paths, detector=detector, cache=cache, strict=True).eyes
@@ -213,27 +215,18 @@ def with_face_size(
     return index.assign(eyes_apart=apart)
 
 
-def measure_identity(
-    index: pd.DataFrame,
-    people: Sequence[Person],
-    *,
-    recogniser: str = "Dlib",
-    detector: str = "dlib",
-    against: Target = "reference",
-    cache: str | Path | None = None,
-) -> IdentityScores:
-    """Measure how far every picture of a study is from the person it should show, and nothing else.
+def count_faces(index: pd.DataFrame, *, detector: str = "dlib") -> dict[str, int]:
+    """The number of pictures, and of those in which a face is found, for a table of facts."""
+    faces = align_faces(map(load_image, index["image"]), detector)
+    found = sum(face is not None for face in faces)
+    return {"pictures": len(faces), f"with a face for DeepFace's {detector} detector": found}
 
-    Args:
-        index: see `measure`.
-        people: see `measure`; two or more, with other pictures, for the scale.
-        recogniser: by name or folder.
-        detector: of DeepFace.
-        against: see `measure`.
-        cache: see `measure`.
+
+def check_scale(people: Sequence[Person], against: Target = "reference") -> None:
+    """Make sure that distances to these people can be put on a scale from a stranger to the person.
 
     Raises:
-        FusionError: fewer than two people, or a person with too few other pictures for the scale.
+        FusionError: Fewer than two people, or a person with too few other pictures.
     """
     needed = 1 if against == "reference" else 2
     if len(people) < 2:
@@ -244,15 +237,6 @@ def measure_identity(
                 f"The person {person.name!r} needs a reference and {needed} other picture(s) to "
                 "measure by."
             )
-    return measure(
-        index,
-        people,
-        recognisers=[recogniser],
-        detector=detector,
-        against=against,
-        quality=False,
-        cache=cache,
-    ).identity(load_recogniser(recogniser).name)
 
 
 def _unit(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -285,10 +269,10 @@ def _scale(
     A mean of cosine distances is one minus a product of means: no pair has to be formed.
 
     Args:
-        centres: ``(people, dimension)``: the mean of each person's targets.
-        others: ``(pictures, dimension)``: everybody's other pictures.
-        owners: whose each of them is.
-        itself: whether the targets are these pictures; none is compared with itself then.
+        centres: Array ``(people, dimension)``: the mean of each person's targets.
+        others: Array ``(pictures, dimension)``: the other pictures of all people.
+        owners: Person to whom each of them belongs.
+        itself: Whether the targets are these pictures; none is compared with itself then.
     """
     sums, counts = _sums(others, owners, len(centres))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -305,9 +289,9 @@ def _scale(
 
 def _quality(
     paths: Sequence[Path],
-    made: Observations,
+    made: Readings,
     firsts: Sequence[Path],
-    references: Observations,
+    references: Readings,
     whose: NDArray[np.intp],
     progress: bool | None,
 ) -> dict[str, NDArray[np.float64]]:

@@ -8,7 +8,7 @@ beyond the picture's edge is black. Then:
 - SSIM with the Gaussian window of its authors (Wang et al. 2004: sigma 1.5, K1 = 0.01, K2 = 0.03),
   the mean over the three channels;
 - PSNR over all pixels and channels, in floating point;
-- and, under a name that says what it is, the PSNR that 8-bit arithmetic gives if nobody looks.
+- and, under a name that says what it is, the PSNR that careless 8-bit arithmetic gives.
 
 The data range is 255 throughout.
 """
@@ -35,7 +35,7 @@ def face_region(image: Image.Image, eyes: ArrayLike) -> NDArray[np.uint8]:
 
     Args:
         image: RGB.
-        eyes: ``(2, 2)``: x and y of the eye on the picture's left and of that on its right.
+        eyes: Array ``(2, 2)``: x and y of the eye on the picture's left and of that on its right.
 
     Returns:
         ``(SIDE, SIDE, 3)``, 8-bit RGB.
@@ -95,7 +95,7 @@ def reconstruct(pipeline: Any, images: Sequence[Image.Image]) -> list[Image.Imag
     """Send pictures through a pipeline's autoencoder and back: what its latents can hold.
 
     Args:
-        pipeline: a Stable Diffusion pipeline.
+        pipeline: A Stable Diffusion pipeline.
         images: RGB, all of one size.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Observations: what instruments read off single pictures, each read once and kept.
+"""Readings: what instruments read off single pictures, each read once and kept.
 
 A recogniser's embedding, a CLIP embedding, a classifier's probabilities: each depends on one
 picture and on one instrument alone. So each is kept under the hash of the picture's file and the
@@ -30,16 +30,16 @@ SCHEMA = pa.schema({"image": pa.string(), "value": pa.list_(pa.float32())})
 
 
 @dataclass(frozen=True)
-class Observations:
+class Readings:
     """What was read off pictures, in their order.
 
     Attributes:
-        values: for each instrument ``(pictures, dimension)``; a row of NaN where there was nothing
-            to read.
-        faces: ``(pictures,)``: whether a face was found.
-        eyes: ``(pictures, 2, 2)``: x and y of the eye on the left and of that on the right, NaN
-            where there is no face.
-        unreadable: for each picture what is wrong with its file, or None.
+        values: For each instrument an array ``(pictures, dimension)``; a row of NaN where there was
+            nothing to read.
+        faces: Array ``(pictures,)``: whether a face was found.
+        eyes: Array ``(pictures, 2, 2)``: x and y of the eye on the left and of that on the right,
+            NaN where there is no face.
+        unreadable: For each picture the problem with its file, or None.
     """
 
     values: Mapping[str, NDArray[np.float32]]
@@ -56,17 +56,17 @@ def observe(
     cache: str | Path | None = None,
     strict: bool = False,
     progress: bool | None = None,
-) -> Observations:
+) -> Readings:
     """Read instruments off pictures; detection is done once for each picture, for all of them.
 
     Args:
-        paths: image files.
-        instruments: what to read, besides whether there is a face; by the name to call it.
-        detector: of DeepFace.
-        cache: folder in which everything that was read is kept, also if the process is killed;
+        paths: Image files.
+        instruments: Instruments by name; whether there is a face is always read.
+        detector: Name of the detector in DeepFace.
+        cache: Folder in which everything that was read is kept, also if the process is killed;
             several processes may share it.
-        strict: whether a file that is no image is an error, or noted and passed over.
-        progress: whether to show a bar; by default where a terminal can.
+        strict: Whether a file that is no image is an error, or noted and passed over.
+        progress: Whether to show a bar; by default where a terminal can.
 
     Raises:
         FusionError: `strict`, and a file cannot be read; or the detector is not there.
@@ -83,17 +83,17 @@ def observe(
             hashes.append(f"no file {path}")
             problems[hashes[-1]] = f"{path} cannot be read ({error.strerror})."
 
-    ledgers = [_ledger(instrument, finder, cache) for instrument in everything]
-    known = [_known(ledger, hashes) for ledger in ledgers]
+    tables = [_table(instrument, finder, cache) for instrument in everything]
+    known = [_known(table, hashes) for table in tables]
     todo = {
         digest: path
         for digest, path in zip(hashes, paths, strict=True)
         if digest not in problems and any(digest not in values for values in known)
     }
     with ExitStack() as stack:
-        for ledger in ledgers:
-            if ledger is not None:
-                stack.enter_context(ledger)
+        for table in tables:
+            if table is not None:
+                stack.enter_context(table)
         disable = None if progress is None else not progress
         for digest, path in tqdm(todo.items(), desc="measuring", unit="image", disable=disable):
             try:
@@ -104,14 +104,14 @@ def observe(
             new = [digest not in values for values in known]
             look = any(n and one.needs_face for n, one in zip(new, everything, strict=True))
             face = find_face(image, detector) if look else None
-            for instrument, ledger, values, missing in zip(
-                everything, ledgers, known, new, strict=True
+            for instrument, table, values, missing in zip(
+                everything, tables, known, new, strict=True
             ):
                 if missing:
                     value = instrument.read(image, face)
                     values[digest] = value
-                    if ledger is not None:
-                        ledger.append({"image": digest, "value": value})
+                    if table is not None:
+                        table.append({"image": digest, "value": value})
 
     unreadable = [problems.get(digest) for digest in hashes]
     if strict and problems:
@@ -122,10 +122,10 @@ def observe(
     )
     faces = np.array([known[0].get(digest) is not None for digest in hashes], dtype=bool)
     by_name = dict(zip(instruments, stacked, strict=True))
-    return Observations(by_name, faces, eyes.reshape(-1, 2, 2), unreadable)
+    return Readings(by_name, faces, eyes.reshape(-1, 2, 2), unreadable)
 
 
-def _ledger(
+def _table(
     instrument: Instrument, finder: FaceFinder, cache: str | Path | None
 ) -> AppendTable | None:
     if cache is None:
@@ -139,11 +139,11 @@ def _ledger(
 
 
 def _known(
-    ledger: AppendTable | None, hashes: Sequence[str]
+    table: AppendTable | None, hashes: Sequence[str]
 ) -> dict[str, NDArray[np.float32] | None]:
-    if ledger is None:
+    if table is None:
         return {}
-    rows = ledger.read()
+    rows = table.read()
     rows = rows[rows["image"].isin(set(hashes))]
     return dict(zip(rows["image"], rows["value"], strict=True))
 

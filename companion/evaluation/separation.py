@@ -25,12 +25,12 @@ class Separation:
     """How well a recogniser tells people apart.
 
     Attributes:
-        auc: the probability that two pictures of one person are nearer to each other than two of
+        auc: Probability that two pictures of one person are nearer to each other than two of
             different people (the area under the ROC curve): 0.5 is chance, 1 never errs.
-        genuine: mean cosine distance of two pictures of one person.
-        impostor: mean cosine distance of pictures of two people.
-        found: pictures with a face; the others have no distance and are left out.
-        pictures: all of them.
+        genuine: Mean cosine distance of two pictures of one person.
+        impostor: Mean cosine distance of pictures of two people.
+        found: Pictures with a face; the others have no distance and are left out.
+        pictures: All pictures.
     """
 
     auc: float
@@ -44,11 +44,11 @@ def told_apart(embeddings: Vectors, person: Sequence[Hashable]) -> Separation:
     """Compare every picture with every other one.
 
     Args:
-        embeddings: ``(pictures, dimension)``, a row of NaN where no face was found.
-        person: whose picture each is.
+        embeddings: Array ``(pictures, dimension)``, a row of NaN where no face was found.
+        person: Person in each picture.
 
     Raises:
-        FusionError: fewer than two people, or nobody with two pictures.
+        FusionError: Fewer than two people, or no person with two pictures.
     """
     from scipy.stats import rankdata
 
@@ -88,14 +88,14 @@ def caption_retrieval(
     right as the picture's own is no error.
 
     Args:
-        images: ``(pictures, dimension)``.
-        texts: ``(pictures, dimension)``, the caption of each picture.
-        facts: what each picture shows, as far as captions say it.
-        candidates: captions to choose from, the right one among them.
-        seed: of the draws.
+        images: Array ``(pictures, dimension)``.
+        texts: Array ``(pictures, dimension)``, the caption of each picture.
+        facts: What each picture shows, as far as captions say it.
+        candidates: Captions to choose from, the right one among them.
+        seed: Seed of the draws.
 
     Raises:
-        FusionError: there are too few pictures with other facts.
+        FusionError: There are too few pictures with other facts.
     """
     image, text = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (images, texts))
     kinds = np.unique([str(fact) for fact in facts], return_inverse=True)[1]
@@ -122,8 +122,8 @@ def frechet_distance(first: Vectors, second: Vectors) -> float:
     numbers.
 
     Args:
-        first: ``(pictures, dimension)``.
-        second: ``(pictures, dimension)``.
+        first: Array ``(pictures, dimension)``.
+        second: Array ``(pictures, dimension)``.
     """
     means = [features.astype(np.float64).mean(axis=0) for features in (first, second)]
     a, b = (np.cov(features.astype(np.float64), rowvar=False) for features in (first, second))
@@ -138,9 +138,9 @@ def nearest(queries: Vectors, pool: Vectors, count: int = 1) -> NDArray[np.intp]
     """For each query the `count` most similar rows of a pool by cosine, most similar first.
 
     Args:
-        queries: ``(n, dimension)``.
-        pool: ``(m, dimension)``.
-        count: at most m.
+        queries: Array ``(n, dimension)``.
+        pool: Array ``(m, dimension)``.
+        count: Number of rows for each query, at most m.
 
     Returns:
         ``(n, count)`` row numbers of the pool.

@@ -16,8 +16,8 @@ from fusionlib.errors import FusionError
 Verdict = Literal["supported", "not supported", "undecided", "not testable here"]
 
 MIN_PEOPLE = 5
-"""People below whom there is no interval, and nothing is decided: resampled means lie between the
-least and the largest value, and of four people, all lie on one side of the truth in one study of
+"""Least number of people for an interval and a verdict. Resampled means lie between the least and
+the largest value, and the values of four people all lie on one side of the truth in one study of
 eight, by chance alone."""
 
 
@@ -60,13 +60,13 @@ def bootstrap(
     fewer than `MIN_PEOPLE` there is no interval: its ends are NaN.
 
     Args:
-        samples: one or more (people,) arrays without NaN.
-        statistic: called as ``statistic(*samples, axis=...)``; must work along any axis.
-        resamples: number of resampled studies.
-        seed: of the resampling, so that a table is the same whenever it is made again.
+        samples: One or more (people,) arrays without NaN.
+        statistic: Function called as ``statistic(*samples, axis=...)``; must work along any axis.
+        resamples: Number of resampled studies.
+        seed: Seed of the resampling, so that a table is the same every time.
 
     Raises:
-        FusionError: samples of different lengths, or a value that is not finite.
+        FusionError: Samples of different lengths, or a value that is not finite.
     """
     arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
     if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1:
@@ -120,8 +120,8 @@ def effect_size(differences: NDArray[np.floating[Any]], axis: int = -1) -> NDArr
     effect. Works as a `bootstrap` statistic.
 
     Args:
-        differences: one for each person.
-        axis: the axis that counts people.
+        differences: A difference for each person.
+        axis: The axis that counts people.
     """
     people = np.shape(differences)[axis]
     if people < 3:

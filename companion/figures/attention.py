@@ -299,7 +299,7 @@ def layer_table(layers: Sequence[Layer], run: str) -> Styler:
 
     Args:
         layers: Layers of `companion.figures.diagrams.read_layers`.
-        run: The run, see `companion.figures.tables.run_label`.
+        run: The run, see `companion.studies.study.run_label`.
     """
     table = pd.DataFrame(
         {
@@ -321,7 +321,7 @@ def order_table(effect: pd.DataFrame, run: str) -> Styler:
 
     Args:
         effect: Result of `companion.pages.reference_order.order_effect`.
-        run: The run, see `companion.figures.tables.run_label`.
+        run: The run, see `companion.studies.study.run_label`.
     """
     columns = {
         "largest difference, of 1": "{largest:.1e}",

@@ -16,8 +16,8 @@ from companion.evaluation.comparison import (
     IdentityScores,
     identity_table,
     mean_over_people,
+    method_recovery,
     paired_difference,
-    recovery,
     with_prompt_followed,
 )
 from companion.evaluation.measure import Measurements
@@ -90,7 +90,7 @@ def trade_off(measured: Measurements, recogniser: str) -> pd.DataFrame:
             {
                 "system": system,
                 "number": float(number),
-                "identity": recovery(scores, method),
+                "identity": method_recovery(scores, method),
                 "prompt": mean_over_people(followed, "followed", method),
             }
         )

@@ -15,11 +15,10 @@ from companion.claims.quoted import as_printed, read_quoted
 from companion.evaluation.comparison import (
     IdentityScores,
     identity_table,
+    means_by_method,
     paired_difference,
-    summary,
 )
 from companion.figures.style import MEASURED, QUOTED
-from companion.studies.study import Study, label_run
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -288,7 +287,7 @@ def alignment_table(
         head, _, kind = column.replace("_", " ").rpartition(" ")
         if kind in ("correct", "kept"):
             metrics[f"{head} {'accuracy' if kind == 'correct' else kind} ↑"] = column
-    table = summary(images, metrics).map(str)
+    table = means_by_method(images, metrics).map(str)
     for name, column in metrics.items():
         asked = images.groupby("method")[column].count()
         if asked.sum() < len(images):  # of some pictures nothing is asked
@@ -331,7 +330,7 @@ def recognition_table(found: Mapping[str, Separation], run: str) -> Styler:
     """Lay out how well recognisers tell known people apart.
 
     Args:
-        found: Results of `companion.pages.judging_judges.recognition`, by recogniser.
+        found: Results of `companion.pages.judging_judges.recogniser_separation`, by recogniser.
         run: The people and pictures that were compared.
     """
     columns = {
@@ -348,24 +347,10 @@ def classification_table(found: pd.DataFrame, run: str) -> Styler:
     """Lay out how often a classifier is right.
 
     Args:
-        found: Results of `companion.pages.judging_judges.classification`.
+        found: Results of `companion.pages.judging_judges.classifier_accuracy`.
         run: The people and pictures that were classified.
     """
     columns = {name: f"{{{name}}}" for name in ("classes", "pictures")}
     columns |= {"accuracy ↑": "{accuracy}", "commonest class alone": "{commonest:.3f}"}
     text = f"Measured here, with 95% intervals over people. {run}"
     return marked_table(found.rename(index=lambda head: head.replace("_", " ")), text, columns)
-
-
-def run_label(profile: str, study: Study, over: str = "people") -> str:
-    """One sentence that names a run: the profile, the study's size, its weights' first digits.
-
-    Args:
-        profile: Name of the profile.
-        study: The study; its people count only where they have references.
-        over: What to call them, see `companion.studies.study.label_run`.
-    """
-    people = sum(bool(person.references) for person in study.people)
-    sizes = (people, len(study.all_prompts), len(study.seeds))
-    weights = [method.settings["weights"] for method in study.methods]
-    return label_run(profile, *sizes, weights, over)

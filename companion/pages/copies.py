@@ -97,7 +97,7 @@ def embed_training_set(shards: str | Path, checkpoint: str, out: str | Path) -> 
     return len(rows)
 
 
-def load_seen(path: str | Path) -> Seen:
+def load_training_embeddings(path: str | Path) -> Seen:
     """Read what `embed_training_set` wrote.
 
     Raises:
@@ -159,7 +159,7 @@ def _render(seed: int, person: int, view: int, size: int) -> Image.Image:
     return Image.fromarray(np.asarray(picture.image))
 
 
-def neighbours(
+def nearest_in_training(
     paths: Sequence[Path],
     seen: Seen,
     scorer: ClipScorer,
@@ -187,7 +187,7 @@ def neighbours(
     return [[load_image(path), *row] for path, row in zip(paths, found, strict=True)]
 
 
-def how_similar(
+def similarity_to_training(
     sets: Mapping[str, Sequence[Path]],
     seen: Seen,
     scorer: ClipScorer,

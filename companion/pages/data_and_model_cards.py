@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from companion.evaluation.comparison import paired_difference, summary
+from companion.evaluation.comparison import means_by_method, paired_difference
 from companion.evaluation.statistics import MIN_PEOPLE, Interval
 from companion.figures.display import VectorFigure, with_alt_text
 from companion.figures.grids import picture_grid
@@ -91,7 +91,9 @@ def heldout_counts(folder: str | Path, groups: str | Path) -> dict[str, int]:
     }
 
 
-def sampled(count: int, *, seed: int = 0, first: int = 0, views: int = 4) -> pd.DataFrame:
+def sampled_attributes(
+    count: int, *, seed: int = 0, first: int = 0, views: int = 4
+) -> pd.DataFrame:
     """Attributes of the pictures of a data set, without rendering it: a row for each picture.
 
     Args:
@@ -132,7 +134,7 @@ def histograms(table: pd.DataFrame, fields: Sequence[str], *, columns: int = 4) 
     the commonest and the rarest.
 
     Args:
-        table: Records, such as those of `sampled`.
+        table: Records, such as those of `sampled_attributes`.
         fields: Columns of the table to draw.
         columns: Number of histograms side by side.
     """
@@ -171,7 +173,7 @@ def criteria_table(criteria: Sequence[Criterion], run: str) -> Styler:
 
     Args:
         criteria: Criteria of `companion.pages.suite_criteria`.
-        run: The run, see `companion.figures.tables.run_label`.
+        run: The run, see `companion.studies.study.run_label`.
     """
     found = [one.measured for one in criteria]
     shown = pd.DataFrame(
@@ -187,7 +189,7 @@ def criteria_table(criteria: Sequence[Criterion], run: str) -> Styler:
     return styler.map(lambda met: "font-weight: bold" if met == "no" else "", subset=["met"])
 
 
-def spread(rows: Sequence[T], most: int) -> list[T]:
+def evenly_spread(rows: Sequence[T], most: int) -> list[T]:
     """At most this many items of a sequence, evenly spread from the first to the last.
 
     Args:
@@ -203,7 +205,7 @@ def measured_rows(table: pd.DataFrame, run: str, digits: int = 3) -> Styler:
 
     Args:
         table: Numbers, with names for rows and columns.
-        run: The run, see `companion.figures.tables.run_label`.
+        run: The run, see `companion.studies.study.run_label`.
         digits: Number of digits after the point.
     """
 
@@ -219,7 +221,7 @@ def costs_table(costs: pd.DataFrame, run: str) -> Styler:
 
     Args:
         costs: Result of `companion.studies.costs.cost_table`; times are relative to its first row.
-        run: The run, see `companion.figures.tables.run_label`.
+        run: The run, see `companion.studies.study.run_label`.
     """
     columns = {
         "trained parameters": "{parameters:,.0f}",
@@ -243,11 +245,11 @@ def gains_table(gains: pd.DataFrame, run: str) -> Styler:
 
     Args:
         gains: Result of `companion.pages.reference_gains.reference_gains`.
-        run: The run, see `companion.figures.tables.run_label`.
+        run: The run, see `companion.studies.study.run_label`.
     """
     columns = {"own reference": "own", "another's": "another", "about the person": "identity"}
     rows: dict[str, dict[str, object]] = {}
-    for name, found in summary(gains, columns).to_dict("index").items():
+    for name, found in means_by_method(gains, columns).to_dict("index").items():
         other = compared_with(str(name))
         compared = {"compared with": other or "–", "more about the person": "–"}
         if other in set(gains["method"]):
@@ -260,7 +262,9 @@ def gains_table(gains: pd.DataFrame, run: str) -> Styler:
     return summary_table(rows, run)
 
 
-def captioned(folder: str | Path, count: int) -> tuple[list[str], list[Path], list[Path]]:
+def captions_and_pictures(
+    folder: str | Path, count: int
+) -> tuple[list[str], list[Path], list[Path]]:
     """Captions of held-out pictures, these pictures, and as many others.
 
     Args:

@@ -28,7 +28,7 @@ def all_pictures(people: Sequence[Person]) -> tuple[list[Path], list[str]]:
     return [path for path, _ in pairs], [name for _, name in pairs]
 
 
-def recognition(
+def recogniser_separation(
     recognisers: Sequence[str],
     people: Sequence[Person],
     *,
@@ -55,7 +55,7 @@ def recognition(
     return {name: told_apart(seen.values[name], whose) for name in judges}
 
 
-def classification(
+def classifier_accuracy(
     checkpoint: str,
     folder: str | Path,
     *,
@@ -112,7 +112,7 @@ def read_records(
     """The person, the file and the record of each picture in a folder.
 
     Args:
-        folder: Folder of pictures and records, see `classification`.
+        folder: Folder of pictures and records, see `classifier_accuracy`.
         people: Number of people whose records are read, the first ones; by default all.
 
     Raises:

@@ -14,6 +14,14 @@ from companion.person import Person
 from fusionlib.errors import FusionError
 
 
+def people_pairs(people: Sequence[Person]) -> list[Person]:
+    """The first person with the second, the third with the fourth: a reference of each."""
+    return [
+        Person(f"{a.name}+{b.name}", (a.references[0], b.references[0]))
+        for a, b in zip(people[::2], people[1::2], strict=False)
+    ]
+
+
 def morph_gains(
     index: pd.DataFrame,
     pairs: Sequence[Person],

@@ -19,7 +19,7 @@ from fusionlib.errors import FusionError
 SAME, ANOTHER = "same person", "another person"
 
 
-def pair_up(people: Sequence[Person]) -> pd.DataFrame:
+def picture_pairs(people: Sequence[Person]) -> pd.DataFrame:
     """Pairs of pictures, laid out as a study's index for `companion.evaluation.measure.measure`.
 
     Each person's reference is paired with the person's own other pictures (method `SAME`) and with

@@ -21,7 +21,7 @@ from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
 
 
-def reversal(
+def reversal_effect(
     pipeline: Any, prompt: str, paths: Sequence[Path], *, seed: int = 0, **sampling: Any
 ) -> float:
     """The largest change of any pixel when the references are given in reverse order.
@@ -48,10 +48,10 @@ def reversal(
     return 255 * float(np.abs(one - other).max())
 
 
-def without_strength(
+def zero_strength_effect(
     pipeline: Any, prompt: str, paths: Sequence[Path], *, seed: int = 0, **sampling: Any
 ) -> float:
-    """The largest change of any pixel, as `reversal`, by references of strength 0 beside none."""
+    """The largest change of any pixel between references of strength 0 and none."""
     faces = [load_image(path) for path in paths]
     none = _paint(pipeline, prompt, seed, **sampling)
     zero = _paint(pipeline, prompt, seed, references=faces, strengths=0.0, **sampling)

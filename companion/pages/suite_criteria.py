@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from companion.evaluation.alignment import ClipScorer
-from companion.evaluation.comparison import IdentityScores, mean_over_people, recovery
+from companion.evaluation.comparison import IdentityScores, mean_over_people, method_recovery
 from companion.evaluation.measure import Measurements
 from companion.evaluation.quality import psnr, reconstruct
 from companion.evaluation.readings import observe
@@ -72,7 +72,7 @@ class Criterion:
         return None if self.least is None else bool(self.value >= self.least)
 
 
-def of_people(found: Separation) -> list[Criterion]:
+def criteria_of_people(found: Separation) -> list[Criterion]:
     """Recognisers made for photographs of real people must tell the rendered people apart.
 
     Args:
@@ -85,7 +85,7 @@ def of_people(found: Separation) -> list[Criterion]:
     ]
 
 
-def of_autoencoder(
+def criteria_of_autoencoder(
     pipeline: Any,
     people: Sequence[Person],
     recogniser: Any,
@@ -127,7 +127,7 @@ def of_autoencoder(
     ]
 
 
-def of_clip(
+def criteria_of_clip(
     checkpoint: str,
     folder: str | Path,
     *,
@@ -162,11 +162,11 @@ def of_clip(
     return [Criterion("CLIP", what, 0.85, top1, looked)]
 
 
-def of_classifier(found: pd.DataFrame) -> list[Criterion]:
+def criteria_of_classifier(found: pd.DataFrame) -> list[Criterion]:
     """The judge of the others must be right about renders.
 
     Args:
-        found: Result of `companion.pages.judging_judges.classification`.
+        found: Result of `companion.pages.judging_judges.classifier_accuracy`.
     """
     rows = found.to_dict(orient="index")
     return [
@@ -182,7 +182,7 @@ def of_classifier(found: pd.DataFrame) -> list[Criterion]:
     ]
 
 
-def of_base(measured: Measurements, method: str = "text-only") -> list[Criterion]:
+def criteria_of_base(measured: Measurements, method: str = "text-only") -> list[Criterion]:
     """Whether the base model paints what a prompt says, and faces, whatever the style.
 
     Args:
@@ -245,7 +245,7 @@ def faces_by_style(
     return pd.DataFrame(columns).reindex(list(dict.fromkeys(styles.values()))).dropna()
 
 
-def of_renders(by_style: pd.DataFrame) -> list[Criterion]:
+def criteria_of_renders(by_style: pd.DataFrame) -> list[Criterion]:
     """What the base model's faces are to be compared with: those of renders, each style once.
 
     Args:
@@ -255,7 +255,7 @@ def of_renders(by_style: pd.DataFrame) -> list[Criterion]:
     return [Criterion("renders", FACES_FOUND, None, float(by_style["renders"].mean()), looked)]
 
 
-def of_adapter(
+def criteria_of_adapter(
     measured: Measurements,
     scores: Mapping[str, IdentityScores],
     method: str = "fused",
@@ -276,7 +276,7 @@ def of_adapter(
     part = f"adapter {method}"
     looked = f"{images['person'].nunique()} people, {len(images)} pictures"
     criteria = [
-        Criterion(part, f"R by {name}", least, recovery(one, method), looked)
+        Criterion(part, f"R by {name}", least, method_recovery(one, method), looked)
         for name, one in scores.items()
     ]
     if "expression_correct" in images:

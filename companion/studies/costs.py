@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from safetensors import safe_open
 
 from companion.methods import Method
 from fusionlib.profiles import Profile
+from fusionlib.support.files import write_text
 from fusionlib.support.provenance import processor
 
 
@@ -34,17 +34,17 @@ def cost_table(
     """Measure what methods cost, and read what their training did.
 
     Methods paint in turn, on a machine that should have nothing else to do. Each has prepared the
-    mirrored pictures before, so that what it loads or makes once for everybody does not count. What
-    a method learns of a person, and then keeps on disk, counts as preparation the first time only:
-    DreamBooth's cache has to be empty.
+    mirrored pictures before, so that what it loads or makes once for all people does not count.
+    What a method learns of a person, and then keeps on disk, counts as preparation the first time
+    only: DreamBooth's cache has to be empty.
 
     Args:
-        profile: says where the records of trainings lie.
-        methods: built, named as they were trained.
-        references: pictures of one person, as many as the method that sees most.
-        prompt: what to paint.
-        repeats: pictures that are timed, after one that is not; the median counts.
-        record: a file of `write_costs`. If it is there, its methods and its seconds are shown,
+        profile: Profile that names the folders of the trainings' records.
+        methods: Methods, named as they were trained.
+        references: Pictures of one person, as many as the method that sees most.
+        prompt: Prompt to paint.
+        repeats: Number of pictures that are timed, after one that is not; the median counts.
+        record: A file of `write_costs`. If it is there, its methods and its seconds are shown,
             methods that it lacks without seconds, and nothing is measured. Seconds do not depend on
             what weights hold, so they are not compared with those that are here.
 
@@ -72,14 +72,11 @@ def write_costs(costs: pd.DataFrame, path: str | Path) -> None:
     """Keep the seconds of a `cost_table` as CSV.
 
     Args:
-        costs: of `cost_table`.
-        path: to write, at once.
+        costs: Table of `cost_table`.
+        path: File to write.
     """
     kept = costs[["prepare_s", "picture_s", "measured_on", "parameters", "steps"]].round(4)
-    partial = Path(path).with_suffix(".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    kept.to_csv(partial, index_label="method")
-    os.replace(partial, path)
+    write_text(Path(path), kept.to_csv(index_label="method"))
 
 
 def _measured(
@@ -119,7 +116,7 @@ def _learned(method: Method, prepared: Any) -> dict[str, int]:
 
 
 def _now() -> float:
-    """Seconds, once the GPU has done what it was told."""
+    """Seconds, once the GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -136,8 +133,8 @@ def training_record(profile: Profile, name: str) -> dict[str, int | float | str]
     """What a method's training recorded of itself, if it was trained under this profile.
 
     Args:
-        profile: says where.
-        name: of the method; ``fused`` is the profile's own adapter.
+        profile: Profile that names the folders.
+        name: Name of the method; ``fused`` is the profile's own adapter.
     """
     if name == "fused":
         path = Path(profile.adapter).parent / "training" / "adapter.json"

@@ -1,4 +1,4 @@
-"""Studies declared in a file: what is compared, on whom, with which prompts, written down before.
+"""Studies declared in a file, before they are run: methods, people, prompts.
 
 name: two-references
 profile: embedded
@@ -33,7 +33,7 @@ from companion.studies.prompts import read_pairs
 from companion.studies.study import Study
 from fusionlib.checks import check_sampling
 from fusionlib.errors import FusionError, explain_validation
-from fusionlib.profiles import load_profile, resolve
+from fusionlib.profiles import Profile, load_profile, resolve
 
 
 class _Strict(BaseModel):
@@ -49,12 +49,12 @@ class MethodChoice(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of the method, ``name`` among them."""
+        """Options of the method, ``name`` among them."""
         return self.model_extra or {}
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Name of the method in tables."""
         return str(self.options.get("name", self.method))
 
     @model_validator(mode="after")
@@ -68,15 +68,15 @@ def _by_name(entry: Any) -> Any:
 
 
 class PeopleChoice(_Strict):
-    """Whom to make pictures of: see `companion.person.load_people`.
+    """The people to make pictures of: see `companion.person.load_people`.
 
     Attributes:
-        folder: by default the held-out people of the profile.
-        count: the first so many; by default all. Of a list of pairs: so many of its pairs.
-        references: pictures of each that a method may see.
-        others: least number of further pictures of each, to measure against.
-        only: keep only pictures with these values in the folder's ``index.csv``.
-        names: people without pictures, in place of a folder.
+        folder: Folder of people; by default the held-out people of the profile.
+        count: Number of people, the first ones, or of pairs in a list of pairs; by default all.
+        references: Number of pictures of each that a method may see.
+        others: Least number of further pictures of each, to measure against.
+        only: Values that pictures must have in the folder's ``index.csv``.
+        names: Names of people without pictures, in place of a folder.
     """
 
     folder: str | None = None
@@ -91,17 +91,17 @@ class Declaration(_Strict):
     """A study as its file declares it.
 
     Attributes:
-        name: of the study's folder in the store.
-        profile: whose models are used.
-        methods: what is compared.
-        people: on whom.
-        prompts: what to paint of everybody, or the file of a list of pairs of a person and a
+        name: Name of the study's folder in the store.
+        profile: Profile whose models are used.
+        methods: Methods that are compared.
+        people: People in the pictures.
+        prompts: Prompts for everyone, or the file of a list of pairs of a person and a
             prompt, see `companion.studies.prompts.read_pairs`.
-        seeds: of the noise, or how many, from 0.
-        sampling: arguments of the pipeline's call, over the profile's steps and guidance.
-        dtype: of the models.
-        threads: of the CPU for each picture; the same for however many processes, so that they
-            make the same pictures.
+        seeds: Seeds of the noise, or their number, from 0.
+        sampling: Arguments of the pipeline's call, over the profile's steps and guidance.
+        dtype: Number type of the models.
+        threads: Threads of the CPU for each picture; the same for any number of processes, so that
+            they make the same pictures.
     """
 
     name: str
@@ -124,10 +124,10 @@ class Declaration(_Strict):
         """Load what the study needs.
 
         Args:
-            device: a torch device; by default a GPU if there is one.
+            device: A torch device; by default a GPU if there is one.
 
         Raises:
-            FusionError: a model, a method or a person is not there.
+            FusionError: A model, a method or a person is not there.
         """
         models = self._models(device)
         return self._study([self._build(entry, models) for entry in self.methods], models)
@@ -136,13 +136,13 @@ class Declaration(_Strict):
         """Load what there is of what the study needs.
 
         Args:
-            device: a torch device; by default a GPU if there is one.
+            device: A torch device; by default a GPU if there is one.
 
         Returns:
             The study with those methods whose weights are there, and for each other the reason.
 
         Raises:
-            FusionError: none of the methods, or a person, is there.
+            FusionError: None of the methods, or a person, is there.
         """
         models = self._models(device)
         built, missing = [], {}
@@ -157,11 +157,8 @@ class Declaration(_Strict):
 
     def _models(self, device: str | None) -> Models:
         profile = load_profile(self.profile)
-        usual = {
-            "num_inference_steps": profile.num_inference_steps,
-            "guidance_scale": profile.guidance_scale,
-        }
-        return Models(profile, device, self.dtype, self.threads, usual | self.sampling)
+        sampling = _usual_sampling(profile) | self.sampling
+        return Models(profile, device, self.dtype, self.threads, sampling)
 
     def _build(self, entry: MethodChoice, models: Models) -> Method:
         return build_method(entry.method, models, **entry.options)
@@ -203,6 +200,24 @@ class Declaration(_Strict):
         )
 
 
+def load_models(profile: str | Path, **sampling: Any) -> Models:
+    """The models of a profile, which methods load once when they first need them.
+
+    Args:
+        profile: Name of the profile, or its file.
+        sampling: Arguments of the pipeline's call, over the profile's steps and guidance.
+    """
+    settings = load_profile(profile)
+    return Models(settings, sampling=_usual_sampling(settings) | sampling)
+
+
+def _usual_sampling(profile: Profile) -> dict[str, Any]:
+    return {
+        "num_inference_steps": profile.num_inference_steps,
+        "guidance_scale": profile.guidance_scale,
+    }
+
+
 def resized(
     path: str | Path,
     *,
@@ -212,15 +227,15 @@ def resized(
     seeds: int | None = None,
     **sampling: Any,
 ) -> Declaration:
-    """Read a study's file and run it at another size: a notebook's own, for example.
+    """Read a study's file and change its size, to that of a notebook for example.
 
     Args:
-        path: of the file.
-        profile: whose models are used instead.
-        people: so many of its people only, or of its pairs of a person and a prompt.
-        prompts: to paint of everybody, instead of its own.
-        seeds: so many seeds only.
-        sampling: arguments of the pipeline's call that stand over the file's.
+        path: File of the study.
+        profile: Profile whose models are used instead.
+        people: Number of its people, or of its pairs of a person and a prompt.
+        prompts: Prompts for everyone, instead of its own.
+        seeds: Number of seeds.
+        sampling: Arguments of the pipeline's call that override the file's.
     """
     declared = load_declaration(path)
     count = declared.people.count if people is None else people
@@ -239,7 +254,7 @@ def load_declaration(path: str | Path) -> Declaration:
     """Read a study's file.
 
     Raises:
-        FusionError: there is no such file, or it does not fit the schema.
+        FusionError: There is no such file, or it does not fit the schema.
     """
     path = Path(path)
     try:

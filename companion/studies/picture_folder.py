@@ -5,8 +5,8 @@
     FOLDER/others/ada/*.jpg       if there are any: further pictures of the same person
     FOLDER/METHOD/ada.png         what a method made of that person: one picture,
     FOLDER/METHOD/ben/*.png       or a folder of them
-    FOLDER/index.csv              if there is one: which picture (column image) shows whom (person),
-                                  by which method, for which prompt and seed
+    FOLDER/index.csv              if there is one: of each picture (column image) the person,
+                                  method, prompt and seed
 
 `fusionlib study export` writes such a folder, and `fusionlib evaluate` reads it.
 """
@@ -28,7 +28,7 @@ from companion.person import Person
 from companion.studies.store import Store
 from companion.studies.study import left_out, read_study
 from fusionlib.errors import FusionError
-from fusionlib.support.files import write_atomically
+from fusionlib.support.files import write_text
 
 REFERENCES, OTHERS, INDEX = "references", "others", "index.csv"
 
@@ -38,10 +38,10 @@ class PictureFolder:
     """What a folder holds.
 
     Attributes:
-        index: one row for each picture to judge: method, person, prompt (empty if none is known),
+        index: One row for each picture to judge: method, person, prompt (empty if none is known),
             seed and image, and the further columns of ``index.csv``.
-        people: with references and other pictures.
-        ignored: files that are no pictures.
+        people: People with references and other pictures.
+        ignored: Files that are no pictures.
     """
 
     index: pd.DataFrame
@@ -53,7 +53,7 @@ def read_folder(folder: str | Path) -> PictureFolder:
     """Read a folder of pictures to judge; the pictures themselves are not opened.
 
     Raises:
-        FusionError: it is of another shape, or a picture has no reference.
+        FusionError: It is of another shape, or a picture has no reference.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -185,15 +185,15 @@ def export_study(store: str | Path, name: str, out: str | Path) -> Path:
     """Lay a finished study out as a folder with speaking names, for others to look at or judge.
 
     Args:
-        store: that holds the study.
-        name: of the study.
-        out: folder to write; it must not exist.
+        store: Store that holds the study.
+        name: Name of the study.
+        out: Folder to write; it must not exist.
 
     Returns:
         The folder.
 
     Raises:
-        FusionError: the study is not finished, or the folder exists or cannot be written.
+        FusionError: The study is not finished, or the folder exists or cannot be written.
     """
     out = Path(out)
     if out.exists():
@@ -219,12 +219,11 @@ def export_study(store: str | Path, name: str, out: str | Path) -> Path:
         table = index.drop(columns=["key", "noise_seed"]).assign(
             image=images, person=index["person"].map(_safe)
         )
-        text = table.to_csv(index=False)
-        write_atomically(partial / INDEX, lambda file: file.write(text.encode()))
+        write_text(partial / INDEX, table.to_csv(index=False))
         gone = left_out(shelf.root / "studies" / name).to_dict("records")
         record = {**shelf.manifest(name), "left_out": gone}
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(partial / "manifest.json", lambda file: file.write(text.encode()))
+        write_text(partial / "manifest.json", text)
         partial.rename(out)
     except OSError as error:
         raise FusionError(f"The folder {out} cannot be written: {error}.") from error

@@ -35,7 +35,7 @@ def expression_prompts(expressions: Sequence[str]) -> list[str]:
     """One photograph for each expression: `a photo of a laughing person`.
 
     Raises:
-        FusionError: there is no such expression.
+        FusionError: There is no such expression.
     """
     return [f"{STYLES['photo']} {_known('expression', EXPRESSIONS, name)}" for name in expressions]
 
@@ -44,7 +44,7 @@ def style_prompts(styles: Sequence[str], who: str = "a person") -> list[str]:
     """One picture for each style: `line art of a person`.
 
     Raises:
-        FusionError: there is no such style.
+        FusionError: There is no such style.
     """
     return [f"{_known('style', STYLES, name)} {who}" for name in styles]
 
@@ -61,16 +61,16 @@ def read_pairs(
     """Read a list of pairs of a person and a prompt.
 
     Args:
-        path: a CSV file with the columns person and prompt.
-        count: so many pairs only, the first ones.
-        names: of the people there are. Where the list tells of others, these take their places in
-            turn, and whom a prompt fits is left to chance.
+        path: A CSV file with the columns person and prompt.
+        count: Number of pairs, the first ones.
+        names: Names of the people there are. Where the list names others, these take their places
+            in turn, whether or not a prompt fits them.
 
     Returns:
         The prompts of each person, by name, in the order of the file.
 
     Raises:
-        FusionError: there is no such file, it lacks a column, or it has too few pairs.
+        FusionError: There is no such file, it lacks a column, or it has too few pairs.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:

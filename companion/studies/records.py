@@ -29,9 +29,10 @@ class Record:
     """A study that was measured elsewhere.
 
     Attributes:
-        measured: as `companion.evaluation.measure.measure` returned it, without the pictures.
-        manifest: of the study: methods with settings and weights, people, prompts, seeds, versions,
-            and who was left out.
+        measured: Measurements as `companion.evaluation.measure.measure` returned it, without the
+            pictures.
+        manifest: Manifest of the study: methods with settings and weights, people, prompts, seeds,
+            versions, and who was left out.
     """
 
     measured: Measurements
@@ -46,7 +47,7 @@ class Record:
 
     @property
     def run(self) -> str:
-        """What names the run, see `companion.figures.tables.run_label`, and whom it leaves out."""
+        """Name of the run, see `run_label`, and the people it leaves out."""
         kept = self.manifest
         profile = kept.get("declaration", {}).get("profile", "unknown")
         sizes = (len(kept["people"]), len(kept["prompts"]), len(kept["seeds"]))
@@ -62,12 +63,12 @@ def write_record(measured: Measurements, study_folder: Path, file: Path) -> None
     """Write what was measured of a study, atomically.
 
     Args:
-        measured: with every picture readable.
-        study_folder: ``STORE/studies/NAME``, whose ``manifest.json`` goes into the record.
-        file: to write, ``.parquet``.
+        measured: Measurements, with every picture readable.
+        study_folder: Folder ``STORE/studies/NAME``, whose ``manifest.json`` goes into the record.
+        file: File to write, ``.parquet``.
 
     Raises:
-        FusionError: the study has no manifest, or the file cannot be written.
+        FusionError: The study has no manifest, or the file cannot be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -105,11 +106,11 @@ def read_record(file: str | Path, study: Study | None = None) -> Record:
     """Read what `write_record` wrote.
 
     Args:
-        file: of the record.
-        study: with methods of the same names, whose weights must be those of the record.
+        file: File of the record.
+        study: Study with methods of the same names, whose weights must be those of the record.
 
     Raises:
-        FusionError: the file is not there or no record, or a method has other weights, another
+        FusionError: The file is not there or no record, or a method has other weights, another
             guidance scale or other strengths now.
     """
     import pyarrow as pa
@@ -145,12 +146,13 @@ def recorded(study: Study, measured: Measurements, folder: str | Path) -> Record
     """The record of a study where a folder keeps one, or else what was measured of it just now.
 
     Args:
-        study: as it was run just now, for its pictures: with a few people, say.
-        measured: of that run.
-        folder: of records, ``book/records/studies/PROFILE``; one that is not there keeps none.
+        study: Study as it was run just now, with a few people, for example.
+        measured: Measurements of that run.
+        folder: Folder of records, ``book/records/studies/PROFILE``; one that is not there keeps
+            none.
 
     Raises:
-        FusionError: the record is of other weights, at other settings or measured otherwise, or is
+        FusionError: The record is of other weights, at other settings or measured otherwise, or is
             none.
     """
     file = Path(folder) / f"{study.name}.parquet"

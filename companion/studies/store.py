@@ -2,7 +2,7 @@
 
     store/images/3f/3f2a....png         a picture; its name is the hash of its ingredients,
                                         which it holds as metadata
-    store/index/*.parquet               one row for each picture: when, by whom, in what time
+    store/index/*.parquet               one row for each picture: when, where, in what time
     store/left_out/*.parquet            one row for each picture that cannot be made
     store/studies/table1/cells.parquet  a study's cells, and the key of each one's picture
     store/studies/table1/manifest.json  how it was declared, with which weights, versions, commit
@@ -32,7 +32,7 @@ from PIL import Image
 from companion.append_table import AppendTable
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import save_png
-from fusionlib.support.files import write_atomically
+from fusionlib.support.files import write_atomically, write_text
 from fusionlib.support.provenance import git_commit, sha256_file
 
 PNG_END = b"IEND\xaeB`\x82"
@@ -75,7 +75,7 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self._ledger = AppendTable(self.root / "index", INDEX)
+        self._index = AppendTable(self.root / "index", INDEX)
         self._left_out = AppendTable(self.root / "left_out", LEFT_OUT)
         self._commit: str | None = None
 
@@ -110,13 +110,13 @@ class Store:
 
     def index(self) -> pd.DataFrame:
         """One row for each listed picture: the columns of `INDEX`."""
-        return self._ledger.read()
+        return self._index.read()
 
     @contextmanager
     def writing(self) -> Iterator[Store]:
         """While pictures are added; at the end the last ones are listed."""
         self._commit = git_commit()
-        with self._ledger, self._left_out:
+        with self._index, self._left_out:
             yield self
 
     def add(
@@ -125,20 +125,20 @@ class Store:
         """Write a picture and list it.
 
         Raises:
-            FusionError: the store cannot be written.
+            FusionError: The store cannot be written.
         """
         save_png(image, self.path(key), dict(ingredients))
         self._list(key, datetime.now(UTC), seconds)
 
     def leave_out(self, key: str, reason: str) -> None:
-        """Note that a picture cannot be made of its ingredients, so that nobody tries again."""
+        """Note that a picture cannot be made of its ingredients, so that it is not tried again."""
         self._left_out.append({"key": key, "reason": reason, "created": datetime.now(UTC)})
 
     def left_out(self) -> dict[str, str]:
         """Why each picture that cannot be made cannot, by its key.
 
-        Whoever finds a face where another machine's detector found none makes the picture after
-        all. To have everybody tried again, delete the folder ``left_out``.
+        A machine that finds a face where another machine's detector found none makes the picture
+        after all. To try all of them again, delete the folder ``left_out``.
         """
         noted = self._left_out.read(["reason"])
         reasons = dict(zip(noted["key"], noted["reason"], strict=True))
@@ -149,14 +149,14 @@ class Store:
         """List pictures that are there and not in the index, as after a kill."""
         missing = set(keys)
         if missing:
-            missing -= set(self._ledger.read(columns=[])["key"])
+            missing -= set(self._index.read(columns=[])["key"])
         for key in sorted(missing):
             written = datetime.fromtimestamp(self.path(key).stat().st_mtime, UTC)
             self._list(key, written, None)
 
     def _list(self, key: str, created: datetime, seconds: float | None) -> None:
         path = self.path(key)
-        self._ledger.append(
+        self._index.append(
             {
                 "key": key,
                 "sha256": sha256_file(path),
@@ -178,14 +178,13 @@ class Store:
         """Write down what a study consists of, before its first picture is made.
 
         Raises:
-            FusionError: the store cannot be written.
+            FusionError: The store cannot be written.
         """
         folder = self.root / "studies" / name
         table = pa.Table.from_pylist(list(cells), schema=CELLS)
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "manifest.json", lambda file: file.write(text.encode()))
+            write_text(folder / "manifest.json", text)
             write_atomically(folder / "cells.parquet", lambda file: pq.write_table(table, file))
         except OSError as error:
             raise FusionError(f"The store {self.root} cannot be written: {error}.") from error
@@ -194,7 +193,7 @@ class Store:
         """The cells of a study, one row each: the columns of `CELLS`.
 
         Raises:
-            FusionError: no such study was declared here.
+            FusionError: No such study was declared here.
         """
         try:
             return pq.ParquetFile(self.root / "studies" / name / "cells.parquet").read().to_pandas()
@@ -209,7 +208,7 @@ class Store:
         """How a study was declared.
 
         Raises:
-            FusionError: no such study was declared here.
+            FusionError: No such study was declared here.
         """
         path = self.root / "studies" / name / "manifest.json"
         try:

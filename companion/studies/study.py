@@ -1,6 +1,6 @@
 """Studies: a declared grid of method x person x prompt x seed, and the images made for it.
 
-Images land in a `companion.studies.store.Store`, in which every file is named by a hash over all that
+Images are kept in a `companion.studies.store.Store`, which names every file by a hash over all that
 determines the picture: the method's settings and weights, the content of the references it sees,
 the prompt and the noise. So a study that was killed goes on where it stopped, another study with
 the same ingredients finds the images, and a changed weight or setting is never taken for the old
@@ -43,12 +43,12 @@ class Study:
     """Every method makes a picture of every person for every prompt and seed.
 
     Attributes:
-        name: of the study's folder in the store.
-        methods: with different names.
-        people: with different names.
-        prompts: what to paint of everybody, or for each person, by name, what to paint of them.
-        seeds: of the noise.
-        declaration: the file it was declared in, if any, for the record.
+        name: Name of the study's folder in the store.
+        methods: Methods with different names.
+        people: People with different names.
+        prompts: Prompts for everyone, or the prompts for each person by name.
+        seeds: Seeds of the noise.
+        declaration: The file it was declared in, if any, for the record.
     """
 
     name: str
@@ -89,12 +89,12 @@ class Cell:
 class Share:
     """The part of a study that one of several processes makes.
 
-    Processes agree on who makes what without a word between them: each takes every `count`-th
-    block of cells. What the others do, or whether they run at all, changes nothing.
+    Processes need not communicate: each takes every `count`-th block of cells, whatever the others
+    do and whether or not they run.
 
     Attributes:
-        number: of this process, from 0.
-        count: of all processes.
+        number: Number of this process, from 0.
+        count: Number of all processes.
     """
 
     number: int = 0
@@ -112,7 +112,7 @@ def noise_seed(person: str, seed: int) -> int:
     """Seed of the torch generator that draws a picture's noise.
 
     It depends on the person, so that methods that see no reference do not make the same few
-    pictures for everybody, and not on the method, so that comparisons are paired.
+    pictures for everyone, and not on the method, so that comparisons are paired.
     """
     digest = hashlib.sha256(f"{person}/{seed}".encode()).digest()
     return int.from_bytes(digest[:4], "big")
@@ -122,7 +122,7 @@ def cells(study: Study) -> list[Cell]:
     """All cells of a study, method by method and person by person.
 
     Raises:
-        FusionError: something is there twice or not at all, a person has fewer references than a
+        FusionError: Something is there twice or not at all, a person has fewer references than a
             method sees, or a file is missing.
     """
     _check(study)
@@ -199,17 +199,17 @@ def run_study(
     method, with a warning: see `left_out`. A picture of the store that is cut short is made again.
 
     Args:
-        study: what to make.
-        store: folder of the store; several studies and processes may share it.
-        share: which part to make; by default everything.
-        progress: whether to show a bar with a forecast; by default where a terminal can.
+        study: The study.
+        store: Folder of the store; several studies and processes may share it.
+        share: Part to make; by default everything.
+        progress: Whether to show a bar with a forecast; by default where a terminal can.
 
     Returns:
         The study's cells but for those left out, one row each: method, person, prompt, seed,
         noise_seed, key and image (the path, there once all shares are made).
 
     Raises:
-        FusionError: the study is malformed, a reference cannot be read, or the store cannot be
+        FusionError: The study is malformed, a reference cannot be read, or the store cannot be
             written.
     """
     share = share or Share()
@@ -243,7 +243,7 @@ def run_study(
                 faces = method.prepare(seen)
             except NoFaceError as error:
                 logger.warning("%r is left out for %r: %s", person.name, method.name, error)
-                for key, cell in mine.items():  # of all blocks, so that nobody is asked again
+                for key, cell in mine.items():  # of all blocks, so that none is tried again
                     same = (cell.method, cell.person) == (method.name, person.name)
                     if same and key not in done:
                         shelf.leave_out(key, str(error))
@@ -304,6 +304,20 @@ def describe_study(study: Study) -> dict[str, Any]:
     )
 
 
+def run_label(profile: str, study: Study, over: str = "people") -> str:
+    """One sentence that names a run: profile, size of the study, first digits of its weights.
+
+    Args:
+        profile: Name of the profile.
+        study: The study, whose people are counted only where they have references.
+        over: Name for the people, see `label_run`.
+    """
+    people = sum(bool(person.references) for person in study.people)
+    sizes = (people, len(study.all_prompts), len(study.seeds))
+    weights = [method.settings["weights"] for method in study.methods]
+    return label_run(profile, *sizes, weights, over)
+
+
 def label_run(
     profile: str,
     people: int,
@@ -315,12 +329,12 @@ def label_run(
     """One sentence that names a run, for captions.
 
     Args:
-        profile: its name.
-        people: how many; where a study has no references, 0.
-        prompts: how many.
-        seeds: how many.
-        weights: hashes by the name of the model, of each method.
-        over: what to call the people, where each stands for several, in the plural.
+        profile: Name of the profile.
+        people: Number of people; 0 where a study has no references.
+        prompts: Number of prompts.
+        seeds: Number of seeds.
+        weights: Hashes of each method's weights, by the name of the model.
+        over: Name for the people in the plural, where each stands for several.
     """
     sizes = [
         f"{count} {noun if count == 1 else plural}"
@@ -347,7 +361,7 @@ def study_status(store: str | Path, name: str) -> pd.DataFrame:
         yet).
 
     Raises:
-        FusionError: the store holds no such study.
+        FusionError: The store holds no such study.
     """
     shelf = Store(store)
     grid = shelf.cells(name)
@@ -369,10 +383,10 @@ def left_out(folder: str | Path) -> pd.DataFrame:
     """Who was left out of a study, ``store/studies/<name>``, by which method and why.
 
     Returns:
-        One row for each method and person: method, person and reason; none if everybody is in it.
+        One row for each method and person left out: method, person and reason.
 
     Raises:
-        FusionError: the store holds no such study.
+        FusionError: The store holds no such study.
     """
     folder = Path(folder).resolve()
     shelf = Store(folder.parent.parent)
@@ -389,7 +403,7 @@ def read_study(folder: str | Path) -> tuple[pd.DataFrame, list[Person]]:
         The index as `run_study` returned it, without what is `left_out`, and the people.
 
     Raises:
-        FusionError: the folder holds no study, or pictures of it are missing.
+        FusionError: The folder holds no study, or pictures of it are missing.
     """
     folder = Path(folder).resolve()
     if not (folder / "cells.parquet").is_file():

@@ -20,15 +20,16 @@ from PIL import Image
 from companion.claims.claims import (
     CLAIMS,
     Claim,
-    broken,
+    changed_verdicts,
     check_claims,
     claims_under,
+    decide,
     find_claim,
     judge,
     read_claims,
     read_evidence,
     record_claim,
-    record_pairs,
+    record_claims,
     status,
 )
 from companion.embedded.recogniser import MARGIN, SCALE
@@ -41,10 +42,11 @@ from companion.evaluation.comparison import (
     estimate_mean,
     estimate_of,
     estimate_recovery,
-    recovery,
+    method_recovery,
     with_accepted,
     with_prompt_followed,
 )
+from companion.evaluation.measure import Measurements
 from companion.evaluation.statistics import MIN_PEOPLE, Interval, bootstrap
 from companion.figures.verdicts import (
     claim_table,
@@ -149,16 +151,15 @@ def test_every_claim_of_a_notebook_is_recorded_by_that_notebook_and_no_other() -
     made = {claim.id: claim.tested_by("embedded") for claim in read_claims().values()}
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         here = f"notebooks/{notebook.stem}"
-        cells = [cell.source for cell in nbformat.read(notebook, 4).cells]
-        named = re.findall(r'record_(?:claim|training)\(\s*out,\s*"([^"]+)"', "\n".join(cells))
-        for cell in cells:
-            if "record_pairs(" in cell:  # {"claim": (better, other)}, or the name of a pair
-                pairs = re.findall(r'"([\w-]+)": (?:\(f?"|pair\b)', cell)
-                only = re.search(r'experiment="([^"]+)"', cell)  # under the profiles that test here
-                assert only is None or only[1] == here
-                named += [claim for claim in pairs if only is None or made[claim] == here]
-        for claim in named:
-            assert recorded.setdefault(claim, here) == here, f"{claim} is recorded twice"
+        for cell in nbformat.read(notebook, 4).cells:
+            if not re.search(r"record_(claims?|training)\(", cell.source):
+                continue
+            named = [text for text in re.findall(r'"([^"]+)"', cell.source) if text in made]
+            page = re.search(r'page="([^"]+)"', cell.source)  # under the profiles that test here
+            assert page is None or page[1] == notebook.stem
+            for claim in named:
+                if page is None or made[claim] == here:
+                    assert recorded.setdefault(claim, here) == here, f"{claim} is recorded twice"
     assert recorded == {
         name: experiment
         for name, experiment in made.items()
@@ -175,6 +176,7 @@ def test_every_claim_of_a_notebook_is_recorded_by_that_notebook_and_no_other() -
         ({"obstacle": {"embedded": "no"}}, "both expected and untestable under embedded"),
         ({"expected": {"embedded": {"verdict": "true", "people": 9}}}, "expected.embedded.verdict"),
         ({"title": None}, "does not fit: title"),
+        ({"pair": ["a", "b"], "mean_of": "a"}, "a pair of methods or by the mean of one, not by"),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_file(
@@ -300,7 +302,7 @@ def test_a_verdict_that_turned_breaks_unless_there_were_few_people(
     record_claim(tmp_path, "helps", found, profile="embedded", run="a run", path=path)
     claims = read_claims(path)
     evidence = read_evidence(tmp_path, "embedded", claims)
-    assert len(broken(claims, evidence)) == breaks
+    assert len(changed_verdicts(claims, evidence)) == breaks
     if breaks:
         with pytest.raises(FusionError, match=r"The claim 'helps' \(It helps\) is .*was supported"):
             check_claims(claims, evidence)
@@ -328,7 +330,7 @@ def test_recovery_counts_the_pictures_with_a_face() -> None:
     scale = pd.DataFrame({"genuine": [0.2] * 3, "impostor": [0.8] * 3}, index=["p", "q", "r"])
     scores = IdentityScores("Dlib", "dlib", "reference", images, scale)
     found = estimate_recovery(scores, "a")
-    assert found.interval == recovery(scores, "a")
+    assert found.interval == method_recovery(scores, "a")
     assert found.interval.estimate == pytest.approx(0.5) and (found.pairs, found.cells) == (2, 3)
 
 
@@ -549,9 +551,18 @@ def test_an_interval_that_decides_nothing_says_why(
     assert made.verdict == "undecided" and said in repr(verdict_plot([made]))
 
 
-def test_claims_about_systems_that_are_not_there_are_passed_over(
-    tmp_path: Path, path: Path
-) -> None:
+def test_claims_about_systems_that_are_not_there_are_passed_over(tmp_path: Path) -> None:
+    here = {"embedded": "notebooks/table1_identity"}
+    claims = {
+        "helps": {"pair": ["near", "far"]},
+        "art": {"pair": ["near", "missing"]},
+        "best": {"pair": ["near", ["far", "missing"]]},
+        "mean": {"mean_of": "missing"},
+        "unseen": {"pair": ["near", "far"], "metric": "clip_score"},
+        "elsewhere": {"pair": {"paper": ["near", "far"]}},
+    }
+    entries = [SMALL | {"id": name, "experiment": here} | more for name, more in claims.items()]
+    path = write(tmp_path / "claims.yaml", entries)
     images = pd.DataFrame(
         [
             {"method": method, "person": str(i), "prompt": "p", "seed": 0, "distance": far - i / 99}
@@ -559,13 +570,69 @@ def test_claims_about_systems_that_are_not_there_are_passed_over(
             for i in range(12)
         ]
     )
-    pairs = {"helps": ("near", "far"), "art": ("near", "missing")}
-    made = record_pairs(tmp_path, pairs, images, profile="embedded", run="run", path=path)
+    told = {"run": "run", "path": path}
+    made = record_claims(tmp_path, list(claims), images, profile="embedded", **told)
     assert [(one.claim.id, one.verdict) for one in made] == [("helps", "supported")]
     assert made[0].found.interval.estimate == pytest.approx(0.3)
     assert [file.stem for file in (tmp_path / "claims").iterdir()] == ["helps"]
-    told = {"profile": "embedded", "run": "run", "path": path}
-    assert record_pairs(tmp_path, pairs, images, experiment="another", **told) == []
+    passed_over = record_claims(
+        tmp_path, ["helps"], images, profile="embedded", page="another", **told
+    )
+    assert passed_over == []
+
+
+def measured_faces() -> Measurements:
+    """Two recognisers that disagree, and a classifier, on twelve people and two prompts."""
+    rows = [
+        {"method": method, "person": str(person), "prompt": prompt, "seed": 0, "face": True}
+        | {"distance Dlib": far + person / 99, "distance own": 1 - far}
+        | {"style_correct": float(method == "near"), "expression_correct": 1.0}
+        | {"gender_kept": 1.0, "hair_kept": float(method == "far"), "clip_score": clip}
+        for method, far, clip in (
+            ("near", 0.2, 20.0),
+            ("far", 0.5, 25.0),
+            ("farther", 0.6, 22.0),
+            ("farthest", 0.8, 21.0),
+        )  # fmt: skip
+        for prompt in ("a photo", "a drawing")
+        for person in range(12)
+    ]
+    scale = pd.DataFrame({"genuine": 0.1, "impostor": 0.7}, index=[str(n) for n in range(12)])
+    return Measurements(pd.DataFrame(rows), {"Dlib": scale, "own": scale}, "dlib", "reference")
+
+
+@pytest.mark.parametrize(
+    "decided, value",
+    [
+        ({"pair": ["near", "far"]}, 0.3),
+        ({"pair": ["near", "far"], "recogniser": "last"}, -0.3),
+        ({"pair": ["near", "far"], "recogniser": {"embedded": "last", "paper": "first"}}, -0.3),
+        ({"pair": {"embedded": ["far", "near"], "paper": ["near", "far"]}}, -0.3),
+        ({"pair": ["near", ["far", "farther"]], "metric": "clip_score"}, -5),
+        ({"pair": ["near", "far"], "baseline": ["farther", "farthest"]}, 0.1),
+        ({"pair": ["near", "far"], "metric": "followed"}, 1),
+        ({"pair": ["far", "near"], "metric": "likeness"}, 0.5),
+        ({"pair": ["far", "near"], "metric": "likeness", "traits": ["hair"]}, 1),
+        ({"pair": ["near", "far"], "only": "a drawing"}, 0.3),
+        ({"mean_of": "near", "metric": "style_correct", "without": "a photo"}, 1),
+        ({"mean_of": "far", "metric": "accepted"}, 0),
+    ],
+)
+def test_what_decides_a_claim_stands_beside_it(decided: dict[str, Any], value: float) -> None:
+    claim = Claim.model_validate(SMALL | decided)
+    found = decide(claim, measured_faces(), "embedded")
+    assert found is not None and found.interval.estimate == pytest.approx(value)
+    halved = 24 if claim.only or claim.without else 24 * 2
+    assert found.cells == halved // 2
+
+
+def test_recovery_decides_like_any_other_number() -> None:
+    claim = Claim.model_validate(SMALL | {"mean_of": "near", "metric": "recovery"})
+    measured = measured_faces()
+    assert decide(claim, measured, "embedded") == estimate_recovery(
+        measured.identity("Dlib"), "near"
+    )
+    assert decide(claim, measured.images, "embedded") is None, "a table alone has no scale"
 
 
 # --- the page ---------------------------------------------------------------------------------

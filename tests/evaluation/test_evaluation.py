@@ -36,14 +36,14 @@ from companion.evaluation.comparison import (
     estimate_mean,
     identity_table,
     mean_over_people,
+    method_recovery,
     paired_difference,
-    recovery,
     with_likeness_kept,
 )
 from companion.evaluation.identity import cosine_distance, faces_found, identity_recovery
-from companion.evaluation.measure import measure, measure_identity, with_face_size
+from companion.evaluation.measure import check_scale, measure, with_face_size
 from companion.evaluation.quality import EYES, SIDE, face_region, psnr, psnr_8bit_overflow, ssim
-from companion.evaluation.readings import Observations
+from companion.evaluation.readings import Readings
 from companion.evaluation.statistics import MIN_PEOPLE, Interval, bootstrap, effect_size, verdict
 from companion.faces import aligned as faces
 from companion.faces.aligned import (
@@ -63,7 +63,7 @@ from companion.faces.recognisers import (
     load_recognisers,
 )
 from companion.figures.tables import alignment_table
-from companion.pages.psnr_audit import overflow_facts, pair_up
+from companion.pages.psnr_audit import overflow_facts, picture_pairs
 from companion.person import Person, load_people
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image, save_png
@@ -634,9 +634,7 @@ def angles(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         found = np.array([known[str(path)] for path in paths], dtype=np.float64)
         values = np.stack([np.cos(found), np.sin(found)], axis=-1)
         faces, eyes = ~np.isnan(found), np.full((len(found), 2, 2), np.nan)
-        return Observations(
-            dict.fromkeys(instruments or {}, values), faces, eyes, [None] * len(found)
-        )
+        return Readings(dict.fromkeys(instruments or {}, values), faces, eyes, [None] * len(found))
 
     known: dict[str, float] = {}
     monkeypatch.setattr("companion.evaluation.measure.observe", look)
@@ -653,20 +651,21 @@ def test_against_the_others_a_picture_is_not_measured_with_itself(
     index = pd.DataFrame(
         [("m", "a", "a face", 0, "made")], columns=["method", "person", "prompt", "seed", "image"]
     )
-    scores = measure_identity(index, people, against="others")
+    scores = measure(index, people, quality=False, against="others").identity("Dlib")
     assert scores.images["distance"].tolist() == pytest.approx([1 - np.cos(0.1)])
     assert scores.scale["genuine"].tolist() == pytest.approx([1 - np.cos(0.2), 1 - np.cos(0.4)])
     across = np.mean([1 - np.cos(x) for x in (1.0, 1.4, 0.8, 1.2)])
     assert scores.scale["impostor"].tolist() == pytest.approx([across, across])
     angles["a/2"] = np.nan  # no face in one of them
-    found = measure_identity(index, people, against="others")
+    found = measure(index, people, quality=False, against="others").identity("Dlib")
     assert found.images["distance"].tolist() == pytest.approx([1 - np.cos(0.1)])
     assert np.isnan(found.scale["genuine"]["a"])
     for angle in np.linspace(0, 3, 20):  # whatever the rounding of a unit vector's length
         angles["a/1"] = angle
-        assert np.isnan(measure_identity(index, people, against="others").scale["genuine"]["a"])
+        alone = measure(index, people, quality=False, against="others").identity("Dlib")
+        assert np.isnan(alone.scale["genuine"]["a"])
     with pytest.raises(FusionError, match="2 other picture"):
-        measure_identity(index, [people[0], Person("c", (Path("r"),))], against="others")
+        check_scale([people[0], Person("c", (Path("r"),))], "others")
 
 
 def test_one_person_alone_has_distances_and_no_scale(angles: dict[str, float]) -> None:
@@ -684,7 +683,7 @@ def test_one_person_alone_has_distances_and_no_scale(angles: dict[str, float]) -
     with pytest.raises(FusionError, match="'a' has no other pictures"):
         measure(index, people, quality=False, against="others")
     with pytest.raises(FusionError, match="needs two people"):
-        measure_identity(index, [replace(people[0], others=(Path("r"),))])
+        check_scale([replace(people[0], others=(Path("r"),))])
     with pytest.raises(FusionError, match="No classifier tells age, gender"):
         measure(index, people, quality=False, traits=["gender", "age"])
 
@@ -705,7 +704,7 @@ def scores(angles: dict[str, float]) -> IdentityScores:
                 rows.append((method, name, "a face", seed, image))
     angles["p0/near0"] = np.nan  # no face in one of the pictures
     index = pd.DataFrame(rows, columns=["method", "person", "prompt", "seed", "image"])
-    return measure_identity(index, people)
+    return measure(index, people, quality=False).identity("Dlib")
 
 
 def test_the_table_has_the_numbers_worked_out_by_hand(scores: IdentityScores) -> None:
@@ -726,14 +725,14 @@ def test_the_table_has_the_numbers_worked_out_by_hand(scores: IdentityScores) ->
 
 
 def test_recovery_is_not_told_of_the_few_who_have_a_scale(scores: IdentityScores) -> None:
-    assert np.isfinite(recovery(scores, "near").low)
+    assert np.isfinite(method_recovery(scores, "near").low)
     some = scores.scale.assign(genuine=[0.005] * MIN_PEOPLE + [np.nan])
-    told = recovery(replace(scores, scale=some), "near")
+    told = method_recovery(replace(scores, scale=some), "near")
     assert np.isfinite(told.low), "five are enough"
     few = scores.scale.assign(genuine=[0.005] * 4 + [np.nan] * 2)
-    assert str(recovery(replace(scores, scale=few), "near")) == "–"
+    assert str(method_recovery(replace(scores, scale=few), "near")) == "–"
     four = scores.images[scores.images["person"].isin(["p0", "p1", "p2", "p3"])]
-    alone = recovery(replace(scores, scale=few, images=four), "near")
+    alone = method_recovery(replace(scores, scale=few, images=four), "near")
     assert np.isfinite(alone.estimate) and np.isnan(alone.low), "nobody else has a distance"
 
 
@@ -836,7 +835,7 @@ def test_many_missing_faces_leave_a_claim_undecided(scores: IdentityScores) -> N
 
 def audit(people: int) -> pd.DataFrame:
     known = load_people(HELDOUT, people, others=5)
-    return measure(pair_up(known), known, recognisers=[], progress=False).images
+    return measure(picture_pairs(known), known, recognisers=[], progress=False).images
 
 
 def check_audit(pairs: pd.DataFrame) -> None:
@@ -881,7 +880,7 @@ def test_psnr_left_in_8_bits_says_nothing_about_the_pair() -> None:
     with pytest.raises(FusionError, match="Ten measured pairs"):
         overflow_facts(pd.DataFrame({"ssim": [], "psnr": [], "psnr_8bit_overflow": []}))
     with pytest.raises(FusionError, match="two people"):
-        pair_up(load_people(HELDOUT, 1))
+        picture_pairs(load_people(HELDOUT, 1))
 
 
 def test_a_trait_is_kept_where_the_classifier_sees_what_it_sees_in_the_reference(

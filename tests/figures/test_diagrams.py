@@ -30,7 +30,7 @@ from companion.figures.diagrams import (
     short_count,
 )
 from companion.figures.display import VectorFigure
-from companion.pages.reference_order import order_effect, reversal, without_strength
+from companion.pages.reference_order import order_effect, reversal_effect, zero_strength_effect
 from fusionlib import FusionPipeline
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
@@ -153,11 +153,11 @@ def test_orders_differ_by_rounding_and_a_missing_reference_by_more() -> None:
         order_effect(pipeline, PROMPT, faces[:1])
 
     paths = [ROOT / f"data/heldout/{person}_0.jpg" for person in ("0000", "0014")]
-    turned = reversal(pipeline, PROMPT, paths, num_inference_steps=1)
+    turned = reversal_effect(pipeline, PROMPT, paths, num_inference_steps=1)
     assert turned == pytest.approx(255 * effect["largest"]["2, 1"], rel=1e-6)
-    assert without_strength(pipeline, PROMPT, paths, num_inference_steps=1) == 0
+    assert zero_strength_effect(pipeline, PROMPT, paths, num_inference_steps=1) == 0
     with pytest.raises(FusionError, match="two references or more"):
-        reversal(pipeline, PROMPT, paths[:1])
+        reversal_effect(pipeline, PROMPT, paths[:1])
 
 
 @pytest.fixture(scope="module")

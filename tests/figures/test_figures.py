@@ -23,13 +23,12 @@ from companion.figures.tables import (
     prompts_table,
     quoted_table,
     recognition_table,
-    run_label,
     side_by_side,
     summary_table,
 )
 from companion.methods import Method
 from companion.person import Person
-from companion.studies.study import Study, run_study
+from companion.studies.study import Study, run_label, run_study
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT
 

@@ -10,7 +10,13 @@ import torch
 from PIL import Image
 
 from companion.evaluation.comparison import paired_difference
-from companion.evaluation.groups import SIDE, cut_faces, group_summary, mask_gains, who_is_who
+from companion.evaluation.groups import (
+    SIDE,
+    cut_faces,
+    group_summary,
+    mask_gains,
+    recognise_members,
+)
 from companion.methods.groups import fused_group, load_groups, posed_like_the_next
 from companion.person import Person
 from fusionlib import FusionPipeline, masks_from_colors
@@ -110,7 +116,7 @@ def test_who_is_who_sees_the_right_the_swapped_and_the_mixed(
         painted(colours).save(path)
         rows.append([method, "group 1", "p", 0, str(path)])
     index = pd.DataFrame(rows, columns=["method", "person", "prompt", "seed", "image"])
-    faces = who_is_who(index, groups, 3, MeanColour(), out=tmp_path)
+    faces = recognise_members(index, groups, 3, MeanColour(), out=tmp_path)
     found = faces.groupby("method")["right"].mean()
     assert found.to_dict() == {
         "right": 1.0,
@@ -142,7 +148,7 @@ def test_every_group_is_compared_with_its_own_members(
         [("made", "group 2", "p", 0, str(tmp_path / "made.png"))],
         columns=["method", "person", "prompt", "seed", "image"],
     )
-    found = who_is_who(index, [first, second], 3, MeanColour(), out=tmp_path)
+    found = recognise_members(index, [first, second], 3, MeanColour(), out=tmp_path)
     assert found.groupby(["method", "person"])["right"].apply(list).to_dict() == {
         ("made", "group 2"): [1, 0, 0],
         ("rendered", "group 1"): [1, 1, 1],
@@ -172,7 +178,7 @@ def test_a_face_that_is_not_found_is_nobodys(group: tuple[Path, Path], tmp_path:
         [(name, "group 1", "p", 0, str(tmp_path / f"{name}.png")) for name in ("first", "last")],
         columns=["method", "person", "prompt", "seed", "image"],
     )
-    found = who_is_who(index, load_groups(*group, 3), 3, Sighted(), out=tmp_path)
+    found = recognise_members(index, load_groups(*group, 3), 3, Sighted(), out=tmp_path)
     first = found[found["method"] == "first"]
     assert first["right"].isna().tolist() == [True, False, True]
     assert first["own"].isna().tolist() == first["others"].isna().tolist() == [True, False, True]

@@ -17,12 +17,12 @@ from companion.evaluation.statistics import Interval
 from companion.pages import copies
 from companion.pages import suite_criteria as criteria
 from companion.pages.data_and_model_cards import (
-    captioned,
+    captions_and_pictures,
     criteria_table,
+    evenly_spread,
     heldout_counts,
     histograms,
-    sampled,
-    spread,
+    sampled_attributes,
 )
 from companion.pages.suite_criteria import Criterion
 from companion.pages.training_records import loss_curves, trained_methods, training_table
@@ -47,7 +47,7 @@ def test_a_criterion_is_met_by_its_estimate_and_not_by_nothing() -> None:
 
 
 def test_people_are_judged_by_what_was_found() -> None:
-    auc, faces = criteria.of_people(Separation(0.981, 0.05, 0.11, 197, 200))
+    auc, faces = criteria.criteria_of_people(Separation(0.981, 0.05, 0.11, 197, 200))
     assert (auc.value, auc.met) == (0.981, True)
     assert (faces.value, faces.met) == (0.985, False)
 
@@ -62,14 +62,18 @@ def test_the_base_model_is_judged_by_shares_of_its_own_pictures() -> None:
             "style_correct": [1, 1, 1, 1, 0, 0],
         }
     )
-    found = {c.what: c for c in criteria.of_base(Measurements(images, {}, "dlib", "reference"))}
+    found = {
+        c.what: c for c in criteria.criteria_of_base(Measurements(images, {}, "dlib", "reference"))
+    }
     assert found["expression as prompted"].value == pytest.approx((1 + 0) / 2), "people count once"
     assert found["expression as prompted"].looked_at == "3 pictures"
     assert found["style as prompted"].met and not found["faces found, over all styles"].met
     assert "scene as prompted" not in found
 
     one = images[images["person"] == "a"]
-    alone = {c.what: c for c in criteria.of_base(Measurements(one, {}, "dlib", "reference"))}
+    alone = {
+        c.what: c for c in criteria.criteria_of_base(Measurements(one, {}, "dlib", "reference"))
+    }
     assert alone["style as prompted"].value == 1.0, "a share, though no interval"
 
 
@@ -97,7 +101,7 @@ def test_faces_are_looked_for_in_renders_of_the_same_styles(tmp_path: Path) -> N
         "photo": {"painted": 0.75, "of painted": 4, "renders": 1.0, "of renders": 2},
         "noir": {"painted": 0.0, "of painted": 1, "renders": 0.0, "of renders": 2},
     }
-    (found,) = criteria.of_renders(table)
+    (found,) = criteria.criteria_of_renders(table)
     assert (found.value, found.met, found.looked_at) == (0.5, None, "4 renders")
     assert len(criteria.faces_by_style(painted, styles, folder, people=1)) == 2
 
@@ -116,11 +120,11 @@ def test_adapters_are_judged_by_their_own_pictures() -> None:
         }
     )
     measured = Measurements(images, {}, "dlib", "reference")
-    (second,) = criteria.of_adapter(measured, {})
-    (first,) = criteria.of_adapter(measured, {}, "fused-v1", least=None)
+    (second,) = criteria.criteria_of_adapter(measured, {})
+    (first,) = criteria.criteria_of_adapter(measured, {}, "fused-v1", least=None)
     assert (second.value, second.met, second.looked_at) == (0.75, False, "2 people, 4 pictures")
     assert (first.value, first.met, first.looked_at) == (0.5, None, "2 people, 2 pictures")
-    assert criteria.of_adapter(measured, {}, "decoupled") == []
+    assert criteria.criteria_of_adapter(measured, {}, "decoupled") == []
 
 
 def test_the_table_says_which_bound_was_missed() -> None:
@@ -138,10 +142,10 @@ def test_the_table_says_which_bound_was_missed() -> None:
 
 
 def test_pictures_to_look_at_are_spread_over_all_of_them() -> None:
-    assert spread(range(36), 6) == [0, 7, 14, 21, 28, 35]
-    assert spread("abcd", 6) == list("abcd")
-    assert spread("abcde", 3) == ["a", "c", "e"]
-    assert spread([], 6) == [] and spread("ab", 1) == ["a"]
+    assert evenly_spread(range(36), 6) == [0, 7, 14, 21, 28, 35]
+    assert evenly_spread("abcd", 6) == list("abcd")
+    assert evenly_spread("abcde", 3) == ["a", "c", "e"]
+    assert evenly_spread([], 6) == [] and evenly_spread("ab", 1) == ["a"]
 
 
 def test_trainings_of_the_compared_systems_are_shown_as_those_of_the_suite(tmp_path: Path) -> None:
@@ -207,7 +211,7 @@ def test_a_training_set_is_known_by_its_embeddings(
     out = tmp_path / "seen.safetensors"
     assert copies.embed_training_set(tmp_path, "none", out) == 3
     assert not list(tmp_path.glob(".*partial"))
-    seen = copies.load_seen(out)
+    seen = copies.load_training_embeddings(out)
     assert (seen.seed, seen.clip) == (3, "mean colour")
     np.testing.assert_allclose(np.linalg.norm(seen.embeddings, axis=1), 1, rtol=1e-6)
 
@@ -219,12 +223,12 @@ def test_a_training_set_is_known_by_its_embeddings(
 
     monkeypatch.setattr(copies, "_render", render)
     Image.new("RGB", (40, 40), (5, 120, 6)).save(tmp_path / "green.png")
-    rows = copies.neighbours([tmp_path / "green.png"], seen, FakeClip(), count=2, size=32)
+    rows = copies.nearest_in_training([tmp_path / "green.png"], seen, FakeClip(), count=2, size=32)
     assert len(rows) == 1 and len(rows[0]) == 3
     assert (3, 0, 1, 32) in rendered and len(rendered) == 2
     places = list(zip(seen.person.tolist(), seen.view.tolist(), strict=True))
     assert places == [(0, 0), (0, 1), (1, 0)], "what cannot be read moves nobody's place"
-    near = copies.how_similar({"one": [tmp_path / "green.png"]}, seen, FakeClip())
+    near = copies.similarity_to_training({"one": [tmp_path / "green.png"]}, seen, FakeClip())
     unit = np.array([5, 120, 6]) / np.linalg.norm([5, 120, 6])
     other = np.array([10, 250, 10]) / np.linalg.norm([10, 250, 10])
     assert near.loc["one", "largest"] == pytest.approx(float(unit @ other), abs=1e-3)
@@ -242,7 +246,7 @@ def test_a_training_set_is_known_by_its_embeddings(
     paths = [tmp_path / f"{number}.png" for number in range(11)]
     for number, path in enumerate(paths):
         Image.new("RGB", (40, 40), (10, 250, 10 + 2 * number**2)).save(path)
-    told = copies.how_similar({"all": paths}, seen, FakeClip()).loc["all"]
+    told = copies.similarity_to_training({"all": paths}, seen, FakeClip()).loc["all"]
     best = []
     for path in paths:
         colour = np.asarray(Image.open(path), float)[0, 0]
@@ -253,16 +257,16 @@ def test_a_training_set_is_known_by_its_embeddings(
 
     monkeypatch.setattr(FakeClip, "fingerprint", "another")
     with pytest.raises(FusionError, match="another CLIP model"):
-        copies.how_similar({"one": [tmp_path / "green.png"]}, seen, FakeClip())
+        copies.similarity_to_training({"one": [tmp_path / "green.png"]}, seen, FakeClip())
     with pytest.raises(FusionError, match="another CLIP model"):
-        copies.neighbours([tmp_path / "green.png"], seen, FakeClip())
+        copies.nearest_in_training([tmp_path / "green.png"], seen, FakeClip())
     mixed = one(0, 0, (1, 2, 3)) | one(1, 0, (3, 2, 1))
     mixed["000100"]["json"] = mixed["000100"]["json"].replace(b'"seed": 3', b'"seed": 4')
     write_tar(tmp_path / "mixed" / "00000.tar", mixed)
     with pytest.raises(FusionError, match="one rendered data set.* found 2 seeds"):
         copies.embed_training_set(tmp_path / "mixed", "none", out)
     with pytest.raises(FusionError, match="fusionlib data"):
-        copies.load_seen(tmp_path / "nothing.safetensors")
+        copies.load_training_embeddings(tmp_path / "nothing.safetensors")
 
 
 def test_a_training_picture_is_rendered_again_as_training_saw_it(
@@ -327,7 +331,7 @@ def test_the_distance_to_renders_needs_equal_numbers(tmp_path: Path) -> None:
 
 
 def test_what_is_sampled_is_what_is_rendered_and_drawn() -> None:
-    table = sampled(30, views=3)
+    table = sampled_attributes(30, views=3)
     assert len(table) == 90 and set(table["view"]) == {0, 1, 2}
     assert table.loc[table["view"] == 0, "expression"].eq("neutral").all()
     assert table["skin tone"].between(0, 1).all() and table["skin tone"].std() > 0.1
@@ -347,13 +351,13 @@ def test_histograms_tell_what_they_show() -> None:
 
 
 def test_captions_and_pictures_belong_together() -> None:
-    captions, drawn, further = captioned(ROOT / "data" / "heldout", 12)
+    captions, drawn, further = captions_and_pictures(ROOT / "data" / "heldout", 12)
     assert len(set(captions)) == len(drawn) == len(further) == 12
     assert not set(drawn) & set(further)
     for caption, path in zip(captions, drawn, strict=True):
         assert path.with_suffix(".txt").read_text() == caption
     with pytest.raises(FusionError, match="fewer than"):
-        captioned(ROOT / "data" / "heldout", 100_000)
+        captions_and_pictures(ROOT / "data" / "heldout", 100_000)
 
 
 def test_the_autoencoder_is_judged_on_what_it_gives_back(
@@ -380,7 +384,7 @@ def test_the_autoencoder_is_judged_on_what_it_gives_back(
     class Pipeline:
         vae = torch.nn.Linear(1, 1)
 
-    quality, auc = criteria.of_autoencoder(
+    quality, auc = criteria.criteria_of_autoencoder(
         Pipeline(), people, FakeClip(), out=tmp_path, cache=tmp_path / "cache"
     )
     # A difference of 10 in every pixel.
@@ -392,8 +396,13 @@ def test_the_autoencoder_is_judged_on_what_it_gives_back(
         vae = torch.nn.Linear(1, 1)
 
     monkeypatch.setattr(criteria, "reconstruct", lambda pipeline, images: images)
-    assert criteria.of_autoencoder(Pipeline(), people, FakeClip(), out=tmp_path)[0] == quality
-    assert criteria.of_autoencoder(Another(), people, FakeClip(), out=tmp_path)[0].value == np.inf
+    assert (
+        criteria.criteria_of_autoencoder(Pipeline(), people, FakeClip(), out=tmp_path)[0] == quality
+    )
+    assert (
+        criteria.criteria_of_autoencoder(Another(), people, FakeClip(), out=tmp_path)[0].value
+        == np.inf
+    )
 
     monkeypatch.setattr(criteria, "reconstruct", darker)
     alike = []  # files of one name in folders of their own
@@ -403,7 +412,7 @@ def test_the_autoencoder_is_judged_on_what_it_gives_back(
             Image.open(path).save(tmp_path / person.name / f"{number}.png")
         paths = [tmp_path / person.name / f"{number}.png" for number in range(2)]
         alike.append(Person(person.name, (paths[0],), (paths[1],)))
-    again, _ = criteria.of_autoencoder(Pipeline(), alike, FakeClip(), out=tmp_path / "new")
+    again, _ = criteria.criteria_of_autoencoder(Pipeline(), alike, FakeClip(), out=tmp_path / "new")
     assert again.value == pytest.approx(quality.value)
 
 
@@ -427,12 +436,12 @@ def test_clip_is_judged_by_captions_of_what_was_held_out(
         (tmp_path / f"{number}.json").write_text(json.dumps(record))
         lines.append(f"{number},{number}.png")
     (tmp_path / "index.csv").write_text("\n".join(lines))
-    (found,) = criteria.of_clip("none", tmp_path, candidates=4)
+    (found,) = criteria.criteria_of_clip("none", tmp_path, candidates=4)
     assert (found.value, found.least, found.looked_at) == (0.8, 0.85, "5 pictures")
     assert not found.met
     (tmp_path / "index.csv").write_text("\n".join(lines[:2]))
     with pytest.raises(FusionError, match="no pictures whose records say held_out"):
-        criteria.of_clip("none", tmp_path)
+        criteria.criteria_of_clip("none", tmp_path)
 
 
 def test_the_classifier_is_held_to_more_than_the_base_model() -> None:
@@ -441,7 +450,7 @@ def test_the_classifier_is_held_to_more_than_the_base_model() -> None:
         {"accuracy": [*accuracy, Interval(1, 1, 1)], "pictures": [40, 41, 42]},
         index=["expression", "style", "gender"],
     )
-    expression, style = criteria.of_classifier(found)
+    expression, style = criteria.criteria_of_classifier(found)
     assert (expression.least, expression.met, style.met) == (0.95, False, True)
     assert (style.what, style.looked_at) == ("style of renders", "41 renders")
 

@@ -185,7 +185,7 @@ def test_a_profile_speaks_of_notebooks_and_parameters_that_exist(name: str) -> N
 
 
 def test_notebooks_say_how_many_pictures_of_a_person_they_ask_for() -> None:
-    """What ``--dry-run`` counts is what `load_people` will be asked for."""
+    """What ``--dry-run`` counts is what `load_people` and `experiment` will be asked for."""
     counted = 0
     for path in find_notebooks(ROOT):
         content = json.loads(path.read_text())
@@ -197,6 +197,13 @@ def test_notebooks_say_how_many_pictures_of_a_person_they_ask_for() -> None:
             for call in ast.walk(tree)
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "load_people"
             if any(getattr(argument, "id", "") == "num_people" for argument in call.args)
+        ]
+        asked += [  # `experiment` asks for as many as `load_people` does by default
+            {}
+            for tree in trees
+            for call in ast.walk(tree)
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "experiment"
+            if any(getattr(word.value, "id", "") == "num_people" for word in call.keywords)
         ]
         most = max((a.get("references", 1) + a.get("others", 1) for a in asked), default=PICTURES)
         said = content["metadata"].get("fusionlib", {}).get("pictures", PICTURES)
