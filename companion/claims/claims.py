@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from companion.entries import read_entries
 from companion.evaluation.comparison import (
     MIN_PAIRED,
     Estimate,
@@ -33,7 +33,7 @@ from companion.evaluation.comparison import (
 )
 from companion.evaluation.measure import Measurements
 from companion.evaluation.statistics import MIN_PEOPLE, Interval, Verdict, verdict
-from fusionlib.errors import FusionError, explain_validation
+from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT, Profile
 from fusionlib.support.files import write_text
 from fusionlib.support.provenance import git_commit, package_versions, sha256_json
@@ -182,25 +182,7 @@ def read_claims(path: str | Path = CLAIMS) -> dict[str, Claim]:
     Raises:
         FusionError: The file cannot be read, or a claim in it does not fit; names both.
     """
-    try:
-        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise FusionError(f"The claims in {path} cannot be read: {error}.") from error
-    if not isinstance(entries, list) or not entries:
-        raise FusionError(f"{path} has to be a list of claims, each with an `id`.")
-    claims: dict[str, Claim] = {}
-    for number, entry in enumerate(entries, start=1):
-        name = entry.get("id", "?") if isinstance(entry, dict) else "?"
-        try:
-            claim = Claim.model_validate(entry)
-        except ValidationError as error:
-            raise FusionError(
-                f"Claim {number} ({name}) in {path} does not fit: {explain_validation(error)}"
-            ) from error
-        if claim.id in claims:
-            raise FusionError(f"Claim {number} in {path} has an id that is taken: {claim.id}.")
-        claims[claim.id] = claim
-    return claims
+    return read_entries(path, Claim, "claim", "id")
 
 
 def claims_under(profile: Profile, path: str | Path = CLAIMS) -> dict[str, Claim]:

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from companion.entries import read_entries
 from companion.pages.benchmark_records import Group, Of, Result, Row, Target, find_rows
-from fusionlib.errors import FusionError, explain_validation
 from fusionlib.profiles import ROOT
 
 FOLDER = ROOT / "data" / "benchmarks"
@@ -29,11 +28,6 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     what: str = Field(min_length=1)
-
-    @property
-    def name(self) -> str:
-        """What tells it from all others."""
-        return self.what
 
 
 class Wanted(_Entry):
@@ -72,7 +66,7 @@ class Wanted(_Entry):
 
     @property
     def name(self) -> str:
-        """What tells it from all others."""
+        """The target with the place where it is measured, which differs for each."""
         return f"{self.what} ({self.where})"
 
     @property
@@ -114,42 +108,19 @@ class Optimisation(_Entry):
         return self
 
 
-Entry = TypeVar("Entry", bound=_Entry)
 Optimisations = tuple[Optimisation, ...]
 
 
 @cache
 def read_targets(path: str | Path = FOLDER / "targets.yaml") -> tuple[Wanted, ...]:
     """All targets in the order of the page; a `FusionError` names an entry that does not fit."""
-    return _read(path, Wanted)
+    return tuple(read_entries(path, Wanted, "target", "what", key="name").values())
 
 
 @cache
 def read_optimisations(path: str | Path = FOLDER / "optimisations.yaml") -> Optimisations:
     """All optimisations in the order of the page, likewise."""
-    return _read(path, Optimisation)
-
-
-def _read(path: str | Path, kind: type[Entry]) -> tuple[Entry, ...]:
-    try:
-        entries = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise FusionError(f"The benchmarks' {path} cannot be read: {error}.") from error
-    if not isinstance(entries, list) or not entries:
-        raise FusionError(f"{path} has to be a list of entries, each with a `what`.")
-    found: dict[str, Entry] = {}
-    for number, entry in enumerate(entries, start=1):
-        what = entry.get("what", "?") if isinstance(entry, dict) else "?"
-        try:
-            one = kind.model_validate(entry)
-        except ValidationError as error:
-            raise FusionError(
-                f"Entry {number} ({what}) in {path} does not fit: {explain_validation(error)}"
-            ) from error
-        if one.name in found:
-            raise FusionError(f"Entry {number} in {path} is there twice: {one.name}.")
-        found[one.name] = one
-    return tuple(found.values())
+    return tuple(read_entries(path, Optimisation, "optimisation", "what").values())
 
 
 def targets_of(*run: str) -> tuple[Wanted, ...]:

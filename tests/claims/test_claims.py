@@ -194,7 +194,7 @@ def test_a_file_that_is_none_or_names_a_claim_twice_is_an_error(tmp_path: Path) 
         read_claims(write(file, {"helps": SMALL}))
     with pytest.raises(FusionError, match=r"Claim 1 \(\?\)"):
         read_claims(write(file, ["helps"]))
-    with pytest.raises(FusionError, match="an id that is taken: helps"):
+    with pytest.raises(FusionError, match="Claim 2 in .* is there twice: helps"):
         read_claims(write(file, [SMALL, SMALL]))
     with pytest.raises(FusionError, match="no claim 'hurts' .* it has helps"):
         find_claim("hurts", write(file, [SMALL]))

@@ -1,7 +1,5 @@
 """The drawings and the maps of attention: what they show is what was measured."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from fusionlib import FusionPipeline
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
 from fusionlib.profiles import ROOT, load_profile
+from tests.helpers.scripts import import_script
 
 PROMPT = "a photo of a laughing person in the snow"
 
@@ -163,13 +162,7 @@ def test_orders_differ_by_rounding_and_a_missing_reference_by_more() -> None:
 @pytest.fixture(scope="module")
 def systems() -> Any:
     """The script of the systems' drawings."""
-    path = ROOT / "book" / "images" / "systems.py"
-    spec = importlib.util.spec_from_file_location("systems", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["systems"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return import_script("book/images/systems.py")
 
 
 def test_weights_are_counted_as_published(systems: Any) -> None:

@@ -29,6 +29,8 @@ from transformers import (
 )
 
 CONTEXT_LENGTH = 16  # text tokens
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+"""Noise schedule of every Stable Diffusion checkpoint."""
 RESOLUTION = 32  # pixels
 WIDTH = 16  # of the text, and of the first UNet block
 
@@ -136,13 +138,7 @@ def write_tiny_xl_checkpoint(folder: Path | str, seed: int = 0) -> Path:
             tokenizer=tokenizer,
             tokenizer_2=tokenizer,
             unet=unet,
-            scheduler=EulerDiscreteScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                timestep_spacing="leading",
-                steps_offset=1,
-            ),
+            scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading", steps_offset=1),
         )
         adapter = FusionAdapter.from_unet(unet, init="random")
     pipeline.save_pretrained(folder)
@@ -186,14 +182,7 @@ def write_tiny_checkpoint(folder: Path | str, seed: int = 0) -> Path:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
+        scheduler=DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

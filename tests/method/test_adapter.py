@@ -34,6 +34,11 @@ def noise(*shape: int, seed: int) -> Tensor:
 
 SAMPLE, PROMPT = noise(2, 4, 8, 8, seed=1), noise(2, 16, 16, seed=2)
 FACES, EMPTY_PROMPT = noise(2, 4, 8, 8, seed=3), noise(1, 16, 16, seed=4)
+ONE_LEVEL = {
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+    "block_out_channels": (16,),
+}
 
 
 @pytest.fixture
@@ -281,11 +286,7 @@ def test_autocast_to_bfloat16(unet: UNet2DConditionModel, adapter: FusionAdapter
 
 def test_a_compiled_unet_is_not_compiled_again_for_new_references() -> None:
     """One graph serves each training step's fresh keys, values and strengths (backend: eager)."""
-    unet = tiny_unet(
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        block_out_channels=(16,),
-    )
+    unet = tiny_unet(**ONE_LEVEL)
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
@@ -317,11 +318,7 @@ def test_a_compiled_unet_is_not_compiled_again_for_new_references() -> None:
 @torch.no_grad()
 def test_a_compiled_unet_is_compiled_once_for_all_steps() -> None:
     """It keeps nothing of a text from one step for the next, of which it would be another graph."""
-    unet = tiny_unet(
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        block_out_channels=(16,),
-    )
+    unet = tiny_unet(**ONE_LEVEL)
     graphs = []
     compiled = torch.compile(unet, backend=lambda graph, _: graphs.append(graph) or graph.forward)
     adapter = FusionAdapter.from_unet(compiled)

@@ -34,12 +34,10 @@ from fusionlib.profiles import load_profile
 from fusionlib.support.provenance import sha256_modules
 from fusionlib.training import adapter as training
 from tests.helpers.single_file import write_single_file
-from tests.helpers.tiny import write_tiny_tokenizer
+from tests.helpers.tiny import NOISE, write_tiny_tokenizer
 from tests.helpers.training_data import disc, encoded, sample, write_profile, write_tar
 
 pytestmark = pytest.mark.slow
-
-NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 @pytest.fixture

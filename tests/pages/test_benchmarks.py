@@ -339,7 +339,7 @@ def test_targets_name_what_is_measured() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"size": "huge"}, r"Entry 1 \(Picture\) in .*own.yaml does not fit: size"),
+        ({"size": "huge"}, r"Target 1 \(Picture\) in .*own.yaml does not fit: size"),
         ({"at_least": 1.0}, "either `at_most` or `at_least`"),
         ({"bound": 1.0}, "bound: there is no such entry"),
     ],
@@ -359,10 +359,10 @@ def test_a_target_that_does_not_fit_is_named_with_its_file(
     with pytest.raises(FusionError, match=words):
         read_targets(file)
     file.write_text(yaml.safe_dump([entry, entry]))
-    with pytest.raises(FusionError, match=r"Entry 2 in .* is there twice: Picture"):
+    with pytest.raises(FusionError, match=r"Target 2 in .* is there twice: Picture"):
         read_targets(file)
     file.write_text("what: Picture")
-    with pytest.raises(FusionError, match="has to be a list of entries"):
+    with pytest.raises(FusionError, match="has to be a list of targets"):
         read_targets(file)
     with pytest.raises(FusionError, match=r"missing\.yaml cannot be read"):
         read_targets(tmp_path / "missing.yaml")

@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import doctest
-import importlib.util
 import inspect
 import re
 import textwrap
@@ -19,6 +18,7 @@ from docutils.utils import new_document
 import fusionlib
 from companion.publishing.toc import toc_pages
 from fusionlib.profiles import ROOT
+from tests.helpers.scripts import import_script
 
 PAGE = (ROOT / "book" / "api.md").read_text()
 ENTRIES = re.findall(
@@ -166,12 +166,7 @@ def test_errors_are_found_through_the_functions_that_are_called() -> None:
 @pytest.fixture(scope="module")
 def extension() -> Any:
     """The Sphinx extension of the page."""
-    path = ROOT / "book" / "_ext" / "api_page.py"
-    spec = importlib.util.spec_from_file_location("api_page", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_script("book/_ext/api_page.py")
 
 
 def test_code_beside_the_equations_is_shown_with_short_docstrings(extension: Any) -> None:

@@ -1,0 +1,55 @@
+"""YAML files that list entries of one schema, such as claims or benchmark targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fusionlib.errors import FusionError, explain_validation
+
+Entry = TypeVar("Entry", bound=BaseModel)
+
+
+def read_entries(
+    path: str | Path, schema: type[Entry], kind: str, field: str, key: str | None = None
+) -> dict[str, Entry]:
+    """Read and check the entries of a YAML file.
+
+    Args:
+        path: A file that holds a list.
+        schema: Schema of each entry.
+        kind: Name of one entry in messages, such as ``claim``.
+        field: Field that names an entry in messages.
+        key: Attribute that differs from entry to entry; None means ``field``.
+
+    Returns:
+        The entries by their keys, in the file's order.
+
+    Raises:
+        FusionError: The file cannot be read, or an entry does not fit; names the file, and the
+            entry by number and key.
+    """
+    try:
+        listed = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise FusionError(f"The {kind}s in {path} cannot be read: {error}.") from error
+    if not isinstance(listed, list) or not listed:
+        raise FusionError(f"{path} has to be a list of {kind}s, each with `{field}`.")
+    entries: dict[str, Entry] = {}
+    for number, values in enumerate(listed, start=1):
+        name = values.get(field, "?") if isinstance(values, dict) else "?"
+        try:
+            entry = schema.model_validate(values)
+        except ValidationError as error:
+            raise FusionError(
+                f"{kind.capitalize()} {number} ({name}) in {path} does not fit: "
+                f"{explain_validation(error)}"
+            ) from error
+        own = getattr(entry, key or field)
+        if own in entries:
+            raise FusionError(f"{kind.capitalize()} {number} in {path} is there twice: {own}.")
+        entries[own] = entry
+    return entries
