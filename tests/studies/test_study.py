@@ -214,7 +214,7 @@ def test_a_method_without_references_ignores_them(study: Study, people: list[Per
 
 def run_share(folder: Path, store: Path, share: Share, seeds: int, flush: float) -> None:
     """What a process of its own does."""
-    ledger.FLUSH_SECONDS = flush
+    append_table.FLUSH_SECONDS = flush
     people = [Person(name, (folder / f"{name}.png",)) for name in ("ada", "ben")]
     run_study(make_study(people, paint_slowly, range(seeds)), store, share=share, progress=False)
 
