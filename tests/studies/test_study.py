@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from companion import append_table as ledger
+from companion import append_table
 from companion.figures.grids import pairs_grid, study_grid
 from companion.methods import Method, Models
 from companion.methods.fusion import fused, text_only
@@ -214,7 +214,7 @@ def test_a_method_without_references_ignores_them(study: Study, people: list[Per
 
 def run_share(folder: Path, store: Path, share: Share, seeds: int, flush: float) -> None:
     """What a process of its own does."""
-    ledger.FLUSH_SECONDS = flush
+    append_table.FLUSH_SECONDS = flush
     people = [Person(name, (folder / f"{name}.png",)) for name in ("ada", "ben")]
     run_study(make_study(people, paint_slowly, range(seeds)), store, share=share, progress=False)
 
@@ -437,19 +437,21 @@ def test_mistakes_end_in_one_sentence(study: Study, people: list[Person], tmp_pa
         cells(study)
 
 
-def test_a_ledger_begins_a_new_file_when_one_is_full(
+def test_a_table_begins_a_new_file_when_one_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "ROWS_PER_FILE", 10)
-    schema = ledger.pa.schema({"key": ledger.pa.string(), "value": ledger.pa.int64()})
-    with ledger.Ledger(tmp_path, schema) as table:
+    monkeypatch.setattr(append_table, "ROWS_PER_FILE", 10)
+    schema = append_table.pa.schema(
+        {"key": append_table.pa.string(), "value": append_table.pa.int64()}
+    )
+    with append_table.AppendTable(tmp_path, schema) as table:
         for number in range(25):
             table.append({"key": str(number), "value": number})
         table.append({"key": "3", "value": -3})
     assert len(list(tmp_path.glob("*.parquet"))) == 3
-    rows = ledger.Ledger(tmp_path, schema).read()
+    rows = append_table.AppendTable(tmp_path, schema).read()
     assert len(rows) == 25 and rows.set_index("key")["value"]["3"] == -3
-    assert list(ledger.Ledger(tmp_path, schema).read(columns=[])) == ["key"]
+    assert list(append_table.AppendTable(tmp_path, schema).read(columns=[])) == ["key"]
 
 
 def test_people_are_read_in_order_from_an_index(tmp_path: Path) -> None:
