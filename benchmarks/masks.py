@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.alternate import Call, Setting, compare
 from benchmarks.models import PROMPT, Models, size_of
 from companion.pages.benchmark_records import Group
-from fusionlib.attention import prepared_attention
+from fusionlib.attention import prepare_attention
 from fusionlib.kernels import Attend, Backend, group_queries
 
 WAYS: tuple[Backend, ...] = ("dense", "grouped")
@@ -101,7 +101,7 @@ def layer_calls(
     def attend(prepared: Attend) -> None:
         prepared(query)
 
-    prepare = partial(prepared_attention, query, text, text, faces, faces, mask=mask)
+    prepare = partial(prepare_attention, query, text, text, faces, faces, mask=mask)
     return {way: partial(attend, prepare(backend=way)) for way in WAYS}
 
 

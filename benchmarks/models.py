@@ -153,7 +153,7 @@ class Models:
 
     @cached_property
     def fused(self) -> Any:
-        """A `FusionPipeline`; without references it is the base model bit by bit."""
+        """A `FusionPipeline`; without references it is the base model bit for bit."""
         adapter = self.frozen(FusionAdapter.from_unet(self.unet))
         return self._pipeline(FusionPipeline, unet=self.unet, adapter=adapter)
 

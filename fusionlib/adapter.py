@@ -28,7 +28,12 @@ from fusionlib.checks import (
 from fusionlib.errors import FusionError
 from fusionlib.kernels import Backend, QueryGroups, check_backend, group_queries
 from fusionlib.masking import mask_pyramid
-from fusionlib.processor import FusedAttnProcessor, LayerConditioning, fused_processors, in_turn
+from fusionlib.processor import (
+    FusedAttnProcessor,
+    LayerConditioning,
+    exclusive_use,
+    fused_processors,
+)
 from fusionlib.reference_cache import (
     LayerKeysValues,
     ReferenceCache,
@@ -41,7 +46,7 @@ from fusionlib.unet_layers import LayerChoice, cross_attention_layers, layer_dim
 Initialisation = Literal["self_attention", "zero_value", "random"]
 
 MAX_CACHED_BYTES = 2**28
-"""Bytes up to which joined keys and values are cached for all steps of a picture."""
+"""Bytes of joined keys and values above which nothing is cached for all steps of a picture."""
 
 
 class FusionAdapter(ModelMixin, ConfigMixin):
@@ -128,8 +133,8 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 so for the keys and sets the values to zero (which is not neutral: the faces still
                 take attention from the text); ``"random"`` is PyTorch's initialisation.
             attention: ``"concatenated"`` or ``"decoupled"``.
-            layers: Which layers see faces: any of ``"down"``, ``"mid"``, ``"up"``, and of numbers
-                of a resolution, 0 for the full one, 1 for half of it, and so on; None means all.
+            layers: Layers that see faces: ``"down"``, ``"mid"``, ``"up"``, or resolution levels (0
+                is the full resolution, 1 half of it, and so on); None means all.
 
         Returns:
             The adapter, in float32, on the UNet's device, not yet attached.
@@ -205,8 +210,8 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         """Let a UNet's cross-attention layers see faces inside ``conditioned``.
 
         Only the processors of the ``attn2`` layers are wrapped; outside of ``conditioned`` the UNet
-        computes what it did, bit by bit. Attaching to the same UNet again puts back what a change
-        of processors (xformers, attention slicing) took away. Several adapters may be attached to
+        computes what it did, bit for bit. Attaching to the same UNet again restores processors that
+        xformers or attention slicing replaced. Several adapters may be attached to
         one UNet; one adapter is attached to one UNet at a time.
 
         Args:
@@ -221,7 +226,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 "The adapter is attached to another unet: detach it there first, or load it twice."
             )
         self._check_fit(unet)
-        with in_turn(unet):
+        with exclusive_use(unet):
             for name, layer in self._layers_of(unet):
                 if not any(mine is self._processors.get(name) for mine in fused_processors(layer)):
                     self._processors[name] = FusedAttnProcessor(layer.processor)
@@ -240,7 +245,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         unet = getattr(unet, "_orig_mod", unet)
         if self.unet is not unet:
             raise FusionError("The adapter is not attached to this unet.")
-        with in_turn(unet):
+        with exclusive_use(unet):
             for name, layer in self._layers_of(unet):
                 mine = self._processors[name]
                 if layer.processor is mine:
@@ -364,12 +369,12 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 layer: what ``project`` returns, or a ``ReferenceCache``. A batch of 1 serves all.
             strengths: lambda_i of each reference, a number or a tensor ``(batch,)``; None means 1.
                 If every strength is the number 0, or there is no reference, the UNet is the base
-                model bit by bit.
+                model bit for bit.
             identity_masks: Boolean ``(identities, H, W)`` of the image's or the latents' size, for
                 Eq. 7; None lets every position see every reference.
             reference_identity: With masks, the identity that each reference shows; None means that
                 reference i shows identity i.
-            latent_size: With masks, the latents' ``(h, w)``: spares the time for sizes that no
+            latent_size: With masks, the latents' ``(h, w)``: avoids preparing sizes that no
                 layer of the UNet has. None prepares the masks' own size and every one below.
             batch_size: Number of samples, at the end of the UNet's batch, that see the references;
                 the others (the unconditional branch of guidance) see the text only. None means all.
@@ -391,7 +396,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         check_backend(backend)
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise FusionError(f"batch_size must be None or a positive number, not {batch_size!r}.")
-        with in_turn(self._attached_unet()):
+        with exclusive_use(self._attached_unet()):
             processors = self._attached_processors()
             self._check_references(references, batch_size)
             lambdas = check_strengths(strengths, len(references), batch=batch_size)

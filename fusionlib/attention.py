@@ -1,7 +1,7 @@
 """Fused attention, equations 3 to 6 of the paper: text and faces share one softmax.
 
 ``fused_attention`` is the mathematics on plain tensors. ``decoupled_attention`` is the design that
-the paper argues against, with a softmax for the faces alone. ``prepared_attention`` is the part of
+the paper argues against, with a softmax for the faces alone. ``prepare_attention`` is the part of
 either that is the same for all queries, so that it is computed once for all steps of a picture.
 """
 
@@ -43,7 +43,7 @@ def fused_attention(
     """Attend to the text and to every reference at once (Eq. 3 to 6).
 
     With ``K' = [K_c; K_f1; ...; K_fn]`` and V' alike (Eq. 6), the result is
-    ``softmax(M + scale * Q K'^T) V'`` (Eq. 4 and 5), where M holds log(lambda_i) for the keys of
+    ``softmax(B + scale * Q K'^T) V'`` (Eq. 4 and 5), where B holds log(lambda_i) for the keys of
     reference i, and minus infinity where the mask closes a key. So lambda_i multiplies the
     attention weight of reference i before normalisation; lambda_i = 1 is the paper's equation, 0
     leaves the reference out.
@@ -96,11 +96,11 @@ def fused_attention(
 
 
 def _fused(text_key: Tensor, text_value: Tensor, faces: ShownReferences) -> Attend:
-    """Join K' and V' of Eq. 6, for Eq. 4 and 5 with any queries of one shape."""
+    """Join K' and V' of Eq. 6, ready for the softmax of Eq. 4 and 5 with any queries."""
     key = torch.cat([text_key, *faces.keys], dim=2)  # K' = [K_c; K_f1; ...; K_fn]
     value = torch.cat([text_value, *faces.values], dim=2)  # V' = [V_c; V_f1; ...; V_fn]
-    bias = _log_strengths(faces.strengths, faces.tokens, like=key)  # in M
-    return one_softmax(key, value, bias, faces)  # softmax(M + scale * Q K'^T) V'
+    bias = _log_strengths(faces.strengths, faces.tokens, like=key)  # in B
+    return one_softmax(key, value, bias, faces)  # softmax(B + scale * Q K'^T) V'
 
 
 def decoupled_attention(
@@ -117,9 +117,9 @@ def decoupled_attention(
 ) -> Tensor:
     """Attend to the text and, apart from it, to the references, and add the answers.
 
-    The design that Section 3.2 of the paper argues against, IP-Adapter's, on the same keys and
-    values: ``softmax(scale * Q K_c^T) V_c + softmax(M + scale * Q K_f^T) V_f``, with
-    ``K_f = [K_f1; ...; K_fn]`` and ``V_f = [lambda_1 V_f1; ...; lambda_n V_fn]``. M is minus
+    The design that Section 3.2 of the paper argues against (IP-Adapter's), on the same keys and
+    values: ``softmax(scale * Q K_c^T) V_c + softmax(B + scale * Q K_f^T) V_f``, with
+    ``K_f = [K_f1; ...; K_fn]`` and ``V_f = [lambda_1 V_f1; ...; lambda_n V_fn]``. B is minus
     infinity where the mask closes a face key; a query to which all are closed is given the text's
     answer alone. lambda_i scales what reference i adds; 0 leaves it out, and the same lambda for
     all is IP-Adapter's scale.
@@ -131,7 +131,7 @@ def decoupled_attention(
         face_keys: K_f of each reference, ``(batch or 1, heads, N_f, head_dim)``.
         face_values: V_f of each reference, shaped like its key.
         strengths: lambda_i >= 0 of each reference, a number or a tensor ``(batch,)``; None means 1.
-            A reference whose strength is 0 takes no attention from the others either.
+            A reference whose strength is 0 is left out entirely.
         mask: Mask or ``QueryGroups``, see ``fused_attention``; its text columns have no effect.
         scale: alpha; None means 1 / sqrt(head_dim).
         backend: How ``QueryGroups`` are applied, see ``fused_attention``.
@@ -162,7 +162,7 @@ def decoupled_attention(
 
 
 def _decoupled(text_key: Tensor, text_value: Tensor, faces: ShownReferences) -> Attend:
-    """softmax(scale * Q K_c^T) V_c + softmax(M + scale * Q K_f^T) V_f, for queries of one shape."""
+    """softmax(scale * Q K_c^T) V_c + softmax(B + scale * Q K_f^T) V_f, for queries of one shape."""
     to_text = dense(text_key, text_value, scale=faces.scale)
     if not faces.keys:
         return to_text
@@ -170,7 +170,7 @@ def _decoupled(text_key: Tensor, text_value: Tensor, faces: ShownReferences) -> 
         value * torch.as_tensor(strength, device=value.device).to(value).reshape(-1, 1, 1, 1)
         for value, strength in zip(faces.values, faces.strengths, strict=True)
     ]
-    # A strength of 0 within a tensor closes the keys of its sample: log(0), and log(1) = 0 else.
+    # log(0) masks out the face of a sample whose strength is 0; log(1) = 0 leaves the others.
     present = [
         strength.sign() if isinstance(strength, Tensor) and len(scaled) > 1 else 1.0
         for strength in faces.strengths
@@ -182,7 +182,7 @@ def _decoupled(text_key: Tensor, text_value: Tensor, faces: ShownReferences) -> 
     return lambda query: to_text(query) + to_faces(query)
 
 
-def prepared_attention(
+def prepare_attention(
     query: Tensor,
     text_key: Tensor,
     text_value: Tensor,
@@ -195,7 +195,7 @@ def prepared_attention(
     scale: float | None = None,
     backend: Backend | None = None,
 ) -> Attend:
-    """Compute what ``fused_attention`` or ``decoupled_attention`` does for all queries alike.
+    """Do the part of fused or decoupled attention that does not depend on the queries.
 
     Keys and values are joined here, and masks and strengths turned into what is added to the
     logits. The arguments are those of ``fused_attention``; ``query`` is an example of the queries
@@ -210,8 +210,8 @@ def prepared_attention(
     faces = read_references(
         query, text_key, text_value, face_keys, face_values, strengths, mask, scale, backend
     )
-    join = _decoupled if attention == "decoupled" else _fused
-    return join(text_key, text_value, faces)
+    prepare = _decoupled if attention == "decoupled" else _fused
+    return prepare(text_key, text_value, faces)
 
 
 def _log_strengths(

@@ -1,11 +1,11 @@
-"""Guidance by text and by identity apart, and the place between a pipeline and its UNet.
+"""Separate guidance scales for text and identity, added by hooks around the UNet.
 
 A diffusers pipeline calls its UNet once in every step with two branches, [unconditional, text],
 and combines what comes back by classifier-free guidance (Ho and Salimans, 2022):
 u + s_text (c - u). Faces in the text branch are guided by that same scale: the joint mode. A scale
 of their own needs a third branch, as in InstructPix2Pix (Brooks et al., 2023, Eq. 3). No pipeline
-knows of one, so it is added to what the UNet is called with and taken out of what it returns:
-that works for every pipeline that calls a UNet, and the pipeline's own code stays as it is.
+has one, so the branch is appended to the UNet's inputs and removed from its output: this works for
+every pipeline that calls a UNet, and the pipeline's own code stays as it is.
 """
 
 from collections.abc import Callable, Iterator

@@ -141,7 +141,7 @@ def read_references(
 
 
 def one_softmax(key: Tensor, value: Tensor, bias: Tensor | None, faces: ShownReferences) -> Attend:
-    """Prepare softmax(M + scale * Q K'^T) V' of Eq. 4 and 5 over these keys.
+    """Prepare softmax(B + scale * Q K'^T) V' of Eq. 4 and 5 over these keys.
 
     Args:
         key: K', ``(batch, heads, sum(faces.tokens), head_dim)``.
@@ -173,12 +173,12 @@ def one_softmax(key: Tensor, value: Tensor, bias: Tensor | None, faces: ShownRef
 def dense(
     key: Tensor, value: Tensor, added: Tensor | None = None, scale: float | None = None
 ) -> Attend:
-    """Prepare softmax(M + scale * Q K'^T) V' by PyTorch's attention.
+    """Prepare softmax(B + scale * Q K'^T) V' by PyTorch's attention.
 
     Args:
         key: K', ``(batch, heads, N_k, head_dim)``.
         value: V', shaped like ``key``.
-        added: M from ``added_logits``, broadcastable to ``(batch, heads, N_q, N_k)``; None for 0.
+        added: B from ``added_logits``, broadcastable to ``(batch, heads, N_q, N_k)``; None for 0.
         scale: alpha; None means 1 / sqrt(head_dim).
 
     Returns:
@@ -243,7 +243,7 @@ def grouped(
 
 
 def added_logits(bias: Tensor | None, closed: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """M of Eq. 4 and 5: the logarithm of each key's strength, minus infinity where it is closed.
+    """B of Eq. 4 and 5: the logarithm of each key's strength, minus infinity where it is closed.
 
     Args:
         bias: log(lambda) of each key, ``(batch or 1, N_k)``; None where every strength is 1.
@@ -251,7 +251,7 @@ def added_logits(bias: Tensor | None, closed: Tensor | None, dtype: torch.dtype)
         dtype: Floating-point type of the queries.
 
     Returns:
-        M, broadcastable to ``(batch, heads, N_q, N_k)``; None where it is 0.
+        B, broadcastable to ``(batch, heads, N_q, N_k)``; None where it is 0.
     """
     if bias is None:
         return closed
@@ -434,12 +434,12 @@ def group_queries(
     """
     check_masks(masks)
     check_reference_identity(reference_identity, None, len(masks))
-    held = scale_identity_masks(masks, size).flatten(1)
-    holders = held.sum(0)
+    covered = scale_identity_masks(masks, size).flatten(1)
+    holders = covered.sum(0)
     every = tuple(range(len(reference_identity)))
     none: tuple[int, ...] = ()
     regions = [(every, holders == 0), (none, holders > 1)]
-    for identity, inside in enumerate(held):
+    for identity, inside in enumerate(covered):
         own = tuple(i for i in every if reference_identity[i] == identity)
         regions.append((own, inside & (holders == 1)))
 

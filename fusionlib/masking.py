@@ -1,13 +1,17 @@
 """Identity masks, equation 7 of the paper: which query may see which face key.
 
-A face key of identity i is closed to a query if and only if some *other* identity's mask holds
-the query. So inside one mask only that identity is seen, in the background all of them, and where
-two masks overlap neither of the two. Text keys are never closed. The paper's "1 otherwise" adds the
-same constant to every open logit, which the softmax cancels, so the mask is boolean here.
+For query q and a face key k of identity i, with the masks M^(s) scaled to the layer's size,
 
-``identity_attention_mask`` is the equation: one boolean for each query and key.
-``fusionlib.kernels.group_queries`` is the same in another form, the queries sorted by the
-references that they see, so that large layers need not compute what is closed.
+    A[q, k] = -infinity  if some other identity j has M_j^(s)[q] = true
+              1          otherwise
+
+So inside one mask only that identity is seen, in the background all of them, and where masks
+overlap no face at all. Text keys are never closed. The "1" adds the same constant to every open
+logit, which the softmax cancels, so the mask is boolean here.
+
+``identity_attention_mask`` is the readable form: one boolean for each query and key. The pipeline
+uses the equivalent ``fusionlib.kernels.group_queries``, which sorts the queries by the references
+that they see, so that large layers need not compute what is closed.
 """
 
 from __future__ import annotations
@@ -52,17 +56,17 @@ def identity_attention_mask(
         >>> from fusionlib import identity_attention_mask
         >>> masks = torch.tensor([[[True, True, False]], [[False, True, False]]])
         >>> seen = identity_attention_mask(masks, [0, 1], (1, 3), text_tokens=1, face_tokens=[1, 1])
-        >>> seen.int().tolist()  # the text and two faces, seen from inside, overlap, background
+        >>> seen.int().tolist()  # queries inside mask 0, in the overlap, outside
         [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
     """
     check_masks(masks)
     check_tokens(text_tokens, face_tokens)
     check_reference_identity(reference_identity, len(face_tokens), len(masks))
-    held = scale_identity_masks(masks, size).flatten(1)  # (identities, h * w)
-    held_by_another = held.sum(0) - held.int() > 0
-    text = held.new_ones(held.shape[1], text_tokens)
+    covered = scale_identity_masks(masks, size).flatten(1)  # (identities, h * w)
+    covered_by_another = covered.sum(0) - covered.int() > 0
+    text = covered.new_ones(covered.shape[1], text_tokens)
     faces = [
-        ~held_by_another[identity, :, None].expand(-1, tokens)
+        ~covered_by_another[identity, :, None].expand(-1, tokens)
         for identity, tokens in zip(reference_identity, face_tokens, strict=True)
     ]
     return torch.cat([text, *faces], dim=1)
@@ -97,11 +101,11 @@ def scale_identity_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = check_size(size)
     if tuple(masks.shape[1:]) == (height, width):
         return masks
-    return _scaled(masks, (height, width), _Placed.of(masks))
+    return _scaled(masks, (height, width), _MaskFacts.of(masks))
 
 
 @dataclass(frozen=True)
-class _Placed:
+class _MaskFacts:
     """Facts about masks that hold at every size, computed once for a pyramid of them.
 
     Attributes:
@@ -113,25 +117,25 @@ class _Placed:
     centres: dict[int, Tensor]
 
     @staticmethod
-    def of(masks: Tensor) -> _Placed:
+    def of(masks: Tensor) -> _MaskFacts:
         flat = masks.flatten(1).float()
         centres = {
             identity: (masks[identity].nonzero().float() + 0.5).mean(0)
             for identity in flat.sum(1).argsort(stable=True).tolist()
             if masks[identity].any()
         }
-        return _Placed(flat @ flat.T == 0, centres)
+        return _MaskFacts(flat @ flat.T == 0, centres)
 
 
-def _scaled(masks: Tensor, size: tuple[int, int], placed: _Placed) -> Tensor:
+def _scaled(masks: Tensor, size: tuple[int, int], facts: _MaskFacts) -> Tensor:
     """``scale_identity_masks`` without its checks."""
     coverage = F.adaptive_avg_pool2d(masks[None].float(), size)[0].flatten(1)
-    for identity, cell in _home_cells(masks, coverage, placed, size).items():
-        coverage[identity, cell] = 2.0  # more than any share: a home cell is never lost
+    for identity, cell in _reserved_cells(masks, coverage, facts, size).items():
+        coverage[identity, cell] = 2.0  # more than any share: a reserved cell is never lost
 
     scaled = coverage >= 0.5
     for one, other in combinations(range(len(masks)), 2):
-        if placed.disjoint[one, other]:  # a cell that both want goes to the greater share
+        if facts.disjoint[one, other]:  # a cell that both want goes to the greater share
             both = scaled[one] & scaled[other]
             to_one = coverage[one] >= coverage[other]
             scaled[one] &= ~both | to_one
@@ -139,8 +143,8 @@ def _scaled(masks: Tensor, size: tuple[int, int], placed: _Placed) -> Tensor:
     return scaled.unflatten(1, size)
 
 
-def _home_cells(
-    masks: Tensor, coverage: Tensor, placed: _Placed, size: tuple[int, int]
+def _reserved_cells(
+    masks: Tensor, coverage: Tensor, facts: _MaskFacts, size: tuple[int, int]
 ) -> dict[int, int]:
     """One cell for every mask that is not empty, no two disjoint masks the same one.
 
@@ -150,19 +154,19 @@ def _home_cells(
     height, width = size
     rows = (torch.arange(height, device=masks.device) + 0.5) * masks.shape[1] / height
     columns = (torch.arange(width, device=masks.device) + 0.5) * masks.shape[2] / width
-    homes: dict[int, int] = {}
-    for identity, (row, column) in placed.centres.items():
+    reserved: dict[int, int] = {}
+    for identity, (row, column) in facts.centres.items():
         distance = torch.hypot((rows - row)[:, None], (columns - column)[None, :]).flatten()
         choice = torch.where(coverage[identity] > 0, coverage[identity], -distance)
-        taken = [cell for other, cell in homes.items() if placed.disjoint[identity, other]]
+        taken = [cell for other, cell in reserved.items() if facts.disjoint[identity, other]]
         choice[taken] = -torch.inf
-        homes[identity] = int(choice.argmax())
-        if choice[homes[identity]] == -torch.inf:
+        reserved[identity] = int(choice.argmax())
+        if choice[reserved[identity]] == -torch.inf:
             raise FusionError(
                 f"masks holds {len(masks)} identities, too many for a layer of {height} x {width} "
                 "positions: disjoint masks would have to share one."
             )
-    return homes
+    return reserved
 
 
 def mask_pyramid(
@@ -184,12 +188,12 @@ def mask_pyramid(
     """
     check_masks(masks)
     height, width = masks.shape[1:] if largest is None else check_size(largest)
-    placed = _Placed.of(masks)
+    facts = _MaskFacts.of(masks)
     pyramid: dict[int, Tensor] = {}
     while levels is None or len(pyramid) < levels:
         same = (height, width) == tuple(masks.shape[1:])
         try:
-            scaled = masks if same else _scaled(masks, (height, width), placed)
+            scaled = masks if same else _scaled(masks, (height, width), facts)
         except FusionError:
             break  # not every UNet is that deep
         pyramid[height * width] = scaled

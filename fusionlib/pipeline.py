@@ -1,4 +1,4 @@
-"""The pipeline: Stable Diffusion that is also shown faces.
+"""The pipeline: Stable Diffusion conditioned on reference faces.
 
 Everything that diffusers' pipelines do is inherited: loading, schedulers, guidance, batches,
 ControlNet, LoRA, offloading, callbacks. ``FusionMixin`` holds all that is added: one pass of the
@@ -33,7 +33,7 @@ from fusionlib.pipeline_inputs import (
     reference_images,
 )
 from fusionlib.pipeline_loading import FusionLoadingMixin
-from fusionlib.processor import in_turn
+from fusionlib.processor import exclusive_use
 from fusionlib.reference import encode_references
 from fusionlib.reference_cache import LayerKeysValues, ReferenceCache
 
@@ -44,9 +44,9 @@ EncodeAt = Callable[[Any], Sequence[LayerKeysValues]]
 class FusionMixin(FusionLoadingMixin):
     """The additions to a diffusers pipeline that keep the identity of reference faces.
 
-    A class is made of it and one of diffusers' text-guided pipelines, in this order. It takes that
-    pipeline's components and an ``adapter``. Without references, or without an adapter, it makes
-    the base model's images bit by bit.
+    Subclass it together with a diffusers pipeline: ``class X(FusionMixin, SomePipeline)``. The
+    class takes that pipeline's components and an ``adapter``. Without references, or without an
+    adapter, it makes the base model's images bit for bit.
     """
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ class FusionMixin(FusionLoadingMixin):
                 one number for all references; None means 1, and 0 gives the base model's image bit
                 by bit.
             identity_masks: For several identities in one image (Eq. 7): where each identity's face
-                shall be, boolean ``(identities, height, width)`` or one black and white image each.
+                should be, boolean ``(identities, height, width)`` or a black and white image each.
                 Where two overlap, neither face is seen, only the text.
             reference_identity: With masks, the index of the identity that each reference shows;
                 None means that reference i shows identity i.
@@ -86,15 +86,15 @@ class FusionMixin(FusionLoadingMixin):
                 unconditional branch of classifier-free guidance sees neither. ``"separate"`` gives
                 the faces a scale of their own: u + guidance_scale (c - u) +
                 identity_guidance_scale (f - c), where u sees nothing, c the text, and f the text
-                and the faces; each step computes half as much again.
+                and the faces; each step costs 1.5 times as much.
             identity_guidance_scale: Only for ``"separate"``: a number of at least 0; None means
                 ``guidance_scale``, which is the joint mode again.
             timestep_mode: ``"clean"`` encodes the references once, without noise; ``"shared"``
                 encodes them again at each step, noised to the step's timestep, by noise that is
-                drawn from ``generator`` once, after the image's own. What the faces are then
-                changes from step to step, and schedulers that extrapolate over four of them (PNDM,
-                LMS) may diverge under strong guidance; DDIM, Euler and DPM-Solver did not.
-            num_images_per_prompt: How many images to make of each prompt.
+                drawn from ``generator`` once, after the image's own. The face features then
+                change at every step, and schedulers that extrapolate over four steps (PNDM, LMS)
+                may diverge under strong guidance; DDIM, Euler and DPM-Solver did not.
+            num_images_per_prompt: Number of images to make of each prompt.
             **kwargs: Everything else that the diffusers pipeline takes: ``height`` and ``width``,
                 ``guidance_scale``, ``generator``, ``image``, ``callback_on_step_end`` and so on.
                 ``cross_attention_kwargs={"scale": ...}`` scales LoRA weights for the image and for
@@ -108,8 +108,8 @@ class FusionMixin(FusionLoadingMixin):
             FusionError: If an argument does not fit; the message names it.
 
         Warns:
-            UserWarning: If a prompt is cut, identity masks overlap, or one is no reference's; the
-                message says which.
+            UserWarning: If a prompt is cut, identity masks overlap, or a mask belongs to no
+                reference; the message says which.
 
         Example:
             Two people side by side, each in a half of the image, from two seeds:
@@ -146,7 +146,7 @@ class FusionMixin(FusionLoadingMixin):
             num_images_per_prompt=num_images_per_prompt,
             options=kwargs,
         )
-        with in_turn(self.unet):
+        with exclusive_use(self.unet):
             if inputs.references is None:
                 return super().__call__(**inputs.options)
             encoded = self._encode_inputs(inputs)
@@ -244,7 +244,7 @@ class FusionMixin(FusionLoadingMixin):
         Raises:
             FusionError: If there is no adapter, or something in ``references`` is not an image.
         """
-        with in_turn(self.unet):
+        with exclusive_use(self.unet):
             check_adapter(self)
             images = reference_images(references)
             return self._encode_references(images, None, self.image_size(height, width), prompt)
@@ -283,12 +283,14 @@ class FusionMixin(FusionLoadingMixin):
         # (references, images, channels, h, w): each image has its own references or the one group
         shown = latents.unflatten(0, (len(groups), -1)).transpose(0, 1)
         shown = shown.repeat_interleave(images // len(groups), dim=1)
-        generator, noise = inputs.options.get("generator"), list[Tensor]()
+        generator = inputs.options.get("generator")
+        noise: list[Tensor] | None = None
 
         def encode(timestep: Any) -> list[LayerKeysValues]:
-            if not noise:  # drawn at the first step, after the image's own, as in the clean mode
+            nonlocal noise
+            if noise is None:  # at the first step: the image's own noise is drawn before it
                 device, dtype = latents.device, latents.dtype
-                noise.extend(randn_tensor(s.shape, generator, device, dtype) for s in shown)
+                noise = [randn_tensor(s.shape, generator, device, dtype) for s in shown]
             return [
                 self.adapter(
                     encode_references(
@@ -344,7 +346,7 @@ class FusionPipeline(FusionMixin, StableDiffusionPipeline):
     """Text to image with faces: Stable Diffusion 1.x and 2.x.
 
     It is diffusers' ``StableDiffusionPipeline`` with one more component, the ``adapter``. What that
-    pipeline does, it does, and without references it makes the same images, bit by bit.
+    pipeline does, it does, and without references it makes the same images, bit for bit.
     ``save_pretrained`` writes the adapter to a folder of the checkpoint, where ``from_pretrained``
     finds it.
 

@@ -25,7 +25,7 @@ from fusionlib.checks import (
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import MIN_SIDE, to_rgb
 from fusionlib.inputs.layout import brightness, warn_of_overlaps
-from fusionlib.processor import in_turn
+from fusionlib.processor import exclusive_use
 from fusionlib.reference_cache import ReferenceCache
 
 ReferenceImages = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]]
@@ -112,7 +112,7 @@ def read_inputs(
     _check_options(pipeline, stock_call, prompt, options)
     images = _count_images(prompt, num_images_per_prompt, options)
     repeats = num_images_per_prompt or 1
-    with in_turn(pipeline.unet):  # tokenizing in one thread changes the padding of another's
+    with exclusive_use(pipeline.unet):  # tokenizing in one thread changes the padding of another's
         _warn_of_truncation(pipeline, prompt, options)
     if (options.get("height") is None) != (options.get("width") is None):
         # Some diffusers pipelines would drop the one that is given.

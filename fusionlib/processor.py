@@ -1,4 +1,4 @@
-"""Equation 1 and where faces enter it: one attention processor for each cross-attention layer.
+"""Equation 1, h' = softmax(Q K^T / sqrt(d)) V, and where faces enter it in a cross-attention layer.
 
 ``FusedAttnProcessor`` is the base model's own processor until it is given a ``LayerConditioning``,
 which holds the faces that its layer sees beside the text.
@@ -16,19 +16,19 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fusionlib.attention import Attention, prepared_attention
+from fusionlib.attention import Attention, prepare_attention
 from fusionlib.checks import Strength
 from fusionlib.errors import FusionError
 from fusionlib.kernels import Attend, Backend, QueryGroups, dense, join
 from fusionlib.unet_layers import split_heads
 
 _LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-_MAKING = threading.Lock()
+_LOCKS_GUARD = threading.Lock()
 
 
 @contextmanager
-def in_turn(unet: Any) -> Iterator[None]:
-    """Keep other threads from painting with this UNet, or showing it faces, in the ``with`` block.
+def exclusive_use(unet: Any) -> Iterator[None]:
+    """Keep other threads from running this UNet, or showing it faces, in the ``with`` block.
 
     A layer's conditioning belongs to the layer: of two threads that share a UNet, one would see the
     other's faces. The same thread may enter again.
@@ -36,7 +36,7 @@ def in_turn(unet: Any) -> Iterator[None]:
     Args:
         unet: A ``UNet2DConditionModel``, compiled or not.
     """
-    with _MAKING:
+    with _LOCKS_GUARD:
         lock = _LOCKS.setdefault(getattr(unet, "_orig_mod", unet), threading.RLock())
     with lock:
         yield
@@ -76,7 +76,7 @@ class FusedAttnProcessor:
     """A diffusers attention processor for ``attn2`` that lets the queries see faces, too.
 
     It holds no weights. Without a ``conditioning`` it passes the call on to the processor that it
-    replaced, so that the UNet is the base model bit by bit. ``FusionAdapter.attach`` puts one into
+    replaced, so that the UNet is the base model bit for bit. ``FusionAdapter.attach`` puts one into
     each cross-attention layer, and ``FusionAdapter.conditioned`` sets what each of them sees.
 
     Args:
@@ -168,18 +168,19 @@ class FusedAttnProcessor:
 
 
 def _text_and_faces(attn: Any, query: Tensor, text: Tensor, faces: LayerConditioning) -> Attend:
-    """Prepare a layer's attention: to the text, and in the branch with a prompt to the faces.
+    """Prepare a layer's attention to the text and, in the conditional branch, also to the faces.
 
-    The samples before the last ``faces.batch_size`` are guidance's unconditional branch.
+    The samples before the last ``faces.batch_size`` are guidance's unconditional branch, which
+    attends to the text only.
     """
     key = split_heads(attn.to_k(text), attn.heads)  # K_c = Linear_k(c), Eq. 1
     value = split_heads(attn.to_v(text), attn.heads)  # V_c = Linear_v(c)
-    plain = 0 if faces.batch_size is None else max(query.shape[0] - faces.batch_size, 0)
-    to_both = _with_faces(query[plain:], key[plain:], value[plain:], faces)
-    if not plain:
+    unconditional = 0 if faces.batch_size is None else max(query.shape[0] - faces.batch_size, 0)
+    to_both = _with_faces(query[unconditional:], key[unconditional:], value[unconditional:], faces)
+    if not unconditional:
         return to_both
-    to_text = dense(key[:plain], value[:plain])
-    return lambda query: join([to_text(query[:plain]), to_both(query[plain:])], 0)
+    to_text = dense(key[:unconditional], value[:unconditional])
+    return lambda query: join([to_text(query[:unconditional]), to_both(query[unconditional:])], 0)
 
 
 def _with_faces(query: Tensor, key: Tensor, value: Tensor, faces: LayerConditioning) -> Attend:
@@ -194,7 +195,7 @@ def _with_faces(query: Tensor, key: Tensor, value: Tensor, faces: LayerCondition
                 "the image's height and width, and fewer disjoint ones than that."
             )
         groups = faces.groups[positions].to(query.device)
-    return prepared_attention(
+    return prepare_attention(
         query,
         key,
         value,

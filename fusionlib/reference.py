@@ -1,7 +1,7 @@
 """The reference stream: what the frozen UNet itself sees in a reference image.
 
-h_f of equation 2 is what enters the cross-attention of a layer while the reference image goes
-through the same frozen UNet with the empty prompt. No trainable weight takes part, so it is
+h_f of equation 2 is the input of each cross-attention layer (``attn2``) while the reference image
+goes through the same frozen UNet with the empty prompt. No trainable weight takes part, so it is
 computed without gradient, and K_f and V_f made from it serve every step, prompt and image
 (``fusionlib.reference_cache``).
 """
@@ -42,9 +42,9 @@ def encode_references(
 ) -> dict[str, Tensor]:
     """Pass reference images through the UNet and keep what enters each cross-attention (h_f).
 
-    The paper does not say which timestep the reference sees. ``"clean"`` shows it without noise at
-    timestep 0, so that the result serves every step; ``"shared"`` noises it to the timestep of the
-    image that is generated, and has to be encoded again at every step.
+    The paper does not say at which timestep the reference is encoded. ``"clean"`` encodes it
+    without noise at timestep 0, so that the result serves every step; ``"shared"`` noises it to the
+    timestep of the image that is generated, and has to be repeated at every step.
 
     Args:
         unet: A ``UNet2DConditionModel``, compiled or not; a ``FusionAdapter`` may be attached.
@@ -144,7 +144,7 @@ def _layer_inputs(layers: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
 
 
 def _check_base_model(layers: Mapping[str, Any]) -> None:
-    """Raise a ``FusionError`` if a layer is shown faces: references are seen by the base model."""
+    """Refuse a conditioned UNet: references are encoded by the base model."""
     for layer in layers.values():
         if any(processor.conditioning is not None for processor in fused_processors(layer)):
             raise FusionError(

@@ -187,6 +187,22 @@ SYSTEMS = {
 # ------------------------------------------------------------------------- numbers of weights
 
 
+SDXL_UNET: dict[str, Any] = dict(
+    sample_size=128,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    block_out_channels=(320, 640, 1280),
+    transformer_layers_per_block=(1, 2, 10),
+    attention_head_dim=(5, 10, 20),
+    cross_attention_dim=2048,
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
+"""SDXL's published UNet, as diffusers' ``UNet2DConditionModel`` takes it."""
+
+
 def counts() -> dict[str, int]:
     """Count the weights that each system trains at its published size, on the meta device."""
     from diffusers import ControlNetModel, UNet2DConditionModel
@@ -195,19 +211,7 @@ def counts() -> dict[str, int]:
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-        larger = UNet2DConditionModel(
-            sample_size=128,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(320, 640, 1280),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
+        larger = UNet2DConditionModel(**SDXL_UNET)
         project = {
             "ip-adapter": made.ImageProjection(1024, 768, num_image_text_embeds=4),
             "ip-adapter-plus": made.IPAdapterPlusImageProjection(

@@ -511,7 +511,7 @@ def projected(unet: UNet2DConditionModel) -> list[str]:
 def test_a_text_that_stays_the_same_is_projected_once(
     unet: UNet2DConditionModel, attention: str, backend: str
 ) -> None:
-    """The numbers are those of a UNet that projects it at each step, bit by bit."""
+    """The numbers are those of a UNet that projects it at each step, bit for bit."""
     adapter = FusionAdapter.from_unet(unet, attention=attention)
     adapter.attach(unet)
     faces = [reference(adapter, slice(i, i + 1)) for i in (0, 1)]

@@ -368,7 +368,7 @@ def test_one_cache_for_steps_prompts_batches_and_unets(
 def test_clean_references_are_the_same_at_every_step_of_sampling(
     unet: UNet2DConditionModel, adapter: FusionAdapter
 ) -> None:
-    """Encoded once, or again at each of the steps: the same latents at the end, bit by bit."""
+    """Encoded once, or again at each of the steps: the same latents at the end, bit for bit."""
 
     def sample(encode_again: bool) -> torch.Tensor:
         scheduler = DDIMScheduler()

@@ -13,7 +13,7 @@ import torch
 from test_pipeline import face, generate, same
 
 from fusionlib import FusionAdapter, FusionError, FusionPipeline, pipeline_inputs
-from fusionlib.processor import in_turn
+from fusionlib.processor import exclusive_use
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_thread_waits_until_another_shows_no_faces_any_more(pipeline: FusionPi
         return generate(other, "a face")
 
     with ThreadPoolExecutor(1) as thread:
-        with pipeline.adapter.conditioned(cache, batch_size=1), in_turn(pipeline.unet):
+        with pipeline.adapter.conditioned(cache, batch_size=1), exclusive_use(pipeline.unet):
             waiting = thread.submit(paint)
             inside.wait()
             with pytest.raises(TimeoutError):
@@ -85,7 +85,7 @@ def test_a_thread_that_waits_leaves_the_shared_tokenizer_alone(
     monkeypatch.setattr(type(other.tokenizer), "__call__", seen)
     monkeypatch.setattr(pipeline_inputs, "_count_images", about_to_read)  # the last before it reads
     with ThreadPoolExecutor(1) as thread:
-        with in_turn(pipeline.unet):
+        with exclusive_use(pipeline.unet):
             waiting = thread.submit(generate, other, "a face")
             assert waits.wait(60) and not read.wait(0.3)
         waiting.result()

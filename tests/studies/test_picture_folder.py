@@ -316,8 +316,7 @@ def test_the_rest_is_measured_and_what_is_left_out_is_counted(
     folder: Path, observations: Path, change: Callable[[Path], None], says: str
 ) -> None:
     change(folder)
-    done = evaluate(folder, observations)
-    assert done.exit_code == 0, done.output
+    assert (done := evaluate(folder, observations)).exit_code == 0, done.output
     assert pd.Series([" ".join(done.output.split())]).str.contains(says, regex=True).all()
 
 
