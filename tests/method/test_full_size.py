@@ -33,6 +33,7 @@ from fusionlib.pipeline_variants import FusionXLPipeline
 from fusionlib.profiles import load_profile
 from fusionlib.support.provenance import sha256_modules
 from fusionlib.training import adapter as training
+from tests.helpers.scripts import import_script
 from tests.helpers.single_file import write_single_file
 from tests.helpers.tiny import NOISE, write_tiny_tokenizer
 from tests.helpers.training_data import disc, encoded, sample, write_profile, write_tar
