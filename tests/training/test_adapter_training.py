@@ -447,7 +447,6 @@ def test_a_lesson_is_looked_at_before_and_after(
     looks = {
         kind: lesson.sample_sheet(taken, faces, trained=kind == "after")
         for kind in ("before", "after")
-        for kind in ("before", "after")
     }
     fresh = FusionAdapter.from_unet(tiny_unet_of(tiny_checkpoint)).state_dict()
     saved = FusionAdapter.from_pretrained(trained).state_dict()
