@@ -52,7 +52,7 @@ def test_the_published_address_follows_from_the_repository(head: ModuleType) -> 
 
 def test_the_readme_leads_to_the_repository_that_the_book_names(head: ModuleType) -> None:
     text, slug = (ROOT / "README.md").read_text(), URL.removeprefix("https://github.com/")
-    clone = f"git clone --depth 1 {URL} && cd {slug.split('/')[1]}\n"
+    clone = f"git clone --depth 1 {URL}\ncd {slug.split('/')[1]}\n"
     assert clone in text and clone in (ROOT / "book/intro.md").read_text()
     branch = CONFIG["repository"]["branch"]
     links = re.findall(r"\]\((https?://[^)]+)\)", text)
