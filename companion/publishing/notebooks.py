@@ -22,6 +22,7 @@ from companion.publishing.toc import toc_notebooks
 from fusionlib.errors import FusionError
 from fusionlib.support.files import short
 from fusionlib.support.provenance import sha256_folder, sha256_json
+from fusionlib.support.signals import Stopped, received
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -321,6 +322,8 @@ def execute_notebook(
         )
         os.replace(partial, executed)
     except (PapermillExecutionError, RuntimeError) as error:  # the latter from a kernel's death
+        if stop := received():
+            raise Stopped(stop) from error
         os.replace(partial, failed)
         said = f"{error}, as kernels do when memory runs out"
         if isinstance(error, PapermillExecutionError):
