@@ -1,5 +1,6 @@
 """What the commands share: how they fail and warn, and options that several of them have."""
 
+import errno
 import functools
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +14,10 @@ from fusionlib.support.signals import Stopped, obeyed
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full disk, or of a user's full share of it."""
 
 
 def option(text: str, *names: str, shown: str | None = None, **more: Any) -> Any:
@@ -65,7 +70,8 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
             if error.filename is None and error.strerror is None:
                 raise
             named = f"{error.filename}: " if error.filename is not None else ""
-            typer.echo(f"Error: {named}{error.strerror}.", err=True)
+            kept = " What was there before is still whole." if error.errno in FULL else ""
+            typer.echo(f"Error: {named}{error.strerror}.{kept}", err=True)
         raise typer.Exit(1)
 
     return wrapped

@@ -16,8 +16,8 @@ from torch.optim.swa_utils import update_bn
 from transformers import AutoConfig, PreTrainedModel, ViTImageProcessorPil
 
 from fusionlib.profiles import Profile
-from fusionlib.training.checkpoints import Start
 from fusionlib.support.files import Made
+from fusionlib.training.checkpoints import Start
 from fusionlib.training.export import model_files, own_folder, save_model
 from fusionlib.training.loop import LossFunction, Run, step_generator
 from fusionlib.training.runs import RunOptions, check_runs, run_folder, train_network

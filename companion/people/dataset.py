@@ -43,7 +43,14 @@ from companion.people.render import Picture, inverse_depth, render_views
 from companion.people.requirements import require
 from companion.people.view import sample_view
 from fusionlib.errors import FusionError
-from fusionlib.support.files import Made, check_folder, locked, write_atomically, write_bytes, write_text
+from fusionlib.support.files import (
+    Made,
+    check_folder,
+    locked,
+    write_atomically,
+    write_bytes,
+    write_text,
+)
 from fusionlib.support.provenance import package_versions
 from fusionlib.support.signals import worker_pool
 
@@ -259,7 +266,9 @@ MANIFEST = {"manifest.json": '"first_person"'}
 SHARDS = Made(r"(groups-)?\d{5,}\.tar|manifest\.json", MANIFEST)
 """What a folder of shards holds."""
 
-FILES = Made(r"\d{4,}(_\d+)?\.(jpg|txt|json|mask\.png|depth\.png)|index\.csv|manifest\.json", MANIFEST)
+FILES = Made(
+    r"\d{4,}(_\d+)?\.(jpg|txt|json|mask\.png|depth\.png)|index\.csv|manifest\.json", MANIFEST
+)
 """What a folder of plain files holds."""
 
 

@@ -20,8 +20,11 @@ from fusionlib.support.signals import deferred
 LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """Files that file managers leave in every folder and make again."""
 
+FULL = "No space left on device"
+"""What C's, Rust's and Python's errors say of a full disk."""
+
 LOOKED_AT = 1 << 20
-"""Number of bytes at the beginning of a file in which a mark is looked for."""
+"""Number of bytes at the beginning and the end of a file in which a mark is looked for."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,11 +68,17 @@ class Made:
         return None if marked else first
 
 
+NEW = Made("(?!)")
+"""What a folder holds that must be new: nothing matches."""
+
+
 def holds(path: Path, *marks: str) -> bool:
-    """Whether a file has one of these texts near its beginning."""
+    """Whether a file has one of these texts near its beginning or its end."""
     try:
         with path.open("rb") as file:
             content = file.read(LOOKED_AT)
+            file.seek(max(LOOKED_AT, path.stat().st_size - LOOKED_AT))
+            content += file.read()
     except OSError:
         return False
     return any(mark.encode() in content for mark in marks)
@@ -103,14 +112,15 @@ def check_writable(path: str | Path, *marks: str) -> Path:
     return path
 
 
-def check_folder(path: str | Path, made: Made, *, whole: bool = True) -> Path:
+def check_folder(path: str | Path, made: Made | None, *, whole: bool = True) -> Path:
     """Make sure that a folder can be written, before hours of work are spent on it.
 
     Creates missing parent folders.
 
     Args:
         path: Folder to write; a symbolic link stands for the folder that it leads to.
-        made: What the command makes there. Nothing else may be in the folder.
+        made: What the command makes there, and nothing else may be in the folder; with None
+            anything may.
         whole: Whether the folder will be replaced as a whole, rather than written into.
 
     Returns:
@@ -128,7 +138,7 @@ def check_folder(path: str | Path, made: Made, *, whole: bool = True) -> Path:
             f"The output {path} is the folder that you are in, or one around it, and would be "
             f"replaced as a whole: give a folder of its own, {short(own)} for example."
         )
-    if other := made.foreign(folder):
+    if made and (other := made.foreign(folder)):
         raise FusionError(
             f"The output {path} holds {other.relative_to(folder)}, which this command did not make "
             f"and would lose: give a new folder, {short(own)} for example, or move the file away."
@@ -155,13 +165,16 @@ def _check_folder(folder: Path, output: str | Path) -> None:
         ) from error
 
 
-def check_apart(output: str | Path, source: str | Path, *, inside: bool = True) -> None:
+def check_apart(
+    output: str | Path, source: str | Path, *, inside: bool = True, around: bool = True
+) -> None:
     """Make sure that an output is not a source, by whatever links or spelling.
 
     Args:
         output: File or folder that will be written.
         source: File or folder that is read.
         inside: Whether the output may not lie in the source either.
+        around: Whether the source may not lie in the output either.
 
     Raises:
         FusionError: It is the source, lies in it, or holds it.
@@ -169,7 +182,7 @@ def check_apart(output: str | Path, source: str | Path, *, inside: bool = True) 
     ours, theirs = Path(output).resolve(), Path(source).resolve()
     for path, places, how in (
         (theirs, (ours, *ours.parents) if inside else (ours,), "is or lies in"),
-        (ours, theirs.parents, "holds"),
+        (ours, theirs.parents if around else (), "holds"),
     ):
         if path.exists() and any(p.exists() and path.samefile(p) for p in places):
             raise FusionError(
@@ -213,12 +226,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             and is moved there when the function returns; if it raises, `path` is left as it was.
 
     Raises:
-        FusionError: The disk is full.
+        OSError: The disk is full, for example, whatever error the function raised.
     """
     path = path.resolve()
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.partial")
     try:
-        with _room_for(path):
+        with _told(path):
             with temporary.open("xb") as file:  # with the rights that the user's umask leaves
                 write(file)
             os.replace(temporary, path)
@@ -245,13 +258,13 @@ def replacing(path: Path, made: Made | None = None) -> Iterator[Path]:
             there meanwhile is taken along.
 
     Raises:
-        FusionError: The folder holds a file of somebody else's, another process is writing it, or
-            the disk is full.
+        FusionError: The folder holds a file of somebody else's, or another process is writing it.
+        OSError: The disk is full, for example, whatever error the block raised.
     """
     path = check_folder(path, made) if made else path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, former = (path.with_name(f".{path.name}.{end}") for end in ("partial", "former"))
-    with locked(path), _room_for(path):
+    with locked(path), _told(path):
         if former.exists() and not path.exists():  # by a kill between two moves
             os.replace(former, path)
         try:
@@ -274,23 +287,21 @@ def replacing(path: Path, made: Made | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def _room_for(path: Path) -> Iterator[None]:
-    """Turn the many errors that libraries raise for a full disk into one sentence."""
+def _told(path: Path) -> Iterator[None]:
+    """Let an error of the disk name the path, and the many that libraries raise be an `OSError`."""
     try:
         yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     except Exception as error:
         cause: BaseException | None = error
-        while cause and not (
-            (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT))
-            or "os error 28" in str(cause)
-        ):
+        while cause and not isinstance(cause, OSError) and FULL not in str(cause):
             cause = cause.__cause__ or cause.__context__
         if cause is None or isinstance(error, FusionError):
             raise
-        raise FusionError(
-            f"{short(path)} cannot be written, since the disk is full; what was there before is "
-            "still whole. Make room, and give the same command again."
-        ) from error
+        code = cause.errno if isinstance(cause, OSError) and cause.errno else errno.ENOSPC
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def _remove(path: Path) -> None:
