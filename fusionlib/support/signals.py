@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 """Signals of terminals, Slurm, Kubernetes, PBS and Grid Engine that announce the end of a job."""
@@ -120,8 +120,12 @@ def worker_pool(
     """
     from concurrent.futures import ProcessPoolExecutor
 
+    class Pool(ProcessPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            return super().submit(_work, fn, *args, **kwargs)
+
     others = multiprocessing.active_children()
-    pool = ProcessPoolExecutor(
+    pool = Pool(
         count, multiprocessing.get_context("spawn"), initializer=_begin_worker, initargs=(prepare,)
     )
     try:
@@ -142,12 +146,20 @@ def _begin_worker(prepare: Callable[[], None] | None) -> None:
 
     def end(number: int, frame: Any) -> None:
         signal.signal(number, signal.SIG_DFL)
+        _State.number = number
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
     threading.Thread(target=_follow_parent, daemon=True).start()
     if prepare:
         prepare()
+
+
+def _work(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function, unless the worker is to end and has only not seen the end of its queue."""
+    if _State.number:
+        raise SystemExit(128 + _State.number)
+    return function(*args, **kwargs)
 
 
 def _follow_parent() -> None:
