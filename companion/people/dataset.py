@@ -275,7 +275,7 @@ FILES = Made(
 def _folder(out: Path | str, made: Made) -> Path:
     """Make the folder of a set, which may hold such a set and nothing else."""
     folder = check_folder(out, made, whole=False)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -83,7 +83,7 @@ def check_build(out: str | Path, root: Path) -> Path:
                 f"The output {out} holds {name}, which no reproduction made here and which would "
                 f"be replaced: give a folder of its own, {short(folder / 'build')} for example."
             )
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -28,7 +28,7 @@ LOOKED_AT = 1 << 20
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically; its folder is made as needed."""
+    """Write a text file atomically."""
     write_bytes(path, text.encode())
 
 
@@ -87,8 +87,6 @@ def holds(path: Path, *marks: str) -> bool:
 def check_writable(path: str | Path, *marks: str) -> Path:
     """Make sure that a file can be written to a path, before hours of work are spent on it.
 
-    Creates missing parent folders.
-
     Args:
         path: File to write.
         marks: Texts by which the command knows a file of its own, which alone it replaces. Without
@@ -114,8 +112,6 @@ def check_writable(path: str | Path, *marks: str) -> Path:
 
 def check_folder(path: str | Path, made: Made | None, *, whole: bool = True) -> Path:
     """Make sure that a folder can be written, before hours of work are spent on it.
-
-    Creates missing parent folders.
 
     Args:
         path: Folder to write; a symbolic link stands for the folder that it leads to.
@@ -148,15 +144,16 @@ def check_folder(path: str | Path, made: Made | None, *, whole: bool = True) -> 
             f"The output {path} is where a file system is mounted, and cannot be replaced as a "
             f"whole: give a folder in it, {short(own)} for example."
         )
-    for place in (folder.parent, folder) if folder.exists() else (folder.parent,):
+    for place in (folder.parent, folder):
         _check_folder(place, path)
     return folder
 
 
 def _check_folder(folder: Path, output: str | Path) -> None:
-    """Make a folder, and see whether a file can be written into it."""
+    """See whether a file can be written into a folder, or a folder made where there is none."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -202,6 +199,7 @@ def locked(path: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(lock, timeout=0.2):
             try:
@@ -220,8 +218,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file whole or not at all, whatever other processes or a kill do.
 
     Args:
-        path: File to write or to replace; its folder must exist. A symbolic link stands for the
-            file that it leads to.
+        path: File to write or to replace; its folder is made as needed. A symbolic link stands for
+            the file that it leads to.
         write: Function that writes the content to an open binary file. The file lies beside `path`
             and is moved there when the function returns; if it raises, `path` is left as it was.
 
@@ -232,6 +230,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.partial")
     try:
         with _told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("xb") as file:  # with the rights that the user's umask leaves
                 write(file)
             os.replace(temporary, path)
@@ -240,8 +239,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically; its folder is made as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file atomically."""
     write_atomically(path, lambda file: file.write(content))
 
 
@@ -262,7 +260,6 @@ def replacing(path: Path, made: Made | None = None) -> Iterator[Path]:
         OSError: The disk is full, for example, whatever error the block raised.
     """
     path = check_folder(path, made) if made else path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial, former = (path.with_name(f".{path.name}.{end}") for end in ("partial", "former"))
     with locked(path), _told(path):
         if former.exists() and not path.exists():  # by a kill between two moves
@@ -292,7 +289,8 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno and not error.filename:
+            error.filename = str(path)
         raise
     except Exception as error:
         cause: BaseException | None = error

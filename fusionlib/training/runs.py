@@ -55,8 +55,9 @@ def check_runs(profile: Profile, *names: str) -> None:
     for name in names:
         folder = run_folder(profile, name)
         check_writable(folder / "checkpoint.pt")
-        with _alone(folder):
-            pass
+        if folder.parent.is_dir():
+            with _alone(folder):
+                pass
 
 
 def _alone(folder: Path) -> AbstractContextManager[None]:

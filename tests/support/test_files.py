@@ -76,7 +76,10 @@ def test_a_folder_that_holds_anything_else_is_refused(
 ) -> None:
     folder = write_tree(tmp_path / "out", files)
     before = tree(tmp_path)
-    for attempt in (lambda: check_folder(folder, MADE), lambda: replacing(folder, MADE).__enter__()):
+    for attempt in (
+        lambda: check_folder(folder, MADE),
+        lambda: replacing(folder, MADE).__enter__(),
+    ):
         with pytest.raises(FusionError, match=r"did not make .* give a new folder"):
             attempt()
     assert tree(tmp_path) == before

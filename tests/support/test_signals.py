@@ -78,7 +78,10 @@ def test_a_block_comes_to_its_end_first() -> None:
 @pytest.mark.parametrize("how", ["long", "short"])
 def test_a_second_signal_ends_at_once(how: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITS, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITS, how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout and process.stdout.readline() == "ready\n"
     process.terminate()
