@@ -191,27 +191,32 @@ def check_apart(
 def locked(path: Path) -> Iterator[None]:
     """Hold a file or folder for this process while it is written, by a lock file beside it.
 
-    The lock ends with the process, even when it is killed.
+    The lock ends with the process, even when it is killed. A file system may know no locks.
 
     Raises:
         FusionError: Another process holds it.
     """
     from filelock import FileLock, Timeout
 
-    lock = path.with_name(f".{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0.2)
     try:
-        with FileLock(lock, timeout=0.2):
-            try:
-                yield
-            finally:
-                with suppress(OSError):  # Windows deletes no open file
-                    lock.unlink()
+        lock.acquire()
     except Timeout:
         raise FusionError(
             f"Another process is writing {short(path)} at this moment: wait until it has ended, "
             "or choose another place."
         ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):  # Windows deletes no open file
+                os.unlink(lock.lock_file)
+            lock.release()
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -227,7 +232,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: The disk is full, for example, whatever error the function raised.
     """
     path = path.resolve()
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.partial")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         with _told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
