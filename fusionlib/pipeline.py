@@ -4,13 +4,13 @@ Everything that diffusers' pipelines do is inherited: loading, schedulers, guida
 ControlNet, LoRA, offloading, callbacks. ``FusionMixin`` holds all that is added: one pass of the
 reference images through the UNet, and the UNet conditioned on it while sampling. A public class is
 that mixin and the diffusers pipeline of the same task: ``FusionPipeline`` here, the others in
-``fusionlib.pipeline_variants``.
+``fusionlib.pipeline_variants`` and ``fusionlib.pipeline_inpainting``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -146,12 +146,16 @@ class FusionMixin(FusionLoadingMixin):
             num_images_per_prompt=num_images_per_prompt,
             options=kwargs,
         )
-        with exclusive_use(self.unet):
+        with exclusive_use(self.unet), self._stock_call():
             if inputs.references is None:
                 return super().__call__(**inputs.options)
             encoded = self._encode_inputs(inputs)
             with self._conditioned(encoded, inputs):
                 return super().__call__(**inputs.options)
+
+    def _stock_call(self) -> AbstractContextManager[None]:
+        """What a kind of pipeline needs around diffusers' own call: by default nothing."""
+        return nullcontext()
 
     def _encode_inputs(self, inputs: PipelineInputs) -> ReferenceCache | EncodeAt:
         """K_f and V_f of a call's references, or how to encode them at each step."""
