@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from companion.methods import Method
     from fusionlib.pipeline import FusionPipeline
+    from fusionlib.profiles import Profile
 
 Crop = Literal["face", "none"] | tuple[float, ...]
 """``face`` finds the face, ``none`` takes the whole picture, four numbers are a box to cut out."""

@@ -33,7 +33,7 @@ from companion.studies.prompts import read_pairs
 from companion.studies.study import Study
 from fusionlib.checks import check_sampling
 from fusionlib.errors import FusionError, explain_validation
-from fusionlib.profiles import Profile, load_profile, resolve
+from fusionlib.profiles import load_profile, resolve
 
 
 class _Strict(BaseModel):

@@ -126,7 +126,7 @@ def test_references_of_a_nine_channel_unet(tiny_checkpoint: Path) -> None:
         assert not given[:, 4].any()
         assert torch.equal(given[:, 5:], latents)
     with pytest.raises(FusionError, match=r"latents must be .*batch, 4"):
-        encode_references(unet, torch.randn(1, 9, 8, 8), text)
+        encode_references(unet, torch.randn(1, 5, 8, 8), text)
 
 
 def test_a_unet_of_other_channels_is_refused(tiny_checkpoint: Path) -> None:
