@@ -100,9 +100,9 @@ def generate(
     negative_prompt: Annotated[str, option("What to keep away from.")] = "",
     guidance_scale: Annotated[
         float | None,
-        option("How strongly to follow prompt and face.", shown="the profile's"),
+        option("How strongly to follow prompt and face.", shown="the model's"),
     ] = None,
-    steps: Annotated[int | None, option("Denoising steps.", shown="the profile's")] = None,
+    steps: Annotated[int | None, option("Denoising steps.", shown="the model's")] = None,
     profile: ProfileOption = "embedded",
     base_model: Annotated[
         str | None,
@@ -202,12 +202,14 @@ def generate(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the pipeline warns of overlaps, too
             located = masks_from_files(masks, size=size, resize=True)
+    # The profile's numbers suit its own model: another one may bring others.
+    usual = settings.sampling | (pipeline.sampling_defaults if base_model else {})
     request = replace(
         request,
         masks=located,
         size=None if height is None and width is None else size,
-        guidance_scale=settings.guidance_scale if guidance_scale is None else guidance_scale,
-        steps=settings.num_inference_steps if steps is None else steps,
+        guidance_scale=usual["guidance_scale"] if guidance_scale is None else guidance_scale,
+        steps=usual["num_inference_steps"] if steps is None else steps,
     )
     method = request.method(pipeline)
     entries = [{"file": path.name, "sha256": sha256_file(path)} for path in masks]
