@@ -546,8 +546,9 @@ def run_missing(
     if not (out / "hub/complete").is_file():
         in_a_copy(write_hub, out / "hub")
     os.chdir(checkout)
-    import fusionlib.pipeline_variants  # noqa: F401  # with all that takes long to import
     import tests.pipelines.test_pipelines_common  # noqa: F401
+
+    import fusionlib.pipeline_variants  # noqa: F401  # with all that takes long to import
 
     for name, mode in wanted:
         print(f"{name}, {mode}:", flush=True)
