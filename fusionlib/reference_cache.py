@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionlib.errors import FusionError
 from fusionlib.support.files import write_atomically
@@ -326,9 +326,12 @@ def fingerprint_of_unet(unet: Any) -> Tensor | None:
     for name, module in getattr(unet, "_orig_mod", unet).named_modules():
         weight = getattr(module, "weight", None)
         inside_lora = ".lora_" in name or name.endswith(".base_layer")
-        if inside_lora or not isinstance(weight, Tensor) or weight.ndim < 2:
+        # An IP-Adapter takes no part in the references' pass.
+        apart = inside_lora or ".processor." in name or name.startswith("encoder_hid_proj.")
+        if apart or not isinstance(weight, Tensor) or weight.ndim < 2:
             continue
-        if weight.is_meta or not weight.is_floating_point():
+        quantised = type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point()
+        if weight.is_meta or quantised:
             return None
         rows.append(_with_lora(module, weight[0].flatten()[:8]))
     return sample_of_weights(rows)
@@ -367,3 +370,13 @@ def _with_lora(layer: Any, row: Tensor) -> Tensor:
 def _shapes(reference: LayerKeysValues) -> dict[str, tuple[torch.Size, torch.Size]]:
     """The shapes of each layer's K_f and V_f without the batch."""
     return {name: (key.shape[1:], value.shape[1:]) for name, (key, value) in reference.items()}
+
+
+def joined_bytes(references: Sequence[LayerKeysValues], batch_size: int | None) -> int:
+    """Bytes of K_f and V_f of all layers, once for each sample."""
+    return sum(
+        max(tensor.shape[0], batch_size or 1) * tensor[0].numel() * tensor.element_size()
+        for reference in references
+        for pair in reference.values()
+        for tensor in pair
+    )

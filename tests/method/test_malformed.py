@@ -21,6 +21,8 @@ from fusionlib import (
     identity_attention_mask,
     scale_identity_masks,
 )
+from fusionlib.processor import conditioning_of
+from fusionlib.unet_layers import cross_attention_layers
 from tests.helpers.tiny import tiny_unet
 
 WORD = torch.zeros(1, 2, 3, 8)
@@ -305,7 +307,8 @@ def test_the_argument_is_named(
 
 
 def test_no_adapter_is_left_conditioned(world: dict[str, Any]) -> None:
-    assert all(p.conditioning is None for p in world["adapter"]._processors.values())
+    layers = cross_attention_layers(world["adapter"].unet)
+    assert all(conditioning_of(layer) is None for layer in layers.values())
 
 
 def test_paths_may_be_text(world: dict[str, Any], tmp_path: Path) -> None:
