@@ -4,7 +4,6 @@ Equation 2 adds two linear layers to each cross-attention layer: K_f = Linear_kf
 V_f = Linear_vf(h_f). They are all that is trained; they live here, and the UNet stays as it is.
 """
 
-import os
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,10 +11,11 @@ from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin, ModelMixin  # whose name diffusers looks for in this module
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from fusionlib.adapter_loading import AdapterLoadingMixin
 from fusionlib.attention import Attention
 from fusionlib.checks import (
     Strength,
@@ -25,7 +25,7 @@ from fusionlib.checks import (
     check_strengths,
     is_number,
 )
-from fusionlib.errors import FusionError, first_line
+from fusionlib.errors import FusionError
 from fusionlib.kernels import Backend, QueryGroups, check_backend, group_queries
 from fusionlib.masking import mask_pyramid
 from fusionlib.processor import (
@@ -55,7 +55,7 @@ MAX_CACHED_BYTES = 2**28
 """Bytes of joined keys and values above which nothing is cached for all steps of a picture."""
 
 
-class FusionAdapter(ModelMixin, ConfigMixin):
+class FusionAdapter(AdapterLoadingMixin, ModelMixin, ConfigMixin):
     """Linear_kf and Linear_vf of every cross-attention layer (Eq. 2).
 
     Saved and loaded like any diffusers model: ``config.json`` and a safetensors file. A parameter's
@@ -171,76 +171,6 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                     if init == "zero_value":
                         layer.to_v_f.weight.zero_()
         return adapter.to(device=unet.device)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
-    ) -> "FusionAdapter":
-        """Load what ``save_pretrained`` wrote.
-
-        Args:
-            pretrained_model_name_or_path: A folder with ``config.json`` and
-                ``diffusion_pytorch_model.safetensors``, or a hub id.
-            **kwargs: As for ``ModelMixin.from_pretrained`` of diffusers, such as ``dtype``.
-
-        Returns:
-            The adapter, not yet attached.
-
-        Raises:
-            FusionError: If there is no adapter, or its file is damaged or lacks weights.
-        """
-        source = str(pretrained_model_name_or_path)
-        try:
-            adapter, found = super().from_pretrained(
-                pretrained_model_name_or_path,
-                **(kwargs | {"use_safetensors": True, "output_loading_info": True}),
-            )
-        except Exception as error:  # diffusers, safetensors and the hub have errors of their own
-            reason = first_line(error)
-            raise FusionError(
-                f"The adapter {source!r} cannot be loaded; pretrained_model_name_or_path must be a "
-                "folder with config.json and diffusion_pytorch_model.safetensors, or a hub id "
-                f"({reason})."
-            ) from error
-        wrong = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]
-        if wrong:
-            raise FusionError(
-                f"The adapter {source!r} given as pretrained_model_name_or_path is damaged: its "
-                f"weights are not those that its config.json names ({wrong[0]})."
-            )
-        if kwargs.get("output_loading_info"):
-            return adapter, found  # type: ignore[return-value]
-        return adapter
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike[str],
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str = "10GB",
-        **kwargs: Any,
-    ) -> None:
-        """Write ``config.json`` and the weights, which are always in safetensors files.
-
-        Args:
-            save_directory: Folder to write to.
-            safe_serialization: Must be True; False is passed over with a warning.
-            variant: Word in the names of the weights' files, such as ``"fp16"``.
-            max_shard_size: Size above which the weights are divided into several files.
-            **kwargs: As for ``ModelMixin.save_pretrained`` of diffusers, such as ``push_to_hub``.
-
-        Warns:
-            UserWarning: If ``safe_serialization`` is False.
-        """
-        if not safe_serialization:
-            warnings.warn(
-                "The adapter is written as safetensors: safe_serialization=False has no effect on "
-                "it, for pickled weights are never loaded.",
-                stacklevel=2,
-            )
-        super().save_pretrained(
-            save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs
-        )
 
     def attach(self, unet: Any) -> None:
         """Choose the UNet whose cross-attention layers see faces inside ``conditioned``.

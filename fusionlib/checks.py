@@ -20,6 +20,9 @@ from fusionlib.errors import FusionError
 Strength = float | Tensor
 """lambda_i of one reference: a number for the whole batch, or a tensor ``(batch,)``."""
 
+MAX_SIDE = 16_384
+"""Most pixels on a side of a picture; attention to more would fit into no memory."""
+
 NUMBERS = (int, float, np.integer, np.floating)
 """Types that count as one number where a strength is given."""
 
@@ -252,8 +255,12 @@ def check_divisible(height: Any, width: Any, factor: int) -> None:
     for name, pixels in (("height", height), ("width", width)):
         if pixels is None:
             continue
-        if isinstance(pixels, bool) or not isinstance(pixels, Integral) or pixels < 1:
-            raise FusionError(f"{name} must be a whole number of pixels, not {pixels!r}.")
+        whole = isinstance(pixels, Integral) and not isinstance(pixels, bool)
+        if not whole or not 1 <= pixels <= MAX_SIDE:
+            raise FusionError(
+                f"{name} must be a whole number of pixels from {factor} to {MAX_SIDE}, "
+                f"not {pixels!r}."
+            )
         if pixels % factor:
             below = int(pixels) // factor * factor
             nearest = f"{below} or {below + factor}" if below else f"{factor}"

@@ -268,21 +268,35 @@ class ReferenceCache(Sequence[LayerKeysValues]):
                 f"path {path} is no reference cache that this version of fusionlib can read: give "
                 "a file that ReferenceCache.save wrote, or encode the references again."
             )
-        references: list[dict[str, tuple[Tensor, Tensor]]]
         try:
-            references = [{} for _ in range(int(metadata["references"]))]
-            for entry, key in tensors.items():
-                if entry.endswith(".key"):
-                    index, layer = entry.removesuffix(".key").split(".", 1)
-                    references[int(index)][layer] = (key, tensors[f"{index}.{layer}.value"])
-        except (KeyError, ValueError, IndexError) as error:
+            references = _read_references(tensors, int(metadata["references"]))
+        except (KeyError, ValueError) as error:
             raise FusionError(f"path {path} is damaged: encode the references again.") from error
         known = {
             name: tensors[name].cpu()
             for name in ("fingerprint", "unet_fingerprint")
             if name in tensors
         }
-        return ReferenceCache(tuple(references), **known)
+        return ReferenceCache(references, **known)
+
+
+def _read_references(tensors: Mapping[str, Tensor], count: int) -> tuple[LayerKeysValues, ...]:
+    """K_f and V_f of each reference from a file's tensors; an error if the file is not whole."""
+    references: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
+    for entry, key in tensors.items():
+        if entry.endswith(".key"):
+            index, layer = entry.removesuffix(".key").split(".", 1)
+            value = tensors[f"{index}.{layer}.value"]
+            sound = key.ndim == 3 and key.shape == value.shape
+            if not (sound and key.isfinite().all() and value.isfinite().all()):
+                raise ValueError(entry)
+            references.setdefault(int(index), {})[layer] = (key, value)
+    layers = {frozenset(reference) for reference in references.values()}
+    if sorted(references) != list(range(len(references))) or len(layers) > 1:
+        raise ValueError("a reference or a layer is missing")
+    if len(references) != count:
+        raise ValueError("the number of references differs")
+    return tuple(references[index] for index in range(count))
 
 
 def _check_makers(caches: Sequence[ReferenceCache]) -> None:
