@@ -6,7 +6,7 @@ to diffusers' fast tests of pipelines, LoRA and IP-Adapter: in every test class 
 else changes. It needs a checkout of diffusers (its tests are in no package) and no network:
 
     git clone --depth 1 --branch v0.40.0 https://github.com/huggingface/diffusers
-    .venv/bin/pip install --target build/peers/site --no-deps parameterized  # the tests import it
+    .venv/bin/pip install --target build/peers/site --no-deps parameterized requests-mock
     .venv/bin/python tests/peers/diffusers_suite.py diffusers
 
 Only the tests are the checkout's: they run on the installed diffusers. One family of pipelines in
@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -139,6 +140,7 @@ class Outcome:
     """Line of the test, last line in this library, and line that raised."""
     pictures: list[str] = field(default_factory=list)
     """Digest of what each call of a pipeline returned."""
+    seconds: float = 0.0
     lost: int = 0
     """Number of calls that were to get a reference and found no adapter."""
 
@@ -173,7 +175,7 @@ def digest(result: Any) -> str:
 class Recorder:
     """A pytest plugin that replaces ``pipeline_class`` and records every test."""
 
-    def __init__(self, family: Family, mode: str) -> None:
+    def __init__(self, family: Family, mode: str, wanted: set[str] | None = None) -> None:
         import diffusers
 
         import fusionlib
@@ -181,9 +183,10 @@ class Recorder:
         self.stock: Any = getattr(diffusers, family.stock)
         self.used: Any = self.stock if mode == "stock" else getattr(fusionlib, family.fusion)
         self.mode = mode
+        self.wanted = wanted
+        """Names of the tests to run; None means all."""
         self.tests: defaultdict[str, Outcome] = defaultdict(Outcome)
         self.current = Outcome()
-        self.name = ""
         self.inside = 0
         """Depth of calls of pipelines: only what the outermost returns is recorded."""
         self.loading = False
@@ -270,6 +273,11 @@ class Recorder:
             return None
         return [] if getattr(collector, "cls", None) is None else None
 
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Leave out what fails in the stock class."""
+        if self.wanted is not None:
+            items[:] = [item for item in items if name_of(item) in self.wanted]
+
     def pytest_runtest_setup(self, item: Any) -> None:
         """Start each test from the same random numbers."""
         import numpy as np
@@ -278,14 +286,14 @@ class Recorder:
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)
-        self.name = item.nodeid.removeprefix("tests/")
-        self.current = self.tests[self.name]
+        self.current = self.tests[name_of(item)]
 
     def pytest_runtest_makereport(self, item: Any, call: Any) -> None:
-        """Record why a test failed, and where."""
+        """Record how long a test took, why it failed, and where."""
+        outcome = self.tests[name_of(item)]
+        outcome.seconds += round(call.duration, 2)
         if call.excinfo is None:
             return
-        outcome = self.tests[item.nodeid.removeprefix("tests/")]
         reason = str(call.excinfo.value).strip() or call.excinfo.typename
         if call.excinfo.typename in ("Skipped", "SkipTest"):
             outcome.outcome, outcome.reason = "skipped", reason.splitlines()[0]
@@ -296,6 +304,11 @@ class Recorder:
         tests, ours = str(Path.cwd() / "tests"), str(REPOSITORY / "fusionlib")
         for start in (tests, ours, ""):
             outcome.places += [place for place in places if place.startswith(start)][-1:]
+
+
+def name_of(item: Any) -> str:
+    """Name of a test: its file below ``tests``, its class and its function."""
+    return str(item.nodeid).removeprefix("tests/")
 
 
 def new_adapter(unet: Any) -> Any:
@@ -329,13 +342,15 @@ def give_adapter(tests: Any) -> None:
     tests.test_components_function = test_components_function
 
 
-def run_one(checkout: Path, name: str, mode: str, path: Path) -> None:
+def run_one(checkout: Path, out: Path, name: str, mode: str) -> None:
     """Run one family in one mode, in this process, and write what became of each test."""
     import diffusers
     import pytest
 
     family = FAMILIES[name]
-    recorder = Recorder(family, mode)
+    stock = None if mode == "stock" else read_results(out, [name], ["stock"]).get((name, "stock"))
+    recorder = Recorder(family, mode, None if stock is None else set(passes(stock)))
+    gc.freeze()  # the tests collect garbage often, in a process of many modules
     start = time.process_time()
     code = pytest.main(
         ["-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-W", "ignore"]
@@ -353,7 +368,7 @@ def run_one(checkout: Path, name: str, mode: str, path: Path) -> None:
         "seconds": round(time.process_time() - start),
         "tests": {test: asdict(outcome) for test, outcome in recorder.tests.items()},
     }
-    path.write_text(json.dumps(result, indent=1), "utf-8")
+    result_path(out, name, mode).write_text(json.dumps(result, indent=1), "utf-8")
 
 
 # -- the hub, in small ----------------------------------------------------------------------------
@@ -531,8 +546,8 @@ def run_missing(
     """Run each family in each mode that has no results, in a copy of this process for each."""
     wanted = [
         (name, mode)
-        for mode in modes
         for name in families
+        for mode in modes
         if again or not result_path(out, name, mode).is_file()
     ]
     if not wanted:
@@ -547,12 +562,13 @@ def run_missing(
         in_a_copy(write_hub, out / "hub")
     os.chdir(checkout)
     import tests.pipelines.test_pipelines_common  # noqa: F401
+    import torch._dynamo
 
     import fusionlib.pipeline_variants  # noqa: F401  # with all that takes long to import
 
     for name, mode in wanted:
         print(f"{name}, {mode}:", flush=True)
-        in_a_copy(run_one, checkout, name, mode, result_path(out, name, mode))
+        in_a_copy(run_one, checkout, out, name, mode)
 
 
 def in_a_copy(function: Callable[..., None], *arguments: Any) -> None:
