@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from diffusers import (
     StableDiffusionControlNetInpaintPipeline,
@@ -31,7 +32,7 @@ class FusionInpaintMixin(FusionMixin):
     @contextmanager
     def _stock_call(self) -> Iterator[None]:
         """Let diffusers, which looks for 4 and 9 input channels, see which kind the UNet is."""
-        unet = getattr(self.unet, "_orig_mod", self.unet)
+        unet: Any = getattr(self.unet, "_orig_mod", self.unet)
         channels, latent = unet.config.in_channels, self.vae.config.latent_channels
         if channels not in (latent, 2 * latent + 1):
             raise FusionError(

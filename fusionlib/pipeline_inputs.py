@@ -326,7 +326,9 @@ def _check_start(pipeline: Any, image: Any) -> None:
 
 def _check_crop(options: dict[str, Any]) -> None:
     """Check what is painted with ``padding_mask_crop``: the masked part of one PIL image."""
-    image, mask, margin = (options.get(n) for n in ("image", "mask_image", "padding_mask_crop"))
+    image: Any = options.get("image")
+    mask: Any = options.get("mask_image")
+    margin = options["padding_mask_crop"]
     if not isinstance(margin, int) or margin < 0:
         raise FusionError(f"padding_mask_crop must be a number of pixels, not {margin!r}.")
     for name, picture in (("image", image), ("mask_image", mask)):
@@ -367,7 +369,7 @@ def output_size(pipeline: Any, options: dict[str, Any]) -> tuple[int, int]:
     if isinstance(latents, Tensor) and latents.ndim == 4:
         rows, columns = (side * pipeline.vae_scale_factor for side in latents.shape[2:])
         return height or rows, width or columns
-    image = None if _scaled(pipeline, options) else options.get("image")
+    image: Any = None if _scaled(pipeline, options) else options.get("image")
     while isinstance(image, list | tuple) and image:
         image = image[0]
     if image is None:
