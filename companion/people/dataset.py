@@ -391,7 +391,10 @@ def render_dataset(
     _refuse_loss(folder, (key for keys, _ in held.values() for key in keys), jobs)
     todo = [job for job in jobs if held[job.path] != (job.keys(), None)]
     total = people * views + groups
-    with locked(folder), tqdm(total=total, unit="picture", desc=f"people ({split})") as bar:
+    with (
+        locked(folder, inside=True),
+        tqdm(total=total, unit="picture", desc=f"people ({split})") as bar,
+    ):
         _write_manifest(folder, {**parameters, "complete": not todo})
         bar.update(total - sum(len(job) for job in todo))
         if todo:
@@ -531,7 +534,7 @@ def _export(
     """Write plain files, their index (a row from each record) and a manifest; return the index."""
     rows = []
     index, text = folder / "index.csv", io.StringIO()
-    with locked(folder):
+    with locked(folder, inside=True):
         _write_manifest(folder, {**parameters, "complete": False})
         for sample in samples:
             rows.append(row(sample.record))

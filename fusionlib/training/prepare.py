@@ -141,7 +141,7 @@ def prepare_shards(
     if workers > 1:
         pooled = worker_pool(min(workers, len(jobs)))  # spawned: dlib does not like to be forked
     bar = tqdm(total=pairs, desc="kept", unit="pair")
-    with locked(out), bar:
+    with locked(out, inside=True), bar:
         write_text(rules, text)
         with pooled as pool:
             waiting: list[Future[dict[str, int]]] = []

@@ -1,4 +1,4 @@
-"""What fails in diffusers' own classes with the pinned versions, and works here or is named."""
+"""What fails in diffusers' own classes with the versions pinned here: it works, or is named."""
 
 from pathlib import Path
 from typing import Any
