@@ -3,7 +3,8 @@
 A Fusion class promises to be the diffusers pipeline with one more component. This script puts that
 to diffusers' fast tests of pipelines, LoRA and IP-Adapter: in every test class whose
 ``pipeline_class`` is, say, ``StableDiffusionPipeline``, it becomes ``FusionPipeline``, as do tests
-that import the class by its name, and nothing else changes. It needs a checkout of diffusers (its tests are in no package) and no network:
+that import the class by its name, and nothing else changes. It needs a
+checkout of diffusers (its tests are in no package) and no network:
 
     git clone --depth 1 --branch v0.40.0 https://github.com/huggingface/diffusers
     .venv/bin/pip install --target build/peers/site --no-deps parameterized requests-mock
