@@ -145,7 +145,7 @@ def _run_workers(count: int, arguments: list[str], device: str | None) -> None:
     command += ["--device", device] if device else []
     with ExitStack() as opened:
         # Files, not pipes: a worker would wait for room in a pipe that is not read.
-        said = [opened.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
+        said = [opened.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")) for _ in range(count)]
         processes = [
             subprocess.Popen(
                 [*command, "--share", f"{number}/{count}"],
