@@ -1,14 +1,20 @@
 """What the commands share: how they fail and warn, and options that several of them have."""
 
 import functools
+import io
+import re
+import sys
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
 from fusionlib.errors import FusionError
+from fusionlib.support.paths import user_path
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,13 +49,31 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        for stream in (sys.stdout, sys.stderr):  # a name may have signs that a terminal lacks
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
-            return command(*args, **kwargs)
+            return command(*args, **{name: _opened(value) for name, value in kwargs.items()})
         except FusionError as error:
-            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"Error: {one_line(str(error))}", err=True)
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+def _opened(value: Any) -> Any:
+    """An option's value; of paths, ``~`` and variables are opened."""
+    if isinstance(value, Path):
+        return user_path(value)
+    return [_opened(one) for one in value] if isinstance(value, list) else value
+
+
+def one_line(text: str) -> str:
+    """A message without its line breaks and control characters; other signs stay."""
+    text = re.sub(r"\s*[\r\n]+\s*", " ", text.strip())
+    return "".join(
+        sign if sign.isprintable() or sign.isspace() else repr(sign)[1:-1] for sign in text
+    )
 
 
 @contextmanager
@@ -60,7 +84,7 @@ def plain_warnings() -> Iterator[None]:
 
         def show(message: Any, category: type[Warning], *place: Any) -> None:
             if category is UserWarning:
-                typer.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+                typer.echo(f"Warning: {one_line(str(message))}", err=True)
             else:
                 usual(message, category, *place)
 

@@ -129,7 +129,9 @@ class Sample:
     def record(self) -> dict[str, Any]:
         """The content of its JSON file; empty where there is none, or none that can be read."""
         try:
-            facts = json.loads(decode_text(self.content("json"), "it")) if "json" in self.files else {}
+            facts = (
+                json.loads(decode_text(self.content("json"), "it")) if "json" in self.files else {}
+            )
         except (ValueError, RecursionError):
             return {}
         return facts if isinstance(facts, dict) else {}
@@ -270,7 +272,9 @@ def index_samples(shards: str | Path, cache: Path | None = None) -> SampleSet:
             f"shards){'; ' + summary(skipped) if skipped else ''}"
         )
     if skipped:
-        logger.warning("%d of what is in %s is not used: %s", len(skipped), shards, summary(skipped))
+        logger.warning(
+            "%d of what is in %s is not used: %s", len(skipped), shards, summary(skipped)
+        )
     if scan.hidden:
         logger.info("%d hidden or system files in %s are passed over", len(scan.hidden), shards)
     noted = {sample.place: sample.problem for sample in usable if sample.problem}
@@ -291,9 +295,7 @@ def _usable(samples: Iterable[Sample]) -> tuple[list[Sample], dict[str, str]]:
     return usable, skipped
 
 
-def _indexed(
-    shard: Path, cache: Path | None
-) -> tuple[list[Sample], str | None, dict[str, str]]:
+def _indexed(shard: Path, cache: Path | None) -> tuple[list[Sample], str | None, dict[str, str]]:
     """What `scan_shard` finds, from the cache if it is there."""
     status = shard.stat()
     key = {
