@@ -71,9 +71,8 @@ def _opened(value: Any) -> Any:
 def one_line(text: str) -> str:
     """A message without its line breaks and control characters; other signs stay."""
     text = re.sub(r"\s*[\r\n]+\s*", " ", text.strip())
-    return "".join(
-        sign if sign.isprintable() or sign.isspace() else repr(sign)[1:-1] for sign in text
-    )
+    kinds = ("Cc", "Cs")  # not Cf: emoji and right-to-left scripts are joined by such signs
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in kinds else c for c in text)
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def _walk(folder: Path, found: Scan) -> pd.DataFrame:
         pictures, method = _by_person(place, found), same_name(place.name)
         rows += [
             {
-                "method": same_name(place.name),
+                "method": method,
                 "person": person,
                 "prompt": "",
                 "seed": seed,
