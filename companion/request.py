@@ -6,6 +6,7 @@ The command line and the studio both paint from a `Request` and write the record
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import json
 import math
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from companion.methods import Method
     from fusionlib.pipeline import FusionPipeline
+    from fusionlib.profiles import Profile
 
 Crop = Literal["face", "none"] | tuple[float, ...]
 """``face`` finds the face, ``none`` takes the whole picture, four numbers are a box to cut out."""
@@ -78,6 +80,17 @@ class Reference:
         face = self.face if self.crop == "face" else None
         cut = {"crop": self.crop, "face": face}
         return {"file": self.path.name, "sha256": sha256_file(self.path), **cut}
+
+
+def usual_sampling(pipeline: Any, profile: Profile | None = None) -> dict[str, Any]:
+    """Steps and guidance of a call that gives none.
+
+    They are the profile's, or else the checkpoint's own, or else diffusers' defaults.
+    """
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    stock = {name: parameters[name].default for name in ("num_inference_steps", "guidance_scale")}
+    own = {name: value for name, value in pipeline.sampling_defaults.items() if name in stock}
+    return stock | own | (profile.sampling if profile is not None else {})
 
 
 @dataclass(frozen=True, eq=False)

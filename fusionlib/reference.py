@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
 from fusionlib.checks import (
@@ -23,7 +24,7 @@ from fusionlib.checks import (
     check_text,
 )
 from fusionlib.errors import FusionError
-from fusionlib.processor import fused_processors
+from fusionlib.processor import conditioning_of
 from fusionlib.unet_layers import cross_attention_layers
 
 
@@ -48,7 +49,8 @@ def encode_references(
 
     Args:
         unet: A ``UNet2DConditionModel``, compiled or not; a ``FusionAdapter`` may be attached.
-        latents: The scaled latents of the references, ``(batch, channels, h, w)``.
+        latents: The scaled latents of the references, ``(batch, channels, h, w)``. A UNet made for
+            inpainting gets them twice, with an empty mask between: only the first are ever noised.
         encoder_hidden_states: The empty prompt's text embedding, ``(batch or 1, N_text, width)``.
         timestep_mode: ``"clean"`` or ``"shared"``.
         timestep: Timestep for ``"shared"`` only, a number or a tensor ``(batch,)``.
@@ -96,6 +98,7 @@ def encode_references(
     encoder_hidden_states = check_text(unet, encoder_hidden_states, batch)
     added_cond_kwargs = check_added_conditions(unet, added_cond_kwargs, batch)
     check_lora_scale(lora_scale)
+    clean = latents
     if timestep_mode == "clean":
         if timestep is not None or noise is not None:
             raise FusionError('timestep and noise belong to timestep_mode="shared" only.')
@@ -108,8 +111,11 @@ def encode_references(
     else:
         raise FusionError(f'timestep_mode must be "clean" or "shared", not {timestep_mode!r}.')
 
+    if unet.config["in_channels"] != clean.shape[1]:  # a UNet for inpainting: nothing is masked
+        latents = torch.cat([latents, torch.zeros_like(clean[:, :1]), clean], dim=1)
     # Hooks would make torch.compile build one more graph: this pass runs without it.
-    with _layer_inputs(layers) as hidden_states, torch.compiler.set_stance("force_eager"):
+    eager = torch.compiler.set_stance("force_eager")
+    with _layer_inputs(layers) as hidden_states, _without_ip_adapter(unet, layers), eager:
         unet(
             latents,
             timesteps,
@@ -143,11 +149,28 @@ def _layer_inputs(layers: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
             hook.remove()
 
 
+@contextmanager
+def _without_ip_adapter(unet: Any, layers: Mapping[str, Any]) -> Iterator[None]:
+    """Set a loaded IP-Adapter aside: references are encoded without an image prompt."""
+    loaded = {name: layer for name, layer in layers.items() if hasattr(layer.processor, "to_k_ip")}
+    processors = {name: layer.processor for name, layer in loaded.items()}
+    projection = unet.encoder_hid_proj
+    try:
+        if loaded:
+            unet.encoder_hid_proj = None  # it would want the image prompt's embeddings
+        for layer in loaded.values():
+            layer.set_processor(AttnProcessor2_0())
+        yield
+    finally:
+        unet.encoder_hid_proj = projection
+        for name, layer in loaded.items():
+            layer.set_processor(processors[name])
+
+
 def _check_base_model(layers: Mapping[str, Any]) -> None:
     """Refuse a conditioned UNet: references are encoded by the base model."""
-    for layer in layers.values():
-        if any(processor.conditioning is not None for processor in fused_processors(layer)):
-            raise FusionError(
-                "unet is conditioned on faces: encode references outside of the `with "
-                "adapter.conditioned(...)` block, where it is the base model."
-            )
+    if any(conditioning_of(layer) is not None for layer in layers.values()):
+        raise FusionError(
+            "unet is conditioned on faces: encode references outside of the `with "
+            "adapter.conditioned(...)` block, where it is the base model."
+        )

@@ -100,9 +100,9 @@ def generate(
     negative_prompt: Annotated[str, option("What to keep away from.")] = "",
     guidance_scale: Annotated[
         float | None,
-        option("How strongly to follow prompt and face.", shown="the profile's"),
+        option("How strongly to follow prompt and face.", shown="the model's"),
     ] = None,
-    steps: Annotated[int | None, option("Denoising steps.", shown="the profile's")] = None,
+    steps: Annotated[int | None, option("Denoising steps.", shown="the model's")] = None,
     profile: ProfileOption = "embedded",
     base_model: Annotated[
         str | None,
@@ -183,12 +183,16 @@ def generate(
     if adapter is not None:
         check_model(adapter, file="config.json", what="adapter")
 
-    from fusionlib.inputs.images import prepare_output, save_png
+    from fusionlib.inputs.images import METADATA_KEY, prepare_output, save_png
     from fusionlib.inputs.layout import masks_from_files
+    from fusionlib.support.files import check_apart, check_writable
     from fusionlib.support.provenance import sha256_file
 
     for file in files:
         prepare_output(file)
+        check_writable(file, METADATA_KEY)
+        for path in (*paths, *masks):
+            check_apart(file, path, inside=False)
     for path in masks:
         masks_from_files([path])  # a mask that cannot be read is an error before models are loaded
     pipeline = load_pipeline(
@@ -199,12 +203,14 @@ def generate(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the pipeline warns of overlaps, too
             located = masks_from_files(masks, size=size, resize=True)
+    # The profile's numbers suit its own model: another one may bring others.
+    usual = settings.sampling | (pipeline.sampling_defaults if base_model else {})
     request = replace(
         request,
         masks=located,
         size=None if height is None and width is None else size,
-        guidance_scale=settings.guidance_scale if guidance_scale is None else guidance_scale,
-        steps=settings.num_inference_steps if steps is None else steps,
+        guidance_scale=usual["guidance_scale"] if guidance_scale is None else guidance_scale,
+        steps=usual["num_inference_steps"] if steps is None else steps,
     )
     method = request.method(pipeline)
     entries = [{"file": path.name, "sha256": sha256_file(path)} for path in masks]

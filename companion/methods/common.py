@@ -77,6 +77,8 @@ def pipeline_key(
         "versions": package_versions(("torch", "diffusers", "transformers")),
         "device": pipeline.device.type,
     }
+    own = getattr(pipeline, "sampling_defaults", {})  # which count where the call has no others
+    key |= {"sampling_defaults": own} if own else {}
     return key | {"threads": threads} if key["device"] == "cpu" else key
 
 

@@ -33,7 +33,7 @@ from companion.studies.prompts import read_pairs
 from companion.studies.study import Study
 from fusionlib.checks import check_sampling
 from fusionlib.errors import FusionError, explain_validation
-from fusionlib.profiles import Profile, load_profile, resolve
+from fusionlib.profiles import load_profile, resolve
 from fusionlib.profiles.loading import check_picture_size
 from fusionlib.support.paths import user_path
 from fusionlib.support.texts import read_text
@@ -162,7 +162,7 @@ class Declaration(_Strict):
 
     def _models(self, device: str | None) -> Models:
         profile = load_profile(self.profile)
-        sampling = _usual_sampling(profile) | self.sampling
+        sampling = profile.sampling | self.sampling
         for entry in self.methods:
             asked = self.sampling | entry.options
             base = asked.get("base_model", profile.base_model)
@@ -217,14 +217,7 @@ def load_models(profile: str | Path, **sampling: Any) -> Models:
         sampling: Arguments of the pipeline's call, over the profile's steps and guidance.
     """
     settings = load_profile(profile)
-    return Models(settings, sampling=_usual_sampling(settings) | sampling)
-
-
-def _usual_sampling(profile: Profile) -> dict[str, Any]:
-    return {
-        "num_inference_steps": profile.num_inference_steps,
-        "guidance_scale": profile.guidance_scale,
-    }
+    return Models(settings, sampling=settings.sampling | sampling)
 
 
 def resized(

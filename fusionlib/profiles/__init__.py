@@ -190,6 +190,14 @@ class Profile(_Strict):
     architecture: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @property
+    def sampling(self) -> dict[str, Any]:
+        """Arguments of the pipeline's call that the profile sets: its steps and guidance."""
+        return {
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+        }
+
+    @property
     def parameters(self) -> dict[str, dict[str, Any]]:
         """Papermill parameters of the other notebooks, by name."""
         return {name: v for name, v in self.notebooks.items() if not isinstance(v, str)}

@@ -30,6 +30,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from fusionlib import FusionAdapter, FusionError
 from fusionlib.pipeline import FusionMixin, FusionPipeline, prepare_reference
+from fusionlib.pipeline_inpainting import (
+    FusionControlNetInpaintPipeline,
+    FusionInpaintPipeline,
+    FusionXLControlNetInpaintPipeline,
+    FusionXLInpaintPipeline,
+)
 from fusionlib.pipeline_variants import (
     FusionControlNetImg2ImgPipeline,
     FusionControlNetPipeline,
@@ -39,6 +45,7 @@ from fusionlib.pipeline_variants import (
     FusionXLImg2ImgPipeline,
     FusionXLPipeline,
 )
+from fusionlib.processor import conditioning_of
 from fusionlib.unet_layers import cross_attention_layers
 from tests.helpers.single_file import write_single_file
 from tests.helpers.tiny import tiny_controlnet, tiny_unet, write_tiny_xl_checkpoint
@@ -48,12 +55,16 @@ SD = (
     FusionImg2ImgPipeline,
     FusionControlNetPipeline,
     FusionControlNetImg2ImgPipeline,
+    FusionInpaintPipeline,
+    FusionControlNetInpaintPipeline,
 )
 XL = (
     FusionXLPipeline,
     FusionXLImg2ImgPipeline,
     FusionXLControlNetPipeline,
     FusionXLControlNetImg2ImgPipeline,
+    FusionXLInpaintPipeline,
+    FusionXLControlNetInpaintPipeline,
 )
 every_class = pytest.mark.parametrize("cls", [*SD, *XL], ids=lambda cls: cls.__name__)
 each_family = pytest.mark.parametrize("cls", [SD[0], XL[0]], ids=["SD", "SDXL"])
@@ -79,6 +90,12 @@ def inputs(cls: type, size: tuple[int, int] = (32, 32)) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     if "Img2Img" in cls.__name__:
         arguments = {"image": face(7, size), "strength": 0.7}
+    if "Inpaint" in cls.__name__:
+        mask = Image.new("L", size)
+        mask.paste(255, (8, 8, 32, 24))
+        arguments = {"image": face(7, size), "mask_image": mask}
+        if "ControlNet" not in cls.__name__ and size != (32, 32):  # it has a size of its own
+            arguments |= {"height": size[1] // 4 * 4, "width": size[0] // 4 * 4}
     if "ControlNet" in cls.__name__:
         arguments["control_image" if arguments else "image"] = face(8, size)
     return arguments
@@ -430,7 +447,7 @@ def test_where_masks_overlap_only_the_text_is_seen(
     moved: dict[int, list[np.ndarray]] = {}
 
     def compare(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if layer.processor.conditioning is not None:
+        if conditioning_of(layer) is not None:
             without = layer.processor.former(layer, *args, **kwargs)
             by_faces = (output - without)[-1].abs().amax(-1)  # of the branch that has the prompt
             moved.setdefault(len(by_faces), []).append(by_faces.numpy())
