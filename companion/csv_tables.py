@@ -45,5 +45,7 @@ def read_table(path: str | Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     table = table.rename(columns=lambda name: str(name).strip())
     for column in columns:
         if column not in table:
-            raise FusionError(f"{path} lacks the column {column!r}: it has {', '.join(table)}.")
+            raise FusionError(
+                f"{path} lacks the column {column!r}: it has {', '.join(map(str, table))}."
+            )
     return table

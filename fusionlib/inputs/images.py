@@ -138,7 +138,7 @@ def open_picture(source: Path | BinaryIO, name: str) -> Image.Image:
 def _know_heif() -> None:
     """Let Pillow decode HEIC, where the package for it is installed."""
     with contextlib.suppress(ImportError):
-        import pillow_heif
+        import pillow_heif  # type: ignore[import-not-found, unused-ignore]
 
         pillow_heif.register_heif_opener()
 
