@@ -20,7 +20,7 @@ from fusionlib.errors import FusionError
 from fusionlib.inputs.images import is_picture
 from fusionlib.inputs.photos import prepare_photo
 from fusionlib.support.files import NEW, check_folder, replacing
-from fusionlib.support.paths import Scan, find_file, scan_folder, user_path
+from fusionlib.support.paths import Scan, find_file, is_text, scan_folder, user_path
 from fusionlib.support.texts import read_text, same_name
 
 
@@ -126,7 +126,7 @@ def frame_people(
     pictures: dict[Path, list[Path]] = {}
     for file in scan_folder(source).files if source.is_dir() else ():
         inside = file.relative_to(source)
-        if len(inside.parts) > 1 and is_picture(file):
+        if len(inside.parts) > 1 and is_picture(file) and is_text(str(file)):
             pictures.setdefault(source / inside.parts[0], []).append(file)
     if not any(pictures.values()):
         raise FusionError(f"{source} has no folders of pictures, one for each person.")
@@ -160,6 +160,8 @@ def passed_over(source: str | Path) -> dict[str, str]:
     for file in found.files:
         if not is_picture(file):
             reasons[str(file)] = "it is no picture"
+        elif not is_text(str(file)):
+            reasons[str(file)] = "its name is not UTF-8"
         elif file.parent == source:
             reasons[str(file)] = "it lies in no person's folder"
     return reasons

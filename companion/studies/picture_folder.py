@@ -29,7 +29,7 @@ from companion.studies.study import left_out, read_study
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import is_picture
 from fusionlib.support.files import NEW, check_folder, replacing, write_text
-from fusionlib.support.paths import Scan, find_file, is_hidden, scan_folder, user_path
+from fusionlib.support.paths import Scan, find_file, is_hidden, is_text, scan_folder, user_path
 from fusionlib.support.texts import file_name, find_name, same_name
 
 REFERENCES, OTHERS, INDEX = "references", "others", "index.csv"
@@ -151,6 +151,9 @@ def _by_person(folder: Path, found: Scan) -> dict[str, list[Path]]:
         inside = path.relative_to(folder)
         if not is_picture(path):
             found.passed_over[str(path)] = "it is no picture"
+            continue
+        if not is_text(str(path)):
+            found.passed_over[str(path)] = "its name is not UTF-8"
             continue
         if len(inside.parts) > 2:
             raise FusionError(

@@ -28,16 +28,19 @@ def user_path(path: str | Path) -> Path:
     A path that is there as it is written is meant so.
 
     Raises:
-        FusionError: A variable is not set, there is no such home folder, or the path is not UTF-8.
+        FusionError: A variable is not set, there is no such home folder, or the path is empty, too
+            long, or not UTF-8.
     """
     text = str(path)
+    if not text:
+        raise FusionError("The path is empty: there is nothing to find.")
     if "\0" in text:
         raise FusionError(f"The path {text!r} holds a zero byte: check it.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
+    if not is_text(text):
         shown = text.encode("utf-8", "backslashreplace").decode()
-        raise FusionError(f"The name {shown} is not UTF-8: rename the file.") from error
+        raise FusionError(f"The name {shown} is not UTF-8: rename the file.")
+    if any(len(part.encode()) > 255 for part in PurePath(text).parts):
+        raise FusionError(f"There is no {text}, whose name is longer than file systems allow.")
     if os.path.lexists(text):
         return Path(path)
     opened = os.path.expandvars(os.path.expanduser(text))
@@ -100,9 +103,6 @@ def _scan(folder: Path, above: tuple[tuple[int, int], ...], found: Scan) -> None
         path = Path(entry.path)
         if is_hidden(entry.name):
             found.hidden.append(entry.path)
-        elif not _is_text(entry.name):
-            shown = entry.path.encode("utf-8", "backslashreplace").decode()
-            found.passed_over[shown] = "its name is not UTF-8"
         elif path.is_dir():
             _scan(path, (*above, here), found)
         elif path.is_file() or path.is_symlink():
@@ -111,7 +111,8 @@ def _scan(folder: Path, above: tuple[tuple[int, int], ...], found: Scan) -> None
             found.passed_over[entry.path] = "it is no ordinary file"
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether a name is UTF-8, as tables and pages need it."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -117,7 +117,7 @@ class Skipped:
             for place, why in new.items():
                 logger.warning("skipped %s: %s", place, why)
             self._known |= new
-            write_text(self._file, json.dumps(self._known, indent=2, ensure_ascii=False))
+            write_text(self._file, json.dumps(self._known, indent=2))
 
     @staticmethod
     def all(folder: Path) -> dict[str, str]:

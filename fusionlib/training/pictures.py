@@ -131,7 +131,7 @@ def load_pictures(folder: str | Path, size: int, *, depth: bool = False) -> Pict
                 if depth:
                     grey = Image.open(io.BytesIO(files["depth.png"])).convert("L")
                     depths.append(np.asarray(grey.resize((size, size))))
-            except (KeyError, ValueError, OSError, SyntaxError) as error:
+            except (KeyError, TypeError, ValueError, OSError, SyntaxError, RecursionError) as error:
                 skipped += 1
                 logger.warning("%s: skipped sample %s (%s)", shard, key, error)
                 continue

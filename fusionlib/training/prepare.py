@@ -191,7 +191,7 @@ def _check_out(out: Path, source: str | Path, jobs: Sequence[Path | list[Sample]
             )
 
 
-def _jobs(source: str | Path) -> tuple[list[Path] | list[list[Sample]], Counter[str]]:
+def _jobs(source: str | Path) -> tuple[Sequence[Path | list[Sample]], Counter[str]]:
     """The inputs of one new shard each, shards or parts of a folder of plain files.
 
     The second value counts the reasons for which plain files are in none of them.
@@ -237,7 +237,7 @@ def _selected(sample: Sample, key: str, facts: dict[str, Any]) -> dict[str, str 
         "__key__": key,
         extension: sample.content(extension),
         "txt": sample.captions[0].encode(),
-        "json": json.dumps(record, ensure_ascii=False).encode(),
+        "json": json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace"),
     }
     if "mask.png" in sample.files:
         files["mask.png"] = sample.content("mask.png")

@@ -9,14 +9,16 @@ rank's share is arithmetic, and a run resumes by a sample's number. The shards h
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import io
 import json
 import logging
+import math
 import os
+import re
 import tarfile
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,6 +47,9 @@ MAPS = ("mask.png", "depth.png")
 
 TEXTS = ("json", "txt")
 """Extensions of the files that are read into the index."""
+
+MOST_SHARDS = 1_000_000
+"""Number of shards from which on a pattern is taken for a mistake."""
 
 FORMAT = 3
 """Version of the index files, raised when other facts are read from a shard."""
@@ -187,7 +192,7 @@ def find_shards(shards: str | Path) -> list[Path]:
     if place.is_dir():
         return _shards_in(place, scan_folder(place).files)
     if "{" in str(place):
-        found = [Path(path) for path in expand_urls(str(place))]
+        found = _expanded(str(place))
         _check_there(found)
     elif any(sign in str(place) for sign in "*?["):
         found = sorted(map(Path, glob.glob(str(place), recursive=True)))
@@ -210,10 +215,21 @@ def _shards_in(folder: Path, files: Sequence[Path]) -> list[Path]:
         try:
             listed = json.loads(read_text(manifest)).get("shards", [])
             expected += [folder / shard["file"] for shard in listed]
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             raise FusionError(f"{manifest} is no record of shards: {error}") from error
     _check_there(expected)
     return [file for file in files if file.suffix.lower() == ".tar"]
+
+
+def _expanded(pattern: str) -> list[Path]:
+    """The paths for which a pattern with braces stands."""
+    for first, last in re.findall(r"\{(\d+)\.\.(\d+)\}", pattern):
+        if abs(int(last) - int(first)) >= MOST_SHARDS:
+            raise FusionError(f"the pattern {pattern} stands for too many shards: check it")
+    try:
+        return [Path(path) for path in expand_urls(pattern)]
+    except Exception as error:  # braceexpand has errors of its own
+        raise FusionError(f"the pattern {pattern} has braces that do not fit: {error}") from error
 
 
 def _check_there(expected: Sequence[Path]) -> None:
@@ -260,7 +276,7 @@ def index_samples(shards: str | Path, cache: Path | None = None) -> SampleSet:
             if not ours and file.with_suffix(".tar") not in found:
                 skipped[str(file)] = "it lies beside shards, which are read instead"
     else:
-        plain, others = _plain_samples(folder, scan.files)
+        plain, others = _plain_samples(folder, scan.files, scan.passed_over)
         samples += plain
         skipped |= others
     usable, useless = _usable(samples)
@@ -307,13 +323,15 @@ def _indexed(shard: Path, cache: Path | None) -> tuple[list[Sample], str | None,
     # Shards of different folders share their names: 00000.tar.
     cached = cache and cache / f"{shard.stem}-{sha256_json(key['shard'])[:12]}.json"
     if cached and cached.is_file():
-        record = json.loads(cached.read_text(encoding="utf-8"))
-        if record["key"] == key:
-            samples = [
-                Sample(**row | {"files": {e: tuple(at) for e, at in row["files"].items()}})
-                for row in record["samples"]
-            ]
-            return samples, record["damage"], record["skipped"]
+        # A cache that is damaged is made again.
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            record = json.loads(cached.read_text(encoding="utf-8"))
+            if record["key"] == key:
+                samples = [
+                    Sample(**row | {"files": {e: tuple(at) for e, at in row["files"].items()}})
+                    for row in record["samples"]
+                ]
+                return samples, record["damage"], record["skipped"]
     samples, damage, skipped = scan_shard(shard)
     if cached:
         record = {"key": key, "damage": damage, "samples": [vars(sample) for sample in samples]}
@@ -366,7 +384,7 @@ def split_name(name: str) -> tuple[str, str]:
     webdataset splits at the first dot. Where keys have no dot, as img2dataset's, it is the same;
     elsewhere the pictures of several people would become one sample.
     """
-    folder, slash, file = unicodedata.normalize("NFC", name).rpartition("/")
+    folder, slash, file = name.rpartition("/")
     known = next((one for one in MAPS if file.lower().endswith(f".{one}")), None)
     extension = known or file.rpartition(".")[2]
     if "." not in file or len(extension) + 1 >= len(file):
@@ -402,11 +420,37 @@ class _Members:
         return True
 
 
-def _plain_samples(folder: Path, files: Iterable[Path]) -> tuple[list[Sample], dict[str, str]]:
+def _in_one_spelling(
+    files: dict[str, dict[str, tuple[str, int, int]]],
+) -> dict[str, dict[str, tuple[str, int, int]]]:
+    """The files by key, those without a picture beside the picture that Unicode spells otherwise.
+
+    A system may spell a picture's name in one way, and another one that of its caption.
+    """
+    whole = {key: dict(at) for key, at in files.items() if at.keys() & set(PICTURES)}
+    spelled: dict[str, list[str]] = defaultdict(list)
+    for key in whole:
+        spelled[same_name(key)].append(key)
+    for key, at in files.items():
+        if key not in whole:
+            found = spelled.get(same_name(key), [])
+            one = whole[found[0]] if len(found) == 1 else {}
+            if one and not one.keys() & at.keys():
+                one |= at
+            else:
+                whole[key] = at
+    return whole
+
+
+def _plain_samples(
+    folder: Path, files: Iterable[Path], unusable: Iterable[str] = ()
+) -> tuple[list[Sample], dict[str, str]]:
     """``name.jpg`` with ``name.txt`` and possibly ``name.json`` and ``name.mask.png``.
 
-    A subfolder stands for a person, unless the JSON file names one.
+    A subfolder stands for a person, unless the JSON file names one. What goes with an unusable
+    picture is not counted beside it.
     """
+    unreadable = {split_name(Path(p).relative_to(folder).as_posix())[0] for p in unusable}
     members = _Members()
     for path in files:
         try:
@@ -415,12 +459,15 @@ def _plain_samples(folder: Path, files: Iterable[Path]) -> tuple[list[Sample], d
             members.skipped[str(path)] = f"it cannot be read ({error.strerror})"
             continue
         members.add(str(path), path.relative_to(folder).as_posix(), str(path), 0, length)
+    unread = {split_name(Path(p).relative_to(folder).as_posix())[0] for p in members.skipped}
+    unread |= unreadable
     samples = []
-    for key, parts in members.files.items():
+    for key, parts in _in_one_spelling(members.files).items():
         person = Path(key).parent.as_posix()
         source = next((parts[e][0] for e in PICTURES if e in parts), "")
         if not source:
-            members.skipped |= {path: "it has no picture" for path, _, _ in parts.values()}
+            if key not in unread:
+                members.skipped |= {path: "it has no picture" for path, _, _ in parts.values()}
             continue
         texts, problem = {}, ""
         for extension in TEXTS:
@@ -459,9 +506,12 @@ def _described(
     if not isinstance(facts, dict):
         facts, problem = {}, "its JSON file is no record"
     captions = wordings_of(facts, text.encode("utf-8", "replace"))
-    who = facts.get("person")
+    who, faces = facts.get("person"), facts.get("faces")
+    if isinstance(who, dict | list):
+        captions, problem = [], "its person is neither a name nor a number"
+    if faces is not None and not _are_faces(faces):
+        captions, problem = [], "its recorded faces are damaged"
     who = person if who is None else who
-    faces = facts.get("faces")
     return Sample(
         key,
         source,
@@ -469,9 +519,22 @@ def _described(
         captions=captions or [""],
         person=None if who is None else same_name(str(who)),
         style=str(facts.get("style") or "photo"),
-        faces=faces if isinstance(faces, list) else None,
+        faces=faces,
         problem=problem,
     )
+
+
+def _are_faces(faces: Any) -> bool:
+    """Whether a record's faces are as `fusionlib.training.crops.face_record` makes them."""
+    try:
+        return all(
+            math.isfinite(float(number))
+            for face in faces
+            for point in (*face["eyes"], face["nose"], (face["score"], 0))
+            for number in (point[0], point[1])
+        )
+    except (KeyError, IndexError, TypeError, ValueError):
+        return False
 
 
 def wordings_of(facts: dict[str, Any], text: bytes | None) -> list[str]:

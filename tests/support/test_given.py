@@ -51,6 +51,8 @@ def test_paths_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for path, says in (
         ("$NO_SUCH_THING/a", "names the variable .NO_SUCH_THING, which is not set"),
         ("a\0b", "zero byte"),
+        ("", "path is empty"),
+        ("n" * 300, "longer than file systems allow"),
         ("caf\udce9.jpg", r"caf\\udce9.jpg is not UTF-8"),
     ):
         with pytest.raises(FusionError, match=says):

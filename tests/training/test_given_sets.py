@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -140,6 +142,9 @@ def test_folders_archives_and_patterns_each_have_their_message(tmp_path: Path) -
     ):
         with pytest.raises(FusionError, match=says):
             index_samples(place)
+    for pattern, says in (("{0..99999999999}", "too many shards"), ("{0..", "set/{0..")):
+        with pytest.raises(FusionError, match=says):
+            find_shards(f"{folder}/{pattern}")
     put(folder, "notes.pdf", "x")
     put(folder, "00000_stats.json", "{}")
     (reason,) = index_samples(folder).skipped.values()
@@ -163,3 +168,42 @@ def test_a_photograph_in_a_shard_may_be_large(
     large.save(buffer, "JPEG")
     write_tar(tmp_path / "00000.tar", {"a": sample(1, buffer.getvalue())})
     assert index_samples(tmp_path).samples[0].picture().size == (80, 80)
+
+
+def test_names_in_any_spelling_find_their_captions(tmp_path: Path) -> None:
+    composed, apart = "é", "e\u0301"
+    for number, name in enumerate((composed, apart, os.fsdecode(b"caf\xe9"), "line\nbreak")):
+        put(tmp_path / "all", f"{name}.jpg", encoded(disc(number)))
+        put(tmp_path / "all", f"{name}.txt", f"face {number}")
+    found = index_samples(tmp_path / "all")
+    assert sorted(s.captions[0] for s in found.samples) == [f"face {n}" for n in range(4)]
+    assert not found.skipped
+    put(tmp_path / "other", f"{composed}.jpg", encoded(disc(0)))
+    put(tmp_path / "other", f"{apart}.txt", "a face")
+    (one,) = index_samples(tmp_path / "other").samples
+    assert one.captions == ["a face"]
+
+
+@pytest.mark.parametrize(
+    "record, says",
+    [
+        ({"person": ["ada"]}, "its person is neither a name nor a number"),
+        ({"faces": "two"}, "its recorded faces are damaged"),
+        ({"faces": [{"score": 1}]}, "its recorded faces are damaged"),
+    ],
+)
+def test_records_that_cannot_be_meant_are_counted(
+    tmp_path: Path, record: dict[str, Any], says: str
+) -> None:
+    write_tar(tmp_path / "00000.tar", {"good": sample(0), "bad": sample(1, **record)})
+    found = index_samples(tmp_path)
+    assert [s.key for s in found.samples] == ["good"] and list(found.skipped.values()) == [says]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"key": 1}', b"\xff\xfe"])
+def test_a_damaged_cache_is_made_again(tmp_path: Path, content: bytes) -> None:
+    write_set(tmp_path / "set", 2)
+    index_samples(tmp_path / "set", tmp_path / "cache")
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(content)
+    assert len(index_samples(tmp_path / "set", tmp_path / "cache").samples) == 2
