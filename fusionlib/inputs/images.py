@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import io
 import json
 import logging
@@ -138,9 +139,7 @@ def open_picture(source: Path | BinaryIO, name: str) -> Image.Image:
 def _know_heif() -> None:
     """Let Pillow decode HEIC, where the package for it is installed."""
     with contextlib.suppress(ImportError):
-        import pillow_heif  # type: ignore[import-not-found, unused-ignore]
-
-        pillow_heif.register_heif_opener()
+        importlib.import_module("pillow_heif").register_heif_opener()
 
 
 def _is_heif(source: Path | BinaryIO) -> bool:

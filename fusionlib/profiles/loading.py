@@ -62,17 +62,10 @@ def check_picture_size(base_model: str, height: int | None, width: int | None) -
         FusionError: A side is no multiple of the autoencoder's factor; names the nearest ones.
     """
     factor = _autoencoder_factor(base_model)
-    for name, side in (("height", height), ("width", width)):
-        if side is None or factor is None:
-            continue
-        if isinstance(side, bool) or not isinstance(side, int) or side < 1:
-            raise FusionError(f"The {name} must be a number of pixels, not {side!r}.")
-        if side % factor:
-            near = [n for n in (side // factor * factor, -(-side // factor) * factor) if n]
-            raise FusionError(
-                f"The {name} {side} must be a multiple of {factor} pixels, as the model's "
-                f"autoencoder needs: the nearest are {' and '.join(map(str, near))}."
-            )
+    if factor is not None and (height, width) != (None, None):
+        from fusionlib.checks import check_divisible
+
+        check_divisible(height, width, factor)
 
 
 def _autoencoder_factor(base_model: str) -> int | None:
