@@ -220,7 +220,7 @@ def _held(shard: Path) -> tuple[list[str], str | None]:
 
     if not shard.exists():
         return [], None
-    samples, damage = scan_shard(shard)
+    samples, damage, _ = scan_shard(shard)
     return [sample.key for sample in samples], damage
 
 
