@@ -324,7 +324,8 @@ def _readable(pipeline: Any, name: str, value: Any) -> Any:
 
 def _check_start(pipeline: Any, image: Any) -> None:
     """Refuse channels of an array or tensor that diffusers would fail on, or take for latents."""
-    wanted, latent = pipeline.vae.config.in_channels, pipeline.vae.config.latent_channels
+    config = pipeline.vae.config
+    wanted, latent = config.get("in_channels", 3), config.latent_channels  # some have one of them
     for each in image if isinstance(image, list | tuple) else [image]:
         if not isinstance(each, np.ndarray | Tensor) or each.ndim < 3:
             continue
