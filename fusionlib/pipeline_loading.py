@@ -57,7 +57,7 @@ class FusionLoadingMixin(DiffusionPipeline):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a component; with another UNet the adapter leaves the former one."""
-        adapter = self.__dict__.get("adapter")
+        adapter: Any = self.__dict__.get("adapter")
         former = adapter.unet if adapter is not None and name == "unet" else None
         if former is not None and former is not getattr(value, "_orig_mod", value):
             adapter.detach(former)  # the next call attaches it to the new one
