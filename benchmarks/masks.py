@@ -139,7 +139,7 @@ def pictures(models: Models) -> Group:
     masks = columns(3, models.size.resolution)
 
     def paint(**more: Any) -> None:
-        fused(PROMPT, cache, **models.sampling, **more)
+        fused(PROMPT, references=cache, **models.sampling, **more)
 
     def by(way: Backend) -> None:
         # The pipeline leaves the choice of a backend to the adapter: make it there.

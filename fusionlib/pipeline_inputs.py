@@ -470,6 +470,9 @@ def _named_options(
             f"{type(pipeline).__name__} takes at most {len(positional)} arguments without a name."
         )
     options = dict(zip(positional, args, strict=False))
+    for name in ("height", "width", "strength"):  # second in some pipelines
+        if isinstance(options.get(name), ReferenceCache | Image.Image | list | tuple):
+            raise FusionError(f"{name} must be a number; references are given by their name.")
     twice = next((name for name in options if name in kwargs), None)
     if twice is not None:
         raise FusionError(f"{twice} is given twice: by its place and by its name.")
