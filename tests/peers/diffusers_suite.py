@@ -3,8 +3,8 @@
 A Fusion class promises to be the diffusers pipeline with one more component. This script puts that
 to diffusers' fast tests of pipelines, LoRA and IP-Adapter: in every test class whose
 ``pipeline_class`` is, say, ``StableDiffusionPipeline``, it becomes ``FusionPipeline``, as do tests
-that import the class by its name, and nothing else changes. It needs a
-checkout of diffusers (its tests are in no package) and no network:
+that import the class by its name, and nothing else changes. It needs a checkout of diffusers (its
+tests are in no package) and no network:
 
     git clone --depth 1 --branch v0.40.0 https://github.com/huggingface/diffusers
     .venv/bin/pip install --target build/peers/site --no-deps parameterized requests-mock
@@ -12,7 +12,7 @@ checkout of diffusers (its tests are in no package) and no network:
 
 Only the tests are the checkout's: they run on the installed diffusers. One family of pipelines in
 one mode is one process and one JSON file, and a run that is repeated makes the missing ones only.
-Modes:
+What fails in the stock class is not run in the other modes, which are:
 
     stock       diffusers' own class: what passes here is what counts
     none        the Fusion class, without an adapter
@@ -496,7 +496,7 @@ def differences(
                     place = Path(entry["places"][-1]).name if entry["places"] else ""
                     grouped[f"{entry['outcome']} {entry['reason']} ({place})"].append(short)
         count = sum(map(len, grouped.values()))
-        yield f"## {mode}: {count} tests that pass in the stock class only"
+        yield f"## {mode}: passes in the stock class only: {count}"
         for reason, tests in sorted(grouped.items(), key=lambda item: -len(item[1])):
             yield f"\n{len(tests)} x {reason}"
             yield from (f"    {test}" for test in tests)
