@@ -135,6 +135,9 @@ class Request:
         for strength in self.strengths:
             if not (math.isfinite(strength) and strength >= 0):
                 raise FusionError(f"The strength {strength} must be a number of 0 or more.")
+        for side in self.size or ():
+            if side < 1:
+                raise FusionError(f"The size {self.size} is not one in pixels.")
         from fusionlib.checks import check_guidance_scale, check_steps
 
         if self.guidance_scale is not None:

@@ -55,6 +55,14 @@ class FusionLoadingMixin(DiffusionPipeline):
             )
         super().enable_sequential_cpu_offload(gpu_id, device)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a component; with another UNet the adapter leaves the former one."""
+        adapter: Any = self.__dict__.get("adapter")
+        former = adapter.unet if adapter is not None and name == "unet" else None
+        if former is not None and former is not getattr(value, "_orig_mod", value):
+            adapter.detach(former)  # the next call attaches it to the new one
+        super().__setattr__(name, value)
+
     @property
     def sampling_defaults(self) -> dict[str, Any]:
         """Arguments of a call that come from the checkpoint where the caller gives none."""

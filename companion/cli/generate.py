@@ -175,9 +175,10 @@ def generate(
     faces = [_load(each) for each in request.references]
 
     from fusionlib.profiles import load_profile
-    from fusionlib.profiles.loading import check_model, load_pipeline
+    from fusionlib.profiles.loading import check_model, check_picture_size, load_pipeline
 
     settings = load_profile(profile)
+    check_picture_size(base_model or settings.base_model, height, width)
     check_model(base_model or settings.base_model, file="model_index.json", what="base model")
     if adapter is not None:
         check_model(adapter, file="config.json", what="adapter")

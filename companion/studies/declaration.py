@@ -34,6 +34,9 @@ from companion.studies.study import Study
 from fusionlib.checks import check_sampling
 from fusionlib.errors import FusionError, explain_validation
 from fusionlib.profiles import load_profile, resolve
+from fusionlib.profiles.loading import check_picture_size
+from fusionlib.support.paths import user_path
+from fusionlib.support.texts import read_text
 
 
 class _Strict(BaseModel):
@@ -59,6 +62,8 @@ class MethodChoice(BaseModel):
 
     @model_validator(mode="after")
     def _sampled(self) -> Self:
+        if not isinstance(name := self.options.get("name", ""), str):
+            raise ValueError(f"the name {name!r} of a method is no text: put it in quotes")
         check_sampling(self.options, f"the method {self.name!r}")
         return self
 
@@ -158,6 +163,10 @@ class Declaration(_Strict):
     def _models(self, device: str | None) -> Models:
         profile = load_profile(self.profile)
         sampling = profile.sampling | self.sampling
+        for entry in self.methods:
+            asked = self.sampling | entry.options
+            base = asked.get("base_model", profile.base_model)
+            check_picture_size(base, asked.get("height"), asked.get("width"))
         return Models(profile, device, self.dtype, self.threads, sampling)
 
     def _build(self, entry: MethodChoice, models: Models) -> Method:
@@ -249,9 +258,9 @@ def load_declaration(path: str | Path) -> Declaration:
     Raises:
         FusionError: There is no such file, or it does not fit the schema.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
         return Declaration.model_validate(content)
     except OSError as error:
         raise FusionError(f"There is no study file {path} ({error.strerror}).") from error
@@ -260,5 +269,5 @@ def load_declaration(path: str | Path) -> Declaration:
             f"The study file {path} does not fit at {explain_validation(error)} "
             "(`fusionlib study run --help` shows an example)."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, FusionError) as error:
         raise FusionError(f"The study file {path} is not YAML: {error}.") from error

@@ -13,6 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fusionlib.errors import FusionError, explain_validation
+from fusionlib.support.paths import user_path
+from fusionlib.support.texts import read_text
 
 ROOT = Path(__file__).resolve().parents[2]
 """Folder of the repository, to which paths in a profile are relative."""
@@ -220,7 +222,8 @@ class Profile(_Strict):
 
 
 def resolve(path_or_id: str) -> str:
-    """Make a path in the repository absolute; a hub id or another path stays as it is."""
+    """Make a path in the repository absolute, and open ``~`` and variables; a hub id stays."""
+    path_or_id = str(user_path(path_or_id))
     inside = ROOT / path_or_id
     return str(inside) if inside.exists() or path_or_id.startswith("data/") else path_or_id
 
@@ -252,13 +255,15 @@ def load_profile(name_or_path: str | Path) -> Profile:
         value = getattr(profile, field)
         if value is not None:
             setattr(profile, field, resolve(value))
+    for field in ("shards", "runs"):
+        setattr(profile.training, field, str(user_path(getattr(profile.training, field))))
     profile.recognisers = [resolve(name) for name in profile.recognisers]
     return profile
 
 
 def _path(name_or_path: str | Path) -> Path:
     """The YAML file of a profile, by name or path."""
-    path = Path(name_or_path)
+    path = user_path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
         path = _FOLDER / f"{name_or_path}.yaml"
     if not path.is_file():
@@ -272,15 +277,30 @@ def _path(name_or_path: str | Path) -> Path:
 def _read(path: Path, *extended: Path) -> dict[str, Any]:
     """A profile's settings, merged over those of the profile that it extends."""
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, FusionError) as error:
         raise FusionError(f"the profile {path} is not YAML: {error}") from error
     if not isinstance(settings, dict) or "extends" not in settings:
         return settings
     base = _path(str(settings.pop("extends")))
     if base.resolve() in (seen.resolve() for seen in (path, *extended)):
         raise FusionError(f"the profile {path} extends itself: name another one in `extends`")
-    return _merged(_read(base, path, *extended), settings)
+    return _merged(_without_companions(_read(base, path, *extended), settings), settings)
+
+
+COMPANIONS = {"classifier": ("traits",), "heldout": ("groups",)}
+"""Entries that say something of another one, and mean nothing where that is replaced."""
+
+
+def _without_companions(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The base without what belongs to entries that are replaced."""
+    gone = {
+        companion
+        for entry, companions in COMPANIONS.items()
+        if entry in changes and changes[entry] != base.get(entry)
+        for companion in companions
+    }
+    return {key: value for key, value in base.items() if key not in gone}
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -207,6 +207,16 @@ def test_diffusers_own_switches_find_what_they_look_for(tiny_checkpoint: Path) -
     assert same(generate(pipeline, "a face", **FACES), expected)
 
 
+def test_another_unet_may_take_the_place_of_the_first(tiny_checkpoint: Path) -> None:
+    pipeline, other = load(tiny_checkpoint), load(tiny_checkpoint)
+    expected = generate(pipeline, "a face", **FACES)
+    former, pipeline.unet = pipeline.unet, other.unet
+    assert np.array_equal(generate(pipeline, "a face", **FACES), expected)
+    assert pipeline.adapter.unet is other.unet
+    pipeline.unet = former
+    assert np.array_equal(generate(pipeline, "a face", **FACES), expected)
+
+
 def test_components_go_into_stock_classes_where_there_is_no_adapter(tiny_checkpoint: Path) -> None:
     stock = load(tiny_checkpoint, StableDiffusionPipeline)
     fusion = FusionPipeline(**stock.components)
