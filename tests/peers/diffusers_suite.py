@@ -7,7 +7,8 @@ that import the class by its name, and nothing else changes. It needs a checkout
 tests are in no package) and no network:
 
     git clone --depth 1 --branch v0.40.0 https://github.com/huggingface/diffusers
-    .venv/bin/pip install --target build/peers/site --no-deps parameterized requests-mock torchsde trampoline
+    .venv/bin/pip install --target build/peers/site --no-deps \\
+        parameterized requests-mock torchsde trampoline
     .venv/bin/python tests/peers/diffusers_suite.py diffusers
 
 Only the tests are the checkout's: they run on the installed diffusers. One family of pipelines in
