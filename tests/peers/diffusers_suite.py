@@ -549,7 +549,7 @@ def main() -> None:
     os.environ |= {"HF_HUB_CACHE": str(out / "hub"), "HF_HUB_OFFLINE": "1"}
     import fusionlib
 
-    families = [name for name in options.families if FAMILIES[name].fusion in fusionlib.__all__]
+    families = [name for name in options.families if FAMILIES[name].fusion in dir(fusionlib)]
     for name in options.families:
         if name not in families:
             print(f"{name}: there is no {FAMILIES[name].fusion} yet.", file=sys.stderr)
