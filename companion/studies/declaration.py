@@ -33,11 +33,7 @@ from companion.studies.prompts import read_pairs
 from companion.studies.study import Study
 from fusionlib.checks import check_sampling
 from fusionlib.errors import FusionError, explain_validation
-from fusionlib.profiles import Profile, load_profile, resolve
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+from fusionlib.profiles import FolderName, Profile, Settings, load_profile, resolve
 
 
 class MethodChoice(BaseModel):
@@ -67,7 +63,7 @@ def _by_name(entry: Any) -> Any:
     return {"method": entry} if isinstance(entry, str) else entry
 
 
-class PeopleChoice(_Strict):
+class PeopleChoice(Settings):
     """The people to make pictures of: see `companion.person.load_people`.
 
     Attributes:
@@ -87,7 +83,7 @@ class PeopleChoice(_Strict):
     names: list[str] = Field(default_factory=list)
 
 
-class Declaration(_Strict):
+class Declaration(Settings):
     """A study as its file declares it.
 
     Attributes:
@@ -104,12 +100,12 @@ class Declaration(_Strict):
             they make the same pictures.
     """
 
-    name: str
+    name: FolderName
     profile: str = "embedded"
     methods: list[Annotated[MethodChoice, BeforeValidator(_by_name)]] = Field(min_length=1)
     people: PeopleChoice = Field(default_factory=PeopleChoice)
     prompts: str | list[str] = Field(min_length=1)
-    seeds: int | list[int] = 1
+    seeds: Annotated[int, Field(ge=1, le=100_000)] | Annotated[list[int], Field(min_length=1)] = 1
     sampling: dict[str, Any] = Field(default_factory=dict)
     dtype: str = "float32"
     threads: int = Field(default=1, ge=1)
