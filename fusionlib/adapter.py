@@ -4,23 +4,23 @@ Equation 2 adds two linear layers to each cross-attention layer: K_f = Linear_kf
 V_f = Linear_vf(h_f). They are all that is trained; they live here, and the UNet stays as it is.
 """
 
-import os
+import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin, ModelMixin  # whose name diffusers looks for in this module
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from fusionlib.adapter_loading import AdapterLoadingMixin
 from fusionlib.attention import Attention
 from fusionlib.checks import (
     Strength,
     check_hidden_states,
-    check_masks,
-    check_reference_identity,
+    check_identities,
     check_references,
     check_strengths,
     is_number,
@@ -31,17 +31,23 @@ from fusionlib.masking import mask_pyramid
 from fusionlib.processor import (
     FusedAttnProcessor,
     LayerConditioning,
+    conditioning_of,
     exclusive_use,
-    fused_processors,
 )
 from fusionlib.reference_cache import (
     LayerKeysValues,
     ReferenceCache,
     fingerprint_of_unet,
+    joined_bytes,
     same_fingerprint,
     sample_of_weights,
 )
-from fusionlib.unet_layers import LayerChoice, cross_attention_layers, layer_dimensions
+from fusionlib.unet_layers import (
+    LayerChoice,
+    cross_attention_layers,
+    layer_dimensions,
+    module_at,
+)
 
 Initialisation = Literal["self_attention", "zero_value", "random"]
 
@@ -49,7 +55,7 @@ MAX_CACHED_BYTES = 2**28
 """Bytes of joined keys and values above which nothing is cached for all steps of a picture."""
 
 
-class FusionAdapter(ModelMixin, ConfigMixin):
+class FusionAdapter(AdapterLoadingMixin, ModelMixin, ConfigMixin):
     """Linear_kf and Linear_vf of every cross-attention layer (Eq. 2).
 
     Saved and loaded like any diffusers model: ``config.json`` and a safetensors file. A parameter's
@@ -110,11 +116,11 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 f'attention must be "concatenated" or "decoupled", not {attention!r}.'
             )
         for name, (query_dim, inner_dim) in layers.items():
-            layer = _submodule(self, name)
+            layer = module_at(self, name)
             layer.to_k_f = nn.Linear(query_dim, inner_dim, bias=False)
             layer.to_v_f = nn.Linear(query_dim, inner_dim, bias=False)
         self._unet: weakref.ref[Any] | None = None
-        self._processors: dict[str, FusedAttnProcessor] = {}
+        self._shown: Mapping[str, FusedAttnProcessor] = {}
 
     @classmethod
     def from_unet(
@@ -166,53 +172,13 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                         layer.to_v_f.weight.zero_()
         return adapter.to(device=unet.device)
 
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
-    ) -> "FusionAdapter":
-        """Load what ``save_pretrained`` wrote.
-
-        Args:
-            pretrained_model_name_or_path: A folder with ``config.json`` and
-                ``diffusion_pytorch_model.safetensors``, or a hub id.
-            **kwargs: As for ``ModelMixin.from_pretrained`` of diffusers, such as ``dtype``.
-
-        Returns:
-            The adapter, not yet attached.
-
-        Raises:
-            FusionError: If there is no adapter, or its file is damaged or lacks weights.
-        """
-        source = str(pretrained_model_name_or_path)
-        try:
-            adapter, found = super().from_pretrained(
-                pretrained_model_name_or_path,
-                **({"use_safetensors": True} | kwargs | {"output_loading_info": True}),
-            )
-        except Exception as error:  # diffusers, safetensors and the hub have errors of their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise FusionError(
-                f"The adapter {source!r} cannot be loaded; pretrained_model_name_or_path must be a "
-                "folder with config.json and diffusion_pytorch_model.safetensors, or a hub id "
-                f"({reason})."
-            ) from error
-        wrong = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]
-        if wrong:
-            raise FusionError(
-                f"The adapter {source!r} given as pretrained_model_name_or_path is damaged: its "
-                f"weights are not those that its config.json names ({wrong[0]})."
-            )
-        if kwargs.get("output_loading_info"):
-            return adapter, found  # type: ignore[return-value]
-        return adapter
-
     def attach(self, unet: Any) -> None:
-        """Let a UNet's cross-attention layers see faces inside ``conditioned``.
+        """Choose the UNet whose cross-attention layers see faces inside ``conditioned``.
 
-        Only the processors of the ``attn2`` layers are wrapped; outside of ``conditioned`` the UNet
-        computes what it did, bit for bit. Attaching to the same UNet again restores processors that
-        xformers or attention slicing replaced. Several adapters may be attached to
-        one UNet; one adapter is attached to one UNet at a time.
+        The UNet itself is not changed: outside of ``conditioned`` it keeps its own attention
+        processors, and diffusers' switches (IP-Adapter, xformers, attention slicing, custom
+        processors) work as they do without an adapter. Several adapters may be attached to one
+        UNet; one adapter is attached to one UNet at a time.
 
         Args:
             unet: The ``UNet2DConditionModel`` that the adapter was made for, compiled or not.
@@ -226,15 +192,10 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 "The adapter is attached to another unet: detach it there first, or load it twice."
             )
         self._check_fit(unet)
-        with exclusive_use(unet):
-            for name, layer in self._layers_of(unet):
-                if not any(mine is self._processors.get(name) for mine in fused_processors(layer)):
-                    self._processors[name] = FusedAttnProcessor(layer.processor)
-                    layer.set_processor(self._processors[name])
-            self._unet = weakref.ref(unet)
+        self._unet = weakref.ref(unet)
 
     def detach(self, unet: Any) -> None:
-        """Give the UNet's layers back the processors that they had before ``attach``.
+        """Give up the UNet, so that the adapter can be attached to another.
 
         Args:
             unet: The UNet that the adapter is attached to.
@@ -242,23 +203,13 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         Raises:
             FusionError: If the adapter is not attached to this UNet.
         """
-        unet = getattr(unet, "_orig_mod", unet)
-        if self.unet is not unet:
+        if self.unet is not getattr(unet, "_orig_mod", unet):
             raise FusionError("The adapter is not attached to this unet.")
-        with exclusive_use(unet):
-            for name, layer in self._layers_of(unet):
-                mine = self._processors[name]
-                if layer.processor is mine:
-                    layer.set_processor(mine.former)
-                for processor in fused_processors(layer):  # another's, attached after this one
-                    if processor.former is mine:
-                        processor.former = mine.former
-            self._unet = None
-            self._processors = {}
+        self._unet = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the UNet, which a copy does not share; ``attach`` finds it again."""
-        return self.__dict__ | {"_unet": None}
+        return self.__dict__ | {"_unet": None, "_shown": {}}
 
     @property
     def unet(self) -> Any | None:
@@ -284,10 +235,10 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         if self.config["chosen"] is not None and isinstance(hidden_states, Mapping):
             hidden_states = {name: h for name, h in hidden_states.items() if name in layers}
         check_hidden_states(hidden_states, layers)
-        projected = {}
+        projected, dtype = {}, self.dtype  # not a weight's, which may be stored in fewer bits
         for name in layers:
             layer = self.get_submodule(name)
-            h_f = hidden_states[name].to(layer.to_k_f.weight)
+            h_f = hidden_states[name].to(layer.to_k_f.weight.device, dtype)
             projected[name] = (layer.to_k_f(h_f), layer.to_v_f(h_f))  # K_f, V_f
         return projected
 
@@ -397,10 +348,9 @@ class FusionAdapter(ModelMixin, ConfigMixin):
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise FusionError(f"batch_size must be None or a positive number, not {batch_size!r}.")
         with exclusive_use(self._attached_unet()):
-            processors = self._attached_processors()
             self._check_references(references, batch_size)
             lambdas = check_strengths(strengths, len(references), batch=batch_size)
-            identities = _identities(identity_masks, reference_identity, len(references))
+            identities = check_identities(identity_masks, reference_identity, len(references))
             shown = [i for i, strength in enumerate(lambdas) if not is_number(strength, 0)]
             conditionings: dict[str, LayerConditioning] = {}
             if shown:
@@ -409,7 +359,7 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                 if identity_masks is not None:
                     owners = [identities[i] for i in shown]
                     groups = self._query_groups(identity_masks, owners, latent_size, device)
-                small = _joined_bytes(references, batch_size) <= MAX_CACHED_BYTES
+                small = joined_bytes(references, batch_size) <= MAX_CACHED_BYTES
                 conditionings = {
                     name: LayerConditioning(
                         keys=tuple(references[i][name][0] for i in shown),
@@ -421,16 +371,32 @@ class FusionAdapter(ModelMixin, ConfigMixin):
                         attention=self.config["attention"],
                         same_text=same_text and small,
                     )
-                    for name in processors
+                    for name in self.config["layers"]
                 }
-            former = {name: processor.conditioning for name, processor in processors.items()}
-            try:
-                for name, processor in processors.items():
-                    processor.conditioning = conditionings.get(name)
+            with self._showing(conditionings):
                 yield
-            finally:
-                for name, processor in processors.items():
-                    processor.conditioning = former[name]
+
+    @contextmanager
+    def _showing(self, conditionings: Mapping[str, LayerConditioning]) -> Iterator[None]:
+        """Replace the layers' processors inside the ``with`` block; none is the base model."""
+        layers, outer = self._layers_of(self._attached_unet()), self._shown
+        _check_free(layers.values(), outer.values())
+        before = {name: layer.processor for name, layer in layers.items()}
+        base = {name: outer[name].former if name in outer else before[name] for name in layers}
+        inside = {
+            name: FusedAttnProcessor(base[name], conditionings[name]) if conditionings else former
+            for name, former in base.items()
+        }
+        self._shown = {name: inside[name] for name in conditionings}
+        try:
+            for name, layer in layers.items():
+                layer.set_processor(inside[name])
+            yield
+        finally:
+            self._shown = outer
+            for name, layer in layers.items():
+                if layer.processor is inside[name]:  # else a callback chose another
+                    layer.set_processor(before[name])
 
     def _query_groups(
         self,
@@ -451,33 +417,16 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             for positions, each in pyramid.items()
         }
 
-    def _layers_of(self, unet: Any) -> list[tuple[str, Any]]:
+    def _layers_of(self, unet: Any) -> dict[str, Any]:
         """The layers of a UNet that are the adapter's, by name."""
-        mine = self.config["layers"]
-        return [pair for pair in cross_attention_layers(unet).items() if pair[0] in mine]
+        layers = cross_attention_layers(unet)
+        return {name: layers[name] for name in self.config["layers"]}
 
     def _attached_unet(self) -> Any:
         unet = self.unet
         if unet is None:
             raise FusionError("The adapter is not attached: call adapter.attach(unet) first.")
         return unet
-
-    def _attached_processors(self) -> dict[str, FusedAttnProcessor]:
-        """The adapter's processors by layer, checked to be where ``attach`` put them."""
-        for name, layer in self._layers_of(self._attached_unet()):
-            mine = self._processors[name]
-            processors = list(fused_processors(layer))
-            if mine not in processors:
-                raise FusionError(
-                    "The unet's attention processors were replaced after the adapter was attached: "
-                    "call adapter.attach(unet) again."
-                )
-            if any(p.conditioning is not None for p in processors if p is not mine):
-                raise FusionError(
-                    "Another adapter is showing faces to this unet: leave the `with "
-                    "adapter.conditioned(...)` block of that one first."
-                )
-        return self._processors
 
     def _check_references(
         self, references: Sequence[LayerKeysValues], batch_size: int | None
@@ -509,27 +458,22 @@ class FusionAdapter(ModelMixin, ConfigMixin):
             )
 
 
-def _submodule(root: nn.Module, name: str) -> Any:
-    """Return the module of this dotted name, created where it is missing."""
-    for part in name.split("."):
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root._modules[part]  # type: ignore[assignment]
-    return root
-
-
-def _identities(
-    masks: Tensor | None, reference_identity: Sequence[int] | None, references: int
-) -> Sequence[int]:
-    """The identity that each reference shows, checked; by default reference i shows identity i."""
-    if masks is None:
-        if reference_identity is not None:
-            raise FusionError("reference_identity needs identity_masks: give both or neither.")
-        return ()
-    check_masks(masks, "identity_masks")
-    identities = range(references) if reference_identity is None else reference_identity
-    check_reference_identity(identities, references, len(masks))
-    return identities
+def _check_free(layers: Iterable[Any], mine: Iterable[FusedAttnProcessor]) -> None:
+    """Refuse layers in which another adapter shows faces; warn of processors that step aside."""
+    known = [id(processor) for processor in mine]
+    for layer in layers:
+        processor = layer.processor
+        if id(processor) not in known and conditioning_of(layer) is not None:
+            raise FusionError(
+                "Another adapter is showing faces to this unet: leave the `with "
+                "adapter.conditioned(...)` block of that one first."
+            )
+        if not type(processor).__module__.startswith(("diffusers.", "fusionlib.")):
+            warnings.warn(
+                f"The attention processor {type(processor).__name__} of the unet is not used while "
+                "faces are shown: their own takes its place.",
+                stacklevel=2,
+            )
 
 
 def _as_tensor(strength: Strength, device: torch.device | None) -> Strength:
@@ -537,13 +481,3 @@ def _as_tensor(strength: Strength, device: torch.device | None) -> Strength:
     if isinstance(strength, Tensor) or strength == 1:
         return strength
     return torch.full((1,), strength, device=device)
-
-
-def _joined_bytes(references: Sequence[LayerKeysValues], batch_size: int | None) -> int:
-    """Bytes of K_f and V_f of all layers, once for each sample."""
-    return sum(
-        max(tensor.shape[0], batch_size or 1) * tensor[0].numel() * tensor.element_size()
-        for reference in references
-        for pair in reference.values()
-        for tensor in pair
-    )

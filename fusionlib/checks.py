@@ -20,6 +20,9 @@ from fusionlib.errors import FusionError
 Strength = float | Tensor
 """lambda_i of one reference: a number for the whole batch, or a tensor ``(batch,)``."""
 
+MAX_SIDE = 16_384
+"""Most pixels on a side of a picture; attention to more would fit into no memory."""
+
 NUMBERS = (int, float, np.integer, np.floating)
 """Types that count as one number where a strength is given."""
 
@@ -216,12 +219,65 @@ def check_masks(masks: Tensor, argument: str = "masks") -> None:
         )
 
 
+def check_identities(
+    masks: Tensor | None, reference_identity: Sequence[int] | None, references: int
+) -> Sequence[int]:
+    """The identity that each reference shows, checked; by default reference i shows identity i."""
+    if masks is None:
+        if reference_identity is not None:
+            raise FusionError("reference_identity needs identity_masks: give both or neither.")
+        return ()
+    check_masks(masks, "identity_masks")
+    identities = range(references) if reference_identity is None else reference_identity
+    check_reference_identity(identities, references, len(masks))
+    return identities
+
+
 def check_size(size: tuple[int, int]) -> tuple[int, int]:
     """Return a layer's (h, w), checked."""
     pair = isinstance(size, tuple | list) and len(size) == 2
     if not pair or not all(isinstance(side, int) and side >= 1 for side in size):
         raise FusionError(f"size must be a positive (h, w), not {size!r}.")
     return size[0], size[1]
+
+
+def check_divisible(height: Any, width: Any, factor: int) -> None:
+    """Refuse a picture's size in pixels that the autoencoder would round.
+
+    Args:
+        height: Height in pixels; None is not checked.
+        width: Width in pixels; None is not checked.
+        factor: Pixels of the picture to a side of one latent position.
+
+    Raises:
+        FusionError: If one is no whole number, or not divisible; the message has the nearest sizes.
+    """
+    for name, pixels in (("height", height), ("width", width)):
+        if pixels is None:
+            continue
+        whole = isinstance(pixels, Integral) and not isinstance(pixels, bool)
+        if not whole or not 1 <= pixels <= MAX_SIDE:
+            raise FusionError(
+                f"{name} must be a whole number of pixels from {factor} to {MAX_SIDE}, "
+                f"not {pixels!r}."
+            )
+        if pixels % factor:
+            below = int(pixels) // factor * factor
+            nearest = f"{below} or {below + factor}" if below else f"{factor}"
+            raise FusionError(
+                f"{name}={pixels} cannot be made: this model's autoencoder makes sizes that are "
+                f"divisible by {factor}, such as {nearest}."
+            )
+
+
+def check_text_encoder(text_encoder: Any) -> None:
+    """Refuse to encode the references' prompt without a text encoder."""
+    if text_encoder is None:
+        raise FusionError(
+            "reference_prompt_embeds are needed, since no text encoder is loaded: encode the empty "
+            'prompt by encode_prompt("", ...) where there is one, or give references that '
+            "encode_references encoded there."
+        )
 
 
 def check_tokens(text_tokens: int, face_tokens: Sequence[int]) -> None:

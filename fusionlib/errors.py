@@ -55,6 +55,13 @@ def explain_validation(error: ValidationError) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, or what it is called if it says nothing."""
-    said = str(error).strip().split("\n")[0].rstrip(".")
-    return said or type(error).__name__
+    """What an error says, or what it is called if it says nothing.
+
+    The first line, and the next one as long as a line ends in a colon, which announces the cause.
+    """
+    said = ""
+    for line in str(error).strip().splitlines():
+        said = f"{said} {line.strip()}".strip()
+        if said and not said.endswith(":"):
+            break
+    return said.rstrip(".") or type(error).__name__

@@ -15,16 +15,18 @@ from typing import Any, Literal
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from fusionlib.checks import Strength
+from fusionlib.checks import Strength, check_divisible, check_text_encoder
 from fusionlib.errors import FusionError, first_line
 from fusionlib.guidance import Call, add_branch, blend_branches, intercepted
 from fusionlib.pipeline_inputs import (
     IdentityMasks,
     PipelineInputs,
+    PromptEmbeds,
     ReferenceImages,
     References,
     check_adapter,
@@ -45,30 +47,30 @@ class FusionMixin(FusionLoadingMixin):
     """The additions to a diffusers pipeline that keep the identity of reference faces.
 
     Subclass it together with a diffusers pipeline: ``class X(FusionMixin, SomePipeline)``. The
-    class takes that pipeline's components and an ``adapter``. Without references, or without an
-    adapter, it makes the base model's images bit for bit.
+    class takes that pipeline's components and an ``adapter``, and its call takes that pipeline's
+    arguments and those below. Without references, or without an adapter, it makes the base model's
+    images bit for bit.
     """
 
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] | None = None,
+        *args: Any,
         references: References | None = None,
         strengths: float | Sequence[Strength] | None = None,
         identity_masks: IdentityMasks | None = None,
         reference_identity: Sequence[int] | None = None,
-        *,
         guidance_mode: Literal["joint", "separate"] = "joint",
         identity_guidance_scale: float | None = None,
         timestep_mode: Literal["clean", "shared"] = "clean",
-        num_images_per_prompt: int | None = 1,
+        reference_prompt_embeds: Tensor | None = None,
+        reference_pooled_prompt_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generate images that show the references' faces.
 
         Args:
-            prompt: The prompt or prompts. A prompt longer than the text encoder reads is cut, with
-                a warning that shows what was cut.
+            *args: Arguments of the diffusers pipeline in its own order, the prompt first.
             references: Face images, or what ``encode_references`` made of them, or a list of such
                 caches, of several people for example. A list of images serves every prompt; a list
                 of lists holds each prompt's own. None, or an empty list, gives the base model's
@@ -94,9 +96,14 @@ class FusionMixin(FusionLoadingMixin):
                 drawn from ``generator`` once, after the image's own. The face features then
                 change at every step, and schedulers that extrapolate over four steps (PNDM, LMS)
                 may diverge under strong guidance; DDIM, Euler and DPM-Solver did not.
-            num_images_per_prompt: Number of images to make of each prompt.
-            **kwargs: Everything else that the diffusers pipeline takes: ``height`` and ``width``,
-                ``guidance_scale``, ``generator``, ``image``, ``callback_on_step_end`` and so on.
+            reference_prompt_embeds: Embedding of the empty prompt, ``(1, N_text, width)``, that
+                reference images are encoded with where no text encoder is loaded;
+                ``negative_prompt_embeds`` take its place, with a warning, if it is None.
+            reference_pooled_prompt_embeds: Its pooled form ``(1, width)``, for SDXL.
+            **kwargs: All arguments of the diffusers pipeline, by name: ``height``, ``generator``,
+                ``image``, ``ip_adapter_image``, ``callback_on_step_end`` and so on. One that is not
+                given comes from ``sampling_defaults``, if the checkpoint has them. A prompt longer
+                than the text encoder reads is cut, with a warning that shows what was cut.
                 ``cross_attention_kwargs={"scale": ...}`` scales LoRA weights for the image and for
                 its references.
 
@@ -108,8 +115,8 @@ class FusionMixin(FusionLoadingMixin):
             FusionError: If an argument does not fit; the message names it.
 
         Warns:
-            UserWarning: If a prompt is cut, identity masks overlap, or a mask belongs to no
-                reference; the message says which.
+            UserWarning: If a prompt is cut, an image's size is rounded, identity masks overlap, or
+                a mask belongs to no reference; the message says which.
 
         Example:
             Two people side by side, each in a half of the image, from two seeds:
@@ -135,7 +142,8 @@ class FusionMixin(FusionLoadingMixin):
         inputs = read_inputs(
             self,
             super().__call__,
-            prompt=prompt,
+            args,
+            kwargs,
             references=references,
             strengths=strengths,
             identity_masks=identity_masks,
@@ -143,8 +151,8 @@ class FusionMixin(FusionLoadingMixin):
             guidance_mode=guidance_mode,
             identity_guidance_scale=identity_guidance_scale,
             timestep_mode=timestep_mode,
-            num_images_per_prompt=num_images_per_prompt,
-            options=kwargs,
+            reference_prompt_embeds=reference_prompt_embeds,
+            reference_pooled_prompt_embeds=reference_pooled_prompt_embeds,
         )
         with exclusive_use(self.unet):
             if inputs.references is None:
@@ -159,7 +167,7 @@ class FusionMixin(FusionLoadingMixin):
         if isinstance(references, list):
             if inputs.shared and inputs.visible:
                 return self._encoder_at_each_step(references, inputs)
-            references = self._encode_references(references, inputs.lora_scale)
+            references = self._encode_references(references, inputs.lora_scale, inputs.text)
         assert references is not None
         cache = references.to(self._execution_device, self.unet.dtype)
         return cache.repeat_interleave(inputs.repeats)
@@ -224,6 +232,8 @@ class FusionMixin(FusionLoadingMixin):
         height: int | None = None,
         width: int | None = None,
         prompt: str = "",
+        reference_prompt_embeds: Tensor | None = None,
+        reference_pooled_prompt_embeds: Tensor | None = None,
     ) -> ReferenceCache:
         """Compute K_f and V_f of reference images, once for any number of generations.
 
@@ -237,22 +247,29 @@ class FusionMixin(FusionLoadingMixin):
             height: Height in pixels at which the UNet sees them; None means the model's own.
             width: Width in pixels, likewise.
             prompt: Caption of the references, for an adapter that was trained with captions.
+            reference_prompt_embeds: Embedding of that prompt, where no text encoder is loaded.
+            reference_pooled_prompt_embeds: Its pooled form, for SDXL.
 
         Returns:
             K_f and V_f of each reference, ``(1 or prompts, N_f, inner_dim)`` in every layer.
 
         Raises:
-            FusionError: If there is no adapter, or something in ``references`` is not an image.
+            FusionError: If there is no adapter, something in ``references`` is not an image, or the
+                autoencoder does not divide the size.
         """
         with exclusive_use(self.unet):
             check_adapter(self)
+            check_divisible(height, width, self.vae_scale_factor)
             images = reference_images(references)
-            return self._encode_references(images, None, self.image_size(height, width), prompt)
+            embeds = (reference_prompt_embeds, reference_pooled_prompt_embeds)
+            size = self.image_size(height, width)
+            return self._encode_references(images, None, embeds, size, prompt)
 
     def _encode_references(
         self,
         groups: list[list[Image.Image]],
         lora_scale: float | None,
+        embeds: PromptEmbeds,
         size: tuple[int, int] | None = None,
         prompt: str = "",
     ) -> ReferenceCache:
@@ -261,7 +278,7 @@ class FusionMixin(FusionLoadingMixin):
         if not images:
             return ReferenceCache(())
         height, width = size or self.image_size()
-        text, added = self._reference_text(height, width, lora_scale, prompt)
+        text, added = self._reference_text(height, width, embeds, lora_scale, prompt)
         hidden_states = encode_references(  # h_f
             self.unet,
             self._encode_images(images, height, width),
@@ -278,7 +295,7 @@ class FusionMixin(FusionLoadingMixin):
     ) -> EncodeAt:
         """A function from a timestep to each reference's K_f and V_f, noised to that timestep."""
         size, images = self.image_size(), inputs.images
-        empty_prompt, added = self._reference_text(*size, inputs.lora_scale)
+        empty_prompt, added = self._reference_text(*size, inputs.text, inputs.lora_scale)
         latents = self._encode_images([image for group in groups for image in group], *size)
         # (references, images, channels, h, w): each image has its own references or the one group
         shown = latents.unflatten(0, (len(groups), -1)).transpose(0, 1)
@@ -311,20 +328,27 @@ class FusionMixin(FusionLoadingMixin):
         return encode
 
     def _reference_text(
-        self, height: int, width: int, lora_scale: float | None = None, prompt: str = ""
+        self,
+        height: int,
+        width: int,
+        embeds: PromptEmbeds = (None, None),
+        lora_scale: float | None = None,
+        prompt: str = "",
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The text embedding that a reference is encoded with, and SDXL's added conditions."""
-        text, _ = self.encode_prompt(
-            prompt, self._execution_device, 1, False, lora_scale=lora_scale
-        )
-        return text.to(self.unet.dtype), None
+        text, _ = embeds
+        if text is None:
+            check_text_encoder(self.text_encoder)
+            device = self._execution_device
+            text, _ = self.encode_prompt(prompt, device, 1, False, lora_scale=lora_scale)
+        return text.to(self._execution_device, self.unet.dtype), None
 
     def _encode_images(self, images: Sequence[Image.Image], height: int, width: int) -> Tensor:
         """The scaled latents of reference images, ``(images, channels, h, w)``."""
         prepared = [prepare_reference(image, height, width) for image in images]
         pixels = self.image_processor.preprocess(prepared)
-        distribution = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype))
-        latents = distribution.latent_dist.mode() * self.vae.config.scaling_factor
+        encoded = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype))
+        latents = retrieve_latents(encoded, sample_mode="argmax") * self.vae.config.scaling_factor
         return latents.to(self.unet.dtype)
 
     def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:

@@ -18,8 +18,10 @@ from torch import Tensor
 from fusionlib.checks import (
     NUMBERS,
     Strength,
+    check_divisible,
     check_reference_identity,
     check_strengths,
+    is_index,
     is_number,
 )
 from fusionlib.errors import FusionError
@@ -31,11 +33,13 @@ from fusionlib.reference_cache import ReferenceCache
 ReferenceImages = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]]
 References = ReferenceImages | ReferenceCache | Sequence[ReferenceCache]
 IdentityMasks = Tensor | np.ndarray | Sequence[Image.Image]
+PromptEmbeds = tuple[Tensor | None, Tensor | None]
+"""A prompt's embedding ``(1, N_text, width)`` and its pooled form ``(1, width)``, if known."""
 
 TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 """Arguments of a call that hold text."""
 
-CALLER = 5
+CALLER = 6
 """Frames from a warning to the line that called the pipeline, for ``warnings.warn``."""
 
 
@@ -58,6 +62,7 @@ class PipelineInputs:
         shared: Whether the references are encoded at every step, at the image's timestep.
         identity_guidance_scale: Scale of the faces if ``separate``; None for ``guidance_scale``.
         lora_scale: Factor of the LoRA weights; None if the call does not set one.
+        text: Embedding of the references' prompt; None to encode it.
     """
 
     options: dict[str, Any]
@@ -73,6 +78,7 @@ class PipelineInputs:
     shared: bool = False
     identity_guidance_scale: float | None = None
     lora_scale: float | None = None
+    text: PromptEmbeds = (None, None)
 
     @property
     def same_text(self) -> bool:
@@ -86,8 +92,9 @@ class PipelineInputs:
 def read_inputs(
     pipeline: Any,
     stock_call: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
     *,
-    prompt: str | list[str] | None,
     references: References | None,
     strengths: float | Sequence[Strength] | None,
     identity_masks: IdentityMasks | None,
@@ -95,30 +102,35 @@ def read_inputs(
     guidance_mode: Literal["joint", "separate"],
     identity_guidance_scale: float | None,
     timestep_mode: Literal["clean", "shared"],
-    num_images_per_prompt: int | None,
-    options: dict[str, Any],
+    reference_prompt_embeds: Tensor | None,
+    reference_pooled_prompt_embeds: Tensor | None,
 ) -> PipelineInputs:
     """Read and check a call of ``FusionMixin``.
 
     The arguments are those of its ``__call__``; ``stock_call`` is the call of the diffusers
-    pipeline under it, and ``options`` are the arguments for that one.
+    pipeline under it, and ``args`` and ``kwargs`` are the arguments for that one.
 
     Raises:
         FusionError: If an argument does not fit; the message names it.
 
     Warns:
-        UserWarning: If a prompt is cut, identity masks overlap, or one belongs to no reference.
+        UserWarning: If a prompt is cut, the size of ``image`` is rounded, identity masks overlap,
+            or one belongs to no reference.
     """
-    _check_options(pipeline, stock_call, prompt, options)
-    images = _count_images(prompt, num_images_per_prompt, options)
-    repeats = num_images_per_prompt or 1
+    options = _named_options(pipeline, stock_call, args, kwargs)
+    _check_options(pipeline, stock_call, options)
+    prompt = options.get("prompt")
+    repeats = _repeats(options)
+    images = repeats * _count_prompts(repeats, options)
     with exclusive_use(pipeline.unet):  # tokenizing in one thread changes the padding of another's
-        _warn_of_truncation(pipeline, prompt, options)
+        _warn_of_truncation(pipeline, options)
+    check_divisible(options.get("height"), options.get("width"), pipeline.vae_scale_factor)
     if (options.get("height") is None) != (options.get("width") is None):
         # Some diffusers pipelines would drop the one that is given.
         height, width = output_size(pipeline, options)
         options = options | {"height": height, "width": width}
-    options = {"prompt": prompt, "num_images_per_prompt": repeats, **options}
+    _warn_of_rounding(pipeline, options)
+    options = {"prompt": prompt, **options, "num_images_per_prompt": repeats}
     separate = _one_of("guidance_mode", guidance_mode, "joint", "separate") == "separate"
     shared = _one_of("timestep_mode", timestep_mode, "clean", "shared") == "shared"
     if identity_guidance_scale is not None:
@@ -128,6 +140,7 @@ def read_inputs(
             ("strengths", strengths),
             ("identity_masks", identity_masks),
             ("reference_identity", reference_identity),
+            ("reference_prompt_embeds", reference_prompt_embeds),
         ):
             if value is not None:
                 raise FusionError(f"{name} needs references: give at least one face image.")
@@ -171,6 +184,9 @@ def read_inputs(
         shared=shared,
         identity_guidance_scale=identity_guidance_scale,
         lora_scale=lora_scale,
+        text=_reference_embeds(
+            pipeline, reference_prompt_embeds, reference_pooled_prompt_embeds, options
+        ),
     )
 
 
@@ -284,8 +300,24 @@ def output_size(pipeline: Any, options: dict[str, Any]) -> tuple[int, int]:
         raise FusionError(
             f"image must be a PIL image, an array or a tensor, not {type(image).__name__}."
         )
-    rows, columns = (side - side % pipeline.vae_scale_factor for side in (rows, columns))
-    return height or rows, width or columns
+    factor = pipeline.vae_scale_factor
+    return height or rows - rows % factor, width or columns - columns % factor
+
+
+def _warn_of_rounding(pipeline: Any, options: dict[str, Any]) -> None:
+    """Warn of an image whose size diffusers rounds down to what the autoencoder makes."""
+    image, factor = options.get("image"), pipeline.vae_scale_factor
+    while isinstance(image, list | tuple) and image:
+        image = image[0]
+    if not isinstance(image, Image.Image) or options.get("latents") is not None:
+        return
+    rounded = [side - side % factor for side in image.size]
+    if list(image.size) != rounded:
+        warnings.warn(
+            f"image has {image.width} x {image.height} pixels, and this model's autoencoder makes "
+            f"sizes that are divisible by {factor}: it is scaled to {rounded[0]} x {rounded[1]}.",
+            stacklevel=CALLER,
+        )
 
 
 def _read_masks(
@@ -320,9 +352,24 @@ def _read_masks(
     return masks
 
 
-def _check_options(
-    pipeline: Any, stock_call: Callable[..., Any], prompt: Any, options: dict[str, Any]
-) -> None:
+def _named_options(
+    pipeline: Any, stock_call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """All arguments for the diffusers pipeline by name, completed by the checkpoint's own."""
+    positional = list(inspect.signature(stock_call).parameters)
+    if len(args) > len(positional):
+        raise FusionError(
+            f"{type(pipeline).__name__} takes at most {len(positional)} arguments without a name."
+        )
+    options = dict(zip(positional, args, strict=False))
+    twice = next((name for name in options if name in kwargs), None)
+    if twice is not None:
+        raise FusionError(f"{twice} is given twice: by its place and by its name.")
+    defaults = {name: v for name, v in pipeline.sampling_defaults.items() if name in positional}
+    return defaults | options | kwargs
+
+
+def _check_options(pipeline: Any, stock_call: Callable[..., Any], options: dict[str, Any]) -> None:
     """Refuse options that the diffusers pipeline does not have; it would ignore some silently."""
     stock = inspect.signature(stock_call).parameters
     mine = inspect.signature(type(pipeline).__call__).parameters
@@ -336,9 +383,10 @@ def _check_options(
             )
     for name in ("image", "control_image"):
         if name in stock and options.get(name) is None:
-            raise FusionError(f"{name} must be given to {type(pipeline).__name__}, by its name.")
-    for name, text in {"prompt": prompt, **options}.items():
-        if name in TEXTS and text is not None and not _is_text(text):
+            raise FusionError(f"{name} must be given to {type(pipeline).__name__}.")
+    for name in TEXTS:
+        text = options.get(name)
+        if text is not None and not _is_text(text):
             raise FusionError(f"{name} must be a string or a list of strings, not {text!r}.")
 
 
@@ -348,40 +396,49 @@ def _is_text(text: Any) -> bool:
     )
 
 
-def _count_images(prompt: str | list[str] | None, repeats: Any, options: dict[str, Any]) -> int:
-    """Number of images to make; a list of generators must hold one for each."""
-    if repeats is not None and (not isinstance(repeats, int) or repeats < 1):
+def _repeats(options: dict[str, Any]) -> int:
+    """Number of images of each prompt."""
+    repeats = options.get("num_images_per_prompt")
+    if repeats is None:
+        return 1
+    if not is_index(repeats) or repeats < 1:
         raise FusionError(
             f"num_images_per_prompt must be a whole number of at least 1, not {repeats!r}."
         )
+    return int(repeats)
+
+
+def _count_prompts(repeats: int, options: dict[str, Any]) -> int:
+    """Number of prompts; a list of generators must hold one for each image."""
     embeds = options.get("prompt_embeds")
     if embeds is not None and not (isinstance(embeds, Tensor) and embeds.ndim == 3):
         raise FusionError("prompt_embeds must be a tensor (prompts, tokens, width).")
     prompts = 1 if embeds is None else embeds.shape[0]
-    if isinstance(prompt, list):
-        prompts = len(prompt)
-    images = prompts * (repeats or 1)
+    if isinstance(options.get("prompt"), list):
+        prompts = len(options["prompt"])
     generator = options.get("generator")
-    if isinstance(generator, list) and len(generator) != images:
+    if isinstance(generator, list) and len(generator) != prompts * repeats:
         raise FusionError(
-            f"generator must be one torch.Generator or a list of {images}, one for each image, "
-            f"not {len(generator)}."
+            f"generator must be one torch.Generator or a list of {prompts * repeats}, one for each "
+            f"image, not {len(generator)}."
         )
-    return images
+    return prompts
 
 
-def _warn_of_truncation(pipeline: Any, prompt: Any, options: dict[str, Any]) -> None:
+def _warn_of_truncation(pipeline: Any, options: dict[str, Any]) -> None:
     """Warn of text beyond what the text encoder reads, and show it."""
-    for name, text in {"prompt": prompt, **options}.items():
-        if name not in TEXTS or not text:
-            continue
+    for name in TEXTS:
+        text = options.get(name)
         components = ("tokenizer_2", "tokenizer")
-        tokenizer = next(
+        tokenizers = [
             found
             for component in (components if name.endswith("_2") else components[::-1])
             if (found := getattr(pipeline, component, None)) is not None
-        )
+        ]
+        if not text or not tokenizers:  # embeddings serve where no tokenizer is loaded
+            continue
         # The tokens that are read begin with the start token and leave room for the end token.
+        tokenizer = tokenizers[0]
         room = tokenizer.model_max_length - 1
         for each in [text] if isinstance(text, str) else text:
             tokens = tokenizer(pipeline.maybe_convert_prompt(each, tokenizer), verbose=False)
@@ -392,6 +449,27 @@ def _warn_of_truncation(pipeline: Any, prompt: Any, options: dict[str, Any]) -> 
                     f"this was cut: {cut!r}",
                     stacklevel=CALLER,
                 )
+
+
+def _reference_embeds(
+    pipeline: Any, text: Tensor | None, pooled: Tensor | None, options: dict[str, Any]
+) -> PromptEmbeds:
+    """The embedding that references are encoded with, if it is given or must take its place."""
+    if text is not None:
+        if not isinstance(text, Tensor) or text.ndim != 3:
+            raise FusionError("reference_prompt_embeds must be a tensor (1, tokens, width).")
+        return text, pooled
+    encoders = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
+    negative = options.get("negative_prompt_embeds")
+    if any(encoder is not None for encoder in encoders) or negative is None:
+        return None, None
+    warnings.warn(
+        "References are encoded with negative_prompt_embeds, since no text encoder is loaded: they "
+        "should be those of the empty prompt, or give reference_prompt_embeds.",
+        stacklevel=CALLER,
+    )
+    pooled = options.get("negative_pooled_prompt_embeds")
+    return negative[:1], None if pooled is None else pooled[:1]
 
 
 def _lora_scale(options: dict[str, Any]) -> float | None:

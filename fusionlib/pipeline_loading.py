@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +12,11 @@ import torch
 from diffusers import DiffusionPipeline
 
 from fusionlib.adapter import FusionAdapter
+from fusionlib.checks import check_sampling
 from fusionlib.errors import FusionError, first_line
+
+HUB_ACCESS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
+"""Arguments of ``from_pretrained`` that hold for the adapter's repository, too."""
 
 
 class FusionLoadingMixin(DiffusionPipeline):
@@ -29,6 +33,39 @@ class FusionLoadingMixin(DiffusionPipeline):
                 # sequence it would stand between the text encoder and the UNet that replaces it.
                 cls._exclude_from_cpu_offload = [*base._exclude_from_cpu_offload, "adapter"]
                 cls.__init__ = _taking_an_adapter(base.__init__)  # type: ignore[method-assign]
+                cls.__call__ = _taking_all(cls.__call__, base.__call__)
+
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """Arguments of a call that come from the checkpoint where the caller gives none."""
+        return dict(self.config.get("sampling_defaults") or {})
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """All modules of the pipeline by name, as diffusers lists them; an adapter if there is one.
+
+        Without an adapter they are the components of the diffusers pipeline, which takes them.
+        """
+        components = super().components
+        if components["adapter"] is None:
+            del components["adapter"]
+        return components
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the base model, whatever the adapter's."""
+        return next((module.dtype for module in self._base_modules()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the base model; while that is offloaded, the adapter stays elsewhere."""
+        return next((module.device for module in self._base_modules()), torch.device("cpu"))
+
+    def _base_modules(self) -> Iterator[Any]:
+        """The modules of the base model, in diffusers' order."""
+        names, _ = self._get_signature_keys(self)
+        modules = (getattr(self, name, None) for name in names if name != "adapter")
+        return (module for module in modules if isinstance(module, torch.nn.Module))
 
     @classmethod
     def from_pretrained(
@@ -52,6 +89,8 @@ class FusionLoadingMixin(DiffusionPipeline):
             FusionError: If the checkpoint or the adapter cannot be loaded.
         """
         loaded = _load_adapter(adapter, pretrained_model_name_or_path, kwargs)
+        if loaded is not None:  # else it is loaded as any component that the checkpoint lists
+            kwargs["adapter"] = loaded
         folder = Path(pretrained_model_name_or_path)
         steered = "controlnet" in inspect.signature(cls.__init__).parameters
         lacking = (
@@ -63,9 +102,7 @@ class FusionLoadingMixin(DiffusionPipeline):
                 "one by ControlNetModel.from_pretrained, and pass it as controlnet=."
             )
         try:
-            return super().from_pretrained(
-                str(pretrained_model_name_or_path), adapter=loaded, **kwargs
-            )
+            return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
         except FusionError:
             raise
         except (OSError, ValueError) as error:
@@ -185,26 +222,62 @@ def _taking_an_adapter(stock: Callable[..., None]) -> Callable[..., None]:
         for p in signature.parameters.values()
     ]
     signature = signature.replace(parameters=parameters)
-    adapter_parameter = inspect.Parameter(
-        "adapter", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=FusionAdapter | None
-    )
+    added = {"adapter": FusionAdapter | None, "sampling_defaults": dict[str, Any] | None}
 
     @functools.wraps(stock)
-    def init(self: Any, *args: Any, adapter: FusionAdapter | None = None, **kwargs: Any) -> None:
+    def init(
+        self: Any,
+        *args: Any,
+        adapter: FusionAdapter | None = None,
+        sampling_defaults: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         given = signature.bind(self, *args, **kwargs)
         given.apply_defaults()
         if given.arguments.get("safety_checker", self) is None:  # SDXL has no such component
             given.arguments["requires_safety_checker"] = False
         stock(*given.args, **given.kwargs)
         self.register_modules(adapter=adapter)
+        if sampling_defaults is not None:
+            check_sampling(sampling_defaults, "sampling_defaults")
+            self.register_to_config(sampling_defaults=dict(sampling_defaults))
         if adapter is not None:
             adapter.attach(self.unet)  # so that one that does not fit is refused now
 
-    init.__annotations__ = {**stock.__annotations__, "adapter": FusionAdapter | None}
+    init.__annotations__ = {**stock.__annotations__, **added}
     init.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*parameters, adapter_parameter]
+        parameters=[
+            *parameters,
+            *(
+                inspect.Parameter(
+                    name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind
+                )
+                for name, kind in added.items()
+            ),
+        ]
     )
     return init
+
+
+def _taking_all(call: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a call the signature that it has: a diffusers pipeline's own parameters, then ours.
+
+    Diffusers, user interfaces and documentation read from it what a pipeline can do.
+    """
+    theirs, mine = (inspect.signature(each).parameters.values() for each in (stock, call))
+    keyword_only = [each for each in mine if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    names = [each.name for each in keyword_only]
+    positional = [each for each in theirs if each.name not in (*names, "kwargs")]
+    rest = [each for each in theirs if each.name == "kwargs"]
+
+    @functools.wraps(call)
+    def merged(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(self, *args, **kwargs)
+
+    merged.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*positional, *keyword_only, *rest]
+    )
+    return merged
 
 
 def _load_adapter(
@@ -217,8 +290,8 @@ def _load_adapter(
     Args:
         source: The adapter, or its folder or hub id; None means the checkpoint's own, if any.
         checkpoint: Folder or hub id of the base model.
-        loading: Arguments that the base model is loaded with, of which ``dtype`` and ``variant``
-            count here.
+        loading: Arguments that the base model is loaded with, of which ``dtype``, ``variant`` and
+            the access to the hub count here.
     """
     if source is None and checkpoint is not None:
         own = Path(checkpoint) / "adapter"
@@ -231,8 +304,15 @@ def _load_adapter(
             f"{type(source).__name__}."
         )
     dtype, variant = loading.get("dtype", loading.get("torch_dtype")), loading.get("variant")
-    # A published adapter need not have the variants that its base model has.
-    files = Path(source).glob(f"*.{variant}.safetensors") if variant else iter(())
-    return FusionAdapter.from_pretrained(
-        str(source), dtype=dtype, variant=variant if any(files) else None
-    )
+    if isinstance(dtype, Mapping):
+        dtype = dtype.get("adapter", dtype.get("default", torch.float32))
+    access = {name: loading[name] for name in HUB_ACCESS if name in loading}
+    if variant is not None and Path(source).is_dir():
+        # A published adapter need not have the variants that its base model has.
+        variant = variant if any(Path(source).glob(f"*.{variant}[.-]*safetensors")) else None
+    try:
+        return FusionAdapter.from_pretrained(str(source), dtype=dtype, variant=variant, **access)
+    except FusionError:
+        if variant is None or Path(source).is_dir():
+            raise
+        return FusionAdapter.from_pretrained(str(source), dtype=dtype, **access)

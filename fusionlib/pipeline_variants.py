@@ -20,33 +20,59 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
+from fusionlib.checks import check_text_encoder
+from fusionlib.errors import FusionError
 from fusionlib.pipeline import FusionMixin
+from fusionlib.pipeline_inputs import PromptEmbeds
+
+AESTHETIC_SCORE = 6.0
+"""What SDXL's refiner is told of a picture, as diffusers' pipelines tell it of their own."""
 
 
 class FusionXLMixin(FusionMixin):
     """What is different for SDXL when it looks at a reference."""
 
     def _reference_text(
-        self, height: int, width: int, lora_scale: float | None = None, prompt: str = ""
+        self,
+        height: int,
+        width: int,
+        embeds: PromptEmbeds = (None, None),
+        lora_scale: float | None = None,
+        prompt: str = "",
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The text, by default the unconditional one, its pooled form, and the size SDXL is told.
 
         For the checkpoints that were trained so, the unconditional text is zeros. The size is the
-        original one, no crop, and the target one (Podell et al., 2023, Section 2.2).
+        original one, no crop, and the target one (Podell et al., 2023, Section 2.2); the refiner
+        takes an aesthetic score in the latter's place.
         """
-        text, empty_text, pooled, empty_pooled = self.encode_prompt(
-            prompt,
-            device=self._execution_device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=True,
-            lora_scale=lora_scale,
+        text, pooled = embeds
+        if text is None:
+            check_text_encoder(self.text_encoder_2)
+            text, empty_text, pooled, empty_pooled = self.encode_prompt(
+                prompt,
+                device=self._execution_device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=True,
+                lora_scale=lora_scale,
+            )
+            if not prompt:
+                text, pooled = empty_text, empty_pooled
+        elif pooled is None:
+            raise FusionError(
+                "reference_prompt_embeds need reference_pooled_prompt_embeds for SDXL: give both, "
+                "as encode_prompt returns them."
+            )
+        last = (
+            (AESTHETIC_SCORE,) if self.config.get("requires_aesthetics_score") else (height, width)
         )
-        if not prompt:
-            text, pooled = empty_text, empty_pooled
-        time_ids = torch.tensor([[height, width, 0, 0, height, width]], device=pooled.device)
-        added = {"text_embeds": pooled, "time_ids": time_ids}
-        dtype = self.unet.dtype
-        return text.to(dtype), {name: value.to(dtype) for name, value in added.items()}
+        added = {
+            "text_embeds": pooled,
+            "time_ids": torch.tensor([[height, width, 0, 0, *last]]),
+        }
+        device, dtype = self._execution_device, self.unet.dtype
+        added = {name: value.to(device, dtype) for name, value in added.items()}
+        return text.to(device, dtype), added
 
     def _encode_images(self, images: Sequence[Image.Image], height: int, width: int) -> Tensor:
         """The scaled latents; in half precision SDXL's VAE overflows, and its config says so."""

@@ -1,7 +1,8 @@
 """Equation 1, h' = softmax(Q K^T / sqrt(d)) V, and where faces enter it in a cross-attention layer.
 
-``FusedAttnProcessor`` is the base model's own processor until it is given a ``LayerConditioning``,
-which holds the faces that its layer sees beside the text.
+``FusedAttnProcessor`` takes the place of the base model's own processor while faces are shown, and
+holds them in a ``LayerConditioning``. Before and after, the UNet has the processors that diffusers,
+an IP-Adapter or the user gave it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 
 from fusionlib.attention import Attention, prepare_attention
@@ -72,20 +74,24 @@ class LayerConditioning:
     cached: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
 
-class FusedAttnProcessor:
+class FusedAttnProcessor(nn.Module):
     """A diffusers attention processor for ``attn2`` that lets the queries see faces, too.
 
-    It holds no weights. Without a ``conditioning`` it passes the call on to the processor that it
-    replaced, so that the UNet is the base model bit for bit. ``FusionAdapter.attach`` puts one into
-    each cross-attention layer, and ``FusionAdapter.conditioned`` sets what each of them sees.
+    It has no weights of its own. ``FusionAdapter.conditioned`` puts one into each cross-attention
+    layer inside its ``with`` block. Without a ``conditioning`` it passes the call on to the
+    processor that it replaces, so that the UNet is the base model bit for bit.
+
+    An IP-Adapter's image prompt is kept: what the replaced processor adds for it to the output of
+    the text is added to the output of text and faces.
 
     Args:
         former: The processor to replace.
+        conditioning: The faces to show; None while there are none.
 
     Attributes:
-        former: The processor that was replaced.
-        conditioning: K_f, V_f and strengths of the references (a ``LayerConditioning``); None while
-            there are none.
+        former: The processor that is replaced. Where it is a module, such as an IP-Adapter's, it is
+            a child, so that it moves with the UNet.
+        conditioning: K_f, V_f and strengths of the references (a ``LayerConditioning``), or None.
 
     Example:
         >>> import torch
@@ -105,17 +111,19 @@ class FusedAttnProcessor:
         False
     """
 
-    def __init__(self, former: Any) -> None:
+    def __init__(self, former: Any, conditioning: LayerConditioning | None = None) -> None:
+        super().__init__()
         self.former = former
-        self.conditioning: LayerConditioning | None = None
+        self.conditioning = conditioning
 
     def __call__(
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states: Tensor | tuple[Tensor, Any] | None = None,
         attention_mask: Tensor | None = None,
-        *args: Any,
+        temb: Tensor | None = None,
+        ip_adapter_masks: Any = None,
         **kwargs: Any,
     ) -> Tensor:
         """Compute one layer (Eq. 1 and 3 to 6); diffusers' ``Attention`` calls this.
@@ -123,36 +131,49 @@ class FusedAttnProcessor:
         Args:
             attn: The layer, with its frozen ``to_q``, ``to_k``, ``to_v`` and ``to_out``.
             hidden_states: h, ``(batch, N_q, query_dim)``.
-            encoder_hidden_states: The prompt c, ``(batch, N_text, cross_attention_dim)``.
+            encoder_hidden_states: The prompt c, ``(batch, N_text, cross_attention_dim)``; with an
+                IP-Adapter a pair of it and the image prompt's embeddings.
             attention_mask: Must be None while there is a ``conditioning``.
-            *args: Further arguments of the former processor; unused while there is a
+            temb: Argument of the former processor, unused in cross-attention.
+            ip_adapter_masks: Masks of an IP-Adapter's images, for the former processor.
+            **kwargs: Further arguments of the former processor; unused while there is a
                 ``conditioning``.
-            **kwargs: Further arguments of the former processor, by name; likewise unused.
 
         Returns:
             h', ``(batch, N_q, query_dim)``.
 
         Raises:
-            FusionError: If the layer is conditioned on anything else than faces and text, or the
-                identity masks have no size for N_q positions.
+            FusionError: If the layer is conditioned on anything else than faces, text and an
+                IP-Adapter's image, or the identity masks have no size for N_q positions.
         """
         faces = self.conditioning
+        if ip_adapter_masks is not None:
+            kwargs["ip_adapter_masks"] = ip_adapter_masks
         if faces is None:
             return self.former(
-                attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs
+                attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs
             )
-        if attention_mask is not None or not isinstance(encoder_hidden_states, Tensor):
+        text: Any = encoder_hidden_states
+        with_image = isinstance(text, tuple) and hasattr(self.former, "to_k_ip")
+        if with_image:
+            text = text[0]
+        if attention_mask is not None or not isinstance(text, Tensor):
             raise FusionError(
-                "Face references work with plain text conditioning only: call the UNet without "
-                "encoder_attention_mask and without an IP-Adapter's image embeddings."
+                "Face references work with text and an IP-Adapter's image only: call the UNet with "
+                "encoder_hidden_states, and without encoder_attention_mask."
             )
         query = split_heads(attn.to_q(hidden_states), attn.heads)  # Q = Linear_q(h), Eq. 1
-        attended = self._attend(attn, query, encoder_hidden_states, faces)(query)
+        attended = self._attend(attn, query, text, faces)(query)
         attended = attended.transpose(1, 2).flatten(2).to(query.dtype)
         linear, dropout = attn.to_out
-        hidden_states = dropout(linear(attended))
+        fused = dropout(linear(attended))
         factor = attn.rescale_output_factor  # 1 in every Stable Diffusion: one kernel less
-        return hidden_states if factor == 1 else hidden_states / factor
+        fused = fused if factor == 1 else fused / factor
+        if not with_image:
+            return fused
+        text_only = AttnProcessor2_0()(attn, hidden_states, text)
+        text_and_image = self.former(attn, hidden_states, encoder_hidden_states, **kwargs)
+        return fused + (text_and_image - text_only)
 
     def _attend(self, attn: Any, query: Tensor, text: Tensor, faces: LayerConditioning) -> Attend:
         """The attention to this text and these faces, prepared once where ``same_text`` allows."""
@@ -213,9 +234,7 @@ def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def fused_processors(layer: Any) -> Iterator[FusedAttnProcessor]:
-    """The fused processors of a layer, from the one attached last to the one attached first."""
+def conditioning_of(layer: Any) -> LayerConditioning | None:
+    """The faces that a cross-attention layer sees now; None if it is the base model's."""
     processor = layer.processor
-    while isinstance(processor, FusedAttnProcessor):
-        yield processor
-        processor = processor.former
+    return processor.conditioning if isinstance(processor, FusedAttnProcessor) else None

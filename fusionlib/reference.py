@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
 from fusionlib.checks import (
@@ -23,7 +24,7 @@ from fusionlib.checks import (
     check_text,
 )
 from fusionlib.errors import FusionError
-from fusionlib.processor import fused_processors
+from fusionlib.processor import conditioning_of
 from fusionlib.unet_layers import cross_attention_layers
 
 
@@ -109,7 +110,8 @@ def encode_references(
         raise FusionError(f'timestep_mode must be "clean" or "shared", not {timestep_mode!r}.')
 
     # Hooks would make torch.compile build one more graph: this pass runs without it.
-    with _layer_inputs(layers) as hidden_states, torch.compiler.set_stance("force_eager"):
+    eager = torch.compiler.set_stance("force_eager")
+    with _layer_inputs(layers) as hidden_states, _without_ip_adapter(unet, layers), eager:
         unet(
             latents,
             timesteps,
@@ -143,11 +145,28 @@ def _layer_inputs(layers: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
             hook.remove()
 
 
+@contextmanager
+def _without_ip_adapter(unet: Any, layers: Mapping[str, Any]) -> Iterator[None]:
+    """Set a loaded IP-Adapter aside: references are encoded without an image prompt."""
+    loaded = {name: layer for name, layer in layers.items() if hasattr(layer.processor, "to_k_ip")}
+    processors = {name: layer.processor for name, layer in loaded.items()}
+    projection = unet.encoder_hid_proj
+    try:
+        if loaded:
+            unet.encoder_hid_proj = None  # it would want the image prompt's embeddings
+        for layer in loaded.values():
+            layer.set_processor(AttnProcessor2_0())
+        yield
+    finally:
+        unet.encoder_hid_proj = projection
+        for name, layer in loaded.items():
+            layer.set_processor(processors[name])
+
+
 def _check_base_model(layers: Mapping[str, Any]) -> None:
     """Refuse a conditioned UNet: references are encoded by the base model."""
-    for layer in layers.values():
-        if any(processor.conditioning is not None for processor in fused_processors(layer)):
-            raise FusionError(
-                "unet is conditioned on faces: encode references outside of the `with "
-                "adapter.conditioned(...)` block, where it is the base model."
-            )
+    if any(conditioning_of(layer) is not None for layer in layers.values()):
+        raise FusionError(
+            "unet is conditioned on faces: encode references outside of the `with "
+            "adapter.conditioned(...)` block, where it is the base model."
+        )

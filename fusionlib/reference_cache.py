@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionlib.errors import FusionError
 from fusionlib.support.files import write_atomically
@@ -268,21 +268,35 @@ class ReferenceCache(Sequence[LayerKeysValues]):
                 f"path {path} is no reference cache that this version of fusionlib can read: give "
                 "a file that ReferenceCache.save wrote, or encode the references again."
             )
-        references: list[dict[str, tuple[Tensor, Tensor]]]
         try:
-            references = [{} for _ in range(int(metadata["references"]))]
-            for entry, key in tensors.items():
-                if entry.endswith(".key"):
-                    index, layer = entry.removesuffix(".key").split(".", 1)
-                    references[int(index)][layer] = (key, tensors[f"{index}.{layer}.value"])
-        except (KeyError, ValueError, IndexError) as error:
+            references = _read_references(tensors, int(metadata["references"]))
+        except (KeyError, ValueError) as error:
             raise FusionError(f"path {path} is damaged: encode the references again.") from error
         known = {
             name: tensors[name].cpu()
             for name in ("fingerprint", "unet_fingerprint")
             if name in tensors
         }
-        return ReferenceCache(tuple(references), **known)
+        return ReferenceCache(references, **known)
+
+
+def _read_references(tensors: Mapping[str, Tensor], count: int) -> tuple[LayerKeysValues, ...]:
+    """K_f and V_f of each reference from a file's tensors; an error if the file is not whole."""
+    references: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
+    for entry, key in tensors.items():
+        if entry.endswith(".key"):
+            index, layer = entry.removesuffix(".key").split(".", 1)
+            value = tensors[f"{index}.{layer}.value"]
+            sound = key.ndim == 3 and key.shape == value.shape
+            if not (sound and key.isfinite().all() and value.isfinite().all()):
+                raise ValueError(entry)
+            references.setdefault(int(index), {})[layer] = (key, value)
+    layers = {frozenset(reference) for reference in references.values()}
+    if sorted(references) != list(range(len(references))) or len(layers) > 1:
+        raise ValueError("a reference or a layer is missing")
+    if len(references) != count:
+        raise ValueError("the number of references differs")
+    return tuple(references[index] for index in range(count))
 
 
 def _check_makers(caches: Sequence[ReferenceCache]) -> None:
@@ -326,9 +340,12 @@ def fingerprint_of_unet(unet: Any) -> Tensor | None:
     for name, module in getattr(unet, "_orig_mod", unet).named_modules():
         weight = getattr(module, "weight", None)
         inside_lora = ".lora_" in name or name.endswith(".base_layer")
-        if inside_lora or not isinstance(weight, Tensor) or weight.ndim < 2:
+        # An IP-Adapter takes no part in the references' pass.
+        apart = inside_lora or ".processor." in name or name.startswith("encoder_hid_proj.")
+        if apart or not isinstance(weight, Tensor) or weight.ndim < 2:
             continue
-        if weight.is_meta or not weight.is_floating_point():
+        quantised = type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point()
+        if weight.is_meta or quantised:
             return None
         rows.append(_with_lora(module, weight[0].flatten()[:8]))
     return sample_of_weights(rows)
@@ -367,3 +384,13 @@ def _with_lora(layer: Any, row: Tensor) -> Tensor:
 def _shapes(reference: LayerKeysValues) -> dict[str, tuple[torch.Size, torch.Size]]:
     """The shapes of each layer's K_f and V_f without the batch."""
     return {name: (key.shape[1:], value.shape[1:]) for name, (key, value) in reference.items()}
+
+
+def joined_bytes(references: Sequence[LayerKeysValues], batch_size: int | None) -> int:
+    """Bytes of K_f and V_f of all layers, once for each sample."""
+    return sum(
+        max(tensor.shape[0], batch_size or 1) * tensor[0].numel() * tensor.element_size()
+        for reference in references
+        for pair in reference.values()
+        for tensor in pair
+    )

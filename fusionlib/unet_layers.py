@@ -77,3 +77,12 @@ def cross_attention_layers(unet: Any) -> dict[str, Any]:
             f"unet has no cross-attention layer (attn2) to attach to: {type(unet).__name__}."
         )
     return layers
+
+
+def module_at(root: nn.Module, name: str) -> Any:
+    """Return the module of this dotted name, created where it is missing."""
+    for part in name.split("."):
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root._modules[part]  # type: ignore[assignment]
+    return root

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from fusionlib.attention import fused_attention
-from fusionlib.processor import LayerConditioning, fused_processors
+from fusionlib.processor import LayerConditioning, conditioning_of
 from fusionlib.unet_layers import cross_attention_layers, split_heads
 
 Columns = Literal["sources", "keys"]
@@ -79,12 +79,12 @@ def record_attention(
     def look(name: str) -> Any:
         @torch.no_grad()
         def hook(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            seen = [p.conditioning for p in fused_processors(layer) if p.conditioning is not None]
-            faces = seen[0] if seen else None
+            faces = conditioning_of(layer)
             if faces is not None and faces.attention == "decoupled":
                 return
             hidden = args[0] if args else kwargs["hidden_states"]
             text = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
+            text = text[0] if isinstance(text, tuple) else text  # an IP-Adapter's image follows it
             samples = (last if faces is None else faces.batch_size) or hidden.shape[0]
             query = split_heads(layer.to_q(hidden[-samples:]), layer.heads)
             key = split_heads(layer.to_k(text[-samples:]), layer.heads)

@@ -127,6 +127,8 @@ def torch_place(device: str | None, dtype: str) -> tuple[Any, Any]:
         raise FusionError(f"The type {dtype!r} is none of float32, float16 and bfloat16.")
     try:
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if target.type == "meta" or (target.type == "cpu" and target.index):
+            raise RuntimeError  # which torch takes, and then computes nothing, or elsewhere
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
         raise FusionError(

@@ -111,9 +111,9 @@ def _write(path: Path, state: dict[str, dict[str, Tensor]]) -> None:
         save_file(flat, path)
 
 
-def write_ip_adapter(folder: Path) -> Path:
+def write_ip_adapter(folder: Path | str) -> Path:
     """h94/IP-Adapter."""
-    unet = tiny_unet()
+    folder, unet = Path(folder), tiny_unet()
     width = unet.config.cross_attention_dim
     state = {
         "image_proj": _random(

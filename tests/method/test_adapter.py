@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from PIL import Image
 from torch import Tensor
 
@@ -108,10 +108,10 @@ def test_attach_and_detach_leave_the_unet_as_it_was(unet: UNet2DConditionModel) 
     weights = copy.deepcopy(unet.state_dict())
     adapter = FusionAdapter.from_unet(unet)
     adapter.attach(unet)
-    changed = {n for n, processor in processors(unet).items() if processor is not former[n]}
-    assert changed == {f"{name}.processor" for name in cross_attention_layers(unet)}
     assert torch.equal(run(unet), expected)
     with adapter.conditioned([reference(adapter)]):
+        changed = {n for n, processor in processors(unet).items() if processor is not former[n]}
+        assert changed == {f"{name}.processor" for name in cross_attention_layers(unet)}
         assert not torch.allclose(run(unet), expected, atol=1e-3)
     assert torch.equal(run(unet), expected)
     adapter.detach(unet)
@@ -346,7 +346,7 @@ def test_save_and_load(tmp_path: Path, unet: UNet2DConditionModel) -> None:
 
 
 def test_two_adapters_on_one_unet(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
-    former = {name: p.former for name, p in adapter._processors.items()}
+    before = processors(unet)
     with adapter.conditioned([reference(adapter)]):
         expected = run(unet)
     other = FusionAdapter.from_unet(unet, init="random")
@@ -359,8 +359,39 @@ def test_two_adapters_on_one_unet(unet: UNet2DConditionModel, adapter: FusionAda
     adapter.detach(unet)  # the one that was attached first
     with other.conditioned([reference(other)]):
         assert torch.equal(run(unet), different)
-    other.detach(unet)
-    assert {n: m.processor for n, m in cross_attention_layers(unet).items()} == former
+    assert processors(unet) == before
+
+
+def test_a_unet_has_its_own_processors_outside_of_the_block(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    """So that every switch of diffusers finds what it looks for."""
+    before = processors(unet)
+    with adapter.conditioned([reference(adapter)]):
+        assert isinstance(unet.get_submodule(FIRST).processor, FusedAttnProcessor)
+    assert processors(unet) == before
+    with (
+        pytest.raises(RuntimeError, match="stopped"),
+        adapter.conditioned([reference(adapter)]),
+    ):
+        raise RuntimeError("stopped")
+    assert processors(unet) == before
+    unet.set_default_attn_processor()
+
+
+def test_blocks_within_blocks(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
+    base, before = run(unet), processors(unet)
+    one, two = (reference(adapter, slice(i, i + 1)) for i in (0, 1))
+    with adapter.conditioned([two]):
+        alone = run(unet)
+    with adapter.conditioned([one]):
+        outer = run(unet)
+        with adapter.conditioned([two]):  # in place of the first, not beside it
+            assert torch.equal(run(unet), alone)
+            with adapter.conditioned([two], strengths=[0]):
+                assert torch.equal(run(unet), base)
+        assert torch.equal(run(unet), outer)
+    assert processors(unet) == before
 
 
 def test_processors_replaced_by_somebody_else(
@@ -369,14 +400,28 @@ def test_processors_replaced_by_somebody_else(
     face = reference(adapter)
     with adapter.conditioned([face]):
         expected = run(unet)
-    unet.set_attn_processor(AttnProcessor2_0())
-    with pytest.raises(FusionError, match="attach"), adapter.conditioned([face]):
-        pass
-    adapter.attach(unet)
-    adapter.attach(unet)
-    assert not isinstance(unet.get_submodule(FIRST).processor.former, FusedAttnProcessor)
+    unet.set_attn_processor(AttnProcessor())
     with adapter.conditioned([face]):
+        torch.testing.assert_close(run(unet), expected)
+        unet.set_attn_processor(AttnProcessor2_0())  # as a callback may
+    assert all(type(each) is AttnProcessor2_0 for each in processors(unet).values())
+
+
+def test_a_processor_of_ones_own_steps_aside_with_a_warning(
+    unet: UNet2DConditionModel, adapter: FusionAdapter
+) -> None:
+    class Doubled(AttnProcessor2_0):
+        def __call__(self, *args: object, **kwargs: object) -> Tensor:
+            return 2 * super().__call__(*args, **kwargs)
+
+    face = reference(adapter)
+    with adapter.conditioned([face]):
+        expected = run(unet)
+    unet.get_submodule(FIRST).set_processor(Doubled())
+    doubled = run(unet)
+    with pytest.warns(UserWarning, match="Doubled"), adapter.conditioned([face]):
         assert torch.equal(run(unet), expected)
+    assert torch.equal(run(unet), doubled)
 
 
 def test_misfits(unet: UNet2DConditionModel, adapter: FusionAdapter) -> None:
@@ -460,7 +505,7 @@ def test_errors_name_the_argument(adapter: FusionAdapter) -> None:
         {"encoder_hidden_states": (PROMPT[:1], [PROMPT[:1]])},  # as with an IP-Adapter
     ):
         with (
-            pytest.raises(FusionError, match="plain text conditioning only"),
+            pytest.raises(FusionError, match="text and an IP-Adapter's image only"),
             adapter.conditioned([face]),
         ):
             layer(noise(1, 64, 16, seed=5), **text)
@@ -676,7 +721,8 @@ def test_two_adapters_do_not_show_faces_at_once(
     assert torch.equal(run(unet), run_base(unet))
 
 
-def test_detach_gives_back_a_processor_with_weights(unet: UNet2DConditionModel) -> None:
+@pytest.mark.filterwarnings("ignore:The attention processor Weighted")
+def test_a_processor_with_weights_is_given_back(unet: UNet2DConditionModel) -> None:
     class Weighted(AttnProcessor2_0, torch.nn.Module):
         def __init__(self) -> None:
             torch.nn.Module.__init__(self)
@@ -689,6 +735,8 @@ def test_detach_gives_back_a_processor_with_weights(unet: UNet2DConditionModel) 
     for _ in range(2):
         adapter = FusionAdapter.from_unet(unet)
         adapter.attach(unet)
+        with adapter.conditioned([reference(adapter)]):
+            assert theirs in set(unet.modules()), "it moves with the unet"
         adapter.detach(unet)
     after = unet.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[n], before[n]) for n in before)

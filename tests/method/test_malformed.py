@@ -21,6 +21,8 @@ from fusionlib import (
     identity_attention_mask,
     scale_identity_masks,
 )
+from fusionlib.processor import conditioning_of
+from fusionlib.unet_layers import cross_attention_layers
 from tests.helpers.tiny import tiny_unet
 
 WORD = torch.zeros(1, 2, 3, 8)
@@ -63,7 +65,32 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for file, content in files.items():
             (folder / name / file).write_bytes(content)
     save_file(cut, folder / "fewer" / "diffusion_pytorch_model.safetensors")
+    (folder / "nan").mkdir()
+    (folder / "nan" / "config.json").write_text(config)
+    not_numbers = {name: torch.full_like(weight, nan) for name, weight in cut.items()}
+    whole_state = adapter.state_dict() | not_numbers
+    save_file(whole_state, folder / "nan" / "diffusion_pytorch_model.safetensors")
     (folder / "text").write_text("not a cache")
+    kept = {"format": "fusionlib.ReferenceCache", "version": "1", "references": "1"}
+    one = {"0.layer.key": torch.zeros(1, 2, 4), "0.layer.value": torch.zeros(1, 2, 4)}
+    two = {name.replace("0.", "1.", 1): tensor for name, tensor in one.items()}
+    for name, tensors, count in (
+        ("many", one, "99999999999"),
+        ("negative", one, "-1"),
+        ("uncounted", one | two, "1"),
+        ("gap", two, "1"),
+        ("shapes", one | {"0.layer.value": torch.zeros(1, 3, 4)}, "1"),
+        ("nan cache", one | {"0.layer.value": torch.full((1, 2, 4), nan)}, "1"),
+        ("no value", {"0.layer.key": one["0.layer.key"]}, "1"),
+        (
+            "other layers",
+            one | {f"1.b.{part}": one["0.layer.key"] for part in ("key", "value")},
+            "2",
+        ),
+    ):
+        save_file(
+            {k: t.clone() for k, t in tensors.items()}, folder / name, kept | {"references": count}
+        )
     save_file({"weight": torch.zeros(2)}, folder / "foreign")
     later = {"format": "fusionlib.ReferenceCache", "version": "2", "references": "1"}
     save_file({"0.layer.key": torch.zeros(2)}, folder / "later", later)
@@ -281,6 +308,20 @@ CASES: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
         )
     ],
     *[(load_cache, {"name": n}, "path") for n in ("none", "whole", "text", "foreign", "later")],
+    (load_adapter, {"name": "nan"}, "pretrained_model_name_or_path"),
+    *[
+        (load_cache, {"name": name}, "path")
+        for name in (
+            "many",
+            "negative",
+            "uncounted",
+            "gap",
+            "shapes",
+            "nan cache",
+            "no value",
+            "other layers",
+        )
+    ],
     (load_cache, {"name": "torn"}, "path"),
     (save_cache, {"name": "text/cache"}, "path"),
     (save_cache, {"name": "whole"}, "path"),
@@ -305,7 +346,8 @@ def test_the_argument_is_named(
 
 
 def test_no_adapter_is_left_conditioned(world: dict[str, Any]) -> None:
-    assert all(p.conditioning is None for p in world["adapter"]._processors.values())
+    layers = cross_attention_layers(world["adapter"].unet)
+    assert all(conditioning_of(layer) is None for layer in layers.values())
 
 
 def test_paths_may_be_text(world: dict[str, Any], tmp_path: Path) -> None:

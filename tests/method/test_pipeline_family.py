@@ -39,6 +39,7 @@ from fusionlib.pipeline_variants import (
     FusionXLImg2ImgPipeline,
     FusionXLPipeline,
 )
+from fusionlib.processor import conditioning_of
 from fusionlib.unet_layers import cross_attention_layers
 from tests.helpers.single_file import write_single_file
 from tests.helpers.tiny import tiny_controlnet, tiny_unet, write_tiny_xl_checkpoint
@@ -430,7 +431,7 @@ def test_where_masks_overlap_only_the_text_is_seen(
     moved: dict[int, list[np.ndarray]] = {}
 
     def compare(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if layer.processor.conditioning is not None:
+        if conditioning_of(layer) is not None:
             without = layer.processor.former(layer, *args, **kwargs)
             by_faces = (output - without)[-1].abs().amax(-1)  # of the branch that has the prompt
             moved.setdefault(len(by_faces), []).append(by_faces.numpy())

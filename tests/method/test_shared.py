@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import ModelMixin
 from test_pipeline import face, generate, same
 
 from fusionlib import FusionAdapter, FusionError, FusionPipeline, pipeline_inputs
@@ -72,7 +73,7 @@ def test_a_thread_that_waits_leaves_the_shared_tokenizer_alone(
 ) -> None:
     # A fast tokenizer keeps how it was last told to pad: another thread's tokens would be cut.
     read, waits, other = Event(), Event(), of_its_own(pipeline)
-    tokenize, count = type(other.tokenizer).__call__, pipeline_inputs._count_images
+    tokenize, count = type(other.tokenizer).__call__, pipeline_inputs._count_prompts
 
     def seen(*args: Any, **kwargs: Any) -> Any:
         read.set()
@@ -83,7 +84,9 @@ def test_a_thread_that_waits_leaves_the_shared_tokenizer_alone(
         return count(*args)
 
     monkeypatch.setattr(type(other.tokenizer), "__call__", seen)
-    monkeypatch.setattr(pipeline_inputs, "_count_images", about_to_read)  # the last before it reads
+    monkeypatch.setattr(
+        pipeline_inputs, "_count_prompts", about_to_read
+    )  # the last before it reads
     with ThreadPoolExecutor(1) as thread:
         with exclusive_use(pipeline.unet):
             waiting = thread.submit(generate, other, "a face")
@@ -128,10 +131,33 @@ def test_a_variant_is_saved_and_loaded_as_a_whole(pipeline: FusionPipeline, tmp_
     FusionPipeline.from_pretrained(tmp_path, adapter=tmp_path / "plain", variant="fp16")
 
 
+def test_the_adapter_is_always_saved_as_safetensors(
+    pipeline: FusionPipeline, tmp_path: Path
+) -> None:
+    """So that what ``save_pretrained`` wrote is read again."""
+    with pytest.warns(UserWarning, match="safe_serialization=False"):
+        pipeline.save_pretrained(tmp_path, safe_serialization=False)
+    assert (tmp_path / "unet/diffusion_pytorch_model.bin").is_file()
+    again = FusionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    expected = generate(pipeline, "a face", references=[face(1)])
+    assert np.array_equal(generate(again, "a face", references=[face(1)]), expected)
+
+
+def test_a_variant_in_shards_is_found(pipeline: FusionPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path, variant="fp16", max_shard_size="20KB")
+    assert len(list((tmp_path / "adapter").glob("*.fp16-*-of-*.safetensors"))) > 1
+    expected = generate(pipeline, "a face", references=[face(1)])
+    for adapter in (None, tmp_path / "adapter"):
+        again = FusionPipeline.from_pretrained(tmp_path, adapter=adapter, variant="fp16")
+        again.set_progress_bar_config(disable=True)
+        assert same(generate(again, "a face", references=[face(1)]), expected)
+
+
 def test_no_pickle_is_read_in_place_of_missing_weights(
     pipeline: FusionPipeline, tmp_path: Path
 ) -> None:
-    pipeline.adapter.save_pretrained(tmp_path, safe_serialization=False)
+    ModelMixin.save_pretrained(pipeline.adapter, tmp_path, safe_serialization=False)
     assert (tmp_path / "diffusion_pytorch_model.bin").is_file()
     with pytest.raises(FusionError, match="safetensors"):
         FusionAdapter.from_pretrained(tmp_path)

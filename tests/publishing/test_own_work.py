@@ -9,7 +9,7 @@ import torch
 
 from fusionlib.profiles import ROOT
 
-PAGES = {"own_work": 7, "responsible_use": 1}
+PAGES = {"own_work": 9, "responsible_use": 1}
 """Pages with Python blocks, and the smallest number of blocks on each."""
 
 
