@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fusionlib.errors import FusionError
 from fusionlib.inputs.photos import prepare_photo
+from fusionlib.support.files import NEW, check_folder, replacing
 
 KINDS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes of picture files; other files are passed over."""
@@ -120,6 +121,7 @@ def frame_people(
     source, out = Path(source), Path(out)
     if out.exists():
         raise FusionError(f"{out} exists: name a new folder, or remove it first.")
+    check_folder(out, NEW)
     pictures = {
         folder: sorted(file for file in folder.iterdir() if file.suffix.lower() in KINDS)
         for folder in sorted(source.glob("*"))
@@ -128,21 +130,22 @@ def frame_people(
     if not any(pictures.values()):
         raise FusionError(f"{source} has no folders of pictures, one for each person.")
     rows, problems = [], []
-    for folder, files in pictures.items():
-        view = 0
-        for file in files:
-            try:
-                face = prepare_photo(file, size=size)
-            except FusionError as error:
-                problems.append(str(error))
-                continue
-            name = f"{folder.name}/{view:03d}.png"
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            face.save(out / name)
-            rows.append((folder.name, view, name, "photo"))
-            view += 1
-    if not rows:
-        raise FusionError(f"None of the pictures in {source} shows one face: {problems[0]}")
-    with open(out / "index.csv", "w", newline="", encoding="utf-8") as index:
-        csv.writer(index).writerows([("person", "view", "file", "style"), *rows])
+    with replacing(out, NEW) as new:
+        for folder, files in pictures.items():
+            view = 0
+            for file in files:
+                try:
+                    face = prepare_photo(file, size=size)
+                except FusionError as error:
+                    problems.append(str(error))
+                    continue
+                name = f"{folder.name}/{view:03d}.png"
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                face.save(new / name)
+                rows.append((folder.name, view, name, "photo"))
+                view += 1
+        if not rows:
+            raise FusionError(f"None of the pictures in {source} shows one face: {problems[0]}")
+        with open(new / "index.csv", "w", newline="", encoding="utf-8") as index:
+            csv.writer(index).writerows([("person", "view", "file", "style"), *rows])
     return dict(Counter(Counter(person for person, *_ in rows).values())), problems

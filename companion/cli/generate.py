@@ -190,12 +190,16 @@ def generate(
     if adapter is not None:
         check_model(adapter, file="config.json", what="adapter")
 
-    from fusionlib.inputs.images import prepare_output, save_png
+    from fusionlib.inputs.images import METADATA_KEY, prepare_output, save_png
     from fusionlib.inputs.layout import masks_from_files
+    from fusionlib.support.files import check_apart, check_writable
     from fusionlib.support.provenance import sha256_file
 
     for file in files:
         prepare_output(file)
+        check_writable(file, METADATA_KEY)
+        for path in (*paths, *masks):
+            check_apart(file, path, inside=False)
     for path in masks:
         masks_from_files([path])  # a mask that cannot be read is an error before models are loaded
     pipeline = load_pipeline(

@@ -1,5 +1,6 @@
 """What the commands share: how they fail and warn, and options that several of them have."""
 
+import errno
 import functools
 import warnings
 from collections.abc import Callable, Iterator
@@ -9,9 +10,14 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import typer
 
 from fusionlib.errors import FusionError
+from fusionlib.support.signals import Stopped, obeyed
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full disk, or of a user's full share of it."""
 
 
 def option(text: str, *names: str, shown: str | None = None, **more: Any) -> Any:
@@ -39,15 +45,34 @@ DeviceOption = Annotated[str | None, option("A torch device.", shown="cuda if th
 
 
 def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
-    """Print an error that a user can put right in one sentence, and exit with 1."""
+    """Print an error that a user can put right in one sentence, and exit with 1.
+
+    A signal ends the command and all processes that it started, and the exit code is 128 and the
+    signal's number, as a shell's.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with obeyed():
+                return command(*args, **kwargs)
+        except Stopped as stop:
+            from companion.publishing.tasks import end_children
+
+            typer.echo(str(stop), err=True)
+            end_children()
+            raise typer.Exit(128 + stop.number) from None
         except FusionError as error:
             typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(1) from None
+        except BrokenPipeError:  # typer ends without a word when its reader has gone
+            raise
+        except OSError as error:
+            if error.filename is None and error.strerror is None:
+                raise
+            named = f"{error.filename}: " if error.filename is not None else ""
+            kept = " What was there before is still whole." if error.errno in FULL else ""
+            typer.echo(f"Error: {named}{error.strerror}.{kept}", err=True)
+        raise typer.Exit(1)
 
     return wrapped
 

@@ -11,6 +11,7 @@ import typer
 
 from companion.cli.options import DeviceOption, ProfileOption, one_sentence, option
 from fusionlib.errors import FusionError
+from fusionlib.support.signals import PATIENCE, deferred
 
 if TYPE_CHECKING:
     from companion.evaluation.measure import Measurements
@@ -61,7 +62,9 @@ def run(
         seeds: 2
     """
     from companion.studies.declaration import load_declaration
+    from fusionlib.support.files import check_folder
 
+    check_folder(store, None, whole=False)
     declared = load_declaration(file)
     part, own_device = _share(share)
     if workers < 1:
@@ -98,11 +101,15 @@ def costs(
     Trainable parameters, steps and minutes are those that the training recorded; seconds are
     measured now, on the study's first person, and mean something on an idle machine only.
     """
-    from companion.studies.costs import cost_table, write_costs
+    from companion.studies.costs import COLUMNS, cost_table, write_costs
     from companion.studies.declaration import load_declaration
     from fusionlib.inputs.images import load_image
     from fusionlib.profiles import load_profile
+    from fusionlib.support.files import check_apart, check_writable
 
+    if record is not None:
+        check_writable(record, COLUMNS)
+        check_apart(record, file)
     declared = load_declaration(file)
     study = declared.study(device)
     references = [load_image(path) for path in study.people[0].references]
@@ -146,15 +153,17 @@ def _run_workers(count: int, arguments: list[str], device: str | None) -> None:
     with ExitStack() as opened:
         # Files, not pipes: a worker would wait for room in a pipe that is not read.
         said = [opened.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
-        processes = [
-            subprocess.Popen(
-                [*command, "--share", f"{number}/{count}"],
-                stdout=subprocess.DEVNULL,
-                stderr=None if number == 1 else said[number - 1],  # one bar is enough
-            )
-            for number in range(1, count + 1)
-        ]
+        processes: list[subprocess.Popen[bytes]] = []
         try:
+            for number in range(1, count + 1):
+                with deferred():  # a process that was started is known
+                    processes.append(
+                        subprocess.Popen(
+                            [*command, "--share", f"{number}/{count}"],
+                            stdout=subprocess.DEVNULL,
+                            stderr=None if number == 1 else said[number - 1],  # one bar is enough
+                        )
+                    )
             while any(process.poll() is None for process in processes):
                 if any(process.poll() for process in processes):
                     break
@@ -170,7 +179,11 @@ def _run_workers(count: int, arguments: list[str], device: str | None) -> None:
         finally:
             for process in processes:
                 process.terminate()
-                process.wait()
+            for process in processes:
+                try:
+                    process.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
 
 
 @app.command()
@@ -313,10 +326,13 @@ def evaluate(
     from companion.studies.picture_folder import read_folder
     from companion.studies.study import read_study
     from fusionlib.profiles import load_profile
-    from fusionlib.support.files import check_writable, write_atomically
+    from fusionlib.support.files import check_folder, check_writable, write_atomically
 
-    for file in filter(None, (out, record)):
-        check_writable(file)
+    if out is not None:
+        check_writable(out, ",unreadable")
+    if record is not None:
+        check_writable(record, '"scales": ')
+    check_folder(cache, None, whole=False)
     given = [text for text in classifier or [] if text != "none"]
     classifiers: dict[str, str | None] = dict(map(_classifier, given))
     ignored, remedy = 0, ""

@@ -104,6 +104,8 @@ def train(
         raise FusionError(f"The time limit must be more than 0 minutes, not {minutes}.")
     if steps is not None and steps < 1:
         raise FusionError(f"The number of steps must be 1 or more, not {steps}.")
+    if start_from is not None and not start_from.is_dir():
+        raise FusionError(f"--start-from names {start_from}, and there is no such folder.")
     from importlib import import_module
 
     from fusionlib.profiles import load_profile

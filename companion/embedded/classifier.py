@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForImageClassification
 
 from companion.embedded.augment import augment
-from companion.embedded.judges import SEED, build, train_judge
+from companion.embedded.judges import SEED, build, judge_folder, train_judge
 from companion.embedded.losses import heads_loss
 from fusionlib.errors import FusionError
 from fusionlib.profiles import Profile
@@ -122,6 +122,7 @@ def train(profile: Profile, options: RunOptions = DEFAULTS) -> Run:
     """
     recipe, sizes = profile.recipe("classifier"), profile.architecture["classifier"]
     size = sizes["image_size"]
+    judge_folder(profile, "classifier", options)
     data = load_labelled(profile.training.shards, size, profile.training.labels)
     torch.manual_seed(profile.seed + SEED)
     network = build(

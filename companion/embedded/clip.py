@@ -8,6 +8,7 @@ the image tower is trained alone.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -27,12 +28,13 @@ from transformers import (
 
 from companion.embedded.losses import contrastive_loss, word_loss
 from fusionlib.profiles import Profile
+from fusionlib.support.files import Made, replacing
 from fusionlib.training.checkpoints import start_weights
 from fusionlib.training.encoders import tokenize
-from fusionlib.training.export import save_model
+from fusionlib.training.export import model_files, own_folder, save_model
 from fusionlib.training.loop import Batch, Run
 from fusionlib.training.pictures import load_pictures
-from fusionlib.training.runs import DEFAULTS, RunOptions, run_folder, train_network
+from fusionlib.training.runs import DEFAULTS, RunOptions, check_runs, run_folder, train_network
 
 VIEWS = 4
 """Pictures of each person in a batch. Only expression, style and scene distinguish them, which
@@ -40,6 +42,16 @@ would hardly matter among pictures of strangers."""
 
 STAGES = ("clip", "clip_images")
 """The recipes, in order."""
+
+TOKENS = r"(vocab|tokenizer|tokenizer_config|special_tokens_map)\.json|merges\.txt"
+"""Names of a tokenizer's files."""
+
+FOLDERS = {
+    "clip": model_files('"model_type": "clip"', r"(pre)?processor_config\.json", TOKENS),
+    "text_encoder": model_files('"model_type": "clip_text_model"'),
+    "tokenizer": Made(TOKENS, {"tokenizer_config.json": "CLIPTokenizer"}),
+}
+"""What each of the three folders holds."""
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -122,19 +134,20 @@ def train(profile: Profile, options: RunOptions = DEFAULTS) -> Run:
     """
     profile.recipe("clip")  # or there is nothing to train
     target, start_from = Path(options.out or profile.base_model), options.start_from
+    for name, made in FOLDERS.items():
+        own_folder(target / name, made, "clip")
+    check_runs(profile, *STAGES)
     pictures = load_pictures(profile.training.shards, profile.resolution)
     if start_from:
         tokenizer = CLIPTokenizer.from_pretrained(start_from / "tokenizer")
-        (target / "tokenizer").mkdir(parents=True, exist_ok=True)
-        tokenizer.backend_tokenizer.model.save(str(target / "tokenizer"))
     else:
-        tokenizer = train_tokenizer(
-            (text for wordings in pictures.captions for text in wordings),
-            profile.architecture["clip"]["vocab_size"],
-            target / "tokenizer",
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer = train_tokenizer(
+                (text for wordings in pictures.captions for text in wordings),
+                profile.architecture["clip"]["vocab_size"],
+                Path(folder),
+            )
     tokenizer.model_max_length = profile.architecture["text"]["max_position_embeddings"]
-    tokenizer.save_pretrained(target / "tokenizer")
     side = {"height": profile.resolution, "width": profile.resolution}
     processor = CLIPProcessor(
         image_processor=CLIPImageProcessorPil(
@@ -195,12 +208,15 @@ def train(profile: Profile, options: RunOptions = DEFAULTS) -> Run:
         part_loss = partial(loss, size=recipe.batch_size, text_learns=text_learns)
         run = train_network(network, part_loss, profile, name, options, start=start)
         if text_learns or run.finished:
-            save_model(clip, target / "clip", run_folder(profile, name))
-            processor.save_pretrained(target / "clip")
+            made, record = FOLDERS["clip"], run_folder(profile, name)
+            save_model(clip, target / "clip", made, record, processor=processor)
         if text_learns:
             text_encoder = CLIPTextModel(clip.config.text_config)
             text_encoder.load_state_dict(clip.text_model.state_dict())
-            save_model(text_encoder, target / "text_encoder")
+            save_model(text_encoder, target / "text_encoder", FOLDERS["text_encoder"])
+            with replacing(target / "tokenizer", FOLDERS["tokenizer"]) as new:
+                tokenizer.save_pretrained(new)
+                tokenizer.backend_tokenizer.model.save(str(new))
         if not run.finished:
             break  # the next recipe starts from what this one ends with
     return run

@@ -19,9 +19,12 @@ from companion.embedded.unet import CaptionedLatents
 from fusionlib.errors import FusionError
 from fusionlib.profiles import Profile
 from fusionlib.training.checkpoints import load_frozen, start_weights
-from fusionlib.training.export import own_folder, save_model
+from fusionlib.training.export import model_files, own_folder, save_model
 from fusionlib.training.loop import Batch, Run
-from fusionlib.training.runs import DEFAULTS, RunOptions, run_folder, train_network
+from fusionlib.training.runs import DEFAULTS, RunOptions, check_runs, run_folder, train_network
+
+CONTROLNET = model_files('"ControlNetModel"')
+"""What the ControlNet's folder holds."""
 
 
 class Controlled(nn.Module):
@@ -126,7 +129,8 @@ def train(profile: Profile, options: RunOptions = DEFAULTS) -> Run:
             f"the profile '{profile.name}' names no controlnet: say with --out where to write it"
         )
     base = Path(profile.base_model)
-    target = own_folder(Path(options.out or profile.controlnet or ""))
+    target = own_folder(Path(options.out or profile.controlnet or ""), CONTROLNET, "controlnet")
+    check_runs(profile, "controlnet")
     data = CaptionedLatents(profile, base, depth=True)
     depth = torch.from_numpy(data.pictures.depth)
     unet = load_frozen(UNet2DConditionModel, base / "unet")
@@ -148,5 +152,5 @@ def train(profile: Profile, options: RunOptions = DEFAULTS) -> Run:
 
     network = Controlled(unet, controlnet)
     run = train_network(network, loss, profile, "controlnet", options, start=start)
-    save_model(controlnet, target, run_folder(profile, "controlnet"))
+    save_model(controlnet, target, CONTROLNET, run_folder(profile, "controlnet"))
     return run

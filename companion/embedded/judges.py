@@ -16,16 +16,34 @@ from torch.optim.swa_utils import update_bn
 from transformers import AutoConfig, PreTrainedModel, ViTImageProcessorPil
 
 from fusionlib.profiles import Profile
+from fusionlib.support.files import Made
 from fusionlib.training.checkpoints import Start
-from fusionlib.training.export import save_model
+from fusionlib.training.export import model_files, own_folder, save_model
 from fusionlib.training.loop import LossFunction, Run, step_generator
-from fusionlib.training.runs import RunOptions, run_folder, train_network
+from fusionlib.training.runs import RunOptions, check_runs, run_folder, train_network
 
 SETTLING = 64
 """Number of batches over which the final statistics of batch normalisation are taken."""
 
 SEED = 1009
 """Number added to the profile's seed, so that judges and generators draw different numbers."""
+
+
+def judge_files(profile: Profile, name: str) -> Made:
+    """What a judge's folder holds."""
+    kind = profile.architecture[name]["model_type"]
+    return model_files(f'"model_type": "{kind}"', r"preprocessor_config\.json")
+
+
+def judge_folder(profile: Profile, name: str, options: RunOptions) -> Path:
+    """Return the folder of a judge, after a look at whether it may be written.
+
+    Raises:
+        FusionError: It holds anything that would be lost, or another process trains the judge.
+    """
+    folder = Path(options.out or profile.base_model) / name
+    check_runs(profile, name)
+    return own_folder(folder, judge_files(profile, name), name)
 
 
 def build(auto: Any, sizes: dict[str, Any], **settings: Any) -> PreTrainedModel:
@@ -67,7 +85,8 @@ def train_judge(
     run = train_network(network, loss, profile, name, options, seed=seed, start=start)
     settle(judge, lambda generator: draw(generator)[0], seed)
     size, folder = profile.architecture[name]["image_size"], Path(options.out or profile.base_model)
-    save_judge(judge, size, folder / name, run_folder(profile, name))
+    made = judge_files(profile, name)
+    save_judge(judge, size, folder / name, made, run_folder(profile, name))
     return run
 
 
@@ -90,15 +109,18 @@ def settle(network: nn.Module, draw: Callable[[torch.Generator], Tensor], seed: 
     network.eval()
 
 
-def save_judge(network: PreTrainedModel, size: int, folder: Path, run_folder: Path) -> None:
+def save_judge(
+    network: PreTrainedModel, size: int, folder: Path, made: Made, run_folder: Path
+) -> None:
     """Write a judge as transformers loads it: weights in float16, configuration, image processor.
 
     Args:
         network: Judge to save.
         size: Side of the pictures that it takes; others are resized, and values scaled to [-1, 1].
         folder: Folder of the judge, replaced as a whole.
+        made: What such a folder holds.
         run_folder: Folder of its run, see `fusionlib.training.export.save_model`.
     """
     processor = ViTImageProcessorPil(size={"height": size, "width": size})
     text = processor.to_json_string()
-    save_model(network, folder, run_folder, {"preprocessor_config.json": text})
+    save_model(network, folder, made, run_folder, {"preprocessor_config.json": text})

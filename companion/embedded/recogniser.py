@@ -14,7 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from companion.embedded.augment import augment
 from companion.embedded.faces import load_faces
-from companion.embedded.judges import SEED, build, train_judge
+from companion.embedded.judges import SEED, build, judge_folder, train_judge
 from companion.embedded.losses import arcface_loss
 from fusionlib.profiles import Profile
 from fusionlib.training.checkpoints import start_weights
@@ -52,6 +52,7 @@ def train(profile: Profile, options: RunOptions = DEFAULTS) -> Run:
     """
     recipe, sizes = profile.recipe("identity"), profile.architecture["identity"]
     size = sizes["image_size"]
+    judge_folder(profile, "identity", options)
     cache = Path(profile.training.runs) / "faces"
     faces = load_faces(profile.training.shards, size, cache, detector=profile.detector)
     torch.manual_seed(profile.seed + SEED)

@@ -12,17 +12,24 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fusionlib.profiles import Profile
+from fusionlib.support.files import Made, check_folder, check_writable, replacing
 from fusionlib.training.cached import cached_latents
 from fusionlib.training.checkpoints import load_frozen, start_weights
 from fusionlib.training.denoising import diffusion_loss, noised
 from fusionlib.training.encoders import embed_captions, face_weights
-from fusionlib.training.export import save_model
+from fusionlib.training.export import model_files, own_folder, save_model
 from fusionlib.training.loop import Batch, Run, generator_on
 from fusionlib.training.pictures import load_pictures
-from fusionlib.training.runs import DEFAULTS, RunOptions, run_folder, train_network
+from fusionlib.training.runs import DEFAULTS, RunOptions, check_runs, run_folder, train_network
 
 TEXT_DROPOUT = 0.1
 """Share of samples with the empty prompt, for classifier-free guidance (Ho and Salimans 2022)."""
+
+UNET = model_files('"UNet2DConditionModel"')
+"""What the UNet's folder holds."""
+
+SCHEDULER = Made(r"scheduler_config\.json", {"scheduler_config.json": '"DDIMScheduler"'})
+"""What the scheduler's folder holds."""
 
 
 class CaptionedLatents:
@@ -89,6 +96,10 @@ def train(profile: Profile, options: RunOptions = DEFAULTS) -> Run:
     """
     target = Path(options.out or profile.base_model)
     profile.recipe("base")  # or there is nothing to train
+    own_folder(target / "unet", UNET, "base")
+    check_folder(target / "scheduler", SCHEDULER)
+    check_writable(target / "model_index.json", '"StableDiffusionPipeline"')
+    check_runs(profile, "base")
     data = CaptionedLatents(profile, target)
     torch.manual_seed(profile.seed)
     unet = UNet2DConditionModel(**profile.architecture["unet"])
@@ -105,8 +116,9 @@ def train(profile: Profile, options: RunOptions = DEFAULTS) -> Run:
         return data.loss(batch, scheduler, predict)
 
     run = train_network(unet, loss, profile, "base", options, start=start)
-    save_model(unet, target / "unet", run_folder(profile, "base"))
-    scheduler.save_pretrained(target / "scheduler")
+    save_model(unet, target / "unet", UNET, run_folder(profile, "base"))
+    with replacing(target / "scheduler", SCHEDULER) as partial:
+        scheduler.save_pretrained(partial)
     pipeline = StableDiffusionPipeline(
         vae=load_frozen(AutoencoderKL, target / "vae"),
         text_encoder=load_frozen(CLIPTextModel, target / "text_encoder"),

@@ -25,10 +25,10 @@ from companion.embedded.losses import gaussian_kl, reconstruction_loss
 from fusionlib.profiles import Profile
 from fusionlib.training.checkpoints import start_weights
 from fusionlib.training.encoders import encode_pictures
-from fusionlib.training.export import save_model
+from fusionlib.training.export import model_files, own_folder, save_model
 from fusionlib.training.loop import Batch, Run
 from fusionlib.training.pictures import load_pictures
-from fusionlib.training.runs import DEFAULTS, RunOptions, run_folder, train_network
+from fusionlib.training.runs import DEFAULTS, RunOptions, check_runs, run_folder, train_network
 
 KL_WEIGHT = 0.005
 """Weight of the KL divergence, per value of the picture, against L1."""
@@ -41,6 +41,9 @@ LOG_VARIANCE = -5.0
 
 SIDES = {"vae_quarter": 4, "vae_half": 2, "vae": 1}
 """The recipes in the order of growth, and the divisor of the pictures' side in each."""
+
+VAE = model_files('"AutoencoderKL"')
+"""What the autoencoder's folder holds."""
 
 
 class GrowingAutoencoder(nn.Module):
@@ -166,6 +169,8 @@ def train(profile: Profile, options: RunOptions = DEFAULTS, *, encoder: bool = F
     """
     recipes = {name: profile.recipe(name) for name in SIDES}
     target, start_from = Path(options.out or profile.base_model), options.start_from
+    own_folder(target / "vae", VAE, "vae")
+    check_runs(profile, *SIDES)
     pictures = load_pictures(profile.training.shards, profile.resolution)
     torch.manual_seed(profile.seed)
     vae = AutoencoderKL(**profile.architecture["vae"])
@@ -221,7 +226,7 @@ def train(profile: Profile, options: RunOptions = DEFAULTS, *, encoder: bool = F
             return run  # the next recipe starts from what this one ends with
         if divisor == 2:
             centre_latents(vae, encode_pictures(vae, pictures, torch.arange(0, len(pictures), 7)))
-        save_model(vae, target / "vae", run_folder(profile, name))
+        save_model(vae, target / "vae", VAE, run_folder(profile, name))
     assert run is not None
     return run
 

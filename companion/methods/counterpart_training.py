@@ -12,6 +12,7 @@ trains (`companion.embedded.recogniser`), which has to be independent of all of 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,12 +49,25 @@ from fusionlib.support.files import replacing
 from fusionlib.training import adapter as fused
 from fusionlib.training.checkpoints import FrozenBase, checkpoint_folder, load_frozen
 from fusionlib.training.denoising import DenoisingTask, Drawn
-from fusionlib.training.export import copy_record, half, half_module, own_folder
+from fusionlib.training.export import (
+    ADAPTER,
+    WEIGHTS,
+    copy_record,
+    half,
+    half_module,
+    model_files,
+    own_folder,
+)
 from fusionlib.training.loop import Run
 from fusionlib.training.pictures import load_pictures
-from fusionlib.training.runs import DEFAULTS, RunOptions, run_folder, train_network
+from fusionlib.training.runs import DEFAULTS, RunOptions, check_runs, run_folder, train_network
 from fusionlib.training.sources import Inputs, memory_source
 from fusionlib.unet_layers import cross_attention_layers
+
+MADE = model_files(
+    '"trained_parameters"', re.escape(FILE), rf"(ControlNetModel|encoder)/(config\.json|{WEIGHTS})"
+)
+"""What a counterpart's folder holds."""
 
 RESAMPLER = 64
 """Width of the resamplers of IP-Adapter Plus and InstantID, which have one attention head."""
@@ -451,7 +465,9 @@ def train_method(profile: Profile, name: str, options: RunOptions = DEFAULTS) ->
             f"The profile {profile.name!r} names no folder for it: give --out, or counterparts: in "
             "the profile."
         )
-    folder = own_folder(options.out or Path(str(profile.counterparts)) / name)
+    made = ADAPTER if name in ABLATIONS else MADE
+    folder = own_folder(options.out or Path(str(profile.counterparts)) / name, made, name)
+    check_runs(profile, name)
     if name in ABLATIONS:
         options = replace(options, out=folder)
         return fused.train(changed(profile, name), options, name=name, make_monitor=make_monitor)
@@ -475,7 +491,7 @@ def _save(network: Counterpart, name: str, folder: Path, profile: Profile, run: 
         "steps": run.steps,
         "options": COUNTERPARTS[name],
     }
-    with replacing(folder) as partial:
+    with replacing(folder, MADE) as partial:
         partial.mkdir(parents=True)
         network.save(partial)
         (partial / "config.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")

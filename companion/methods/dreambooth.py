@@ -27,7 +27,7 @@ from companion.methods.common import make_method
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT
 from fusionlib.profiles.loading import load_stock
-from fusionlib.support.files import write_atomically
+from fusionlib.support.files import check_folder, write_atomically
 from fusionlib.support.provenance import sha256_file, sha256_json, sha256_modules
 
 RATES = {"lora": 1e-4, "full": 5e-6}
@@ -234,6 +234,7 @@ class Student:
         learned = self._folder / f"{name}.safetensors"
         if not learned.is_file():
             try:
+                check_folder(self._folder, None, whole=False)
                 self._train(pixels, learned)
             except OSError as error:
                 raise FusionError(
@@ -388,5 +389,4 @@ class Student:
         return {name: weight.detach().cpu().clone() for name, weight in self._weights.items()}
 
     def _write(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, write)

@@ -24,6 +24,7 @@ from companion.evaluation.readings import observe
 from companion.evaluation.separation import Vectors, nearest
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
+from fusionlib.support.files import check_writable, replacing
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def embed_training_set(shards: str | Path, checkpoint: str, out: str | Path) -> 
 
     from fusionlib.training.shards import index_samples
 
+    out = check_writable(out, '"embeddings":')
     scorer = ClipScorer(checkpoint)
     rows, person, view, seeds = [], [], [], set()
     for sample in tqdm(index_samples(shards).samples, desc="embedding", mininterval=2.0):
@@ -82,18 +84,16 @@ def embed_training_set(shards: str | Path, checkpoint: str, out: str | Path) -> 
             f"{shards} needs pictures of one rendered data set, whose records name person, view "
             f"and seed; found {len(seeds)} seeds."
         )
-    out = Path(out)
-    partial = out.with_name(f".{out.name}.partial")
-    save_file(
-        {
-            "embeddings": np.stack(rows),
-            "person": np.array(person, dtype=np.int32),
-            "view": np.array(view, dtype=np.int16),
-        },
-        partial,
-        metadata={"seed": str(seeds.pop()), "clip": scorer.fingerprint},
-    )
-    partial.replace(out)
+    with replacing(out) as partial:
+        save_file(
+            {
+                "embeddings": np.stack(rows),
+                "person": np.array(person, dtype=np.int32),
+                "view": np.array(view, dtype=np.int16),
+            },
+            partial,
+            metadata={"seed": str(seeds.pop()), "clip": scorer.fingerprint},
+        )
     return len(rows)
 
 

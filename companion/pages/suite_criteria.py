@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from companion.pages.judging_judges import all_pictures, read_records
 from companion.person import Person
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
+from fusionlib.support.files import write_atomically
 from fusionlib.support.provenance import sha256_file, sha256_modules
 
 CAPTION_FIELDS = ("style", "scene", "expression", "role", "gender")
@@ -113,9 +115,8 @@ def criteria_of_autoencoder(
         picture = load_image(path)
         target = folder / f"{sha256_file(path)[:32]}.png"
         if not target.is_file():
-            partial = target.with_suffix(".partial")
-            reconstruct(pipeline, [picture])[0].save(partial, format="PNG")
-            partial.replace(target)
+            restored_picture = reconstruct(pipeline, [picture])[0]
+            write_atomically(target, partial(restored_picture.save, format="PNG"))
         values.append(psnr(np.asarray(load_image(target)), np.asarray(picture)))
         restored.append(target)
     seen = observe(restored, {"it": recogniser}, detector=detector, cache=cache, strict=True)

@@ -18,11 +18,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import multiprocessing
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,8 +43,16 @@ from companion.people.render import Picture, inverse_depth, render_views
 from companion.people.requirements import require
 from companion.people.view import sample_view
 from fusionlib.errors import FusionError
-from fusionlib.support.files import write_atomically, write_text
+from fusionlib.support.files import (
+    Made,
+    check_folder,
+    locked,
+    write_atomically,
+    write_bytes,
+    write_text,
+)
 from fusionlib.support.provenance import package_versions
+from fusionlib.support.signals import worker_pool
 
 SAMPLES_PER_SHARD = 400
 WORDINGS = 4  # captions for each picture; the first is also the .txt file
@@ -253,14 +260,22 @@ def _check(people: int, views: int = 1, workers: int = 1, groups: int = 0) -> No
     require("anny", "pyvista")
 
 
-def _folder(out: Path | str) -> Path:
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FusionError(f"Cannot create the folder {folder}: {error.strerror}.") from error
-    if not os.access(folder, os.W_OK):
-        raise FusionError(f"Cannot write into the folder {folder}: choose another one.")
+MANIFEST = {"manifest.json": '"first_person"'}
+"""How a folder of rendered people is known."""
+
+SHARDS = Made(r"(groups-)?\d{5,}\.tar|manifest\.json", MANIFEST)
+"""What a folder of shards holds."""
+
+FILES = Made(
+    r"\d{4,}(_\d+)?\.(jpg|txt|json|mask\.png|depth\.png)|index\.csv|manifest\.json", MANIFEST
+)
+"""What a folder of plain files holds."""
+
+
+def _folder(out: Path | str, made: Made) -> Path:
+    """Make the folder of a set, which may hold such a set and nothing else."""
+    folder = check_folder(out, made, whole=False)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -363,7 +378,7 @@ def render_dataset(
     from tqdm import tqdm
 
     _check(people, views, workers, groups)
-    folder = _folder(out)
+    folder = _folder(out, SHARDS)
     made: dict[str, Any] = {"people": people, "views": views, "seed": seed, "size": size}
     each = max(1, SAMPLES_PER_SHARD // views) * views
     made |= {"first_person": first_person, "split": split, "samples_per_shard": each}
@@ -375,16 +390,13 @@ def render_dataset(
     held = {shard: _held(shard) for shard in {job.path for job in (*jobs, *former)}}
     _refuse_loss(folder, (key for keys, _ in held.values() for key in keys), jobs)
     todo = [job for job in jobs if held[job.path] != (job.keys(), None)]
-    _write_manifest(folder, {**parameters, "complete": not todo})
     total = people * views + groups
-    with tqdm(total=total, unit="picture", desc=f"people ({split})") as bar:
+    with locked(folder), tqdm(total=total, unit="picture", desc=f"people ({split})") as bar:
+        _write_manifest(folder, {**parameters, "complete": not todo})
         bar.update(total - sum(len(job) for job in todo))
         if todo:
             # Processes are spawned, since the rasteriser's threads must not be forked.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(
-                min(workers, len(todo)), mp_context=context, initializer=_start_worker
-            ) as pool:
+            with worker_pool(min(workers, len(todo)), _start_worker) as pool:
                 # On a new machine the first load fills anny's cache, so one process goes first.
                 pool.submit(_load).result()
                 for finished in as_completed([pool.submit(_write_shard, job) for job in todo]):
@@ -442,7 +454,7 @@ def export_files(
     from tqdm import tqdm
 
     _check(people, views)
-    folder = _folder(out)
+    folder = _folder(out, FILES)
 
     def row(record: dict[str, Any]) -> dict[str, Any]:
         number = record["person"] - first_person
@@ -485,7 +497,7 @@ def export_groups(
     if groups < 1:
         raise FusionError(f"The number of groups must be at least 1, not {groups}.")
     _check(people, groups=groups)
-    folder = _folder(out)
+    folder = _folder(out, FILES)
 
     def row(record: dict[str, Any]) -> dict[str, Any]:
         number, members = record["group"] - first_person, record["members"]
@@ -518,15 +530,17 @@ def _export(
 ) -> Path:
     """Write plain files, their index (a row from each record) and a manifest; return the index."""
     rows = []
-    for sample in samples:
-        rows.append(row(sample.record))
-        stem = rows[-1]["file"].removesuffix(".jpg")
-        for suffix, content in sample.files.items():
-            (folder / f"{stem}.{suffix}").write_bytes(content)
-    index = folder / "index.csv"
-    with index.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    index, text = folder / "index.csv", io.StringIO()
+    with locked(folder):
+        _write_manifest(folder, {**parameters, "complete": False})
+        for sample in samples:
+            rows.append(row(sample.record))
+            stem = rows[-1]["file"].removesuffix(".jpg")
+            for suffix, content in sample.files.items():
+                write_bytes(folder / f"{stem}.{suffix}", content)
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    _write_manifest(folder, {**parameters, "complete": True, "samples": len(rows)})
+        write_text(index, text.getvalue())
+        _write_manifest(folder, {**parameters, "complete": True, "samples": len(rows)})
     return index

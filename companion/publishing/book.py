@@ -26,7 +26,14 @@ from companion.publishing.tasks import Stage, read_stamp, write_stamp
 from companion.publishing.toc import prune_toc, toc_notebooks, toc_pages, unlink
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT
-from fusionlib.support.files import short
+from fusionlib.support.files import (
+    check_apart,
+    check_folder,
+    locked,
+    replacing,
+    short,
+    write_bytes,
+)
 from fusionlib.support.provenance import sha256_folder
 
 LAST_LINES = 6
@@ -44,6 +51,40 @@ BROWSERS = (
 
 PLAYWRIGHT = ("chromium-*/chrome-linux*/chrome", "chromium-*/chrome-mac*/*.app/Contents/MacOS/*")
 """Where ``playwright install chromium`` puts one, in each of its folders for browsers."""
+
+
+SOURCES = ("book", "notebooks", "fusionlib", "companion", "data", "tests")
+"""Folders of the repository that are read."""
+
+BUILT = {
+    "book": "stamps/book.json",
+    "book.pdf": "stamps/pdf.json",
+    "book-source": "executed",
+    "book-build": "executed",
+    "manifest.json": "executed",
+}
+"""What is replaced in the folder of a reproduction, and what else is there if it made it."""
+
+
+def check_build(out: str | Path, root: Path) -> Path:
+    """Return the folder of everything that is built, after a look at whether it may be written.
+
+    Raises:
+        FusionError: It is one of the repository's sources, cannot be written, or holds what a
+            reproduction did not make and would replace.
+    """
+    folder = check_folder(out, None, whole=False)
+    for name in SOURCES:
+        check_apart(folder, root / name, around=False)
+        check_apart(folder / name, root / name, around=False)
+    for name, sign in BUILT.items():
+        if (folder / name).exists() and not (folder / sign).exists():
+            raise FusionError(
+                f"The output {out} holds {name}, which no reproduction made here and which would "
+                f"be replaced: give a folder of its own, {short(folder / 'build')} for example."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def build_book(
@@ -74,7 +115,19 @@ def build_book(
     Raises:
         FusionError: A notebook was not executed yet, or the book does not build.
     """
-    out = Path(out).resolve()
+    out = check_build(out, root)
+    with locked(out / "book-source"):
+        return _build_book(out, root, force, partial, left_out, label)
+
+
+def _build_book(
+    out: Path,
+    root: Path,
+    force: bool,
+    partial: bool,
+    left_out: Mapping[str, str] | None,
+    label: str,
+) -> Stage:
     source = assemble_book(out, root, partial=partial, left_out=left_out)
     digest = sha256_folder(source)
     known = read_stamp(out, "book")
@@ -88,8 +141,8 @@ def build_book(
     built = _run_builder(out, source, "html")
     if not unfinished(out, source) and (wrong := broken_pages(built)):
         raise FusionError(f"The book is not fit to publish: {'; '.join(wrong[:LAST_LINES])}")
-    shutil.rmtree(pages, ignore_errors=True)
-    os.replace(built, pages)
+    with replacing(pages) as new:
+        shutil.move(built, new)
     shutil.rmtree(out / "book-build")
     publish_manifest(out)
     seconds = time.perf_counter() - started
@@ -100,7 +153,7 @@ def build_book(
 def publish_manifest(out: Path) -> None:
     """Copy ``out/manifest.json``, if there is one, beside the pages for their readers."""
     if (out / "manifest.json").exists() and (out / "book").is_dir():
-        shutil.copyfile(out / "manifest.json", out / "book" / "manifest.json")
+        write_bytes(out / "book" / "manifest.json", (out / "manifest.json").read_bytes())
 
 
 def build_pdf(
@@ -124,8 +177,15 @@ def build_pdf(
     Raises:
         FusionError: There is no Chromium, a notebook was not executed yet, or either step fails.
     """
-    out = Path(out).resolve()
+    out = check_build(out, root)
     browser = find_browser()
+    with locked(out / "book-source"):
+        return _build_pdf(out, root, browser, left_out, label)
+
+
+def _build_pdf(
+    out: Path, root: Path, browser: str, left_out: Mapping[str, str] | None, label: str
+) -> Path:
     source = assemble_book(out, root, left_out=left_out)
     pdf = out / "book.pdf"
     digest = sha256_folder(source)

@@ -18,10 +18,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from fusionlib.support.files import write_text
+from fusionlib.support.files import Made, replacing, write_bytes
 
 EXPORTED = ("application/pdf", "text/csv", "text/latex")
 """Kinds of outputs that become files; a page shows the PNG or the HTML beside them."""
+
+EXPORTS = Made(r"[^/]+\.(png|pdf|csv|tex)|index\.json", {"index.json": '"digest"'})
+"""What the folder of a notebook's exports holds."""
 
 PIXELS_PER_INCH = 300
 """Resolution of a picture on its PDF page."""
@@ -62,8 +65,10 @@ class StoredTable:
 
 
 def remove_exports(out: Path, name: str) -> None:
-    """Delete what was exported from a notebook."""
-    shutil.rmtree(out / "exports" / name, ignore_errors=True)
+    """Delete what was exported from a notebook, and nothing else."""
+    folder = out / "exports" / name
+    if not EXPORTS.foreign(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def export_notebook(
@@ -87,22 +92,18 @@ def export_notebook(
     if not again and _digest(folder) == record["digest"]:
         return folder
     notebook = nbformat.read(executed, as_version=4)
-    partial = folder.with_name(f".{executed.stem}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-
+    files: dict[str, bytes] = {}
     figures = []
     for figure in find_figures(notebook):
-        (partial / f"{figure.name}.png").write_bytes(figure.png)
-        (partial / f"{figure.name}.pdf").write_bytes(figure.pdf or pdf_of_pixels(figure.png))
+        files[f"{figure.name}.png"] = figure.png
+        files[f"{figure.name}.pdf"] = figure.pdf or pdf_of_pixels(figure.png)
         entry = {"png": f"{figure.name}.png", "pdf": f"{figure.name}.pdf"}
         vector = figure.pdf is not None
         figures.append(entry | {"vector": vector, "caption": figure.caption, "alt": figure.alt})
     tables = []
     for number, table in enumerate(find_tables(notebook), start=1):
         name = f"table-{number}"
-        (partial / f"{name}.csv").write_text(table.csv, encoding="utf-8")
-        (partial / f"{name}.tex").write_text(table.latex, encoding="utf-8")
+        files |= {f"{name}.csv": table.csv.encode(), f"{name}.tex": table.latex.encode()}
         tables.append({"csv": f"{name}.csv", "latex": f"{name}.tex", "caption": table.caption})
 
     index = {
@@ -113,9 +114,10 @@ def export_notebook(
         "figures": figures,
         "tables": tables,
     }
-    write_text(partial / "index.json", json.dumps(index, indent=2, ensure_ascii=False) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    files["index.json"] = (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
+    with replacing(folder, EXPORTS) as partial:
+        for name, content in files.items():
+            write_bytes(partial / name, content)
     return folder
 
 

@@ -20,8 +20,9 @@ from companion.publishing.exports import export_notebook, remove_exports
 from companion.publishing.tasks import Stage, read_stamp, write_stamp
 from companion.publishing.toc import toc_notebooks
 from fusionlib.errors import FusionError
-from fusionlib.support.files import short
+from fusionlib.support.files import check_apart, short
 from fusionlib.support.provenance import sha256_folder, sha256_json
+from fusionlib.support.signals import Stopped, received
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -307,6 +308,7 @@ def execute_notebook(
 
     for folder in (executed.parent, failed.parent):
         folder.mkdir(parents=True, exist_ok=True)
+    check_apart(executed, notebook)
     partial = executed.with_name(f".{notebook.stem}.{os.getpid()}.partial.ipynb")
     try:
         papermill.execute_notebook(
@@ -321,6 +323,8 @@ def execute_notebook(
         )
         os.replace(partial, executed)
     except (PapermillExecutionError, RuntimeError) as error:  # the latter from a kernel's death
+        if stop := received():
+            raise Stopped(stop) from error
         os.replace(partial, failed)
         said = f"{error}, as kernels do when memory runs out"
         if isinstance(error, PapermillExecutionError):

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from companion.publishing.book import build_book, publish_manifest
+from companion.publishing.book import build_book, check_build, publish_manifest
 from companion.publishing.notebooks import (
     choose_notebooks,
     comes_after,
@@ -30,7 +30,7 @@ from companion.publishing.preflight import check_ready
 from companion.publishing.tasks import Stage, cores, default_jobs, read_stamp, run_in_order
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT, Profile, load_profile
-from fusionlib.support.files import short, write_text
+from fusionlib.support.files import locked, short, write_text
 from fusionlib.support.provenance import manifest, sha256_file, sha256_folder, sha256_json
 
 
@@ -90,6 +90,7 @@ def reproduce(
     if dry_run:
         check_ready(settings, chosen, given)
         return out / "executed"
+    check_build(out, root)
     inputs = _shared_inputs(root, settings)
     labels = [f"[{number}/{len(chosen) + book}]" for number in range(1, len(chosen) + book + 1)]
     label_of = dict(zip(chosen, labels, strict=False))
@@ -111,7 +112,7 @@ def reproduce(
     order = {name: [other for other in after[name] if other in chosen] for name in chosen}
     if jobs > 1:
         order = _longest_first(order, out, root)
-    with _environment(_offline(inputs) | _threads(jobs)):
+    with locked(out / "executed"), _environment(_offline(inputs) | _threads(jobs)):
         ran = run_in_order(order, run, jobs=jobs)
     outcomes = {name: ran[name] for name in chosen}
     stages = [stage for stage in outcomes.values() if isinstance(stage, Stage)]

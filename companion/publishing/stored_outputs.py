@@ -29,7 +29,7 @@ from companion.publishing.tasks import run_in_order
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import to_rgb
 from fusionlib.profiles import ROOT
-from fusionlib.support.files import short, write_text
+from fusionlib.support.files import check_folder, locked, short, write_text
 from fusionlib.support.provenance import sha256_json
 
 if TYPE_CHECKING:
@@ -115,7 +115,9 @@ def store_outputs(
         print(f"{short(chosen[name])}: stored, {len(text.encode()) / 1000:.0f} kB", flush=True)
         return chosen[name]
 
-    outcomes = run_in_order(order, run, jobs=1)
+    check_folder(folder, None, whole=False)
+    with locked(folder):
+        outcomes = run_in_order(order, run, jobs=1)
     failed = [str(outcome) for outcome in outcomes.values() if isinstance(outcome, FusionError)]
     if failed:
         raise FusionError(

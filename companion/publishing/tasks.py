@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TypeVar
 
 from fusionlib.errors import FusionError
 from fusionlib.support.files import write_text
+from fusionlib.support.signals import PATIENCE, Stopped
 
 T = TypeVar("T")
 
@@ -40,6 +42,18 @@ def default_jobs() -> int:
     return max(1, min(cores(), psutil.virtual_memory().available // NOTEBOOK_MEMORY))
 
 
+def end_children() -> None:
+    """Ask all processes that this one started to end, and end those that do not in time."""
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    for ask in (psutil.Process.terminate, psutil.Process.kill):
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                ask(child)
+        _, children = psutil.wait_procs(children, timeout=PATIENCE)
+
+
 def run_in_order(
     after: Mapping[str, Collection[str]],
     run: Callable[[str, Mapping[str, T | FusionError]], T],
@@ -52,8 +66,7 @@ def run_in_order(
         after: For each task, those it comes after; where nothing else decides, tasks start in the
             order of this mapping.
         run: Function that runs the named task. It is given the outcomes of the tasks that this one
-            comes after. With more than one job it runs in threads, so the work should be done by
-            another process.
+            comes after. It runs in a thread, so the work should be done by another process.
         jobs: How many tasks to run at once.
 
     Returns:
@@ -71,6 +84,7 @@ def run_in_order(
         raise FusionError(f"These come after each other: {circle}. Take one out.") from None
 
     outcomes: dict[str, T | FusionError] = {}
+    threads: list[Thread] = []
 
     def start(name: str) -> Future[T]:
         future: Future[T] = Future()
@@ -82,26 +96,32 @@ def run_in_order(
             except BaseException as error:  # raised again where the result is read
                 future.set_exception(error)
 
-        if jobs <= 1:  # in the main thread, where an interrupt also stops the task
-            attempt()
-        else:  # a daemon, so that after an interrupt nothing waits for it
-            Thread(target=attempt, daemon=True).start()
+        # Signals come to the main thread, which therefore only waits. A daemon, so that nothing
+        # waits for a task that does not end.
+        threads.append(Thread(target=attempt, daemon=True))
+        threads[-1].start()
         return future
 
     ready: list[str] = []
     running: dict[Future[T], str] = {}
-    while sorter.is_active():
-        ready = sorted([*ready, *sorter.get_ready()], key=list(after).index)
-        while ready and len(running) < max(jobs, 1):
-            name = ready.pop(0)
-            running[start(name)] = name
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            name = running.pop(future)
-            try:
-                outcomes[name] = future.result()
-            except FusionError as error:
-                outcomes[name] = error
-            sorter.done(name)
+    try:
+        while sorter.is_active():
+            ready = sorted([*ready, *sorter.get_ready()], key=list(after).index)
+            while ready and len(running) < max(jobs, 1):
+                name = ready.pop(0)
+                running[start(name)] = name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                try:
+                    outcomes[name] = future.result()
+                except FusionError as error:
+                    outcomes[name] = error
+                sorter.done(name)
+    except Stopped:
+        end_children()
+        for thread in threads:  # which find their kernels gone, and clear away what is unfinished
+            thread.join(PATIENCE)
+        raise
     return {name: outcomes[name] for name in after}
 
 

@@ -21,6 +21,9 @@ from fusionlib.profiles import Profile
 from fusionlib.support.files import write_text
 from fusionlib.support.provenance import processor
 
+COLUMNS = "prepare_s,picture_s,measured_on,parameters,steps"
+"""Columns of the record, after the method's name."""
+
 
 def cost_table(
     profile: Profile,
@@ -75,7 +78,7 @@ def write_costs(costs: pd.DataFrame, path: str | Path) -> None:
         costs: Table of `cost_table`.
         path: File to write.
     """
-    kept = costs[["prepare_s", "picture_s", "measured_on", "parameters", "steps"]].round(4)
+    kept = costs[COLUMNS.split(",")].round(4)
     write_text(Path(path), kept.to_csv(index_label="method"))
 
 

@@ -28,7 +28,7 @@ from companion.person import Person
 from companion.studies.store import Store
 from companion.studies.study import left_out, read_study
 from fusionlib.errors import FusionError
-from fusionlib.support.files import write_text
+from fusionlib.support.files import NEW, check_folder, replacing, write_text
 
 REFERENCES, OTHERS, INDEX = "references", "others", "index.csv"
 
@@ -198,15 +198,14 @@ def export_study(store: str | Path, name: str, out: str | Path) -> Path:
     out = Path(out)
     if out.exists():
         raise FusionError(f"{out} exists: name a new folder, so that nothing is mixed up.")
+    check_folder(out, NEW)
     shelf = Store(store)
     shelf.cells(name)  # says what there is, if there is no such study
     index, people = read_study(shelf.root / "studies" / name)
     for names in (set(index["method"]) | {REFERENCES, OTHERS}, {person.name for person in people}):
         if len(set(map(_safe, names))) < len(names):
             raise FusionError(f"Two of the names {sorted(names)} would be one folder's.")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with replacing(out, NEW) as partial:
         for person in people:
             for folder, paths in ((REFERENCES, person.references), (OTHERS, person.others)):
                 _copy(paths, partial / folder / _safe(person.name))
@@ -224,9 +223,6 @@ def export_study(store: str | Path, name: str, out: str | Path) -> Path:
         record = {**shelf.manifest(name), "left_out": gone}
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         write_text(partial / "manifest.json", text)
-        partial.rename(out)
-    except OSError as error:
-        raise FusionError(f"The folder {out} cannot be written: {error}.") from error
     return out
 
 

@@ -32,7 +32,7 @@ from PIL import Image
 from companion.append_table import AppendTable
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import save_png
-from fusionlib.support.files import write_atomically, write_text
+from fusionlib.support.files import check_writable, write_atomically, write_text
 from fusionlib.support.provenance import git_commit, sha256_file
 
 PNG_END = b"IEND\xaeB`\x82"
@@ -68,6 +68,10 @@ CELLS = pa.schema(
         "key": pa.string(),
     }
 )
+
+
+STUDY = {"manifest.json": '"study"', "cells.parquet": "noise_seed"}
+"""Files of a study, and how each is known."""
 
 
 class Store:
@@ -181,6 +185,8 @@ class Store:
             FusionError: The store cannot be written.
         """
         folder = self.root / "studies" / name
+        for file, mark in STUDY.items():
+            check_writable(folder / file, mark)
         table = pa.Table.from_pylist(list(cells), schema=CELLS)
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         try:

@@ -97,8 +97,6 @@ def reduce_depth(image: Image.Image) -> Image.Image:
 def prepare_output(path: str | Path) -> Path:
     """Make sure that a PNG can be written to a path, before hours of work are spent on it.
 
-    Creates missing parent folders.
-
     Raises:
         FusionError: The name does not end in ``.png``, is a folder, or cannot be written.
     """

@@ -29,12 +29,12 @@ from fusionlib.training.checkpoints import FrozenBase, Start, start_weights
 from fusionlib.training.crops import Crops
 from fusionlib.training.denoising import DenoisingTask, Drawn
 from fusionlib.training.encoders import Encoders
-from fusionlib.training.export import own_folder, save_adapter
+from fusionlib.training.export import ADAPTER, own_folder, save_adapter
 from fusionlib.training.log import Row
 from fusionlib.training.loop import Batch, Monitor, Run
 from fusionlib.training.pairs import Pairing, Skipped
 from fusionlib.training.pictures import load_pictures
-from fusionlib.training.runs import DEFAULTS, RunOptions, run_folder, train_network
+from fusionlib.training.runs import DEFAULTS, RunOptions, check_runs, run_folder, train_network
 from fusionlib.training.shards import SampleSet, index_samples
 from fusionlib.training.sources import (
     Inputs,
@@ -268,10 +268,11 @@ def train(
             ``fusionlib train adapter`` passes. By default there is none.
 
     Raises:
-        FusionError: A model or shard is missing, or the folder holds a whole pipeline.
+        FusionError: A model or shard is missing, or the folder holds what would be lost.
     """
     folder = run_folder(profile, name)
-    target = own_folder(Path(options.out or profile.adapter))
+    target = own_folder(Path(options.out or profile.adapter), ADAPTER, name)
+    check_runs(profile, name)
     task = prepare(profile, options, name=name)
     look: Monitor | None = None
     if make_monitor and profile.training.sample_every and PartialState().is_main_process:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel
 
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT, Profile
-from fusionlib.support.files import replacing
+from fusionlib.support.files import Made, check_folder, check_writable, replacing, write_bytes
 from fusionlib.support.provenance import git_commit
 from fusionlib.training.loop import Run
 
@@ -23,19 +22,23 @@ from fusionlib.training.loop import Run
 def save_model(
     model: Any,
     folder: Path,
+    made: Made,
     run_folder: Path | None = None,
     texts: Mapping[str, str] | None = None,
+    processor: Any = None,
 ) -> None:
     """Write a diffusers or transformers model in float16, atomically.
 
     Args:
         model: Model with ``save_pretrained``; it stays in its own dtype.
         folder: Folder of the model, replaced as a whole.
+        made: What such a folder holds; with anything else in it, it is refused.
         run_folder: Folder of the run, whose ``loss.csv`` and ``run.json`` are copied to
             ``training/`` beside the model for the model card; see `copy_record`.
         texts: Contents of further files, by name.
+        processor: Processor of the model's inputs with ``save_pretrained``, saved beside it.
     """
-    with replacing(folder) as partial:
+    with replacing(folder, made) as partial:
         half_module(model).save_pretrained(partial)
         if isinstance(model, PreTrainedModel):
             # transformers loads in the dtype of the configuration; diffusers loads in float32.
@@ -43,6 +46,8 @@ def save_model(
             model.config.save_pretrained(partial)
         for name, text in (texts or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
+        if processor is not None:
+            processor.save_pretrained(partial)
     if run_folder is not None:
         copy_record(folder, run_folder)
 
@@ -63,27 +68,64 @@ def half_module(model: nn.Module) -> Any:
     return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def own_folder(folder: Path) -> Path:
-    """Return a folder that a model may replace as a whole.
+WEIGHTS = r"(diffusion_pytorch_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+"""Names of a model's weights, whole or in shards, as diffusers and transformers give them."""
+
+
+def model_files(kind: str, *more: str, **marks: str) -> Made:
+    """What a model's folder holds.
+
+    Args:
+        kind: Text in its ``config.json`` that names its class.
+        more: Regular expressions of further files.
+        marks: Texts in further files, by name without the suffix ``.md``.
+    """
+    names = "|".join([r"config\.json", WEIGHTS, *more])
+    return Made(names, {"config.json": kind} | {f"{n}.md": text for n, text in marks.items()})
+
+
+ADAPTER = model_files('"FusionAdapter"', r"README\.md", README="\n# Fusion adapter for ")
+"""What an adapter's folder holds."""
+
+
+def own_folder(folder: Path, made: Made, name: str) -> Path:
+    """Return the folder that a model will replace as a whole, after its training.
+
+    Args:
+        folder: Folder of the model.
+        made: What such a folder holds.
+        name: Name of the run, whose records will lie beside the folder.
 
     Raises:
-        FusionError: The folder holds a whole pipeline, which would be lost.
+        FusionError: The folder holds a whole pipeline or anything else that would be lost, or it
+            cannot be written.
     """
     if (folder / "model_index.json").exists():
         raise FusionError(
             f"{folder} holds a whole pipeline, which the trained model would take the place of: "
             f"give a folder of its own, {folder / 'adapter'} for example."
         )
+    check_folder(folder, made)
+    for file, mark in RECORDS.items():
+        check_writable(_record_file(folder, name, file), mark)
     return folder
+
+
+RECORDS = {"loss.csv": "step,samples,seconds", "run.json": '"planned_steps"'}
+"""Files of a run that are kept beside the trained model, and text in each."""
+
+
+def _record_file(folder: Path, name: str, file: str) -> Path:
+    """Where a file of a run is kept: ``training/NAME.csv`` beside the folder of the model."""
+    return folder.resolve().parent / "training" / f"{name}{Path(file).suffix}"
 
 
 def copy_record(folder: Path, run_folder: Path) -> None:
     """Copy the record of a run to ``training/`` beside the folder of the trained model."""
-    record = folder.parent / "training"
-    record.mkdir(parents=True, exist_ok=True)
-    for suffix, file in ((".csv", "loss.csv"), (".json", "run.json")):
+    for file in RECORDS:
         if (run_folder / file).is_file():  # a run of a few steps has logged nothing yet
-            shutil.copyfile(run_folder / file, record / f"{run_folder.name}{suffix}")
+            content = (run_folder / file).read_bytes()
+            write_bytes(_record_file(folder, run_folder.name, file), content)
 
 
 CARD = """---
@@ -182,4 +224,4 @@ def save_adapter(
         started_from=run.started_from or BEGINNINGS[settings.init],
         synthetic=SYNTHETIC if inside else "",
     )
-    save_model(adapter, folder, run_folder, {"README.md": text})
+    save_model(adapter, folder, ADAPTER, run_folder, {"README.md": text})

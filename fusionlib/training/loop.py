@@ -36,11 +36,20 @@ from tqdm.auto import tqdm
 
 from fusionlib.errors import FusionError
 from fusionlib.profiles import Recipe
-from fusionlib.support.files import replacing, write_text
+from fusionlib.support.files import check_writable, replacing, write_text
+from fusionlib.support.signals import Stopped, deferred, received
 from fusionlib.training.checkpoints import RANDOM, Start
 from fusionlib.training.log import Log, Row
 
 logger = logging.getLogger(__name__)
+
+FILES = {
+    "checkpoint.pt": (),
+    "loss.csv": ("step,samples,seconds",),
+    "samples.csv": ("step",),
+    "run.json": ('"planned_steps"',),
+}
+"""Files that a run replaces in its folder, and how each is known to be one of a run."""
 
 LOG_EVERY = 10
 """Steps over which logged values are averaged."""
@@ -139,6 +148,7 @@ def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
+@deferred()
 def fit(
     network: nn.Module,
     loss_function: LossFunction,
@@ -180,9 +190,12 @@ def fit(
         The record of the run so far. ``network`` holds the exponential average of the weights.
 
     Raises:
-        FusionError: The loss is not finite, or the checkpoint is damaged or of another network.
+        FusionError: The loss is not finite, the checkpoint is damaged or of another network, or the
+            folder holds files of these names that are not of a run.
+        Stopped: A signal asked for the end, which came after a whole step and its checkpoint.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    for file, mark in FILES.items():
+        check_writable(folder / file, *mark)
     total = steps or recipe.steps
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
@@ -278,6 +291,7 @@ def fit(
     if monitor_every and step == 0:
         look()
     began = last = saved = time.monotonic()
+    stopped = 0
     while step < total:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe, total)
@@ -330,7 +344,8 @@ def fit(
         if now - saved > 60 * recipe.checkpoint_minutes:
             save()
             saved = now
-        if minutes is not None and _agreed(accelerator, now - began > 60 * minutes):
+        stopped = _largest(accelerator, received())
+        if stopped or (minutes and _largest(accelerator, now - began > 60 * minutes)):
             break
     progress.close()
     save()
@@ -351,6 +366,12 @@ def fit(
         log.close()
         record = asdict(run) | {"recipe": recipe.model_dump(), "seed": seed}
         write_text(folder / "run.json", json.dumps(record, indent=2) + "\n")
+    if stopped:
+        raise Stopped(
+            stopped,
+            f"{checkpoint} holds step {step} of {total}, and the same command, without --fresh, "
+            "goes on from there",
+        )
     return run
 
 
@@ -469,12 +490,11 @@ def _norms(trained: Mapping[str, nn.Parameter]) -> dict[str, float]:
     return {f"grad_norm/{key}": value for (key, _), value in zip(named, values, strict=True)}
 
 
-def _agreed(accelerator: Accelerator, stop: bool) -> bool:
-    """Whether any process wants to stop: then all of them stop, at the same step."""
+def _largest(accelerator: Accelerator, wish: int) -> int:
+    """The largest wish of all processes, so that they stop at the same step."""
     if accelerator.num_processes == 1:
-        return stop
-    wish = torch.tensor(float(stop), device=accelerator.device)
-    return bool(accelerator.reduce(wish, "sum") > 0)
+        return wish
+    return int(accelerator.gather(torch.tensor([wish], device=accelerator.device)).max())
 
 
 def _peak_memory_mb(device: torch.device) -> float:

@@ -8,10 +8,11 @@ written into each sample's JSON file, so that training need not detect them agai
 from __future__ import annotations
 
 import json
-import multiprocessing
+import logging
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,12 +24,26 @@ from tqdm.auto import tqdm
 
 from fusionlib.errors import FusionError
 from fusionlib.inputs.photos import find_faces
-from fusionlib.support.files import replacing, write_text
+from fusionlib.support.files import (
+    Made,
+    check_apart,
+    check_folder,
+    locked,
+    replacing,
+    write_text,
+)
+from fusionlib.support.signals import Stopped, received, worker_pool
 from fusionlib.training.crops import face_from_record, face_record
 from fusionlib.training.shards import PICTURES, Sample, find_shards, index_samples, scan_shard
 
+logger = logging.getLogger(__name__)
+
 PLAIN = 1000
 """Number of pictures from a folder of plain files that become one shard."""
+
+
+MADE = Made(r"\d{5,}(\.tar|_stats\.json)|selection\.json", {"selection.json": '"min_face"'})
+"""What a folder of selected pictures holds."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +120,15 @@ def prepare_shards(
         Counts of the selected pictures (``kept``), and of the others by reason.
 
     Raises:
-        FusionError: A shard is missing, or ``out`` was made by other rules.
+        FusionError: A shard is missing, or ``out`` was made by other rules, is the source, holds
+            files of somebody else's, or is written by another process.
     """
     selection = selection or Selection()
     jobs = list(_jobs(source))
     if not jobs:
         raise FusionError(f"there is no picture in {source}: give a folder of shards or of files")
+    _check_out(out, source, jobs)
+    finished = {path.name for path in out.glob("*_stats.json")}
     rules = out / "selection.json"
     text = json.dumps({"source": str(source)} | asdict(selection), indent=2) + "\n"
     if rules.is_file() and rules.read_text() != text:
@@ -118,35 +136,58 @@ def prepare_shards(
             f"{out} was made from another source or by other rules (see {rules}): choose another "
             "folder, or remove this one"
         )
-    write_text(rules, text)
     counts: Counter[str] = Counter()
-    pool: Executor = ThreadPoolExecutor(1)
+    pooled: AbstractContextManager[Executor] = ThreadPoolExecutor(1)
     if workers > 1:
-        context = multiprocessing.get_context("spawn")  # dlib does not like to be forked
-        pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context)
-    with pool, tqdm(total=pairs, desc="kept", unit="pair") as bar:
-        waiting: list[Future[dict[str, int]]] = []
-        names = enumerate(jobs)
+        pooled = worker_pool(min(workers, len(jobs)))  # spawned: dlib does not like to be forked
+    bar = tqdm(total=pairs, desc="kept", unit="pair")
+    with locked(out), bar:
+        write_text(rules, text)
+        with pooled as pool:
+            waiting: list[Future[dict[str, int]]] = []
+            names = enumerate(jobs)
 
-        def submit(count: int) -> list[Future[dict[str, int]]]:
-            return [
-                pool.submit(_prepare, job, out / f"{number:05d}.tar", selection)
-                for number, job in islice(names, count)
-            ]
+            def submit(count: int) -> list[Future[dict[str, int]]]:
+                return [
+                    pool.submit(_prepare, job, out / f"{number:05d}.tar", selection)
+                    for number, job in islice(names, count)
+                ]
 
-        waiting += submit(2 * workers)
-        while waiting and (pairs is None or counts["kept"] < pairs):
-            found = waiting.pop(0).result()
-            counts.update(found)
-            bar.update(found.get("kept", 0))
-            waiting += submit(1)
-        for future in waiting:
-            future.cancel()
-        taken = len(jobs) - len(waiting) - sum(1 for _ in names)
-    for extra in sorted(out.glob("*.tar"))[taken:]:  # begun by a worker, not needed any more
-        extra.unlink()
-        extra.with_name(f"{extra.stem}_stats.json").unlink(missing_ok=True)
+            waiting += submit(2 * workers)
+            while waiting and (pairs is None or counts["kept"] < pairs):
+                found = waiting.pop(0).result()
+                counts.update(found)
+                bar.update(found.get("kept", 0))
+                waiting += submit(1)
+            for future in waiting:
+                future.cancel()
+            taken = len(jobs) - len(waiting) - sum(1 for _ in names)
+        extra = [f"{number:05d}" for number in range(taken, len(jobs))]
+        for stem in extra:  # begun by a worker, not needed any more
+            if f"{stem}_stats.json" not in finished:
+                (out / f"{stem}.tar").unlink(missing_ok=True)
+                (out / f"{stem}_stats.json").unlink(missing_ok=True)
+    if more := [stem for stem in extra if (out / f"{stem}.tar").is_file()]:
+        logger.warning(
+            "%s keeps %d shards of an earlier run, more than the %s pairs that are asked for.",
+            out, len(more), pairs,
+        )  # fmt: skip
     return dict(counts)
+
+
+def _check_out(out: Path, source: str | Path, jobs: list[Path | list[Sample]]) -> None:
+    """Refuse to write over a source, or over archives of somebody else's."""
+    check_apart(out, source)  # a pattern is no folder: its shards follow
+    for job in jobs:
+        if isinstance(job, Path):
+            check_apart(out, job.parent, inside=False)
+    check_folder(out, MADE, whole=False)
+    for shard in sorted(out.glob("*.tar")):
+        if not shard.with_name(f"{shard.stem}_stats.json").is_file():
+            raise FusionError(
+                f"The output {out} holds {shard.name} without its statistics, which this command "
+                "writes first: give a new folder, or move the file away."
+            )
 
 
 def _jobs(source: str | Path) -> Iterator[Path | list[Sample]]:
@@ -161,36 +202,41 @@ def _jobs(source: str | Path) -> Iterator[Path | list[Sample]]:
 
 
 def _prepare(job: Path | list[Sample], target: Path, selection: Selection) -> dict[str, int]:
-    """Make one shard and then its statistics, which mark it as finished."""
+    """Make one shard, which is finished when it and its statistics are there."""
     stats = target.with_name(f"{target.stem}_stats.json")
     if stats.is_file() and target.is_file():
         return json.loads(stats.read_text())
     counts: Counter[str] = Counter()
     samples, damage = scan_shard(job) if isinstance(job, Path) else (job, None)
     counts["damaged shards"] += damage is not None
-    with (
-        replacing(target) as partial,
-        webdataset.TarWriter(str(partial), encoder=False, mtime=0) as archive,
-    ):
-        for number, sample in enumerate(samples):
-            facts, reason = select(sample, selection)
-            counts[reason] += 1
-            if facts is None:
-                continue
-            extension = next(e for e in PICTURES if e in sample.files)
-            known = {"captions": sample.captions, "person": sample.person, "style": sample.style}
-            record = known | facts | {"source": sample.place}
-            archive.write(
-                {
-                    "__key__": f"{target.stem}{number:05d}",
-                    extension: sample.content(extension),
-                    "txt": sample.captions[0].encode(),
-                    "json": json.dumps(record, ensure_ascii=False).encode(),
-                }
-                | ({"mask.png": sample.content("mask.png")} if "mask.png" in sample.files else {})
-            )
-    write_text(stats, json.dumps(counts))
+    with replacing(target) as partial:
+        with webdataset.TarWriter(str(partial), encoder=False, mtime=0) as archive:
+            for number, sample in enumerate(samples):
+                if stop := received():
+                    raise Stopped(stop)
+                facts, reason = select(sample, selection)
+                counts[reason] += 1
+                if facts is not None:
+                    archive.write(_selected(sample, f"{target.stem}{number:05d}", facts))
+        # First, so that a shard without statistics is known to be somebody else's.
+        write_text(stats, json.dumps(counts))
     return dict(counts)
+
+
+def _selected(sample: Sample, key: str, facts: dict[str, Any]) -> dict[str, str | bytes]:
+    """The files of a sample in its new shard."""
+    extension = next(e for e in PICTURES if e in sample.files)
+    known = {"captions": sample.captions, "person": sample.person, "style": sample.style}
+    record = known | facts | {"source": sample.place}
+    files: dict[str, str | bytes] = {
+        "__key__": key,
+        extension: sample.content(extension),
+        "txt": sample.captions[0].encode(),
+        "json": json.dumps(record, ensure_ascii=False).encode(),
+    }
+    if "mask.png" in sample.files:
+        files["mask.png"] = sample.content("mask.png")
+    return files
 
 
 def statistics(shards: str | Path) -> dict[str, str]:

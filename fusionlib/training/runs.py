@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from fusionlib.profiles import Profile, Recipe
+from fusionlib.support.files import check_writable, locked
 from fusionlib.training.checkpoints import RANDOM, Start
 from fusionlib.training.log import Row
 from fusionlib.training.loop import LossFunction, Monitor, Run, fit
@@ -43,6 +46,25 @@ def run_folder(profile: Profile, name: str = "adapter") -> Path:
     return Path(profile.training.runs) / profile.name / name
 
 
+def check_runs(profile: Profile, *names: str) -> None:
+    """Make sure that the folders of runs can be written, before models and pictures are loaded.
+
+    Raises:
+        FusionError: One cannot be written, or another process trains in it.
+    """
+    for name in names:
+        folder = run_folder(profile, name)
+        check_writable(folder / "checkpoint.pt")
+        if folder.parent.is_dir():
+            with _alone(folder):
+                pass
+
+
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    """A lock on the folder of a run, taken by one process for all of a training."""
+    return locked(folder) if os.environ.get("RANK", "0") == "0" else nullcontext()
+
+
 def train_network(
     network: nn.Module,
     loss: LossFunction,
@@ -70,18 +92,20 @@ def train_network(
         monitor: Called every ``training.sample_every`` steps of the profile.
         watch: Called with the rows of ``loss.csv`` whenever one is added.
     """
-    return fit(
-        network,
-        loss,
-        recipe or profile.recipe(name),
-        run_folder(profile, name),
-        seed=profile.seed if seed is None else seed,
-        steps=options.steps,
-        minutes=options.minutes,
-        resume=options.resume,
-        name=name,
-        start=start,
-        monitor=monitor,
-        monitor_every=profile.training.sample_every if monitor else 0,
-        watch=watch,
-    )
+    folder = run_folder(profile, name)
+    with _alone(folder):
+        return fit(
+            network,
+            loss,
+            recipe or profile.recipe(name),
+            folder,
+            seed=profile.seed if seed is None else seed,
+            steps=options.steps,
+            minutes=options.minutes,
+            resume=options.resume,
+            name=name,
+            start=start,
+            monitor=monitor,
+            monitor_every=profile.training.sample_every if monitor else 0,
+            watch=watch,
+        )
