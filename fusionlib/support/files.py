@@ -294,8 +294,8 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno and not error.filename:
-            error.filename = str(path)
+        if error.errno and (not error.filename or str(error.filename).endswith(".partial")):
+            error.filename, error.filename2 = str(path), None
         raise
     except Exception as error:
         cause: BaseException | None = error
