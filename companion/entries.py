@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fusionlib.errors import FusionError, explain_validation
+from fusionlib.support.texts import read_text
 
 Entry = TypeVar("Entry", bound=BaseModel)
 
@@ -33,8 +34,8 @@ def read_entries(
             entry by number and key.
     """
     try:
-        listed = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        listed = yaml.safe_load(read_text(path))
+    except (OSError, FusionError, yaml.YAMLError) as error:
         raise FusionError(f"The {kind}s in {path} cannot be read: {error}.") from error
     if not isinstance(listed, list) or not listed:
         raise FusionError(f"{path} has to be a list of {kind}s, each with `{field}`.")

@@ -9,6 +9,7 @@ photographs, and `load_people` reads either.
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from itertools import groupby
 from pathlib import Path
 
 from fusionlib.errors import FusionError
+from fusionlib.inputs.images import is_picture
 from fusionlib.inputs.photos import prepare_photo
 from fusionlib.support.files import NEW, check_folder, replacing
-
-KINDS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""Suffixes of picture files; other files are passed over."""
+from fusionlib.support.paths import Scan, find_file, is_text, scan_folder, user_path
+from fusionlib.support.texts import read_text, same_name
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,15 @@ def load_people(
             "with an index.csv (columns person, view, file, style), and name it as `heldout:` in a "
             "profile of your own that begins with `extends:`."
         )
-    folder = Path(folder)
+    folder = user_path(folder)
     try:
-        with open(folder / "index.csv", newline="", encoding="utf-8") as file:
+        with io.StringIO(read_text(folder / "index.csv"), newline="") as file:
             rows = [
-                (row["person"], int(row["view"]), row["file"])
+                (same_name(row["person"]), int(row["view"]), row["file"])
                 for row in csv.DictReader(file)
                 if all(row[column] == value for column, value in (only or {}).items())
             ]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         wanted = ", ".join(["person", "view", "file", *(only or {})])
         raise FusionError(
             f"{folder} needs a file index.csv with the columns {wanted}: {error}."
@@ -84,7 +85,7 @@ def load_people(
     people = []
     rows.sort(key=lambda row: (natural_order(row[0]), row[1]))
     for name, views in groupby(rows, key=lambda row: row[0]):
-        paths = tuple(folder / file for _, _, file in views)
+        paths = tuple(find_file(folder, file) or folder / file for _, _, file in views)
         if len(paths) >= references + others:
             people.append(Person(name, paths[:references], paths[references:]))
     if count is not None and count > len(people):
@@ -118,15 +119,15 @@ def frame_people(
     Raises:
         FusionError: There are no pictures, or `out` exists.
     """
-    source, out = Path(source), Path(out)
+    source, out = user_path(source), user_path(out)
     if out.exists():
         raise FusionError(f"{out} exists: name a new folder, or remove it first.")
     check_folder(out, NEW)
-    pictures = {
-        folder: sorted(file for file in folder.iterdir() if file.suffix.lower() in KINDS)
-        for folder in sorted(source.glob("*"))
-        if folder.is_dir()
-    }
+    pictures: dict[Path, list[Path]] = {}
+    for file in scan_folder(source).files if source.is_dir() else ():
+        inside = file.relative_to(source)
+        if len(inside.parts) > 1 and is_picture(file) and is_text(str(file)):
+            pictures.setdefault(source / inside.parts[0], []).append(file)
     if not any(pictures.values()):
         raise FusionError(f"{source} has no folders of pictures, one for each person.")
     rows, problems = [], []
@@ -149,3 +150,18 @@ def frame_people(
         with open(new / "index.csv", "w", newline="", encoding="utf-8") as index:
             csv.writer(index).writerows([("person", "view", "file", "style"), *rows])
     return dict(Counter(Counter(person for person, *_ in rows).values())), problems
+
+
+def passed_over(source: str | Path) -> dict[str, str]:
+    """Reason for each file that `frame_people` does not look at, by path; hidden ones apart."""
+    source = user_path(source)
+    found = scan_folder(source) if source.is_dir() else Scan()
+    reasons = found.passed_over
+    for file in found.files:
+        if not is_picture(file):
+            reasons[str(file)] = "it is no picture"
+        elif not is_text(str(file)):
+            reasons[str(file)] = "its name is not UTF-8"
+        elif file.parent == source:
+            reasons[str(file)] = "it lies in no person's folder"
+    return reasons

@@ -6,6 +6,7 @@ The command line and the studio both paint from a `Request` and write the record
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import json
 import math
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from companion.methods import Method
     from fusionlib.pipeline import FusionPipeline
+    from fusionlib.profiles import Profile
 
 Crop = Literal["face", "none"] | tuple[float, ...]
 """``face`` finds the face, ``none`` takes the whole picture, four numbers are a box to cut out."""
@@ -80,6 +82,17 @@ class Reference:
         return {"file": self.path.name, "sha256": sha256_file(self.path), **cut}
 
 
+def usual_sampling(pipeline: Any, profile: Profile | None = None) -> dict[str, Any]:
+    """Steps and guidance of a call that gives none.
+
+    They are the profile's, or else the checkpoint's own, or else diffusers' defaults.
+    """
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    stock = {name: parameters[name].default for name in ("num_inference_steps", "guidance_scale")}
+    own = {name: value for name, value in pipeline.sampling_defaults.items() if name in stock}
+    return stock | own | (profile.sampling if profile is not None else {})
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """All that determines a picture, given a pipeline.
@@ -122,6 +135,9 @@ class Request:
         for strength in self.strengths:
             if not (math.isfinite(strength) and strength >= 0):
                 raise FusionError(f"The strength {strength} must be a number of 0 or more.")
+        for side in self.size or ():
+            if side < 1:
+                raise FusionError(f"The size {self.size} is not one in pixels.")
         from fusionlib.checks import check_guidance_scale, check_steps
 
         if self.guidance_scale is not None:

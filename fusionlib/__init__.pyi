@@ -44,6 +44,18 @@ from .masking import (
     scale_identity_masks as scale_identity_masks,
 )
 from .pipeline import FusionPipeline as FusionPipeline
+from .pipeline_inpainting import (
+    FusionControlNetInpaintPipeline as FusionControlNetInpaintPipeline,
+)
+from .pipeline_inpainting import (
+    FusionInpaintPipeline as FusionInpaintPipeline,
+)
+from .pipeline_inpainting import (
+    FusionXLControlNetInpaintPipeline as FusionXLControlNetInpaintPipeline,
+)
+from .pipeline_inpainting import (
+    FusionXLInpaintPipeline as FusionXLInpaintPipeline,
+)
 from .pipeline_variants import (
     FusionControlNetImg2ImgPipeline as FusionControlNetImg2ImgPipeline,
 )

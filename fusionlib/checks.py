@@ -294,9 +294,10 @@ def check_tokens(text_tokens: int, face_tokens: Sequence[int]) -> None:
 
 def check_latents(unet: Any, latents: Tensor) -> int:
     """Return the number of references; check that their latents fit the UNet."""
-    channels = unet.config["in_channels"]
+    channels = unet.config["out_channels"]
     fits = isinstance(latents, Tensor) and latents.ndim == 4 and latents.is_floating_point()
-    if not fits or latents.shape[1] != channels:
+    # A UNet for inpainting takes a mask, too, and the latents of what it paints into.
+    if not fits or unet.config["in_channels"] not in (latents.shape[1], 2 * latents.shape[1] + 1):
         found = (
             f"{latents.dtype} {tuple(latents.shape)}" if isinstance(latents, Tensor) else latents
         )

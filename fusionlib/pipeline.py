@@ -4,13 +4,13 @@ Everything that diffusers' pipelines do is inherited: loading, schedulers, guida
 ControlNet, LoRA, offloading, callbacks. ``FusionMixin`` holds all that is added: one pass of the
 reference images through the UNet, and the UNet conditioned on it while sampling. A public class is
 that mixin and the diffusers pipeline of the same task: ``FusionPipeline`` here, the others in
-``fusionlib.pipeline_variants``.
+``fusionlib.pipeline_variants`` and ``fusionlib.pipeline_inpainting``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -51,6 +51,8 @@ class FusionMixin(FusionLoadingMixin):
     arguments and those below. Without references, or without an adapter, it makes the base model's
     images bit for bit.
     """
+
+    _stock_call: Any = nullcontext  # what a kind of pipeline needs around diffusers' own call
 
     @torch.no_grad()
     def __call__(
@@ -154,7 +156,7 @@ class FusionMixin(FusionLoadingMixin):
             reference_prompt_embeds=reference_prompt_embeds,
             reference_pooled_prompt_embeds=reference_pooled_prompt_embeds,
         )
-        with exclusive_use(self.unet):
+        with exclusive_use(self.unet), self._stock_call():
             if inputs.references is None:
                 return super().__call__(**inputs.options)
             encoded = self._encode_inputs(inputs)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -119,6 +120,9 @@ def read_inputs(
     """
     options = _named_options(pipeline, stock_call, args, kwargs)
     _check_options(pipeline, stock_call, options)
+    options = {name: _readable(pipeline, name, value) for name, value in options.items()}
+    if options.get("padding_mask_crop") is not None:
+        _check_crop(options)
     prompt = options.get("prompt")
     repeats = _repeats(options)
     images = repeats * _count_prompts(repeats, options)
@@ -167,6 +171,8 @@ def read_inputs(
         identities = range(each) if reference_identity is None else reference_identity
         check_reference_identity(identities, each, len(masks))
         _warn_of_unused_masks(masks, identities)
+        if options.get("padding_mask_crop") is not None:
+            masks = _cropped(pipeline, masks, options)
         if options.get("latents") is None:  # whose size diffusers takes as it is
             factor = pipeline.vae_scale_factor
             latent_size = masks.shape[1] // factor, masks.shape[2] // factor
@@ -257,14 +263,19 @@ def reference_images(references: Any) -> list[list[Image.Image]]:
                 f"references[{index}] has {image.width} x {image.height} pixels: at least "
                 f"{MIN_SIDE} on each side are needed."
             )
-        try:
-            image.load()  # what was opened lazily is read only here
-        except (OSError, ValueError, SyntaxError) as error:
-            raise FusionError(
-                f"references[{index}] cannot be read ({error}): get a whole copy of the file, and "
-                "do not close it before it is used."
-            ) from error
+        _load(f"references[{index}]", image)
     return groups
+
+
+def _load(name: str, image: Image.Image) -> None:
+    """Read an image that was opened lazily, so that a damaged file is refused by its name."""
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise FusionError(
+            f"{name} cannot be read ({error}): get a whole copy of the file, and do not close it "
+            "before it is used."
+        ) from error
 
 
 def prepare_reference(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -276,14 +287,89 @@ def prepare_reference(image: Image.Image, height: int, width: int) -> Image.Imag
     return ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
 
 
+def _readable(pipeline: Any, name: str, value: Any) -> Any:
+    """An argument of the call, its PIL images in a mode that diffusers reads.
+
+    It takes only RGB, and masks without transparency and of 8 bits. Transparent parts become white
+    in an image, and black in a mask: they are not painted.
+    """
+    if name not in ("image", "control_image", "mask_image") or value is None:
+        return value
+    if isinstance(value, list | tuple) and value:
+        return [_readable(pipeline, name, each) for each in value]
+    if isinstance(value, Image.Image):
+        _load(name, value)
+        if name != "mask_image":
+            return value if value.mode == "RGB" else to_rgb(value)
+        deep = value.mode.startswith("I") or value.mode == "F"
+        return Image.fromarray(brightness(value)) if deep or value.has_transparency_data else value
+    if not isinstance(value, np.ndarray | Tensor):
+        raise FusionError(
+            f"{name} must be a PIL image, an array or a tensor, not {type(value).__name__}."
+        )
+    if value.ndim < 3 and name != "mask_image":
+        raise FusionError(f"{name} must have channels in RGB, not the shape {tuple(value.shape)}.")
+    return value
+
+
+def _check_start(pipeline: Any, image: Any) -> None:
+    """Refuse channels of an array or tensor that diffusers would fail on, or take for latents."""
+    wanted, latent = pipeline.vae.config.in_channels, pipeline.vae.config.latent_channels
+    for each in image if isinstance(image, list | tuple) else [image]:
+        if not isinstance(each, np.ndarray | Tensor) or each.ndim < 3:
+            continue
+        channels = each.shape[-1] if isinstance(each, np.ndarray) else each.shape[-3]
+        latents = isinstance(each, Tensor) and channels == latent == 4  # which diffusers knows
+        if channels != wanted and not latents:
+            raise FusionError(f"image must have {wanted} channels (RGB), not {channels}.")
+
+
+def _check_crop(options: dict[str, Any]) -> None:
+    """Check what is painted with ``padding_mask_crop``: the masked part of one PIL image."""
+    image: Any = options.get("image")
+    mask: Any = options.get("mask_image")
+    margin = options["padding_mask_crop"]
+    if not isinstance(margin, int) or margin < 0:
+        raise FusionError(f"padding_mask_crop must be a number of pixels, not {margin!r}.")
+    for name, picture in (("image", image), ("mask_image", mask)):
+        if not isinstance(picture, Image.Image):
+            raise FusionError(
+                f"{name} must be one PIL image with padding_mask_crop, not "
+                f"{type(picture).__name__}."
+            )
+    if mask.size != image.size:
+        raise FusionError(
+            f"mask_image must have the size of image with padding_mask_crop, {image.width} x "
+            f"{image.height}, not {mask.width} x {mask.height}."
+        )
+    if not brightness(mask).any():
+        raise FusionError("mask_image is black: mark in white what shall be painted.")
+
+
+def _cropped(pipeline: Any, masks: Tensor, options: dict[str, Any]) -> Tensor:
+    """The identity masks, cut and scaled as diffusers does it with ``padding_mask_crop``."""
+    height, width = output_size(pipeline, options)
+    margin, shape = options["padding_mask_crop"], pipeline.mask_processor.config
+    processor = VaeImageProcessor(**shape | {"resample": "nearest"})  # disjoint masks stay disjoint
+    region = processor.get_crop_region(options["mask_image"], width, height, pad=margin)
+    pictures = [Image.fromarray(mask.cpu().numpy()).convert("L") for mask in masks]
+    cut = processor.preprocess(
+        pictures, height=height, width=width, resize_mode="fill", crops_coords=region
+    )
+    return cut[:, 0] > 0.5
+
+
 def output_size(pipeline: Any, options: dict[str, Any]) -> tuple[int, int]:
-    """Height and width of the image in pixels: those of ``latents`` or ``image``, if given."""
+    """Height and width of what is sampled: in pixels, those of ``latents`` or ``image``, if given.
+
+    Inpainting without a ControlNet scales the image to the size of the call, or of the model.
+    """
     height, width = options.get("height"), options.get("width")
     latents = options.get("latents")
     if isinstance(latents, Tensor) and latents.ndim == 4:
         rows, columns = (side * pipeline.vae_scale_factor for side in latents.shape[2:])
         return height or rows, width or columns
-    image = options.get("image")
+    image: Any = None if _scaled(pipeline, options) else options.get("image")
     while isinstance(image, list | tuple) and image:
         image = image[0]
     if image is None:
@@ -294,25 +380,35 @@ def output_size(pipeline: Any, options: dict[str, Any]) -> tuple[int, int]:
         rows, columns = image.shape[-2:]
         if image.ndim > 2 and image.shape[-3] == pipeline.vae.config.latent_channels:
             rows, columns = rows * pipeline.vae_scale_factor, columns * pipeline.vae_scale_factor
-    elif isinstance(image, np.ndarray) and image.ndim > 2:
-        rows, columns = image.shape[-3:-1]
     else:
-        raise FusionError(
-            f"image must be a PIL image, an array or a tensor, not {type(image).__name__}."
-        )
+        rows, columns = image.shape[-3:-1]
     factor = pipeline.vae_scale_factor
     return height or rows - rows % factor, width or columns - columns % factor
 
 
+def _scaled(pipeline: Any, options: dict[str, Any]) -> bool:
+    """Whether diffusers scales the image to the size of the call, or of the model."""
+    return options.get("mask_image") is not None and not hasattr(pipeline, "controlnet")
+
+
 def _warn_of_rounding(pipeline: Any, options: dict[str, Any]) -> None:
-    """Warn of an image whose size diffusers rounds down to what the autoencoder makes."""
+    """Warn of an image whose size diffusers changes though the call does not ask for it."""
     image, factor = options.get("image"), pipeline.vae_scale_factor
     while isinstance(image, list | tuple) and image:
         image = image[0]
     if not isinstance(image, Image.Image) or options.get("latents") is not None:
         return
     rounded = [side - side % factor for side in image.size]
-    if list(image.size) != rounded:
+    if _scaled(pipeline, options):
+        height, width = output_size(pipeline, options)
+        asked = (options.get(name) for name in ("height", "padding_mask_crop"))
+        if (width, height) != image.size and all(argument is None for argument in asked):
+            warnings.warn(
+                f"image has {image.width} x {image.height} pixels, and is scaled to the model's "
+                f"own size, {width} x {height}: give height and width for another.",
+                stacklevel=CALLER,
+            )
+    elif list(image.size) != rounded:
         warnings.warn(
             f"image has {image.width} x {image.height} pixels, and this model's autoencoder makes "
             f"sizes that are divisible by {factor}: it is scaled to {rounded[0]} x {rounded[1]}.",
@@ -326,7 +422,8 @@ def _read_masks(
     """The identity masks as booleans, checked against the size of the image."""
     if masks is None:
         return None
-    wanted = output_size(pipeline, options)
+    cropped = options.get("padding_mask_crop") is not None  # the masks are cut like the image then
+    wanted = options["image"].size[::-1] if cropped else output_size(pipeline, options)
     like = f"boolean of shape (identities, {wanted[0]}, {wanted[1]}) like the image"
     if isinstance(masks, np.ndarray) and masks.dtype.kind in "biuf":
         masks = torch.from_numpy(masks)
@@ -381,9 +478,11 @@ def _check_options(pipeline: Any, stock_call: Callable[..., Any], options: dict[
                 f"{name} is not an argument of {type(pipeline).__name__}"
                 + (f": did you mean {near[0]}?" if near else ".")
             )
-    for name in ("image", "control_image"):
+    for name in ("image", "mask_image", "control_image"):
         if name in stock and options.get(name) is None:
             raise FusionError(f"{name} must be given to {type(pipeline).__name__}.")
+    if "strength" in stock:
+        _check_start(pipeline, options["image"])
     for name in TEXTS:
         text = options.get(name)
         if text is not None and not _is_text(text):

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from fusionlib.adapter import FusionAdapter
-from fusionlib.checks import check_sampling
+from fusionlib.checks import check_sampling, is_index
 from fusionlib.errors import FusionError, first_line
 
 HUB_ACCESS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
@@ -34,6 +34,26 @@ class FusionLoadingMixin(DiffusionPipeline):
                 cls._exclude_from_cpu_offload = [*base._exclude_from_cpu_offload, "adapter"]
                 cls.__init__ = _taking_an_adapter(base.__init__)  # type: ignore[method-assign]
                 cls.__call__ = _taking_all(cls.__call__, base.__call__)
+                cls.encode_prompt = _skipping_layers(base.encode_prompt)
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """Keep the models on the CPU, and each layer on the accelerator only while it computes.
+
+        Args:
+            gpu_id: Number of the accelerator; None means the first.
+            device: The accelerator; None means the one that is there.
+
+        Raises:
+            FusionError: If the device is the CPU, where there is nothing to offload.
+        """
+        if device is not None and torch.device(device).type == "cpu":
+            raise FusionError(
+                "enable_sequential_cpu_offload needs an accelerator, and its device is the CPU, "
+                "where all models are already: leave it out."
+            )
+        super().enable_sequential_cpu_offload(gpu_id, device)
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:
@@ -278,6 +298,34 @@ def _taking_all(call: Callable[..., Any], stock: Callable[..., Any]) -> Callable
         [*positional, *keyword_only, *rest]
     )
     return merged
+
+
+def _skipping_layers(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Let ``clip_skip`` work with a text encoder of transformers 5, and check it.
+
+    Diffusers looks for the encoder's last normalisation in ``text_encoder.text_model``, which is
+    the encoder itself since transformers 5.
+    """
+
+    @functools.wraps(stock)
+    def encode_prompt(self: Any, *args: Any, **kwargs: Any) -> Any:
+        skip, encoder = kwargs.get("clip_skip"), getattr(self, "text_encoder", None)
+        if skip is None or encoder is None:
+            return stock(self, *args, **kwargs)
+        # SDXL's text is the last layer but one already.
+        most = encoder.config.num_hidden_layers - hasattr(self, "text_encoder_2")
+        if not (is_index(skip) and 0 <= skip <= most):
+            raise FusionError(f"clip_skip must be a whole number from 0 to {most}, not {skip!r}.")
+        lacking = not hasattr(encoder, "text_model")
+        if lacking:
+            vars(encoder)["text_model"] = encoder  # no submodule, which would contain itself
+        try:
+            return stock(self, *args, **kwargs)
+        finally:
+            if lacking:
+                del vars(encoder)["text_model"]
+
+    return encode_prompt
 
 
 def _load_adapter(

@@ -49,7 +49,8 @@ def encode_references(
 
     Args:
         unet: A ``UNet2DConditionModel``, compiled or not; a ``FusionAdapter`` may be attached.
-        latents: The scaled latents of the references, ``(batch, channels, h, w)``.
+        latents: The scaled latents of the references, ``(batch, channels, h, w)``. A UNet made for
+            inpainting gets them twice, with an empty mask between: only the first are ever noised.
         encoder_hidden_states: The empty prompt's text embedding, ``(batch or 1, N_text, width)``.
         timestep_mode: ``"clean"`` or ``"shared"``.
         timestep: Timestep for ``"shared"`` only, a number or a tensor ``(batch,)``.
@@ -97,6 +98,7 @@ def encode_references(
     encoder_hidden_states = check_text(unet, encoder_hidden_states, batch)
     added_cond_kwargs = check_added_conditions(unet, added_cond_kwargs, batch)
     check_lora_scale(lora_scale)
+    clean = latents
     if timestep_mode == "clean":
         if timestep is not None or noise is not None:
             raise FusionError('timestep and noise belong to timestep_mode="shared" only.')
@@ -109,6 +111,8 @@ def encode_references(
     else:
         raise FusionError(f'timestep_mode must be "clean" or "shared", not {timestep_mode!r}.')
 
+    if unet.config["in_channels"] != clean.shape[1]:  # a UNet for inpainting: nothing is masked
+        latents = torch.cat([latents, torch.zeros_like(clean[:, :1]), clean], dim=1)
     # Hooks would make torch.compile build one more graph: this pass runs without it.
     eager = torch.compiler.set_stance("force_eager")
     with _layer_inputs(layers) as hidden_states, _without_ip_adapter(unet, layers), eager:

@@ -25,11 +25,7 @@ PROMPTS = {
 SEED = 3
 
 settings = load_profile("embedded")
-method = fused(
-    load_pipeline(settings),
-    num_inference_steps=settings.num_inference_steps,
-    guidance_scale=settings.guidance_scale,
-)
+method = fused(load_pipeline(settings), **settings.sampling)
 rows = []
 for person in PEOPLE:
     reference = load_image(Path(settings.heldout or "") / f"{person:04d}_0.jpg")

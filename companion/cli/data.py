@@ -110,9 +110,13 @@ def people(
     """
     if size < 64:
         raise FusionError(f"The size must be 64 pixels or more, not {size}.")
-    from companion.person import frame_people
+    from companion.person import frame_people, passed_over
+    from fusionlib.support.paths import summary
 
+    others = passed_over(source)
     counts, problems = frame_people(source, out, size)
+    if others:
+        typer.echo(f"Ignored: {len(others)} file(s): {summary(others)}.", err=True)
     for problem in problems:
         typer.echo(f"Left out: {problem}", err=True)
     for pictures, who in sorted(counts.items()):

@@ -103,9 +103,9 @@ def generate(
     negative_prompt: Annotated[str, option("What to keep away from.")] = "",
     guidance_scale: Annotated[
         float | None,
-        option("How strongly to follow prompt and face.", shown="the profile's"),
+        option("How strongly to follow prompt and face.", shown="the model's"),
     ] = None,
-    steps: Annotated[int | None, option("Denoising steps.", shown="the profile's")] = None,
+    steps: Annotated[int | None, option("Denoising steps.", shown="the model's")] = None,
     profile: ProfileOption = "embedded",
     base_model: Annotated[
         str | None,
@@ -183,9 +183,10 @@ def generate(
     faces = [_load(each) for each in request.references]
 
     from fusionlib.profiles import load_profile
-    from fusionlib.profiles.loading import check_model, load_pipeline
+    from fusionlib.profiles.loading import check_model, check_picture_size, load_pipeline
 
     settings = load_profile(profile)
+    check_picture_size(base_model or settings.base_model, height, width)
     check_model(base_model or settings.base_model, file="model_index.json", what="base model")
     if adapter is not None:
         check_model(adapter, file="config.json", what="adapter")
@@ -210,12 +211,14 @@ def generate(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the pipeline warns of overlaps, too
             located = masks_from_files(masks, size=size, resize=True)
+    # The profile's numbers suit its own model: another one may bring others.
+    usual = settings.sampling | (pipeline.sampling_defaults if base_model else {})
     request = replace(
         request,
         masks=located,
         size=None if height is None and width is None else size,
-        guidance_scale=settings.guidance_scale if guidance_scale is None else guidance_scale,
-        steps=settings.num_inference_steps if steps is None else steps,
+        guidance_scale=usual["guidance_scale"] if guidance_scale is None else guidance_scale,
+        steps=usual["num_inference_steps"] if steps is None else steps,
     )
     method = request.method(pipeline)
     entries = [{"file": path.name, "sha256": sha256_file(path)} for path in masks]

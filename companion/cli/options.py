@@ -2,14 +2,20 @@
 
 import errno
 import functools
+import io
+import re
+import sys
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
 from fusionlib.errors import FusionError
+from fusionlib.support.paths import user_path
 from fusionlib.support.signals import Stopped, obeyed
 
 P = ParamSpec("P")
@@ -53,9 +59,12 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        for stream in (sys.stdout, sys.stderr):  # a name may have signs that a terminal lacks
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             with obeyed():
-                return command(*args, **kwargs)
+                return command(*args, **{name: _opened(v) for name, v in kwargs.items()})
         except Stopped as stop:
             from companion.publishing.tasks import end_children
 
@@ -63,7 +72,7 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
             end_children()
             raise typer.Exit(128 + stop.number) from None
         except FusionError as error:
-            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"Error: {one_line(str(error))}", err=True)
         except BrokenPipeError:  # typer ends without a word when its reader has gone
             raise
         except OSError as error:
@@ -77,6 +86,20 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+def _opened(value: Any) -> Any:
+    """An option's value; of paths, ``~`` and variables are opened."""
+    if isinstance(value, Path):
+        return user_path(value)
+    return [_opened(one) for one in value] if isinstance(value, list) else value
+
+
+def one_line(text: str) -> str:
+    """A message without its line breaks and control characters; other signs stay."""
+    text = re.sub(r"\s*[\r\n]+\s*", " ", text.strip())
+    kinds = ("Cc", "Cs")  # not Cf: emoji and right-to-left scripts are joined by such signs
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in kinds else c for c in text)
+
+
 @contextmanager
 def plain_warnings() -> Iterator[None]:
     """Print each warning to the user as one line, without its place in the code."""
@@ -85,7 +108,7 @@ def plain_warnings() -> Iterator[None]:
 
         def show(message: Any, category: type[Warning], *place: Any) -> None:
             if category is UserWarning:
-                typer.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+                typer.echo(f"Warning: {one_line(str(message))}", err=True)
             else:
                 usual(message, category, *place)
 

@@ -152,7 +152,10 @@ def _run_workers(count: int, arguments: list[str], device: str | None) -> None:
     command += ["--device", device] if device else []
     with ExitStack() as opened:
         # Files, not pipes: a worker would wait for room in a pipe that is not read.
-        said = [opened.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
+        said = [
+            opened.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
+            for _ in range(count)
+        ]
         processes: list[subprocess.Popen[bytes]] = []
         try:
             for number in range(1, count + 1):
@@ -206,10 +209,11 @@ def status(
 def _print_status(store: Path, names: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from companion.studies.study import study_status
 
-    table = Table(title=f"studies of {store}")
+    table = Table(title=Text(f"studies of {store}"))
     for column in ("study", "method", "done", "of", "left out", "time left"):
         table.add_column(column, justify="left" if column in ("study", "method") else "right")
     for name in names:
@@ -217,7 +221,7 @@ def _print_status(store: Path, names: list[str]) -> None:
             counts = [f"{row[column]:.0f}" for column in ("done", "cells", "left_out")]
             over = row["done"] + row["left_out"] == row["cells"]
             left = "" if over else _duration(row["seconds"])
-            table.add_row(name, str(method), *counts, left)
+            table.add_row(Text(name), Text(str(method)), *counts, left)
     Console().print(table)
 
 
@@ -325,8 +329,9 @@ def evaluate(
     from companion.evaluation.measure import measure
     from companion.studies.picture_folder import read_folder
     from companion.studies.study import read_study
-    from fusionlib.profiles import load_profile
+    from fusionlib.profiles import load_profile, resolve
     from fusionlib.support.files import check_folder, check_writable, write_atomically
+    from fusionlib.support.paths import summary
 
     if out is not None:
         check_writable(out, ",unreadable")
@@ -335,7 +340,7 @@ def evaluate(
     check_folder(cache, None, whole=False)
     given = [text for text in classifier or [] if text != "none"]
     classifiers: dict[str, str | None] = dict(map(_classifier, given))
-    ignored, remedy = 0, ""
+    ignored, hidden, remedy = "", 0, ""
     if (folder / "cells.parquet").exists():
         index, people = read_study(folder)
         remedy = " Or delete the file, and `fusionlib study run` makes the picture again."
@@ -344,23 +349,26 @@ def evaluate(
             raise FusionError(f"{folder} has no picture: every person was left out.")
     else:
         found = read_folder(folder)
-        index, people, ignored = found.index, found.people, found.ignored
+        index, people, hidden = found.index, found.people, found.hidden
+        if found.ignored:
+            ignored = f"{found.ignored} file(s): {summary(found.passed_over)}"
     methods = list(index["method"].unique())
     if baseline is not None and baseline not in methods:
         raise FusionError(f"The study has no method {baseline!r}: it has {', '.join(methods)}.")
     settings = load_profile(profile)
     if classifier is None:
         classifiers = {"classifier": settings.classifier}
-    prompted = index["prompt"].str.strip().astype(bool).all()
-    scorer = clip or settings.clip_model
+    prompted = index["prompt"].str.strip().astype(bool)
+    scorer = resolve(clip) if clip else settings.clip_model
     measured = measure(
         index,
         people,
         recognisers=recogniser or settings.recognisers,
         detector=detector or settings.detector,
-        clip=scorer if prompted and scorer != "none" else None,
+        clip=scorer if prompted.any() and scorer != "none" else None,
         classifiers=classifiers,
-        traits=settings.traits,
+        traits=settings.traits if classifier is None else (),
+        further_traits=() if classifier is None else settings.traits,
         against=against,
         cache=cache,
         strict=False,
@@ -370,7 +378,16 @@ def evaluate(
     for problem in skipped:
         typer.echo(f"Skipped: {problem}{remedy}", err=True)
     if ignored:
-        typer.echo(f"Ignored: {ignored} file(s) that are no pictures.", err=True)
+        typer.echo(f"Ignored: {ignored}.", err=True)
+    if hidden:
+        typer.echo(f"Passed over: {hidden} hidden or system files or folders.", err=True)
+    if prompted.any() and not prompted.all() and scorer != "none":
+        typer.echo(
+            f"No CLIP score: {int((~prompted).sum())} picture(s) without a prompt.", err=True
+        )
+    untold = [trait for trait in settings.traits if f"{trait}_kept" not in measured.images]
+    if untold and given:
+        typer.echo(f"Not measured: {', '.join(untold)}, which no classifier tells.", err=True)
     if len(skipped) == len(index):
         raise FusionError(f"None of the {len(index)} pictures in {folder} can be read.")
     if out is not None:
@@ -389,17 +406,20 @@ def evaluate(
 
 def _classifier(text: str) -> tuple[str, str]:
     """The name and the folder of a classifier, as the option gives them."""
+    from fusionlib.profiles import resolve
+
     what, equals, folder = text.partition("=")
     if not equals:
-        return Path(text).name, text
+        return Path(text).name, resolve(text)
     if not what or not folder:
         raise FusionError(f"The classifier {text!r} must be like FOLDER or expression=FOLDER.")
-    return what, folder
+    return what, resolve(folder)
 
 
 def _print_measurements(title: str, measured: "Measurements", people: int, baseline: str) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from companion.evaluation.comparison import identity_table, mean_over_people, paired_difference
 
@@ -407,13 +427,13 @@ def _print_measurements(title: str, measured: "Measurements", people: int, basel
     whom = f"{people} {'person' if people == 1 else 'people'}"
     for recogniser in measured.scales:
         scores = measured.identity(recogniser)
-        table = Table(title=f"{title}: {whom}, {recogniser} ({scores.detector} detector)")
+        table = Table(title=Text(f"{title}: {whom}, {recogniser} ({scores.detector} detector)"))
         for column in ("", "cosine distance", "recovery R", "faces found"):
             table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
         for name, row in identity_table(scores).iterrows():
             scale = row["images"] is None or row["images"] != row["images"]
             table.add_row(
-                str(name).replace("another picture of the ", ""),
+                Text(str(name).replace("another picture of the ", "")),
                 str(row["distance"]),
                 f"{row['recovery'].estimate:.0f}" if scale else str(row["recovery"]),
                 "" if scale else f"{row['found']:.0f} of {row['images']:.0f}",
@@ -421,7 +441,7 @@ def _print_measurements(title: str, measured: "Measurements", people: int, basel
         console.print(table)
     methods = list(measured.images["method"].unique())
     more = [metric for metric in measured.metrics if not metric.startswith("distance ")]
-    table = Table(title=f"{title}: prompt and face quality")
+    table = Table(title=Text(f"{title}: prompt and face quality"))
     for column in ("method", "metric", "mean over people", "pictures"):
         table.add_column(column, justify="left" if column in ("method", "metric") else "right")
     for method in methods:
@@ -429,7 +449,7 @@ def _print_measurements(title: str, measured: "Measurements", people: int, basel
             values = measured.images.loc[measured.images["method"] == method, metric]
             mean = mean_over_people(measured.images, metric, method)
             count = f"{values.notna().sum()} of {len(values)}"
-            table.add_row(method, metric.replace("_", " "), str(mean), count)
+            table.add_row(Text(method), metric.replace("_", " "), str(mean), count)
     console.print(table)
     for method in methods:
         if method != baseline:
@@ -443,5 +463,6 @@ def _print_measurements(title: str, measured: "Measurements", people: int, basel
                     f"{found.interval} ({found.pairs} of {found.cells} pairs of pictures, "
                     f"{found.people} people): {found.verdict}",
                     markup=False,
+                    emoji=False,
                     highlight=False,
                 )

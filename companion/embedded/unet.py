@@ -129,5 +129,6 @@ def train(profile: Profile, options: RunOptions = DEFAULTS) -> Run:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    pipeline.register_to_config(sampling_defaults=profile.sampling)
     pipeline.save_config(target)  # model_index.json; the components are there already
     return run

@@ -77,6 +77,7 @@ def measure(
     clip: str | None = None,
     classifiers: Mapping[str, str | None] | None = None,
     traits: Sequence[str] = (),
+    further_traits: Sequence[str] = (),
     quality: bool = True,
     cache: str | Path | None = None,
     strict: bool = True,
@@ -102,6 +103,7 @@ def measure(
         traits: Heads of the classifiers whose class belongs to the person, ``["gender"]``: what
             they see in a picture with a face is compared with what they see in the person's first
             reference.
+        further_traits: Heads that are treated likewise, where there is a classifier that has them.
         quality: Whether to compare face regions with the first reference's.
         cache: Folder in which readings of pictures are kept for the next time.
         strict: Whether a picture that cannot be read is an error, or noted and passed over. A
@@ -124,7 +126,8 @@ def measure(
     scorer = ClipScorer(clip) if clip else None
     tellers = {what: Classifier(what, name) for what, name in (classifiers or {}).items() if name}
     asked = {what: _asked_for(teller, index) for what, teller in tellers.items()}
-    same = {what: [head for head in traits if head in it.heads] for what, it in tellers.items()}
+    asked_of = [*traits, *further_traits]
+    same = {what: [head for head in asked_of if head in it.heads] for what, it in tellers.items()}
     if unknown := set(traits) - {head for heads in same.values() for head in heads}:
         raise FusionError(f"No classifier tells {', '.join(sorted(unknown))}.")
     tellers = {what: teller for what, teller in tellers.items() if asked[what] or same[what]}
@@ -163,6 +166,7 @@ def measure(
         )
     if scorer:
         columns["clip_score"] = scorer.scores(made.values["clip_score"], list(index["prompt"]))
+        columns["clip_score"][~(index["prompt"].str.strip() != "").to_numpy()] = np.nan
     if quality:
         columns |= _quality(paths, made, firsts, references, whose, progress)
     for what, teller in tellers.items():

@@ -219,16 +219,12 @@ def make_sheets(
         adapter=adapter,
     )
     pipeline.set_progress_bar_config(disable=True)
-    sampling = {
-        "num_inference_steps": profile.num_inference_steps,
-        "guidance_scale": profile.guidance_scale,
-    }
     return SampleSheets(
         pipeline,
         faces,
         profile.training.sample_prompts,
         side=profile.resolution,
-        sampling=sampling,
+        sampling=profile.sampling,
         clip=_clip(profile),
         recogniser=profile.recognisers[0],
         detector=profile.detector,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fusionlib.errors import FusionError, NoFaceError
+from fusionlib.support.paths import user_path
 from fusionlib.support.provenance import sha256_file
 
 TEMPLATE = np.array(
@@ -222,7 +223,7 @@ class FaceEmbedder:
         self.pack = PACKS[pack]
         home = "antelopev2" if pack == "arc2face" else pack
         default = Path.home() / ".insightface" / "models" / home
-        self.folder = Path(folder).expanduser() if folder else default
+        self.folder = user_path(folder) if folder else default
         for file in (self.pack.detector, self.pack.recogniser):
             if not (self.folder / file).is_file():
                 raise FusionError(

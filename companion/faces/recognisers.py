@@ -19,6 +19,7 @@ from PIL import Image
 
 from companion.faces.aligned import AlignedFace, align_faces, load_deepface
 from fusionlib.errors import FusionError
+from fusionlib.support.paths import user_path
 
 
 class Instrument(Protocol):
@@ -126,8 +127,9 @@ def load_recogniser(name: str) -> Instrument:
     Raises:
         FusionError: There is no such recogniser, or its weights are missing.
     """
-    if (Path(name) / "config.json").is_file():
-        return NetworkRecogniser(name)
+    folder = user_path(name)
+    if (folder / "config.json").is_file():
+        return NetworkRecogniser(folder)
     load_deepface()
     from deepface.modules.modeling import AVAILABLE_MODELS
 

@@ -172,6 +172,11 @@ def _plain(text: Any) -> str:
     return " ".join(html.unescape(re.sub(r"</?[a-z][^>]*>", "", text)).split())
 
 
+def _as_html(name: Any) -> str:
+    """A name that a person gave, so that a page shows each of its signs."""
+    return html.escape(str(name), quote=False)
+
+
 def _latex(text: str) -> str:
     return text.translate(_LATEX)
 
@@ -187,7 +192,7 @@ def facts_table(rows: Mapping[str, object], run: str) -> Styler:
 
 def summary_table(rows: Mapping[str, Mapping[str, object]], run: str) -> Styler:
     """Lay out numbers or intervals, a row for each method, marked as measured here."""
-    frame = pd.DataFrame(list(rows.values()), index=list(rows))
+    frame = pd.DataFrame(list(rows.values()), index=list(map(_as_html, rows)))
     return marked_table(frame, f"Measured here, with 95% intervals. {run}")
 
 
@@ -262,7 +267,7 @@ def measured_table(
             "" if end else f"{row.found:.0f} of {row.images:.0f}"
             for row, end in zip(table.itertuples(), scale, strict=True)
         ]
-    called = [(names or {}).get(str(name), str(name)) for name in table.index]
+    called = [(names or {}).get(str(name), _as_html(name)) for name in table.index]
     text = (
         f"Measured here by {' and '.join(judge.recogniser for judge in judges)}, on faces found by "
         f"DeepFace's {judges[0].detector} detector, with 95% intervals over people. {run}"
@@ -292,7 +297,8 @@ def alignment_table(
         asked = images.groupby("method")[column].count()
         if asked.sum() < len(images):  # of some pictures nothing is asked
             table[name] += [f" ({asked[method]} pictures)" for method in table.index]
-    table.index = pd.Index([(names or {}).get(str(name), str(name)) for name in table.index])
+    called = [(names or {}).get(str(name), _as_html(name)) for name in table.index]
+    table.index = pd.Index(called)
     return marked_table(table, f"Measured here, with 95% intervals over people. {run}")
 
 
@@ -316,7 +322,7 @@ def prompts_table(
         images = scores.images if isinstance(scores, IdentityScores) else scores
         for prompt, asked in images.groupby("prompt", sort=False):
             found = paired_difference(asked, method, other, metric)
-            rows.setdefault(str(prompt), {})[heading] = (
+            rows.setdefault(_as_html(prompt), {})[heading] = (
                 f"{found.interval} ({found.pairs} of {found.cells} pairs)" if found.pairs else "–"
             )
     text = (

@@ -16,6 +16,7 @@ import fusionlib
 from companion.faces.arcface import Embedder, FoundFace
 from companion.methods import Method, Models, Prepare
 from fusionlib.errors import FusionError
+from fusionlib.support.paths import user_path
 from fusionlib.support.provenance import package_versions, sha256_file, sha256_json, sha256_modules
 
 Call = Callable[[str, Any], dict[str, Any]]
@@ -76,6 +77,8 @@ def pipeline_key(
         "versions": package_versions(("torch", "diffusers", "transformers")),
         "device": pipeline.device.type,
     }
+    own = getattr(pipeline, "sampling_defaults", {})  # which count where the call has no others
+    key |= {"sampling_defaults": own} if own else {}
     return key | {"threads": threads} if key["device"] == "cpu" else key
 
 
@@ -178,7 +181,7 @@ def locate(source: str, file: str, what: str) -> Path:
     Raises:
         FusionError: The file is not there; the message says how to get it.
     """
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     path = folder / file
     if path.is_file():
         return path

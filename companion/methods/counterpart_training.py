@@ -385,7 +385,7 @@ def build_network(profile: Profile, name: str, unet: Any = None) -> Counterpart:
 
 
 def _sizes(profile: Profile, base: Path, unet: Any) -> Sizes:
-    clip = json.loads((checkpoint_folder(profile.clip_model) / "config.json").read_text())
+    clip = json.loads((checkpoint_folder(profile.clip_model) / "config.json").read_text("utf-8"))
     return Sizes(
         embedding=clip["projection_dim"],
         patches=clip["vision_config"]["hidden_size"],

@@ -28,6 +28,7 @@ from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT
 from fusionlib.profiles.loading import load_stock
 from fusionlib.support.files import check_folder, write_atomically
+from fusionlib.support.paths import user_path
 from fusionlib.support.provenance import sha256_file, sha256_json, sha256_modules
 
 RATES = {"lora": 1e-4, "full": 5e-6}
@@ -149,7 +150,7 @@ def build_dreambooth(
     painting: dict[str, Any] = {
         key: arguments[key] for key in ("num_inference_steps", "guidance_scale") if key in arguments
     }
-    student = Student(pipeline, tuning, ROOT / Path(cache).expanduser(), painting)
+    student = Student(pipeline, tuning, ROOT / user_path(cache), painting)
 
     def call(prompt: str, learned: Path) -> dict[str, Any]:
         student.become(learned)

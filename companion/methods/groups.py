@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from PIL import Image
 
+from companion.csv_tables import read_table
 from companion.methods import Method
 from companion.methods.common import as_recorded, paint
 from companion.methods.fusion import fusion_key
@@ -108,7 +108,7 @@ def load_groups(
     folder = Path(folder)
     known = {one.name: one.references[0] for one in load_people(heldout, others=0)}
     try:
-        table = pd.read_csv(folder / "index.csv", dtype=str)
+        table = read_table(folder / "index.csv")
         rows = list(zip(table["group"], table["file"], table["people"], strict=True))
     except (OSError, KeyError, ValueError) as error:
         raise FusionError(

@@ -83,7 +83,7 @@ def training_table(checkpoint: str | Path, folders: Mapping[str, str] = FOLDERS)
     """
     rows, machines = {}, set()
     for model, folder in folders.items():
-        run = json.loads(_record(checkpoint, model, "json").read_text())
+        run = json.loads(_record(checkpoint, model, "json").read_text("utf-8"))
         log = pd.read_csv(_record(checkpoint, model, "csv"))
         files = sorted((Path(checkpoint) / folder).rglob("*.safetensors"))
         rows[model] = {
@@ -112,7 +112,7 @@ def training_hours(checkpoint: str | Path) -> str:
     if not folder.is_dir():
         return "unknown"
     models = [model for model in FOLDERS if model not in JUDGES]
-    runs = [json.loads(_record(checkpoint, model, "json").read_text()) for model in models]
+    runs = [json.loads(_record(checkpoint, model, "json").read_text("utf-8")) for model in models]
     return f"{sum(run['seconds'] for run in runs) / 3600:.1f}"
 
 

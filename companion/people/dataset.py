@@ -21,7 +21,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -220,7 +220,7 @@ def _held(shard: Path) -> tuple[list[str], str | None]:
 
     if not shard.exists():
         return [], None
-    samples, damage = scan_shard(shard)
+    samples, damage, _ = scan_shard(shard)
     return [sample.key for sample in samples], damage
 
 
@@ -391,12 +391,16 @@ def render_dataset(
     _refuse_loss(folder, (key for keys, _ in held.values() for key in keys), jobs)
     todo = [job for job in jobs if held[job.path] != (job.keys(), None)]
     total = people * views + groups
-    with locked(folder), tqdm(total=total, unit="picture", desc=f"people ({split})") as bar:
+    with (
+        locked(folder, inside=True),
+        tqdm(total=total, unit="picture", desc=f"people ({split})") as bar,
+    ):
         _write_manifest(folder, {**parameters, "complete": not todo})
         bar.update(total - sum(len(job) for job in todo))
         if todo:
+            count = min(workers, len(todo))
             # Processes are spawned, since the rasteriser's threads must not be forked.
-            with worker_pool(min(workers, len(todo)), _start_worker) as pool:
+            with worker_pool(count, _start_worker, ProcessPoolExecutor) as pool:
                 # On a new machine the first load fills anny's cache, so one process goes first.
                 pool.submit(_load).result()
                 for finished in as_completed([pool.submit(_write_shard, job) for job in todo]):
@@ -531,7 +535,7 @@ def _export(
     """Write plain files, their index (a row from each record) and a manifest; return the index."""
     rows = []
     index, text = folder / "index.csv", io.StringIO()
-    with locked(folder):
+    with locked(folder, inside=True):
         _write_manifest(folder, {**parameters, "complete": False})
         for sample in samples:
             rows.append(row(sample.record))

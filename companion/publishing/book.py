@@ -57,13 +57,13 @@ SOURCES = ("book", "notebooks", "fusionlib", "companion", "data", "tests")
 """Folders of the repository that are read."""
 
 BUILT = {
-    "book": "stamps/book.json",
-    "book.pdf": "stamps/pdf.json",
-    "book-source": "executed",
-    "book-build": "executed",
-    "manifest.json": "executed",
+    "book": ["stamps/book.json"],
+    "book.pdf": ["stamps/pdf.json"],
+    "book-source": ["stamps", "executed"],
+    "book-build": ["stamps", "executed"],
+    "manifest.json": ["stamps", "executed"],
 }
-"""What is replaced in the folder of a reproduction, and what else is there if it made it."""
+"""What is replaced in the folder of a reproduction, and one of what is beside it if it made it."""
 
 
 def check_build(out: str | Path, root: Path) -> Path:
@@ -77,13 +77,13 @@ def check_build(out: str | Path, root: Path) -> Path:
     for name in SOURCES:
         check_apart(folder, root / name, around=False)
         check_apart(folder / name, root / name, around=False)
-    for name, sign in BUILT.items():
-        if (folder / name).exists() and not (folder / sign).exists():
+    for name, signs in BUILT.items():
+        if (folder / name).exists() and not any((folder / sign).exists() for sign in signs):
             raise FusionError(
                 f"The output {out} holds {name}, which no reproduction made here and which would "
                 f"be replaced: give a folder of its own, {short(folder / 'build')} for example."
             )
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stamps").mkdir(parents=True, exist_ok=True)
     return folder
 
 

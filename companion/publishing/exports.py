@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
@@ -22,9 +23,6 @@ from fusionlib.support.files import Made, replacing, write_bytes
 
 EXPORTED = ("application/pdf", "text/csv", "text/latex")
 """Kinds of outputs that become files; a page shows the PNG or the HTML beside them."""
-
-EXPORTS = Made(r"[^/]+\.(png|pdf|csv|tex)|index\.json", {"index.json": '"digest"'})
-"""What the folder of a notebook's exports holds."""
 
 PIXELS_PER_INCH = 300
 """Resolution of a picture on its PDF page."""
@@ -67,7 +65,7 @@ class StoredTable:
 def remove_exports(out: Path, name: str) -> None:
     """Delete what was exported from a notebook, and nothing else."""
     folder = out / "exports" / name
-    if not EXPORTS.foreign(folder):
+    if not _exports(folder).foreign(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -89,7 +87,7 @@ def export_notebook(
     import nbformat
 
     folder = out / "exports" / executed.stem
-    if not again and _digest(folder) == record["digest"]:
+    if not again and _index(folder).get("digest") == record["digest"]:
         return folder
     notebook = nbformat.read(executed, as_version=4)
     files: dict[str, bytes] = {}
@@ -115,7 +113,7 @@ def export_notebook(
         "tables": tables,
     }
     files["index.json"] = (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
-    with replacing(folder, EXPORTS) as partial:
+    with replacing(folder, _exports(folder, *files)) as partial:
         for name, content in files.items():
             write_bytes(partial / name, content)
     return folder
@@ -186,9 +184,18 @@ def _outputs(notebook: Any) -> Iterator[tuple[Any, Any]]:
             yield cell, output
 
 
-def _digest(folder: Path) -> str | None:
+def _exports(folder: Path, *more: str) -> Made:
+    """What a folder of exports may hold: the files that its index lists, and further ones."""
+    index = _index(folder)
+    entries = [*index.get("figures", ()), *index.get("tables", ())]
+    listed = [name for entry in entries for name in entry.values() if isinstance(name, str)]
+    return Made("|".join(map(re.escape, ("index.json", *listed, *more))))
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    """The index of a folder of exports; empty where there is none that can be read."""
     try:
-        digest: str = json.loads((folder / "index.json").read_text(encoding="utf-8"))["digest"]
-        return digest
-    except (OSError, ValueError, KeyError):
-        return None
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return index if isinstance(index, dict) else {}

@@ -15,6 +15,7 @@ from companion.publishing.notebooks import declared_parameters
 from fusionlib.errors import FusionError
 from fusionlib.profiles import Profile
 from fusionlib.profiles.loading import adapter_of, check_model
+from fusionlib.support.paths import user_path
 
 PICTURES = 2
 """Pictures of each person that a notebook needs: a reference, and another to measure by. Its
@@ -94,7 +95,7 @@ def _check_model(name: str, file: str, what: str, hint: str = "") -> None:
         check_model(name, file=file, what=what)
     except FusionError as error:
         raise FusionError(f"{error}{hint}") from error
-    if Path(name).expanduser().is_dir() or isinstance(try_to_load_from_cache(name, file), str):
+    if user_path(name).is_dir() or isinstance(try_to_load_from_cache(name, file), str):
         return
     try:
         there = file_exists(name, file)

@@ -33,7 +33,10 @@ from companion.studies.prompts import read_pairs
 from companion.studies.study import Study
 from fusionlib.checks import check_sampling
 from fusionlib.errors import FusionError, explain_validation
-from fusionlib.profiles import FolderName, Profile, Settings, load_profile, resolve
+from fusionlib.profiles import FolderName, Settings, load_profile, resolve
+from fusionlib.profiles.loading import check_picture_size
+from fusionlib.support.paths import user_path
+from fusionlib.support.texts import read_text
 
 
 class MethodChoice(BaseModel):
@@ -55,6 +58,8 @@ class MethodChoice(BaseModel):
 
     @model_validator(mode="after")
     def _sampled(self) -> Self:
+        if not isinstance(name := self.options.get("name", ""), str):
+            raise ValueError(f"the name {name!r} of a method is no text: put it in quotes")
         check_sampling(self.options, f"the method {self.name!r}")
         return self
 
@@ -153,7 +158,11 @@ class Declaration(Settings):
 
     def _models(self, device: str | None) -> Models:
         profile = load_profile(self.profile)
-        sampling = _usual_sampling(profile) | self.sampling
+        sampling = profile.sampling | self.sampling
+        for entry in self.methods:
+            asked = self.sampling | entry.options
+            base = asked.get("base_model", profile.base_model)
+            check_picture_size(base, asked.get("height"), asked.get("width"))
         return Models(profile, device, self.dtype, self.threads, sampling)
 
     def _build(self, entry: MethodChoice, models: Models) -> Method:
@@ -204,14 +213,7 @@ def load_models(profile: str | Path, **sampling: Any) -> Models:
         sampling: Arguments of the pipeline's call, over the profile's steps and guidance.
     """
     settings = load_profile(profile)
-    return Models(settings, sampling=_usual_sampling(settings) | sampling)
-
-
-def _usual_sampling(profile: Profile) -> dict[str, Any]:
-    return {
-        "num_inference_steps": profile.num_inference_steps,
-        "guidance_scale": profile.guidance_scale,
-    }
+    return Models(settings, sampling=settings.sampling | sampling)
 
 
 def resized(
@@ -252,9 +254,9 @@ def load_declaration(path: str | Path) -> Declaration:
     Raises:
         FusionError: There is no such file, or it does not fit the schema.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
         return Declaration.model_validate(content)
     except OSError as error:
         raise FusionError(f"There is no study file {path} ({error.strerror}).") from error
@@ -263,5 +265,5 @@ def load_declaration(path: str | Path) -> Declaration:
             f"The study file {path} does not fit at {explain_validation(error)} "
             "(`fusionlib study run --help` shows an example)."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, FusionError) as error:
         raise FusionError(f"The study file {path} is not YAML: {error}.") from error

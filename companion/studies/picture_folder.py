@@ -14,21 +14,23 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 from tqdm import tqdm
 
+from companion.csv_tables import read_table
 from companion.person import Person
 from companion.studies.store import Store
 from companion.studies.study import left_out, read_study
 from fusionlib.errors import FusionError
+from fusionlib.inputs.images import is_picture
 from fusionlib.support.files import NEW, check_folder, replacing, write_text
+from fusionlib.support.paths import Scan, find_file, is_hidden, is_text, scan_folder, user_path
+from fusionlib.support.texts import file_name, find_name, same_name
 
 REFERENCES, OTHERS, INDEX = "references", "others", "index.csv"
 
@@ -41,12 +43,19 @@ class PictureFolder:
         index: One row for each picture to judge: method, person, prompt (empty if none is known),
             seed and image, and the further columns of ``index.csv``.
         people: People with references and other pictures.
-        ignored: Files that are no pictures.
+        passed_over: Reason for each file that is no picture or cannot be used, by path.
+        hidden: Number of hidden files and folders, and of those that systems leave.
     """
 
     index: pd.DataFrame
     people: list[Person]
-    ignored: int
+    passed_over: dict[str, str]
+    hidden: int = 0
+
+    @property
+    def ignored(self) -> int:
+        """The number of files that are passed over."""
+        return len(self.passed_over)
 
 
 def read_folder(folder: str | Path) -> PictureFolder:
@@ -55,57 +64,72 @@ def read_folder(folder: str | Path) -> PictureFolder:
     Raises:
         FusionError: It is of another shape, or a picture has no reference.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir():
         raise FusionError(
             f"There is no folder {folder}: give one with {REFERENCES}/, or a study's."
         )
-    people, ignored = _people(folder)
-    if (folder / INDEX).exists():
-        index = _read_index(folder)
-    else:
-        index, more = _walk(folder)
-        ignored += more
+    found = Scan()
+    people = _people(folder, found)
+    index = _read_index(folder) if (folder / INDEX).exists() else _walk(folder, found)
+    known = {person: find_name(person, people) for person in index["person"].unique()}
+    by_folder = {file_name(name): name for name in people}
     for person, image in zip(index["person"], index["image"], strict=True):
-        if person not in people:
+        known[person] = known[person] or by_folder.get(file_name(person))
+        if known[person] is None:
             raise FusionError(
                 f"{image} shows {person!r}, of whom there is no reference: add "
                 f"{folder / REFERENCES / person}.png, or a folder of that name."
             )
-    shown = [people[name] for name in people if name in set(index["person"])]
-    return PictureFolder(index, shown, ignored)
+    # A person is called as the index does: a folder may have had to leave some signs out.
+    called = {place: person for person, place in known.items()}
+    index["person"] = index["person"].map(lambda person: called[known[person]])
+    shown = [replace(people[name], name=called[name]) for name in people if name in called]
+    return PictureFolder(index, shown, found.passed_over, len(found.hidden))
 
 
-def _people(folder: Path) -> tuple[dict[str, Person], int]:
+def _people(folder: Path, found: Scan) -> dict[str, Person]:
     if not (folder / REFERENCES).is_dir():
         raise FusionError(
             f"{folder} has no folder {REFERENCES}/: put a picture of each person there, named as "
             f"the person is ({REFERENCES}/ada.jpg)."
         )
-    references, ignored = _by_person(folder / REFERENCES)
-    others, more = _by_person(folder / OTHERS) if (folder / OTHERS).is_dir() else ({}, 0)
+    references = _by_person(folder / REFERENCES, found)
+    others = _by_person(folder / OTHERS, found) if (folder / OTHERS).is_dir() else {}
+    for name in others:
+        if find_name(name, references) is None:
+            path = str(folder / OTHERS / name)
+            found.passed_over[path] = "it shows a person without a reference"
     if not references:
         raise FusionError(f"{folder / REFERENCES} holds no picture.")
-    people = {
-        name: Person(name, tuple(paths), tuple(others.get(name, ())))
+    further = {find_name(name, references): paths for name, paths in others.items()}
+    return {
+        name: Person(name, tuple(paths), tuple(further.get(name, ())))
         for name, paths in references.items()
     }
-    return people, ignored + more
 
 
-def _walk(folder: Path) -> tuple[pd.DataFrame, int]:
+def _walk(folder: Path, found: Scan) -> pd.DataFrame:
     """Methods by the names of their folders."""
-    rows, ignored = [], 0
+    rows = []
     for place in sorted(folder.iterdir()):
-        if place.name in (REFERENCES, OTHERS) or place.name.startswith("."):
+        if place.name in (REFERENCES, OTHERS):
+            continue
+        if is_hidden(place.name):
+            found.hidden.append(str(place))
             continue
         if not place.is_dir():
-            ignored += 1
+            found.passed_over[str(place)] = "it lies beside the folders of methods"
             continue
-        pictures, more = _by_person(place)
-        ignored += more
+        pictures, method = _by_person(place, found), same_name(place.name)
         rows += [
-            {"method": place.name, "person": person, "prompt": "", "seed": seed, "image": str(path)}
+            {
+                "method": method,
+                "person": person,
+                "prompt": "",
+                "seed": seed,
+                "image": str(path),
+            }
             for person, paths in pictures.items()
             for seed, path in enumerate(paths)
         ]
@@ -114,55 +138,49 @@ def _walk(folder: Path) -> tuple[pd.DataFrame, int]:
             f"{folder} holds no pictures to judge: put them into METHOD/PERSON.png or "
             f"METHOD/PERSON/*.png beside {REFERENCES}/, or list them in {INDEX}."
         )
-    return pd.DataFrame(rows), ignored
+    return pd.DataFrame(rows)
 
 
-def _by_person(folder: Path) -> tuple[dict[str, list[Path]], int]:
+def _by_person(folder: Path, found: Scan) -> dict[str, list[Path]]:
     """Pictures by person: ``ada.png``, or everything in ``ada/``."""
-    found: dict[str, list[Path]] = {}
-    ignored = 0
-    for path in _files(folder):
+    pictures: dict[str, list[Path]] = {}
+    scan = scan_folder(folder)
+    found.hidden += scan.hidden
+    found.passed_over |= scan.passed_over
+    for path in scan.files:
         inside = path.relative_to(folder)
+        if not is_picture(path):
+            found.passed_over[str(path)] = "it is no picture"
+            continue
+        if not is_text(str(path)):
+            found.passed_over[str(path)] = "its name is not UTF-8"
+            continue
         if len(inside.parts) > 2:
             raise FusionError(
                 f"{path} lies too deep: {folder} may hold PERSON.png and PERSON/*.png."
             )
-        if path.suffix.lower() not in Image.registered_extensions():
-            ignored += 1
-            continue
         name = path.stem if len(inside.parts) == 1 else inside.parts[0]
-        found.setdefault(name, []).append(path)
-    return dict(sorted(found.items())), ignored
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if (path.is_file() or path.is_symlink()) and not hidden:  # a dead link is counted, too
-            yield path
+        pictures.setdefault(same_name(name), []).append(path)
+    return dict(sorted(pictures.items()))
 
 
 def _read_index(folder: Path) -> pd.DataFrame:
     path = folder / INDEX
-    try:
-        index = pd.read_csv(path, dtype={"person": str, "method": str, "prompt": str, "image": str})
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FusionError(f"{path} is not a table of comma-separated values: {reason}.") from error
+    index = read_table(path, ("image", "person"))
     for column in ("image", "person"):
-        if column not in index:
-            raise FusionError(
-                f"{path} lacks the column {column!r}: it has {', '.join(map(str, index))}."
-            )
         if index[column].isna().any():
             row = int(index[column].isna().argmax()) + 2  # as an editor counts, after the heading
             raise FusionError(f"{path} has no {column} in line {row}.")
     if index.empty:
         raise FusionError(f"{path} lists no picture.")
-    for name in index["image"]:
-        if not (folder / name).is_file():
+    images = [find_file(folder, name) for name in index["image"]]
+    for name, image in zip(index["image"], images, strict=True):
+        if image is None:
             raise FusionError(f"{path} lists {name}, which does not lie in {folder}.")
-    index["method"] = index["method"].fillna("") if "method" in index else folder.name
+    index["person"] = index["person"].map(same_name)
+    index["method"] = (
+        index["method"].fillna("").map(same_name) if "method" in index else folder.name
+    )
     index["prompt"] = index["prompt"].fillna("") if "prompt" in index else ""
     if "seed" not in index:
         index["seed"] = index.groupby(["method", "person", "prompt"]).cumcount()
@@ -178,7 +196,7 @@ def _read_index(folder: Path) -> pd.DataFrame:
             f"{path} lists two pictures of one method, person, prompt and seed; the second is "
             f"{name}: give them different seeds."
         )
-    return index.assign(image=[str(folder / name) for name in index["image"]])
+    return index.assign(image=[str(image) for image in images])
 
 
 def export_study(store: str | Path, name: str, out: str | Path) -> Path:
@@ -203,21 +221,19 @@ def export_study(store: str | Path, name: str, out: str | Path) -> Path:
     shelf.cells(name)  # says what there is, if there is no such study
     index, people = read_study(shelf.root / "studies" / name)
     for names in (set(index["method"]) | {REFERENCES, OTHERS}, {person.name for person in people}):
-        if len(set(map(_safe, names))) < len(names):
+        if len(set(map(file_name, names))) < len(names):
             raise FusionError(f"Two of the names {sorted(names)} would be one folder's.")
     with replacing(out, NEW) as partial:
         for person in people:
             for folder, paths in ((REFERENCES, person.references), (OTHERS, person.others)):
-                _copy(paths, partial / folder / _safe(person.name))
+                _copy(paths, partial / folder / file_name(person.name))
         targets = []
         for (method, person_name), rows in index.groupby(["method", "person"], sort=False):
-            place = Path(_safe(str(method))) / _safe(str(person_name))
+            place = Path(file_name(str(method))) / file_name(str(person_name))
             _copy([Path(path) for path in rows["image"]], partial / place)
             targets += [(key, place / f"{n:04}.png") for n, key in enumerate(rows.index)]
         images = pd.Series({key: path.as_posix() for key, path in targets})
-        table = index.drop(columns=["key", "noise_seed"]).assign(
-            image=images, person=index["person"].map(_safe)
-        )
+        table = index.drop(columns=["key", "noise_seed"]).assign(image=images)
         write_text(partial / INDEX, table.to_csv(index=False))
         gone = left_out(shelf.root / "studies" / name).to_dict("records")
         record = {**shelf.manifest(name), "left_out": gone}
@@ -230,8 +246,3 @@ def _copy(paths: Sequence[Path], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, path in enumerate(tqdm(paths, desc=folder.name, leave=False, disable=None)):
         shutil.copyfile(path, folder / f"{number:04}{path.suffix}")
-
-
-def _safe(name: str) -> str:
-    """A name that any file system takes."""
-    return re.sub(r"[^\w.+-]+", "_", name).strip(".") or "_"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 
 from fusionlib.errors import FusionError
+from fusionlib.support.paths import user_path
+from fusionlib.support.texts import read_text, same_name
 
 EXPRESSIONS = {
     "neutral": "a person with a neutral expression",
@@ -73,17 +76,23 @@ def read_pairs(
         FusionError: There is no such file, it lacks a column, or it has too few pairs.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [(row["person"], row["prompt"]) for row in csv.DictReader(file)]
+        with io.StringIO(read_text(user_path(path)), newline="") as file:
+            rows = [
+                (same_name(row["person"] or ""), row["prompt"] or "")
+                for row in csv.DictReader(file)
+            ]
     except OSError as error:
         raise FusionError(
             f"The list of prompts {path} cannot be read ({error.strerror}): check the path."
         ) from error
-    except (KeyError, UnicodeDecodeError, csv.Error) as error:
+    except (KeyError, FusionError, csv.Error) as error:
         reason = f"it has no column {error}" if isinstance(error, KeyError) else error
         raise FusionError(f"The list {path} needs columns person and prompt: {reason}.") from error
     if not rows or (count is not None and count > len(rows)):
         raise FusionError(f"The list {path} has {len(rows)} pairs, fewer than asked for.")
+    for number, row in enumerate(rows[:count], start=1):
+        if not all(text.strip() for text in row):
+            raise FusionError(f"The list {path} lacks a person or a prompt in its pair {number}.")
     pairs: dict[str, list[str]] = {}
     known = {person for person, _ in rows[:count]}
     if names and not known <= set(names):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from companion.methods.common import as_recorded
 from companion.person import Person
-from companion.request import Reference, Request, encoded, nearest
+from companion.request import Reference, Request, encoded, nearest, usual_sampling
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image, save_png
 from fusionlib.masking import scale_identity_masks
@@ -128,8 +128,8 @@ class Studio(anywidget.AnyWidget):
     chosen = traitlets.List(traitlets.Int()).tag(sync=True)
     prompt = traitlets.Unicode(PROMPTS[0]).tag(sync=True)
     strengths = traitlets.List(traitlets.Float()).tag(sync=True)
-    guidance_scale = traitlets.Float(3.0).tag(sync=True)
-    steps = traitlets.Int(20).tag(sync=True)
+    guidance_scale = traitlets.Float(1.0).tag(sync=True)
+    steps = traitlets.Int(1).tag(sync=True)
     seed = traitlets.Int(0).tag(sync=True)
     wide = traitlets.Bool(False).tag(sync=True)
     places = traitlets.CBytes().tag(sync=True)
@@ -139,7 +139,7 @@ class Studio(anywidget.AnyWidget):
     faces = traitlets.List(traitlets.Unicode()).tag(sync=True)
     colors = traitlets.List(traitlets.Unicode(), list(COLORS)).tag(sync=True)
     suggestions = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    max_steps = traitlets.Int(20).tag(sync=True)
+    max_steps = traitlets.Int(1).tag(sync=True)
     size = traitlets.List(traitlets.Int()).tag(sync=True)
     busy = traitlets.Bool(False).tag(sync=True)
     progress = traitlets.Float(0.0).tag(sync=True)
@@ -168,7 +168,8 @@ class Studio(anywidget.AnyWidget):
         self._encoded: dict[Any, Any] = {}
         self._at: Shot | None = None
         self._own_size = height, width = pipeline.image_size()
-        steps = profile.num_inference_steps if profile is not None else 20
+        usual = usual_sampling(pipeline, profile)
+        steps = usual["num_inference_steps"]
         super().__init__(
             faces=[_url(_thumbnail(load_image(person.references[0]))) for person in people],
             chosen=[0],
@@ -177,7 +178,7 @@ class Studio(anywidget.AnyWidget):
             suggestions=list(prompts),
             steps=steps,
             max_steps=steps,
-            guidance_scale=profile.guidance_scale if profile is not None else 3.0,
+            guidance_scale=usual["guidance_scale"],
             size=[height, width],
             places=bytes(height * width),
         )

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from fusionlib.checks import check_masks, is_real
 from fusionlib.errors import FusionError
-from fusionlib.inputs.images import load_image, reduce_depth
+from fusionlib.inputs.images import load_image, open_picture, reduce_depth
 from fusionlib.inputs.photos import find_faces, name_of, pixel_box, read_photo
 from fusionlib.masking import scale_identity_masks
+from fusionlib.support.paths import user_path
 
 Picture = str | Path | Image.Image
 """The path of an image file, or a picture in any mode."""
@@ -437,8 +438,7 @@ def _open(picture: Picture, name: str) -> Image.Image:
             f"not {type(picture).__name__}."
         )
     load_image(picture)  # raises a clear error for any broken file
-    with Image.open(picture) as opened:
-        return ImageOps.exif_transpose(opened)
+    return open_picture(user_path(picture), name)
 
 
 def brightness(picture: Image.Image) -> NDArray[np.uint8]:

@@ -111,9 +111,9 @@ def prepare_photo(
 ) -> Image.Image:
     """Turn a photograph into a reference: one face, level, upright, in a square RGB picture.
 
-    The camera's orientation tag is applied, transparency is laid over white, and grey, CMYK,
-    palette and 16-bit pictures become 8-bit RGB. Where the square reaches beyond the photograph,
-    the photograph is mirrored.
+    The camera's orientation tag and the colour profile are applied, transparency is laid over
+    white, and grey, CMYK, palette and 16-bit pictures become 8-bit RGB. Where the square reaches
+    beyond the photograph, the photograph is mirrored.
 
     Args:
         photo: A file that Pillow can decode, or a picture in any mode.

@@ -22,6 +22,8 @@ from pydantic import (
 )
 
 from fusionlib.errors import FusionError, explain_validation
+from fusionlib.support.paths import user_path
+from fusionlib.support.texts import read_text
 
 ROOT = Path(__file__).resolve().parents[2]
 """Folder of the repository, to which paths in a profile are relative."""
@@ -219,6 +221,14 @@ class Profile(Settings):
     architecture: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @property
+    def sampling(self) -> dict[str, Any]:
+        """Arguments of the pipeline's call that the profile sets: its steps and guidance."""
+        return {
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+        }
+
+    @property
     def parameters(self) -> dict[str, dict[str, Any]]:
         """Papermill parameters of the other notebooks, by name."""
         return {name: v for name, v in self.notebooks.items() if not isinstance(v, str)}
@@ -243,7 +253,8 @@ class Profile(Settings):
 
 
 def resolve(path_or_id: str) -> str:
-    """Make a path in the repository absolute; a hub id or another path stays as it is."""
+    """Make a path in the repository absolute, and open ``~`` and variables; a hub id stays."""
+    path_or_id = str(user_path(path_or_id))
     inside = ROOT / path_or_id
     return str(inside) if inside.exists() or path_or_id.startswith("data/") else path_or_id
 
@@ -275,13 +286,15 @@ def load_profile(name_or_path: str | Path) -> Profile:
         value = getattr(profile, field)
         if value is not None:
             setattr(profile, field, resolve(value))
+    for field in ("shards", "runs"):
+        setattr(profile.training, field, str(user_path(getattr(profile.training, field))))
     profile.recognisers = [resolve(name) for name in profile.recognisers]
     return profile
 
 
 def _path(name_or_path: str | Path) -> Path:
     """The YAML file of a profile, by name or path."""
-    path = Path(name_or_path)
+    path = user_path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
         path = _FOLDER / f"{name_or_path}.yaml"
     if not path.is_file():
@@ -295,15 +308,30 @@ def _path(name_or_path: str | Path) -> Path:
 def _read(path: Path, *extended: Path) -> dict[str, Any]:
     """A profile's settings, merged over those of the profile that it extends."""
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, FusionError) as error:
         raise FusionError(f"the profile {path} is not YAML: {error}") from error
     if not isinstance(settings, dict) or "extends" not in settings:
         return settings
     base = _path(str(settings.pop("extends")))
     if base.resolve() in (seen.resolve() for seen in (path, *extended)):
         raise FusionError(f"the profile {path} extends itself: name another one in `extends`")
-    return _merged(_read(base, path, *extended), settings)
+    return _merged(_without_companions(_read(base, path, *extended), settings), settings)
+
+
+COMPANIONS = {"classifier": ("traits",), "heldout": ("groups",)}
+"""Entries that say something of another one, and mean nothing where that is replaced."""
+
+
+def _without_companions(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The base without what belongs to entries that are replaced."""
+    gone = {
+        companion
+        for entry, companions in COMPANIONS.items()
+        if entry in changes and changes[entry] != base.get(entry)
+        for companion in companions
+    }
+    return {key: value for key, value in base.items() if key not in gone}
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionlib.errors import FusionError
+from fusionlib.support.paths import user_path
 
 if TYPE_CHECKING:
     from fusionlib.pipeline import FusionPipeline
@@ -31,7 +33,7 @@ def check_model(name: str, *, file: str, what: str) -> None:
     Raises:
         FusionError: There is no such folder and the name is no hub id, or the folder is no model.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         if not (folder / file).is_file():
             raise FusionError(
@@ -45,6 +47,43 @@ def check_model(name: str, *, file: str, what: str) -> None:
             f"There is no {what} folder {name}: give the folder of a model, or its hub id "
             "(owner/name)."
         )
+
+
+def check_picture_size(base_model: str, height: int | None, width: int | None) -> None:
+    """See that an autoencoder can paint pictures of a size, before any model is loaded.
+
+    Args:
+        base_model: Folder of the checkpoint, or a hub id, of which the downloaded files are asked;
+            without any, the pipeline sees to the size later.
+        height: Height of the picture in pixels; None is the model's own.
+        width: Width likewise.
+
+    Raises:
+        FusionError: A side is no multiple of the autoencoder's factor; names the nearest ones.
+    """
+    factor = _autoencoder_factor(base_model)
+    if factor is not None and (height, width) != (None, None):
+        from fusionlib.checks import check_divisible
+
+        check_divisible(height, width, factor)
+
+
+def _autoencoder_factor(base_model: str) -> int | None:
+    """The number of pixels that one latent stands for along a side; None where it is not known."""
+    file = user_path(base_model) / "vae" / "config.json"
+    if not file.is_file():
+        if not _HUB_ID.fullmatch(base_model):
+            return None
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(base_model, "vae/config.json")
+        if not isinstance(cached, str):
+            return None
+        file = Path(cached)
+    try:
+        return int(2 ** (len(json.loads(file.read_text("utf-8"))["block_out_channels"]) - 1))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_pipeline(
@@ -68,8 +107,8 @@ def load_pipeline(
     Raises:
         FusionError: A model is missing or does not fit, or there is no such device or type.
     """
-    adapter = adapter or adapter_of(profile, base_model)
-    base_model = base_model or profile.base_model
+    adapter = str(user_path(adapter or adapter_of(profile, base_model)))
+    base_model = str(user_path(base_model or profile.base_model))
     check_model(base_model, file="model_index.json", what="base model")
     check_model(adapter, file="config.json", what="adapter")
     with quietly():
@@ -86,7 +125,7 @@ def load_pipeline(
 
 def adapter_of(profile: Profile, base_model: str | None = None) -> str:
     """The folder ``adapter`` of the checkpoint if it has one, or else the profile's adapter."""
-    own = Path(base_model or profile.base_model).expanduser() / "adapter"
+    own = user_path(base_model or profile.base_model) / "adapter"
     return str(own) if (own / "config.json").is_file() else profile.adapter
 
 

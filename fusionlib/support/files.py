@@ -144,7 +144,7 @@ def check_folder(path: str | Path, made: Made | None, *, whole: bool = True) -> 
             f"The output {path} is where a file system is mounted, and cannot be replaced as a "
             f"whole: give a folder in it, {short(own)} for example."
         )
-    for place in (folder.parent, folder):
+    for place in (folder, folder.parent) if whole else (folder,):
         _check_folder(place, path)
     return folder
 
@@ -188,18 +188,23 @@ def check_apart(
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a file or folder for this process while it is written, by a lock file beside it.
+def locked(path: Path, *, inside: bool = False) -> Iterator[None]:
+    """Hold a file or folder for this process while it is written, by a lock file.
 
     The lock ends with the process, even when it is killed. A file system may know no locks.
+
+    Args:
+        path: File or folder.
+        inside: Whether the lock file lies in the folder, which is not replaced, or else beside it.
 
     Raises:
         FusionError: Another process holds it.
     """
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0.2)
+    place = path if inside else path.parent
+    place.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place / f".{path.name}.lock", timeout=0.2)
     try:
         lock.acquire()
     except Timeout:

@@ -12,11 +12,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
+from typing import Any
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 """Signals of terminals, Slurm, Kubernetes, PBS and Grid Engine that announce the end of a job."""
@@ -110,24 +109,21 @@ def deferred() -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def worker_pool(
-    count: int, prepare: Callable[[], None] | None = None
+    count: int,
+    prepare: Callable[[], None] | None = None,
+    executor: type[ProcessPoolExecutor] = ProcessPoolExecutor,
 ) -> Iterator[ProcessPoolExecutor]:
     """A pool of spawned processes that end with the block and with this process.
 
     Args:
         count: Number of processes.
         prepare: Function that each process calls first.
+        executor: Class of the pool.
     """
-    from concurrent.futures import ProcessPoolExecutor
-
-    class Pool(ProcessPoolExecutor):
-        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-            return super().submit(_work, fn, *args, **kwargs)
-
     others = multiprocessing.active_children()
-    pool = Pool(
-        count, multiprocessing.get_context("spawn"), initializer=_begin_worker, initargs=(prepare,)
-    )
+    context = multiprocessing.get_context("spawn")
+    pool = executor(count, mp_context=context, initializer=_begin_worker, initargs=(prepare,))
+    pool.submit = partial(pool.submit, _work)  # type: ignore[method-assign]
     try:
         yield pool
     except BaseException:

@@ -125,7 +125,7 @@ def start_weights(network: nn.Module, folder: Path | None, run: str) -> Start:
             "its sizes, or start from random weights"
         ) from error
     record = folder.parent / "training" / f"{run}.json"
-    before = json.loads(record.read_text()) if record.is_file() else {}
+    before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     return Start(
         weights=f"{folder.name}, sha256 {sha256_modules([trained])[:16]}",
         samples=before.get("samples", 0) + before.get("samples_before", 0),

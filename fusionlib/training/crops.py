@@ -74,7 +74,7 @@ class Crops:
         image = sample.picture()
         mirror = rng.random() < 0.5
         if self.crop == "face":
-            box = _around(_face(sample), image.size, rng)
+            box = _around(recorded_face(sample), image.size, rng)
         else:
             side = min(image.size)
             left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -95,7 +95,7 @@ class Crops:
         image = sample.picture()
         mirror = rng.random() < 0.5
         if self.crop == "face":
-            face, margin = _face(sample), FRAME
+            face, margin = recorded_face(sample), FRAME
             if self.augment:
                 margin = rng.uniform(*MARGIN)
                 face = _moved(face, rng)
@@ -117,7 +117,7 @@ def face_record(face: Face) -> dict[str, Any]:
     return {"eyes": face.eyes, "nose": face.nose, "score": round(face.score, 3)}
 
 
-def _face(sample: Sample) -> Face:
+def recorded_face(sample: Sample) -> Face:
     """The largest recorded face of a sample."""
     if not sample.faces:
         raise FusionError(

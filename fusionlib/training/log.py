@@ -35,7 +35,7 @@ class Table:
         self.path = path
         self.rows: list[Row] = []
         if resume_at and path.is_file():
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if None not in row.values()]
             # A kill may have cut the last line short, within its columns or within its step.
             self.rows = [row for row in rows if int(row["step"]) <= resume_at]
@@ -48,7 +48,7 @@ class Table:
         if len(self.rows) == 1:
             self._rewrite()
         else:
-            with self.path.open("a", newline="") as file:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.rows[0], extrasaction="ignore").writerow(row)
 
     def _rewrite(self) -> None:

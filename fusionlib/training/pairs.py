@@ -108,7 +108,7 @@ class Skipped:
         if fresh:
             self._file.unlink(missing_ok=True)
         elif self._file.is_file():
-            self._known = json.loads(self._file.read_text())
+            self._known = json.loads(self._file.read_text(encoding="utf-8"))
 
     def add(self, reasons: dict[str, str]) -> None:
         """Record why samples were skipped, by place."""
@@ -117,13 +117,14 @@ class Skipped:
             for place, why in new.items():
                 logger.warning("skipped %s: %s", place, why)
             self._known |= new
-            write_text(self._file, json.dumps(self._known, indent=2, ensure_ascii=False))
+            write_text(self._file, json.dumps(self._known, indent=2))
 
     @staticmethod
     def all(folder: Path) -> dict[str, str]:
         """Why samples were skipped by any rank of a run, by place."""
         files = sorted((folder / "skipped").glob("[0-9]*.json"))
-        return {p: why for file in files for p, why in json.loads(file.read_text()).items()}
+        kept = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        return {place: why for reasons in kept for place, why in reasons.items()}
 
 
 @dataclass(frozen=True)

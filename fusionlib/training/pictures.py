@@ -22,6 +22,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fusionlib.errors import FusionError
+from fusionlib.inputs.images import open_picture, to_rgb
+from fusionlib.support.paths import is_hidden, user_path
+from fusionlib.support.texts import decode_text
+from fusionlib.training.shards import PICTURES, find_shards, split_name, wordings_of
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +101,9 @@ def load_pictures(folder: str | Path, size: int, *, depth: bool = False) -> Pict
     Raises:
         FusionError: There is no shard, a shard is not a tar file, or nothing is readable.
     """
-    folder = Path(folder)
-    shards = sorted(folder.glob("*.tar"))
+    folder = user_path(folder)
+    there = folder.exists() or any(sign in str(folder) for sign in "{*?[")
+    shards = find_shards(folder) if there else []
     if not shards:
         raise FusionError(
             f"there is no shard (*.tar) in {folder}: make the training set with "
@@ -111,21 +116,22 @@ def load_pictures(folder: str | Path, size: int, *, depth: bool = False) -> Pict
     for shard in tqdm(shards, desc="reading shards", mininterval=2.0):
         for key, files in _samples(shard).items():
             try:
-                image = Image.open(io.BytesIO(files["jpg"])).convert("RGB")
-                facts = json.loads(files["json"])
+                kind = next((kind for kind in PICTURES if kind in files), "jpg")
+                image = to_rgb(open_picture(io.BytesIO(files[kind]), "its picture"))
+                facts = json.loads(decode_text(files["json"], "its JSON file"))
                 if image.size != (size, size):
                     image = image.resize((size, size), Image.Resampling.LANCZOS)
                 mask = np.zeros((size, size), np.uint8)
                 if "mask.png" in files:
                     drawn = Image.open(io.BytesIO(files["mask.png"])).convert("L")
                     mask = (np.asarray(drawn.resize((size, size))) > 127).astype(np.uint8)
-                wordings = list(facts.get("captions") or [files["txt"].decode()])
+                wordings = wordings_of(facts, files.get("txt"))
                 several = "people" in facts
                 identity = -1 - len(pixels) if several else int(facts["person"])
                 if depth:
                     grey = Image.open(io.BytesIO(files["depth.png"])).convert("L")
                     depths.append(np.asarray(grey.resize((size, size))))
-            except (KeyError, ValueError, OSError, SyntaxError) as error:
+            except (KeyError, TypeError, ValueError, OSError, SyntaxError, RecursionError) as error:
                 skipped += 1
                 logger.warning("%s: skipped sample %s (%s)", shard, key, error)
                 continue
@@ -152,13 +158,13 @@ def load_pictures(folder: str | Path, size: int, *, depth: bool = False) -> Pict
 
 
 def _samples(shard: Path) -> dict[str, dict[str, bytes]]:
-    """The files of a shard by sample key and extension (everything after the first dot)."""
+    """The files of a shard by sample key and extension ."""
     samples: dict[str, dict[str, bytes]] = defaultdict(dict)
     try:
         with tarfile.open(shard) as archive:
             for member in archive:
-                key, _, extension = Path(member.name).name.partition(".")
-                content = archive.extractfile(member)
+                key, extension = split_name(member.name)
+                content = None if is_hidden(member.name) else archive.extractfile(member)
                 if content is not None:
                     samples[key][extension] = content.read()
     except (tarfile.TarError, EOFError) as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -32,8 +32,9 @@ from fusionlib.support.files import (
     replacing,
     write_text,
 )
+from fusionlib.support.paths import user_path
 from fusionlib.support.signals import Stopped, received, worker_pool
-from fusionlib.training.crops import face_from_record, face_record
+from fusionlib.training.crops import face_record, recorded_face
 from fusionlib.training.shards import PICTURES, Sample, find_shards, index_samples, scan_shard
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def select(sample: Sample, selection: Selection) -> tuple[dict[str, Any] | None,
         The entries for its JSON file (None if it is not selected), and the reason.
     """
     if not any(caption.strip() for caption in sample.captions):
-        return None, "empty caption"
+        return None, sample.problem or "empty caption"
     try:
         image = sample.picture()
     except FusionError:
@@ -123,25 +124,25 @@ def prepare_shards(
         FusionError: A shard is missing, or ``out`` was made by other rules, is the source, holds
             files of somebody else's, or is written by another process.
     """
-    selection = selection or Selection()
-    jobs = list(_jobs(source))
+    selection, source = selection or Selection(), user_path(source)
+    jobs, passed_over = _jobs(source)
     if not jobs:
         raise FusionError(f"there is no picture in {source}: give a folder of shards or of files")
     _check_out(out, source, jobs)
     finished = {path.name for path in out.glob("*_stats.json")}
     rules = out / "selection.json"
     text = json.dumps({"source": str(source)} | asdict(selection), indent=2) + "\n"
-    if rules.is_file() and rules.read_text() != text:
+    if rules.is_file() and rules.read_text(encoding="utf-8") != text:
         raise FusionError(
             f"{out} was made from another source or by other rules (see {rules}): choose another "
             "folder, or remove this one"
         )
-    counts: Counter[str] = Counter()
+    counts = Counter(passed_over)
     pooled: AbstractContextManager[Executor] = ThreadPoolExecutor(1)
     if workers > 1:
         pooled = worker_pool(min(workers, len(jobs)))  # spawned: dlib does not like to be forked
     bar = tqdm(total=pairs, desc="kept", unit="pair")
-    with locked(out), bar:
+    with locked(out, inside=True), bar:
         write_text(rules, text)
         with pooled as pool:
             waiting: list[Future[dict[str, int]]] = []
@@ -175,7 +176,7 @@ def prepare_shards(
     return dict(counts)
 
 
-def _check_out(out: Path, source: str | Path, jobs: list[Path | list[Sample]]) -> None:
+def _check_out(out: Path, source: str | Path, jobs: Sequence[Path | list[Sample]]) -> None:
     """Refuse to write over a source, or over archives of somebody else's."""
     check_apart(out, source)  # a pattern is no folder: its shards follow
     for job in jobs:
@@ -190,25 +191,29 @@ def _check_out(out: Path, source: str | Path, jobs: list[Path | list[Sample]]) -
             )
 
 
-def _jobs(source: str | Path) -> Iterator[Path | list[Sample]]:
-    """The inputs of one new shard each: a shard, or a part of a folder of plain files."""
+def _jobs(source: str | Path) -> tuple[Sequence[Path | list[Sample]], Counter[str]]:
+    """The inputs of one new shard each, shards or parts of a folder of plain files.
+
+    The second value counts the reasons for which plain files are in none of them.
+    """
     shards = find_shards(source)
     if shards:
-        yield from shards
-        return
-    samples = index_samples(source).samples
-    for start in range(0, len(samples), PLAIN):
-        yield samples[start : start + PLAIN]
+        return shards, Counter()
+    found = index_samples(source)
+    samples = found.samples
+    jobs = [samples[start : start + PLAIN] for start in range(0, len(samples), PLAIN)]
+    return jobs, Counter(found.skipped.values())
 
 
 def _prepare(job: Path | list[Sample], target: Path, selection: Selection) -> dict[str, int]:
     """Make one shard, which is finished when it and its statistics are there."""
     stats = target.with_name(f"{target.stem}_stats.json")
     if stats.is_file() and target.is_file():
-        return json.loads(stats.read_text())
+        return json.loads(stats.read_text(encoding="utf-8"))
     counts: Counter[str] = Counter()
-    samples, damage = scan_shard(job) if isinstance(job, Path) else (job, None)
+    samples, damage, others = scan_shard(job) if isinstance(job, Path) else (job, None, {})
     counts["damaged shards"] += damage is not None
+    counts.update(others.values())
     with replacing(target) as partial:
         with webdataset.TarWriter(str(partial), encoder=False, mtime=0) as archive:
             for number, sample in enumerate(samples):
@@ -232,7 +237,7 @@ def _selected(sample: Sample, key: str, facts: dict[str, Any]) -> dict[str, str 
         "__key__": key,
         extension: sample.content(extension),
         "txt": sample.captions[0].encode(),
-        "json": json.dumps(record, ensure_ascii=False).encode(),
+        "json": json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace"),
     }
     if "mask.png" in sample.files:
         files["mask.png"] = sample.content("mask.png")
@@ -249,20 +254,24 @@ def statistics(shards: str | Path) -> dict[str, str]:
     samples = found.samples
     people = Counter(sample.person for sample in samples if sample.person is not None)
     alone = [sample for sample in samples if sample.person is None or people[sample.person] < 2]
-    faces = [
-        max((face_from_record(face) for face in sample.faces), key=lambda face: face.side)
-        for sample in samples
-        if sample.faces
-    ]
+    faces, damaged = [], 0
+    for sample in samples:
+        try:
+            faces += [recorded_face(sample)] if sample.faces else []
+        except FusionError:
+            damaged += 1
     words = [len(caption.split()) for sample in samples for caption in sample.captions]
     rows = {
         "samples": f"{len(samples):,}",
-        "skipped (no picture or caption)": f"{len(found.skipped):,}",
+        "skipped": f"{len(found.skipped):,}",
+        **{f"  {why}": f"{n:,}" for why, n in Counter(found.skipped.values()).most_common()},
+        "used, with texts that are damaged": f"{len(found.noted):,}",
         "damaged shards": f"{len(found.damaged):,}",
         "people named": f"{len(people):,}",
         "pictures that are their own reference": f"{len(alone):,}",
         "words in a caption": _quantiles(words),
         "with a recorded face": f"{len(faces):,}",
+        **({"with a damaged record of faces": f"{damaged:,}"} if damaged else {}),
     }
     if faces:
         rows["side of the face, pixels"] = _quantiles([face.side for face in faces])

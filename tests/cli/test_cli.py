@@ -1,6 +1,7 @@
 """The command line: what it writes, and that mistakes end in one sentence."""
 
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -63,6 +64,23 @@ def test_the_png_says_how_it_was_made(tiny_profile: Path, face: Path, tmp_path: 
     assert {len(digest) for digest in record["weights"].values()} == {64}
     assert record["weights"].keys() == {"base_model", "adapter"}
     assert {"torch", "dlib-bin"} <= record["versions"].keys()
+
+
+def test_another_checkpoint_brings_its_own_steps(
+    tiny_profile: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """They count before the profile's, which suit the profile's model; an option counts most."""
+    other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
+    common = ("--profile", tiny_profile, "--base-model", other, "--prompt", "a face", "--out")
+    generate(*common, tmp_path / "without.png")
+    index = json.loads((other / "model_index.json").read_text())
+    own = {"sampling_defaults": {"num_inference_steps": 2, "guidance_scale": 1.5}}
+    (other / "model_index.json").write_text(json.dumps(index | own))
+    generate(*common, tmp_path / "own.png")
+    generate(*common, tmp_path / "asked.png", "--steps", 1)
+    read = [read_metadata(tmp_path / f"{name}.png") for name in ("without", "own", "asked")]
+    assert [record["num_inference_steps"] for record in read] == [3, 2, 1]
+    assert [record["guidance_scale"] for record in read[1:]] == [1.5, 1.5]
 
 
 def test_same_command_same_bytes_and_other_seed_other_picture(
@@ -347,7 +365,7 @@ MISTAKES = {
     "no pictures": ({"--count": "0"}, "--count must be 1 or more, not 0"),
     "several pictures in a folder": ({"--out": Path("."), "--count": "2"}, "must end in .png"),
     "negative height": ({"--height": "-8"}, "--height must be a number of pixels, not -8"),
-    "a width between latents": ({"--width": "33"}, "divisible by 8 but are 32 and 33"),
+    "a width between latents": ({"--width": "33"}, "divisible by 2, such as 32 or 34"),
     "unknown type": ({"--dtype": "int8"}, "none of float32"),
     "unknown device": ({"--device": "abacus"}, "'abacus' is not there"),
 }

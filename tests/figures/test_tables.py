@@ -9,7 +9,7 @@ import pandas as pd
 from IPython.core.formatters import format_display_data
 
 from companion.evaluation.statistics import Interval
-from companion.figures.tables import facts_table, marked_table, table_files
+from companion.figures.tables import facts_table, marked_table, summary_table, table_files
 
 
 def test_columns_are_filled_from_the_fields_of_a_row() -> None:
@@ -77,3 +77,10 @@ def test_groups_of_columns_have_one_heading_and_a_line_in_latex() -> None:
     latex = table_files(cells, "")["text/latex"]
     assert r" & \multicolumn{2}{c}{quoted} & here \\" in latex and r"\cmidrule(lr){2-3}" in latex
     assert r"\begin{tabular}{lrrp{0.5\linewidth}}" in latex
+
+
+def test_names_that_people_give_are_shown_sign_by_sign() -> None:
+    name = "ada|*b*<i> & 🙂"
+    data, _ = format_display_data(summary_table({name: {"x": 1}, "ours": {"x": 2}}, ""))
+    assert "ada|*b*&lt;i&gt; &amp; 🙂" in data["text/html"]
+    assert f"\n{name},1\n" in data["text/csv"]

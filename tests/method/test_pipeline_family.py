@@ -30,6 +30,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from fusionlib import FusionAdapter, FusionError
 from fusionlib.pipeline import FusionMixin, FusionPipeline, prepare_reference
+from fusionlib.pipeline_inpainting import (
+    FusionControlNetInpaintPipeline,
+    FusionInpaintPipeline,
+    FusionXLControlNetInpaintPipeline,
+    FusionXLInpaintPipeline,
+)
 from fusionlib.pipeline_variants import (
     FusionControlNetImg2ImgPipeline,
     FusionControlNetPipeline,
@@ -49,12 +55,16 @@ SD = (
     FusionImg2ImgPipeline,
     FusionControlNetPipeline,
     FusionControlNetImg2ImgPipeline,
+    FusionInpaintPipeline,
+    FusionControlNetInpaintPipeline,
 )
 XL = (
     FusionXLPipeline,
     FusionXLImg2ImgPipeline,
     FusionXLControlNetPipeline,
     FusionXLControlNetImg2ImgPipeline,
+    FusionXLInpaintPipeline,
+    FusionXLControlNetInpaintPipeline,
 )
 every_class = pytest.mark.parametrize("cls", [*SD, *XL], ids=lambda cls: cls.__name__)
 each_family = pytest.mark.parametrize("cls", [SD[0], XL[0]], ids=["SD", "SDXL"])
@@ -80,6 +90,12 @@ def inputs(cls: type, size: tuple[int, int] = (32, 32)) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     if "Img2Img" in cls.__name__:
         arguments = {"image": face(7, size), "strength": 0.7}
+    if "Inpaint" in cls.__name__:
+        mask = Image.new("L", size)
+        mask.paste(255, (8, 8, 32, 24))
+        arguments = {"image": face(7, size), "mask_image": mask}
+        if "ControlNet" not in cls.__name__ and size != (32, 32):  # it has a size of its own
+            arguments |= {"height": size[1] // 4 * 4, "width": size[0] // 4 * 4}
     if "ControlNet" in cls.__name__:
         arguments["control_image" if arguments else "image"] = face(8, size)
     return arguments

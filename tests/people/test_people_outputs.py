@@ -67,5 +67,8 @@ def test_nothing_of_others_is_written_over(tmp_path: Path, files: dict[str, str 
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:
-    with locked(tmp_path / "set"), pytest.raises(FusionError, match="Another process is writing"):
+    export(tmp_path / "set")
+    before, busy = tree(tmp_path), locked(tmp_path / "set", inside=True)
+    with busy, pytest.raises(FusionError, match="Another process is writing"):
         export(tmp_path / "set")
+    assert tree(tmp_path) == before

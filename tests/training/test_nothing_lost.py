@@ -242,6 +242,14 @@ def test_preparation_touches_no_archive_of_others(
         assert tree(tmp_path) == before
 
 
+def test_two_preparations_keep_apart(tmp_path: Path, raw: Path) -> None:
+    prepare_shards(raw, tmp_path / "prep", workers=1)
+    before, busy = tree(tmp_path), locked(tmp_path / "prep", inside=True)
+    with busy, pytest.raises(FusionError, match="Another process is writing"):
+        prepare_shards(raw, tmp_path / "prep", workers=1)
+    assert tree(tmp_path) == before
+
+
 def test_preparation_onto_a_pattern_is_refused(tmp_path: Path, raw: Path) -> None:
     before = tree(tmp_path)
     with pytest.raises(FusionError, match="which is read"):

@@ -127,6 +127,8 @@ def test_the_four_models_make_a_stable_diffusion_checkpoint(profile: Profile) ->
         assert run.finished and run.samples == 16 and math.isfinite(run.final_loss)
 
     folder = Path(profile.base_model)
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["sampling_defaults"] == profile.sampling
     pipeline = StableDiffusionPipeline.from_pretrained(folder)  # unchanged diffusers
     images = pipeline(
         "a photo of a face", num_inference_steps=2, generator=torch.Generator().manual_seed(0)
