@@ -21,6 +21,8 @@ Given = Callable[[], list[Any]]
 PROFILE = "THE PROFILE"
 """Stands for the file of the tiny profile, which is known when tests run."""
 
+BAD = os.fsdecode(b"caf\xe9.png")
+
 
 def png(color: str = "red", side: int = 48) -> bytes:
     buffer = io.BytesIO()
@@ -152,8 +154,9 @@ PAINT = table(
     ],
     *[
         used(f"reference {name!r}", paint(lambda name=name: written(name, png("blue")), reference=f"./{name}"), "out.png")
-        for name in ("a b.png", "-x.png", "--out", "a\nb.png", "[a].png", "😀.png", "é.png", "%s.png", "a\\b.png", "'a'.png", os.fsdecode(b"caf\xe9.png"))
+        for name in ("a b.png", "-x.png", "--out", "a\nb.png", "[a].png", "😀.png", "é.png", "%s.png", "a\\b.png", "'a'.png")
     ],
+    refused("a reference that is not UTF-8", paint(lambda: written(BAD, png()), reference=BAD), "not UTF-8", "rename"),
     used("a reference at home", paint(lambda: written("home/me.png", png("blue")), reference="~/me.png"), "out.png"),
     used("one reference twice", paint(reference=["face.png", "face.png"]), "out.png"),
     # Crops, faces, masks.
@@ -212,7 +215,8 @@ PAINT = table(
     used("out in new folders", paint(out="a/b c/😀/out.png"), "a/*"),
     used("out at home", paint(out="~/out.png"), "home/out.png"),
     used("out of a long name", paint(out="n" * 251 + ".png"), "n*.png"),
-    *[used(f"out {name!r}", paint(out=f"./{name}"), name.replace("[", "[[]")) for name in ("a b.png", "-x.png", "a\nb.png", "[a].png", "é.png", "e\u0301.png", "%s.png", "a\\b.png", "a.b.png", os.fsdecode(b"caf\xe9.png"))],
+    *[used(f"out {name!r}", paint(out=f"./{name}"), name.replace("[", "[[]")) for name in ("a b.png", "-x.png", "a\nb.png", "[a].png", "é.png", "e\u0301.png", "%s.png", "a\\b.png", "a.b.png")],
+    refused("out that is not UTF-8", paint(out=BAD), "UTF-8"),
     used("out that was there", paint(lambda: written("out.png", "old")), "out.png"),
     used("out in a linked folder", paint(lambda: (Path("real").mkdir(), linked("link", "real")), out="link/out.png"), "real/out.png"),
     used("out by a link", paint(lambda: (written("real.png", "old"), linked("out.png", "real.png"))), "real.png"),

@@ -157,7 +157,7 @@ READ = table(
     used("a path of Windows", picture("C:\\photos\\me.png")),
     used("dots at the end", picture("face.png...")),
     used("control characters", picture("a\x07\x1b[31m.png")),
-    used("not UTF-8", picture(os.fsdecode(b"caf\xe9.png"))),
+    refused("not UTF-8", picture(os.fsdecode(b"caf\xe9.png")), "png is not UTF-8", "rename"),
     used("longest name", picture("n" * 251 + ".png")),
     used("deep folder", picture("/".join(["d" * 100] * 12) + "/a.png")),
     # Ways to a file.

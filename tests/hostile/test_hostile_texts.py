@@ -138,7 +138,7 @@ PROFILES = table(
     used("JSON", text('{"extends": "embedded", "seed": 7}')),
     used("the largest seed", profile(seed=7)),
     used("another name for a file", text("extends: embedded\nseed: 7\n", "a b\n😀.yml")),
-    used("a name that is not UTF-8", text("extends: embedded\nseed: 7\n", os.fsdecode(b"caf\xe9.yaml"))),
+    refused("a name that is not UTF-8", text("extends: embedded\nseed: 7\n", os.fsdecode(b"caf\xe9.yaml")), "yaml is not UTF-8", "rename"),
     used("a link", lambda: linked("a.yaml", str(written("b.yml", "extends: embedded\nseed: 7\n")))),
 )  # fmt: skip
 
