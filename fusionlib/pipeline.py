@@ -26,9 +26,9 @@ from fusionlib.guidance import Call, add_branch, blend_branches, intercepted
 from fusionlib.pipeline_inputs import (
     IdentityMasks,
     PipelineInputs,
-    PromptEmbeds,
     ReferenceImages,
     References,
+    ReferenceText,
     check_adapter,
     prepare_reference,
     read_inputs,
@@ -150,11 +150,10 @@ class FusionMixin(FusionLoadingMixin):
             strengths=strengths,
             identity_masks=identity_masks,
             reference_identity=reference_identity,
+            text=ReferenceText("", reference_prompt_embeds, reference_pooled_prompt_embeds),
             guidance_mode=guidance_mode,
             identity_guidance_scale=identity_guidance_scale,
             timestep_mode=timestep_mode,
-            reference_prompt_embeds=reference_prompt_embeds,
-            reference_pooled_prompt_embeds=reference_pooled_prompt_embeds,
         )
         with exclusive_use(self.unet), self._stock_call():
             if inputs.references is None:
@@ -169,7 +168,7 @@ class FusionMixin(FusionLoadingMixin):
         if isinstance(references, list):
             if inputs.shared and inputs.visible:
                 return self._encoder_at_each_step(references, inputs)
-            references = self._encode_references(references, inputs.lora_scale, inputs.text)
+            references = self._encode_references(references, inputs.text)
         assert references is not None
         cache = references.to(self._execution_device, self.unet.dtype)
         return cache.repeat_interleave(inputs.repeats)
@@ -263,30 +262,27 @@ class FusionMixin(FusionLoadingMixin):
             check_adapter(self)
             check_divisible(height, width, self.vae_scale_factor)
             images = reference_images(references)
-            embeds = (reference_prompt_embeds, reference_pooled_prompt_embeds)
-            size = self.image_size(height, width)
-            return self._encode_references(images, None, embeds, size, prompt)
+            text = ReferenceText(prompt, reference_prompt_embeds, reference_pooled_prompt_embeds)
+            return self._encode_references(images, text, self.image_size(height, width))
 
     def _encode_references(
         self,
         groups: list[list[Image.Image]],
-        lora_scale: float | None,
-        embeds: PromptEmbeds,
+        text: ReferenceText,
         size: tuple[int, int] | None = None,
-        prompt: str = "",
     ) -> ReferenceCache:
         """K_f and V_f of reference images, in one list for each prompt or one for all (Eq. 2)."""
         images = [image for group in groups for image in group]
         if not images:
             return ReferenceCache(())
         height, width = size or self.image_size()
-        text, added = self._reference_text(height, width, embeds, lora_scale, prompt)
+        prompt, added = self._reference_text(height, width, text)
         hidden_states = encode_references(  # h_f
             self.unet,
             self._encode_images(images, height, width),
-            text,
+            prompt,
             added_cond_kwargs=added,
-            lora_scale=lora_scale,
+            lora_scale=text.lora_scale,
         )
         every = self.adapter.cache(hidden_states).to(self._execution_device, self.unet.dtype)
         each = len(groups[0])
@@ -297,7 +293,7 @@ class FusionMixin(FusionLoadingMixin):
     ) -> EncodeAt:
         """A function from a timestep to each reference's K_f and V_f, noised to that timestep."""
         size, images = self.image_size(), inputs.images
-        empty_prompt, added = self._reference_text(*size, inputs.text, inputs.lora_scale)
+        empty_prompt, added = self._reference_text(*size, inputs.text)
         latents = self._encode_images([image for group in groups for image in group], *size)
         # (references, images, channels, h, w): each image has its own references or the one group
         shown = latents.unflatten(0, (len(groups), -1)).transpose(0, 1)
@@ -321,7 +317,7 @@ class FusionMixin(FusionLoadingMixin):
                         noise=own_noise,
                         scheduler=self.scheduler,
                         added_cond_kwargs=added,
-                        lora_scale=inputs.lora_scale,
+                        lora_scale=inputs.text.lora_scale,
                     )
                 )
                 for reference, own_noise in zip(shown, noise, strict=True)
@@ -330,20 +326,15 @@ class FusionMixin(FusionLoadingMixin):
         return encode
 
     def _reference_text(
-        self,
-        height: int,
-        width: int,
-        embeds: PromptEmbeds = (None, None),
-        lora_scale: float | None = None,
-        prompt: str = "",
+        self, height: int, width: int, text: ReferenceText
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The text embedding that a reference is encoded with, and SDXL's added conditions."""
-        text, _ = embeds
-        if text is None:
+        device, embeds = self._execution_device, text.embeds
+        if embeds is None:
             check_text_encoder(self.text_encoder)
-            device = self._execution_device
-            text, _ = self.encode_prompt(prompt, device, 1, False, lora_scale=lora_scale)
-        return text.to(self._execution_device, self.unet.dtype), None
+            scale = text.lora_scale
+            embeds, _ = self.encode_prompt(text.prompt, device, 1, False, lora_scale=scale)
+        return embeds.to(device, self.unet.dtype), None
 
     def _encode_images(self, images: Sequence[Image.Image], height: int, width: int) -> Tensor:
         """The scaled latents of reference images, ``(images, channels, h, w)``."""

@@ -134,8 +134,8 @@ class FusionControlNetInpaintPipeline(FusionInpaintMixin, StableDiffusionControl
         ...     control_image=Image.new("RGB", (256, 128), "grey"),
         ...     num_inference_steps=2,
         ... ).images[0]
-        >>> image.size
-        (256, 128)
+        >>> image.height, image.width
+        (128, 256)
     """
 
 
@@ -176,21 +176,19 @@ class FusionXLControlNetInpaintPipeline(
     ``adapter``.
 
     Example:
-        >>> from diffusers import ControlNetModel
         >>> from PIL import Image
         >>> from fusionlib import FusionXLControlNetInpaintPipeline, FusionXLPipeline
-        >>> from tests.helpers.tiny import write_tiny_xl_checkpoint  # random weights
+        >>> from tests.helpers.tiny import tiny_controlnet, write_tiny_xl_checkpoint
         >>> sdxl = write_tiny_xl_checkpoint("build/tiny-sdxl")
         >>> pipeline = FusionXLPipeline.from_pretrained(sdxl)
-        >>> controlnet = ControlNetModel.from_unet(
-        ...     pipeline.unet,
-        ...     conditioning_embedding_out_channels=(8, 8, 8),  # scales by 1/4
+        >>> inpaint = FusionXLControlNetInpaintPipeline.from_pipe(
+        ...     pipeline, controlnet=tiny_controlnet(pipeline.unet)
         ... )
-        >>> inpaint = FusionXLControlNetInpaintPipeline.from_pipe(pipeline, controlnet=controlnet)
+        >>> face, photo = (Image.open(f"data/heldout/{i}_0.jpg") for i in ("0000", "0001"))
         >>> inpaint(
         ...     "a face",
-        ...     references=[Image.open("data/heldout/0000_0.jpg")],
-        ...     image=Image.open("data/heldout/0001_0.jpg").resize((32, 32)),
+        ...     references=[face],
+        ...     image=photo.resize((32, 32)),
         ...     mask_image=Image.new("L", (32, 32), "white"),
         ...     control_image=Image.new("RGB", (32, 32)),
         ...     num_inference_steps=2,

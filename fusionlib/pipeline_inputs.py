@@ -7,7 +7,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -34,14 +34,30 @@ from fusionlib.reference_cache import ReferenceCache
 ReferenceImages = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]]
 References = ReferenceImages | ReferenceCache | Sequence[ReferenceCache]
 IdentityMasks = Tensor | np.ndarray | Sequence[Image.Image]
-PromptEmbeds = tuple[Tensor | None, Tensor | None]
-"""A prompt's embedding ``(1, N_text, width)`` and its pooled form ``(1, width)``, if known."""
 
 TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 """Arguments of a call that hold text."""
 
 CALLER = 6
 """Frames from a warning to the line that called the pipeline, for ``warnings.warn``."""
+
+
+@dataclass(frozen=True)
+class ReferenceText:
+    """The text that references are encoded with.
+
+    Attributes:
+        prompt: The prompt; the paper's is empty.
+        embeds: Embedding of the prompt, ``(1, N_text, width)``; None to encode it.
+        pooled: Pooled form of the embedding, ``(1, width)``, for SDXL.
+        lora_scale: Factor of the LoRA weights in the references' pass; None if the call does not
+            set one.
+    """
+
+    prompt: str = ""
+    embeds: Tensor | None = None
+    pooled: Tensor | None = None
+    lora_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,8 +78,7 @@ class PipelineInputs:
         separate: Whether the faces have a guidance scale of their own.
         shared: Whether the references are encoded at every step, at the image's timestep.
         identity_guidance_scale: Scale of the faces if ``separate``; None for ``guidance_scale``.
-        lora_scale: Factor of the LoRA weights; None if the call does not set one.
-        text: Embedding of the references' prompt; None to encode it.
+        text: Text that the references are encoded with.
     """
 
     options: dict[str, Any]
@@ -78,8 +93,7 @@ class PipelineInputs:
     separate: bool = False
     shared: bool = False
     identity_guidance_scale: float | None = None
-    lora_scale: float | None = None
-    text: PromptEmbeds = (None, None)
+    text: ReferenceText = ReferenceText()
 
     @property
     def same_text(self) -> bool:
@@ -103,8 +117,7 @@ def read_inputs(
     guidance_mode: Literal["joint", "separate"],
     identity_guidance_scale: float | None,
     timestep_mode: Literal["clean", "shared"],
-    reference_prompt_embeds: Tensor | None,
-    reference_pooled_prompt_embeds: Tensor | None,
+    text: ReferenceText,
 ) -> PipelineInputs:
     """Read and check a call of ``FusionMixin``.
 
@@ -144,7 +157,7 @@ def read_inputs(
             ("strengths", strengths),
             ("identity_masks", identity_masks),
             ("reference_identity", reference_identity),
-            ("reference_prompt_embeds", reference_prompt_embeds),
+            ("reference_prompt_embeds", text.embeds),
         ):
             if value is not None:
                 raise FusionError(f"{name} needs references: give at least one face image.")
@@ -189,10 +202,7 @@ def read_inputs(
         separate=separate,
         shared=shared,
         identity_guidance_scale=identity_guidance_scale,
-        lora_scale=lora_scale,
-        text=_reference_embeds(
-            pipeline, reference_prompt_embeds, reference_pooled_prompt_embeds, options
-        ),
+        text=_reference_text(pipeline, replace(text, lora_scale=lora_scale), options),
     )
 
 
@@ -550,25 +560,23 @@ def _warn_of_truncation(pipeline: Any, options: dict[str, Any]) -> None:
                 )
 
 
-def _reference_embeds(
-    pipeline: Any, text: Tensor | None, pooled: Tensor | None, options: dict[str, Any]
-) -> PromptEmbeds:
-    """The embedding that references are encoded with, if it is given or must take its place."""
-    if text is not None:
-        if not isinstance(text, Tensor) or text.ndim != 3:
+def _reference_text(pipeline: Any, text: ReferenceText, options: dict[str, Any]) -> ReferenceText:
+    """The text that references are encoded with, with an embedding that must take its place."""
+    if text.embeds is not None:
+        if not isinstance(text.embeds, Tensor) or text.embeds.ndim != 3:
             raise FusionError("reference_prompt_embeds must be a tensor (1, tokens, width).")
-        return text, pooled
+        return text
     encoders = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
     negative = options.get("negative_prompt_embeds")
     if any(encoder is not None for encoder in encoders) or negative is None:
-        return None, None
+        return text
     warnings.warn(
         "References are encoded with negative_prompt_embeds, since no text encoder is loaded: they "
         "should be those of the empty prompt, or give reference_prompt_embeds.",
         stacklevel=CALLER,
     )
     pooled = options.get("negative_pooled_prompt_embeds")
-    return negative[:1], None if pooled is None else pooled[:1]
+    return replace(text, embeds=negative[:1], pooled=None if pooled is None else pooled[:1])
 
 
 def _lora_scale(options: dict[str, Any]) -> float | None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from fusionlib.checks import check_text_encoder
 from fusionlib.errors import FusionError
 from fusionlib.pipeline import FusionMixin
-from fusionlib.pipeline_inputs import PromptEmbeds
+from fusionlib.pipeline_inputs import ReferenceText
 
 AESTHETIC_SCORE = 6.0
 """What SDXL's refiner is told of a picture, as diffusers' pipelines tell it of their own."""
@@ -33,12 +33,7 @@ class FusionXLMixin(FusionMixin):
     """What is different for SDXL when it looks at a reference."""
 
     def _reference_text(
-        self,
-        height: int,
-        width: int,
-        embeds: PromptEmbeds = (None, None),
-        lora_scale: float | None = None,
-        prompt: str = "",
+        self, height: int, width: int, text: ReferenceText
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The text, by default the unconditional one, its pooled form, and the size SDXL is told.
 
@@ -46,18 +41,18 @@ class FusionXLMixin(FusionMixin):
         original one, no crop, and the target one (Podell et al., 2023, Section 2.2); the refiner
         takes an aesthetic score in the latter's place.
         """
-        text, pooled = embeds
-        if text is None:
+        embeds, pooled = text.embeds, text.pooled
+        if embeds is None:
             check_text_encoder(self.text_encoder_2)
-            text, empty_text, pooled, empty_pooled = self.encode_prompt(
-                prompt,
+            embeds, empty_embeds, pooled, empty_pooled = self.encode_prompt(
+                text.prompt,
                 device=self._execution_device,
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=True,
-                lora_scale=lora_scale,
+                lora_scale=text.lora_scale,
             )
-            if not prompt:
-                text, pooled = empty_text, empty_pooled
+            if not text.prompt:
+                embeds, pooled = empty_embeds, empty_pooled
         elif pooled is None:
             raise FusionError(
                 "reference_prompt_embeds need reference_pooled_prompt_embeds for SDXL: give both, "
@@ -72,7 +67,7 @@ class FusionXLMixin(FusionMixin):
         }
         device, dtype = self._execution_device, self.unet.dtype
         added = {name: value.to(device, dtype) for name, value in added.items()}
-        return text.to(device, dtype), added
+        return embeds.to(device, dtype), added
 
     def _encode_images(self, images: Sequence[Image.Image], height: int, width: int) -> Tensor:
         """The scaled latents; in half precision SDXL's VAE overflows, and its config says so."""
@@ -237,19 +232,12 @@ class FusionXLControlNetPipeline(FusionXLMixin, StableDiffusionXLControlNetPipel
     Example:
         Two ControlNets, each with an image and a scale of its own:
 
-        >>> from diffusers import ControlNetModel
         >>> from PIL import Image
         >>> from fusionlib import FusionXLControlNetPipeline, FusionXLPipeline
-        >>> from tests.helpers.tiny import write_tiny_xl_checkpoint  # random weights
+        >>> from tests.helpers.tiny import tiny_controlnet, write_tiny_xl_checkpoint
         >>> sdxl = write_tiny_xl_checkpoint("build/tiny-sdxl")
         >>> pipeline = FusionXLPipeline.from_pretrained(sdxl)
-        >>> for_depth, for_pose = (
-        ...     ControlNetModel.from_unet(
-        ...         pipeline.unet,
-        ...         conditioning_embedding_out_channels=(8, 8, 8),  # scales by 1/4
-        ...     )
-        ...     for _ in range(2)
-        ... )
+        >>> for_depth, for_pose = (tiny_controlnet(pipeline.unet) for _ in range(2))
         >>> controlled = FusionXLControlNetPipeline.from_pipe(
         ...     pipeline, controlnet=[for_depth, for_pose]
         ... )
@@ -272,16 +260,12 @@ class FusionXLControlNetImg2ImgPipeline(FusionXLMixin, StableDiffusionXLControlN
     ``adapter``.
 
     Example:
-        >>> from diffusers import ControlNetModel
         >>> from PIL import Image
         >>> from fusionlib import FusionXLControlNetImg2ImgPipeline, FusionXLPipeline
-        >>> from tests.helpers.tiny import write_tiny_xl_checkpoint  # random weights
+        >>> from tests.helpers.tiny import tiny_controlnet, write_tiny_xl_checkpoint
         >>> sdxl = write_tiny_xl_checkpoint("build/tiny-sdxl")
         >>> pipeline = FusionXLPipeline.from_pretrained(sdxl)
-        >>> controlnet = ControlNetModel.from_unet(
-        ...     pipeline.unet,
-        ...     conditioning_embedding_out_channels=(8, 8, 8),  # scales by 1/4
-        ... )
+        >>> controlnet = tiny_controlnet(pipeline.unet)
         >>> both = FusionXLControlNetImg2ImgPipeline.from_pipe(pipeline, controlnet=controlnet)
         >>> both(
         ...     "a bust",

@@ -123,7 +123,7 @@ def worker_pool(
     others = multiprocessing.active_children()
     context = multiprocessing.get_context("spawn")
     pool = executor(count, mp_context=context, initializer=_begin_worker, initargs=(prepare,))
-    pool.submit = partial(pool.submit, _work)  # type: ignore[method-assign]
+    pool.submit = partial(pool.submit, _work)  # type: ignore[call-arg, method-assign]
     try:
         yield pool
     except BaseException:

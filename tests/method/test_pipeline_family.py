@@ -36,6 +36,7 @@ from fusionlib.pipeline_inpainting import (
     FusionXLControlNetInpaintPipeline,
     FusionXLInpaintPipeline,
 )
+from fusionlib.pipeline_inputs import ReferenceText
 from fusionlib.pipeline_variants import (
     FusionControlNetImg2ImgPipeline,
     FusionControlNetPipeline,
@@ -571,12 +572,12 @@ def test_sdxl_references_are_told_their_size(pipelines: dict[type, Any]) -> None
     assert not kwargs["encoder_hidden_states"].any()
     pipeline.register_to_config(force_zeros_for_empty_prompt=False)
     try:
-        empty, added = pipeline._reference_text(40, 48)
+        empty, added = pipeline._reference_text(40, 48, ReferenceText())
     finally:
         pipeline.register_to_config(force_zeros_for_empty_prompt=True)
     text, _, pooled, _ = pipeline.encode_prompt("", device="cpu")
     assert torch.equal(empty, text) and torch.equal(added["text_embeds"], pooled)
-    said, added = pipeline._reference_text(40, 48, prompt="a face")
+    said, added = pipeline._reference_text(40, 48, ReferenceText("a face"))
     text, _, pooled, _ = pipeline.encode_prompt("a face", device="cpu")
     assert torch.equal(said, text) and torch.equal(added["text_embeds"], pooled)
 

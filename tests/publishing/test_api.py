@@ -53,7 +53,8 @@ def named(section: str) -> list[str]:
 def parameters(function: Callable[..., Any]) -> list[str]:
     """List a signature's parameters as a docstring names them."""
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    signature = inspect.signature(function).parameters.values()
+    # A pipeline's call has its own parameters and those of diffusers', which describes them.
+    signature = inspect.signature(inspect.unwrap(function)).parameters.values()
     return [stars.get(p.kind, "") + p.name for p in signature if p.name not in ("self", "cls")]
 
 

@@ -21,19 +21,16 @@ def put(folder: Path, name: str, content: bytes | str = "a face") -> None:
     (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-@pytest.mark.parametrize(
-    "name, key, extension",
-    [
-        ("ada.lovelace.jpg", "ada.lovelace", "jpg"),
-        ("00000/000012345.JPG", "00000/000012345", "jpg"),
-        ("a.mask.png", "a", "mask.png"),
-        ("a.b.depth.png", "a.b", "depth.png"),
-        ("v1.2/a", "v1.2/a", ""),
-        (".jpg", ".jpg", ""),
-    ],
-)
-def test_names_are_split_at_their_last_dot(name: str, key: str, extension: str) -> None:
-    assert split_name(name) == (key, extension)
+def test_names_are_split_at_their_last_dot() -> None:
+    wanted = {
+        "ada.lovelace.jpg": ("ada.lovelace", "jpg"),
+        "00000/000012345.JPG": ("00000/000012345", "jpg"),
+        "a.mask.png": ("a", "mask.png"),
+        "a.b.depth.png": ("a.b", "depth.png"),
+        "v1.2/a": ("v1.2/a", ""),
+        ".jpg": (".jpg", ""),
+    }
+    assert {name: split_name(name) for name in wanted} == wanted
 
 
 def test_names_with_dots_are_samples_of_their_own(tmp_path: Path) -> None:
