@@ -36,7 +36,7 @@ from fusionlib.errors import FusionError, explain_validation
 from fusionlib.profiles import FolderName, Settings, load_profile, resolve
 from fusionlib.profiles.loading import check_picture_size
 from fusionlib.support.paths import user_path
-from fusionlib.support.texts import read_text
+from fusionlib.support.texts import load_yaml, read_text
 
 
 class MethodChoice(BaseModel):
@@ -256,7 +256,7 @@ def load_declaration(path: str | Path) -> Declaration:
     """
     path = user_path(path)
     try:
-        content = yaml.safe_load(read_text(path))
+        content = load_yaml(read_text(path))
         return Declaration.model_validate(content)
     except OSError as error:
         raise FusionError(f"There is no study file {path} ({error.strerror}).") from error

@@ -23,7 +23,7 @@ from pydantic import (
 
 from fusionlib.errors import FusionError, explain_validation
 from fusionlib.support.paths import user_path
-from fusionlib.support.texts import read_text
+from fusionlib.support.texts import load_yaml, read_text
 
 ROOT = Path(__file__).resolve().parents[2]
 """Folder of the repository, to which paths in a profile are relative."""
@@ -308,7 +308,7 @@ def _path(name_or_path: str | Path) -> Path:
 def _read(path: Path, *extended: Path) -> dict[str, Any]:
     """A profile's settings, merged over those of the profile that it extends."""
     try:
-        settings = yaml.safe_load(read_text(path))
+        settings = load_yaml(read_text(path))
     except (yaml.YAMLError, FusionError) as error:
         raise FusionError(f"the profile {path} is not YAML: {error}") from error
     if not isinstance(settings, dict) or "extends" not in settings:

@@ -220,7 +220,7 @@ READ = table(
     ),
     # What is no file.
     refused("missing", lambda: "none.png", "none.png", "check the path"),
-    refused("empty path", lambda: "", "is a folder", "one image file"),
+    refused("empty path", lambda: "", "path is empty"),
     refused("a folder", lambda: written("a.png/b").parent, "a.png is a folder", "one image file"),
     refused("a link to a folder", lambda: linked("a.png", "home"), "a.png is a folder"),
     refused("a dead link", lambda: linked("a.png", "gone.png"), "a.png", "check the path"),
@@ -232,7 +232,7 @@ READ = table(
     refused("no device", device("a.png", "/dev/null"), "a.png", "file"),
     refused("a file for a folder", laid(picture("a.png"), "a.png/b.png"), "a.png/b.png", "check the path"),
     refused("slash behind a file", laid(picture("a.png"), "b.png/"), "b.png", "check the path"),
-    refused("a name too long", lambda: "n" * 300 + ".png", "nnn", "path"),
+    refused("a name too long", lambda: "n" * 300 + ".png", "nnn", "longer than"),
     refused("a zero byte in the name", lambda: "a\0b.png", "b.png", "path"),
     refused("the address of a page", lambda: "https://example.com/a.png", "example.com/a.png", "path"),
 )  # fmt: skip

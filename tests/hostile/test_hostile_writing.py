@@ -162,8 +162,8 @@ COMMANDS = {
     "study run": (["study", "run", "study.yaml", "--store", "new"], "new"),
     "data prepare": (["data", "prepare", "set", "new", "--workers", "1"], "new"),
     "data people": (["data", "people", "mine", "new", "--size", "64"], "new"),
-    "evaluate": (["evaluate", "judged", "--profile", "PROFILE", "--clip", "none", "--classifier", "none", "--out", "new/a.csv"], "new"),
-    "train": (["train", "adapter", "--profile", "training.yaml", "--out", "new", "--steps", "1"], "runs"),
+    "evaluate": (["evaluate", "judged", "--profile", "PROFILE", "--clip", "none", "--classifier", "none", "--out", "new/a.csv"], "written"),
+    "train": (["train", "adapter", "--profile", "training.yaml", "--out", "new", "--steps", "1"], "Error: "),
 }  # fmt: skip
 
 
