@@ -155,7 +155,9 @@ def generate(
     if count < 1:
         raise FusionError(f"--count must be 1 or more, not {count}.")
     if count > MOST:
-        raise FusionError(f"--count must be {MOST:,} or less, not {count}: begin again with --seed.")
+        raise FusionError(
+            f"--count must be {MOST:,} or less, not {count}: begin again with --seed."
+        )
     for name, model in (("base-model", base_model), ("adapter", adapter)):
         if model is not None and not model.strip():
             raise FusionError(f"--{name} is empty: name a model, or leave the option out.")

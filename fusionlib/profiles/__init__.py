@@ -52,7 +52,9 @@ class Settings(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         whether = cls.model_fields[info.field_name or ""].annotation is bool
-        if not whether and any(type(each) is bool for each in (value if type(value) is list else [value])):
+        if not whether and any(
+            type(each) is bool for each in (value if type(value) is list else [value])
+        ):
             raise ValueError("a yes or no is no number: give a number")
         return value
 

@@ -13,7 +13,17 @@ from PIL import Image
 
 from fusionlib.inputs.images import read_metadata
 from fusionlib.profiles import ROOT
-from tests.helpers.hostile import Case, Place, linked, nothing_lost, pipe, refused, table, used, written
+from tests.helpers.hostile import (
+    Case,
+    Place,
+    linked,
+    nothing_lost,
+    pipe,
+    refused,
+    table,
+    used,
+    written,
+)
 from tests.helpers.training_data import write_set
 
 Given = Callable[[], list[Any]]
@@ -259,13 +269,20 @@ def test_generate(run: Callable[[Case], str], case: Case) -> None:
             assert path.is_dir() or read_metadata(path)["prompt"]
 
 
-STUDY = {"name": "first", "methods": ["text-only"], "people": {"names": ["ada"]}, "prompts": ["a face"]}
+STUDY = {
+    "name": "first",
+    "methods": ["text-only"],
+    "people": {"names": ["ada"]},
+    "prompts": ["a face"],
+}
 STORED = ("store/*",)
 
 
 def declared(**changes: Any) -> Callable[[], Any]:
     """The file of a small study, whose profile is filled in when tests run."""
-    return lambda: written("study.yaml", yaml.safe_dump(STUDY | {"profile": "tiny.yaml"} | changes, allow_unicode=True))
+    return lambda: written(
+        "study.yaml", yaml.safe_dump(STUDY | {"profile": "tiny.yaml"} | changes, allow_unicode=True)
+    )
 
 
 def study(*arguments: Any, also: Callable[[], Any] | None = None, **changes: Any) -> Given:
@@ -470,11 +487,26 @@ def judged(*arguments: Any, also: Callable[[], Any] | None = None) -> Given:
     def make() -> list[Any]:
         for person in (0, 1):
             for place, view in (("references/{}.jpg", 0), ("ours/{}.jpg", 1)):
-                written("judged/" + place.format(f"p{person}"), (HELDOUT / f"{person:04d}_{view}.jpg").read_bytes())
-        written("judged/index.csv", "image,person,method\nours/p0.jpg,p0,ours\nours/p1.jpg,p1,ours\n")
+                written(
+                    "judged/" + place.format(f"p{person}"),
+                    (HELDOUT / f"{person:04d}_{view}.jpg").read_bytes(),
+                )
+        written(
+            "judged/index.csv", "image,person,method\nours/p0.jpg,p0,ours\nours/p1.jpg,p1,ours\n"
+        )
         if also is not None:
             also()
-        return ["evaluate", "judged", "--profile", PROFILE, "--clip", "none", "--classifier", "none", *arguments]
+        return [
+            "evaluate",
+            "judged",
+            "--profile",
+            PROFILE,
+            "--clip",
+            "none",
+            "--classifier",
+            "none",
+            *arguments,
+        ]
 
     return make
 
@@ -517,7 +549,9 @@ def test_evaluate(run: Callable[[Case], str], case: Case) -> None:
         assert "p0.jpg" in said
 
 
-def test_a_study_is_exported_and_nothing_in_the_store_changes(run: Callable[[Case], str], place: Place, tiny_profile: Path) -> None:
+def test_a_study_is_exported_and_nothing_in_the_store_changes(
+    run: Callable[[Case], str], place: Place, tiny_profile: Path
+) -> None:
     """Names of people that no file system takes lie in folders of other names, and in the table as they are."""
     written("tiny.yaml", tiny_profile.read_bytes())
     run(used("run", study(people={"names": ["a/b", "..", "NA"]}), *STORED))
@@ -528,7 +562,9 @@ def test_a_study_is_exported_and_nothing_in_the_store_changes(run: Callable[[Cas
     assert len(list(Path("new/out/text-only").iterdir())) == 3
 
 
-def test_pictures_of_equal_seeds_are_equal_whatever_the_name(run: Callable[[Case], str], place: Place) -> None:
+def test_pictures_of_equal_seeds_are_equal_whatever_the_name(
+    run: Callable[[Case], str], place: Place
+) -> None:
     for name in ("plain.png", "a b/😀 [x].png"):
         run(used(name, paint(out=name), "*.png"))
     one, other = (np.asarray(Image.open(name)) for name in ("plain.png", "a b/😀 [x].png"))

@@ -16,14 +16,26 @@ from PIL import Image
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
 from fusionlib.inputs.photos import find_faces, prepare_photo
-from tests.helpers.hostile import Case, Place, linked, nothing_lost, pipe, refused, table, used, written
+from tests.helpers.hostile import (
+    Case,
+    Place,
+    linked,
+    nothing_lost,
+    pipe,
+    refused,
+    table,
+    used,
+    written,
+)
 
 SIZE = (48, 40)
 RED = (204, 0, 51)  # which palettes of the web hold
 Given = Callable[[], Any]
 
 
-def encoded(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = SIZE, **how: Any) -> bytes:
+def encoded(
+    kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = SIZE, **how: Any
+) -> bytes:
     """A red picture with a white corner, at its top on the left."""
     image = Image.new("RGB", size, RED)
     image.paste("white", (0, 0, size[0] // 4, size[1] // 4))
@@ -263,14 +275,19 @@ def test_a_turned_picture_is_upright(place: Place, orientation: int) -> None:
     assert (right, low) == corner[orientation]
 
 
-def test_a_file_that_may_not_be_read_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_read_is_named(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = written("a.png", encoded())
 
     def locked(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Image, "open", locked)
-    with nothing_lost(place.root), pytest.raises(FusionError, match=r"a\.png may not be read.*permissions"):
+    with (
+        nothing_lost(place.root),
+        pytest.raises(FusionError, match=r"a\.png may not be read.*permissions"),
+    ):
         load_image(path)
 
 

@@ -60,16 +60,22 @@ def assert_clean(ended: Ended) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_signal_ends_a_command_cleanly(place: Place, profile: Path, moment: str, number: signal.Signals) -> None:
+def test_a_signal_ends_a_command_cleanly(
+    place: Place, profile: Path, moment: str, number: signal.Signals
+) -> None:
     """No traceback, nothing half written under a final name, no litter; the same command goes on."""
     command, function, call, writes = MOMENTS[moment]
     with nothing_lost(place.root, *writes):
-        ended = start(place.root, command, prepare=process.signalled, given=(function, number, call))()
+        ended = start(
+            place.root, command, prepare=process.signalled, given=(function, number, call)
+        )()
     assert_clean(ended)
     assert ended.code in (1, 128 + number, -number), ended
     for path in place.root.rglob("*.png"):
         Image.open(path).load()
-    litter = [str(p) for p in place.root.rglob("*") if p.name.startswith(".") or "partial" in p.name]
+    litter = [
+        str(p) for p in place.root.rglob("*") if p.name.startswith(".") or "partial" in p.name
+    ]
     assert not litter
 
 
@@ -93,7 +99,9 @@ def test_two_runs_in_one_folder(place: Place, profile: Path, command: str) -> No
         assert ended.code == 0 or ended.err.strip().splitlines()[-1].startswith("Error: "), ended
     for path in place.root.rglob("*.png"):
         Image.open(path).load()
-        assert path.name == "face.png" or read_metadata(path)["prompt"] == "a" or "store" in str(path)
+        assert (
+            path.name == "face.png" or read_metadata(path)["prompt"] == "a" or "store" in str(path)
+        )
     if command == "data prepare":
         assert not index_samples(Path("out")).damaged if list(Path("out").glob("*.tar")) else True
 
@@ -123,7 +131,9 @@ SURROUNDINGS: dict[str, tuple[list[str], dict[str, str | None], Callable[..., No
 def test_odd_surroundings(place: Place, profile: Path, name: str) -> None:
     arguments, environment, prepare, given, codes = SURROUNDINGS[name]
     with nothing_lost(place.root, "out-[01].png", "store/*"):
-        ended = start(place.root, arguments, environment=environment, prepare=prepare, given=given)()
+        ended = start(
+            place.root, arguments, environment=environment, prepare=prepare, given=given
+        )()
     assert_clean(ended)
     assert ended.code in codes, ended
     if ended.code == 1 and "pipe" not in name:
@@ -143,8 +153,14 @@ def test_a_current_folder_that_is_gone(place: Place, profile: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_files_have_the_permissions_that_the_user_gives(place: Place, profile: Path, mask: int) -> None:
-    for command, pattern in ((PAINT, "out-0.png"), (RUN, "store/images/*/*.png"), (PREPARE, "out/*.tar")):
+def test_files_have_the_permissions_that_the_user_gives(
+    place: Place, profile: Path, mask: int
+) -> None:
+    for command, pattern in (
+        (PAINT, "out-0.png"),
+        (RUN, "store/images/*/*.png"),
+        (PREPARE, "out/*.tar"),
+    ):
         with nothing_lost(place.root, "out-[01].png", "store/*", "out/*"):
             assert start(place.root, command, prepare=process.masked, given=(mask,))().code == 0
         path = next(place.root.glob(pattern))

@@ -15,7 +15,16 @@ from fusionlib.errors import FusionError
 from fusionlib.training.pictures import load_pictures
 from fusionlib.training.prepare import statistics
 from fusionlib.training.shards import SampleSet, index_samples
-from tests.helpers.hostile import Case, Place, linked, nothing_lost, pipe, refused, table, used, written
+from tests.helpers.hostile import (
+    Case,
+    Place,
+    linked,
+    nothing_lost,
+    pipe,
+    refused,
+    table,
+    written,
+)
 from tests.helpers.training_data import disc, encoded, sample, write_tar
 
 Given = Callable[[], Any]
@@ -82,7 +91,11 @@ def caption(content: bytes) -> Files:
 
 
 def facts(content: bytes | str, text: bytes = b"a face") -> Files:
-    return {"jpg": PICTURE, "txt": text, "json": content if isinstance(content, bytes) else content.encode()}
+    return {
+        "jpg": PICTURE,
+        "txt": text,
+        "json": content if isinstance(content, bytes) else content.encode(),
+    }
 
 
 def plain(files: dict[str, bytes]) -> Given:
@@ -189,7 +202,11 @@ def cached(content: bytes) -> None:
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"key": 1}', b"\xff\xfe", b"[" * 99_999], ids=lambda content: repr(content[:9]))
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b'{"key": 1}', b"\xff\xfe", b"[" * 99_999],
+    ids=lambda content: repr(content[:9]),
+)
 def test_a_spoilt_cache_is_made_again(place: Place, content: bytes) -> None:
     cached(content)
     with nothing_lost(place.root, "cache/*"):

@@ -275,7 +275,13 @@ NAMES = [
 def test_a_persons_name_comes_through_as_it_is(place: Place, name: str) -> None:
     """Through the tables of held-out people, of prompts and of pictures to judge."""
     rows = io.StringIO(newline="")
-    csv.writer(rows).writerows([("person", "view", "file", "style"), (name, 0, "a0.png", "photo"), (name, 1, "a1.png", "photo")])
+    csv.writer(rows).writerows(
+        [
+            ("person", "view", "file", "style"),
+            (name, 0, "a0.png", "photo"),
+            (name, 1, "a1.png", "photo"),
+        ]
+    )
     (found,) = load_people(people(rows.getvalue())())
     written_name, name = name, same_name(name)  # an accent has two spellings, which look the same
     assert found.name == name
@@ -285,10 +291,17 @@ def test_a_persons_name_comes_through_as_it_is(place: Place, name: str) -> None:
     written(f"judged/references/{written_name}.png", red())
     written("judged/ours/a.png", red())
     index = io.StringIO(newline="")
-    csv.writer(index).writerows([("image", "person", "method", "prompt"), ("ours/a.png", written_name, written_name, written_name)])
+    csv.writer(index).writerows(
+        [
+            ("image", "person", "method", "prompt"),
+            ("ours/a.png", written_name, written_name, written_name),
+        ]
+    )
     written("judged/index.csv", index.getvalue())
     judged = read_folder("judged")
-    assert judged.index[["person", "method", "prompt"]].values.tolist() == [[name, name, written_name]]
+    assert judged.index[["person", "method", "prompt"]].values.tolist() == [
+        [name, name, written_name]
+    ]
     assert [person.name for person in judged.people] == [name]
 
 
@@ -317,14 +330,19 @@ def test_a_list_of_prompts_is_read_or_refused(place: Place, case: Case) -> None:
     assert place.read(case, read_pairs) in (None, {"ada": ["a face"]})
 
 
-def judged(content: Content | None = None, *lay_out: Callable[[], Any], encoding: str = "utf-8") -> Given:
+def judged(
+    content: Content | None = None, *lay_out: Callable[[], Any], encoding: str = "utf-8"
+) -> Given:
     """A folder to judge: one person, two pictures of a method, and perhaps a table."""
 
     def make() -> str:
         for name in ("references/ada.png", "ours/ada/0.png", "ours/ada/1.png"):
             written(f"judged/{name}", red())
         if content is not None:
-            written("judged/index.csv", content if isinstance(content, bytes) else content.encode(encoding))
+            written(
+                "judged/index.csv",
+                content if isinstance(content, bytes) else content.encode(encoding),
+            )
         for more in lay_out:
             more()
         return "judged"
@@ -389,7 +407,10 @@ FOLDERS = table(
 def test_a_folder_to_judge_is_read_or_refused(place: Place, case: Case) -> None:
     found = place.read(case, read_folder)
     if found is not None:
-        assert found.index[["method", "person", "seed"]].values.tolist() == [["ours", "ada", 0], ["ours", "ada", 1]]
+        assert found.index[["method", "person", "seed"]].values.tolist() == [
+            ["ours", "ada", 0],
+            ["ours", "ada", 1],
+        ]
 
 
 @table(
