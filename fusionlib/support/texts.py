@@ -60,7 +60,7 @@ def read_text(path: str | Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Loads plain values only, and refuses a key that is given twice, of which one would be lost."""
+    """Loads plain values only, and refuses a key that is given twice: one would be lost."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
