@@ -3,7 +3,9 @@
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +45,11 @@ def _act(
     for number, name in ((1, "out"), (2, "err")):
         file = os.open(f"{said}.{name}", os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
-    sys.stdout = os.fdopen(1, "w", closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a fork server ignores
     if prepare is not None:
         prepare(*given)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     fusionlib.cli.app(list(arguments), prog_name="fusionlib")
 
 
@@ -69,7 +72,7 @@ def start(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.helpers.hostile_process"])
-    said = folder.parent / f"said-{len(list(folder.parent.iterdir()))}"
+    said = Path(tempfile.mkdtemp(prefix="said-", dir=folder.parents[1])) / "said"
     words = [str(part) for part in arguments]
     process = context.Process(
         target=_act, args=(folder, words, environment or {}, prepare, given, said)

@@ -339,7 +339,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "empty weights": (emptied(f"unet/{WEIGHTS}"), ("checkpoint",)),
     "no weights": (gone(f"vae/{WEIGHTS}"), ("checkpoint",)),
     "no words": (gone("tokenizer"), ("checkpoint",)),
-    "empty words": (emptied("tokenizer/vocab.json"), ("checkpoint",)),
+    "empty words": (emptied("tokenizer/tokenizer.json"), ("checkpoint",)),
     "no scheduler": (gone("scheduler"), ("checkpoint",)),
     "an empty scheduler": (emptied("scheduler/scheduler_config.json"), ("checkpoint",)),
     "a spoilt adapter": (emptied(f"adapter/{WEIGHTS}"), ("checkpoint", "adapter")),
