@@ -18,6 +18,7 @@ from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -37,6 +38,16 @@ from fusionlib.profiles import FolderName, Settings, load_profile, resolve
 from fusionlib.profiles.loading import check_picture_size
 from fusionlib.support.paths import user_path
 from fusionlib.support.texts import load_yaml, read_text
+
+
+def _filled(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the text is empty: leave it out, or write something")
+    return text
+
+
+Filled = Annotated[str, AfterValidator(_filled)]
+"""A name or a prompt, which says something."""
 
 
 class MethodChoice(BaseModel):
@@ -85,7 +96,7 @@ class PeopleChoice(Settings):
     references: int = Field(default=1, ge=0)
     others: int = Field(default=1, ge=0)
     only: dict[str, str] = Field(default_factory=dict)
-    names: list[str] = Field(default_factory=list)
+    names: list[Filled] = Field(default_factory=list)
 
 
 class Declaration(Settings):
@@ -109,7 +120,7 @@ class Declaration(Settings):
     profile: str = "embedded"
     methods: list[Annotated[MethodChoice, BeforeValidator(_by_name)]] = Field(min_length=1)
     people: PeopleChoice = Field(default_factory=PeopleChoice)
-    prompts: str | list[str] = Field(min_length=1)
+    prompts: str | list[Filled] = Field(min_length=1)
     seeds: Annotated[int, Field(ge=1, le=100_000)] | Annotated[list[int], Field(min_length=1)] = 1
     sampling: dict[str, Any] = Field(default_factory=dict)
     dtype: str = "float32"

@@ -98,7 +98,13 @@ def check_writable(path: str | Path, *marks: str) -> Path:
     path = Path(path)
     if path.is_dir():
         raise FusionError(f"The output {path} is a folder: give the name of a file.")
-    _check_folder(path.resolve().parent, path)
+    try:
+        folder = path.resolve().parent
+    except (OSError, RuntimeError) as error:
+        raise FusionError(f"The output {path} links to itself: give another name.") from error
+    if path.exists() and not path.is_file():
+        raise FusionError(f"The output {path} is no ordinary file: give another name.")
+    _check_folder(folder, path)
     if path.exists():
         if marks and path.stat().st_size and not holds(path, *marks):
             raise FusionError(

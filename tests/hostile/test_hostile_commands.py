@@ -208,28 +208,29 @@ PAINT = table(
             ("under a file", lambda: written("f"), "f/a.png", ("f/a.png cannot be written", "choose another")),
             ("that is no PNG", None, "a.jpg", ("a.jpg must end in .png",)),
             ("without a name", None, ".png", ("must end in .png",)),
-            ("of a name too long", None, "n" * 300 + ".png", ("nnn", "cannot be written")),
-            ("of a folder too long", None, "n" * 300 + "/a.png", ("nnn", "cannot be written")),
+            ("of a name too long", None, "n" * 300 + ".png", ("nnn", "longer than")),
+            ("of a folder too long", None, "n" * 300 + "/a.png", ("nnn", "longer than")),
             ("in no place for files", None, "/proc/a.png", ("/proc/a.png cannot be written", "choose another")),
             ("that is a pipe", lambda: pipe("a.png"), "a.png", ("a.png",)),
             ("that is a device", lambda: linked("a.png", "/dev/full"), "a.png", ("a.png",)),
-            ("that is the reference", None, "face.png", ("face.png", "--reference")),
-            ("that is the reference by another path", None, "home/../face.png", ("face.png", "--reference")),
-            ("that is a link to the reference", lambda: linked("a.png", "face.png"), "a.png", ("a.png", "--reference")),
+            ("that is the reference", None, "face.png", ("face.png", "was not made by")),
+            ("that is the reference by another path", None, "home/../face.png", ("face.png", "was not made by")),
+            ("that is a link to the reference", lambda: linked("a.png", "face.png"), "a.png", ("a.png", "was not made by")),
             ("in a circle of links", lambda: linked("a.png", "a.png"), "a.png", ("a.png",)),
         )
     ],
-    refused("out that is the mask", paint(mask="mask.png", out="mask.png"), "mask.png", "--mask"),
-    refused("out that is the reference, by its seed", paint(lambda: written("face-1.png", png()), reference="face-1.png", out="face.png", count="2"), "face-1.png", "--reference"),
+    refused("out that is the mask", paint(mask="mask.png", out="mask.png"), "mask.png", "was not made by"),
+    refused("out that is the reference, by its seed", paint(lambda: written("face-1.png", png()), reference="face-1.png", out="face.png", count="2"), "face-1.png", "was not made by"),
     used("out in capitals", paint(out="OUT.PNG"), "OUT.PNG"),
     used("out in new folders", paint(out="a/b c/😀/out.png"), "a/*"),
     used("out at home", paint(out="~/out.png"), "home/out.png"),
     used("out of a long name", paint(out="n" * 251 + ".png"), "n*.png"),
     *[used(f"out {name!r}", paint(out=f"./{name}"), name.replace("[", "[[]")) for name in ("a b.png", "-x.png", "a\nb.png", "[a].png", "é.png", "e\u0301.png", "%s.png", "a\\b.png", "a.b.png")],
     refused("out that is not UTF-8", paint(out=BAD), "UTF-8"),
-    used("out that was there", paint(lambda: written("out.png", "old")), "out.png"),
+    refused("out that somebody else made", paint(lambda: written("out.png", "old")), "out.png", "was not made by"),
+    used("out that was empty", paint(lambda: written("out.png", "")), "out.png"),
     used("out in a linked folder", paint(lambda: (Path("real").mkdir(), linked("link", "real")), out="link/out.png"), "real/out.png"),
-    used("out by a link", paint(lambda: (written("real.png", "old"), linked("out.png", "real.png"))), "real.png"),
+    used("out by a link", paint(lambda: (written("real.png", ""), linked("out.png", "real.png"))), "real.png"),
     used("out by a dead link", paint(lambda: linked("out.png", "new.png")), "new.png"),
     # Models.
     *[
@@ -237,8 +238,8 @@ PAINT = table(
         for option, what in (("base_model", "base model"), ("adapter", "adapter"))
         for name, lay_out, given, says in (
             ("that is missing", None, "none", (f"no {what} folder none", "hub id")),
-            ("of no name", None, "", (what,)),
-            ("of spaces", None, "  ", (what,)),
+            ("of no name", None, "", ("model" if what == "base model" else "empty",)),
+            ("of spaces", None, "  ", ("empty",)),
             ("that is a file", lambda: written("m.bin"), "m.bin", (f"{what} m.bin is a file", "folder")),
             ("that is empty", None, "home", (f"{what} folder home holds no", "save_pretrained")),
             ("that is a dead link", lambda: linked("m", "gone"), "m", (what,)),
@@ -247,10 +248,10 @@ PAINT = table(
         )
     ],
     *[
-        refused(f"profile {name}", paint(lay_out, profile=given), "profile", *says)
+        refused(f"profile {name}", paint(lay_out, profile=given), *says)
         for name, lay_out, given, says in (
             ("that is missing", None, "none", ("'none'", "embedded", "YAML")),
-            ("of no name", None, "", ("embedded",)),
+            ("of no name", None, "", ("path is empty",)),
             ("that is a folder", None, "home", ("home",)),
             ("that is empty", lambda: written("p.yaml"), "p.yaml", ("p.yaml",)),
             ("that is a picture", None, "face.png", ("face.png",)),
@@ -304,7 +305,7 @@ STUDIES = table(
         for name in ("", ".", "..", "../up", "a/b", "/root", "a\nb", "a\0b", ".hidden", "-x", "~", "*")
     ],
     *[
-        refused(f"{name}", study(**changes), *says)
+        refused(f"{name}", study(**changes), *says, writes=STORED if "sampling" in changes else ())
         for name, changes, says in (
             ("two of one person", {"people": {"names": ["ada", "ada"]}}, ("person", "'ada'", "twice")),
             ("two of one prompt", {"prompts": ["a", "a"]}, ("prompt", "'a'", "twice")),
@@ -313,17 +314,17 @@ STUDIES = table(
             ("an empty prompt", {"prompts": [" "]}, ("prompt", "empty")),
             ("an empty person", {"people": {"names": [""]}}, ("person",)),
             ("no such method", {"methods": ["magic"]}, ("'magic'",)),
-            ("no such option", {"methods": [{"method": "fused", "strenths": [1]}]}, ("strenths",)),
-            ("strengths of NaN", {"methods": [{"method": "fused", "strengths": [float("nan")]}]}, ("strength",)),
-            ("strengths below zero", {"methods": [{"method": "fused", "strengths": [-1]}]}, ("strength",)),
-            ("strengths in words", {"methods": [{"method": "fused", "strengths": "strong"}]}, ("strength",)),
+            ("no such option", {"people": {"count": 1}, "methods": [{"method": "fused", "strenths": [1]}]}, ("strenths",)),
+            ("strengths of NaN", {"people": {"count": 1}, "methods": [{"method": "fused", "strengths": [float("nan")]}]}, ("strength",)),
+            ("strengths below zero", {"people": {"count": 1}, "methods": [{"method": "fused", "strengths": [-1]}]}, ("strength",)),
+            ("strengths in words", {"people": {"count": 1}, "methods": [{"method": "fused", "strengths": "strong"}]}, ("strength",)),
             ("no such profile", {"profile": "none"}, ("profile", "none")),
             ("no such type", {"dtype": "int8"}, ("int8", "float32")),
             ("no such sampling", {"sampling": {"steps": 5}}, ("steps",)),
             ("no such list of prompts", {"prompts": "none.csv"}, ("none.csv", "check the path")),
             ("no such people", {"people": {"folder": "none"}}, ("none", "index.csv")),
             ("more people than there are", {"people": {"count": 10**6}}, ("fewer", "1000000")),
-            ("no such style", {"people": {"only": {"style": "cubism"}, "count": 1}}, ("fewer", "style")),
+            ("no such style", {"people": {"only": {"style": "cubism"}, "count": 1}}, ("fewer", "1")),
             ("no such column", {"people": {"only": {"mood": "good"}, "count": 1}}, ("mood",)),
             ("no references", {"people": {"names": ["ada"]}, "methods": ["fused"]}, ("reference", "'ada'")),
         )
@@ -469,7 +470,7 @@ OTHERS = table(
         )
     ],
     refused("reproduce into a file", line("reproduce", "--only", "fig4_groups", "--out", "f", lay_out=lambda: written("f", "mine")), "f"),
-    refused("a book of nothing", ["book", "--out", "home"], "not executed"),
+    refused("a book of nothing", ["book", "--out", "home"], "not executed", writes=("home/book-source", "home/book-source/*")),
     refused("a book in a file", line("book", "--out", "f", lay_out=lambda: written("f", "mine")), "f"),
     refused("a book of no profile", ["book", "--profile", "none", "--out", "out"], "profile", "none"),
     refused("notebooks of no name", ["notebooks", "nothing", "--out", "out"], "nothing"),
@@ -522,7 +523,7 @@ JUDGED = table(
     refused("no such baseline", judged("--baseline", "theirs"), "'theirs'", "ours"),
     refused("no such recogniser", judged("--recogniser", "Nobody"), "Nobody"),
     refused("no such detector", judged("--detector", "nobody"), "nobody"),
-    refused("no such CLIP", judged("--clip", "none/such"), "none/such", writes=KEPT),
+    used("a CLIP that no prompt needs", judged("--clip", "none/such"), *KEPT),
     refused("no such classifier", judged("--classifier", "nowhere"), "nowhere", writes=KEPT),
     refused("a classifier of nothing", judged("--classifier", "=x"), "'=x'", "FOLDER"),
     refused("against nobody", judged("--against", "nobody"), "nobody", "reference"),
