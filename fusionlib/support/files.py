@@ -243,6 +243,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: The disk is full, for example, whatever error the function raised.
     """
     path = path.resolve()
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a file would take its place
+        raise OSError(errno.EEXIST, "a device or a pipe is there", str(path))
     temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         with _told(path):

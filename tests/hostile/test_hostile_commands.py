@@ -212,7 +212,7 @@ PAINT = table(
             ("of a folder too long", None, "n" * 300 + "/a.png", ("nnn", "longer than")),
             ("in no place for files", None, "/proc/a.png", ("/proc/a.png cannot be written", "choose another")),
             ("that is a pipe", lambda: pipe("a.png"), "a.png", ("a.png",)),
-            ("that is a device", lambda: linked("a.png", "/dev/full"), "a.png", ("a.png",)),
+            ("that is a link to a pipe", lambda: linked("a.png", str(pipe("p"))), "a.png", ("a.png", "no ordinary file")),
             ("that is the reference", None, "face.png", ("face.png", "was not made by")),
             ("that is the reference by another path", None, "home/../face.png", ("face.png", "was not made by")),
             ("that is a link to the reference", lambda: linked("a.png", "face.png"), "a.png", ("a.png", "was not made by")),

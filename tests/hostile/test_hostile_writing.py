@@ -24,7 +24,16 @@ from fusionlib.inputs.images import save_png
 from fusionlib.profiles import ROOT
 from fusionlib.support.files import write_text
 from fusionlib.training.prepare import prepare_shards
-from tests.helpers.hostile import Case, Place, assert_says, nothing_lost, refused, written
+from tests.helpers.hostile import (
+    Case,
+    Place,
+    assert_says,
+    linked,
+    nothing_lost,
+    pipe,
+    refused,
+    written,
+)
 from tests.helpers.tiny import tiny_unet
 from tests.helpers.training_data import write_profile, write_set
 
@@ -171,6 +180,14 @@ def test_an_old_file_survives_a_disk_that_fails(
         write("new")
     with nothing_lost(place.root, KINDS[kind]):
         write("new")
+
+
+@pytest.mark.parametrize("kind", ["picture", "text", "references"])
+def test_no_file_takes_the_place_of_a_pipe(place: Place, writers: Writers, kind: str) -> None:
+    """Root's results once took the place of devices that a link led to."""
+    linked(KINDS[kind], str(pipe("pipe")))
+    with nothing_lost(place.root), pytest.raises((FusionError, OSError), match="file|pipe"):
+        getattr(writers, kind)("new")
 
 
 COMMANDS = {
