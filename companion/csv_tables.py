@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +29,13 @@ def read_table(path: str | Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     try:
         text = read_text(path)
         heading = text.lstrip().partition("\n")[0]
+        separator = max(",;\t", key=heading.count)
+        names = [name.strip() for name in next(csv.reader([heading], delimiter=separator), [])]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise FusionError(f"{path} has the column {twice[0]!r} twice: give each its own name.")
         table = pd.read_csv(
             io.StringIO(text),
-            sep=max(",;\t", key=heading.count),
+            sep=separator,
             dtype=str,
             keep_default_na=False,
             na_values=[""],
@@ -38,6 +43,8 @@ def read_table(path: str | Path, columns: Sequence[str] = ()) -> pd.DataFrame:
         )
     except OSError as error:
         raise FusionError(f"{path} cannot be read ({error.strerror}): check the path.") from error
+    except FusionError:
+        raise
     except ValueError as error:
         raise FusionError(
             f"{path} is not a table of comma-separated values: {first_line(error)}."

@@ -9,7 +9,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fusionlib.errors import FusionError, explain_validation
-from fusionlib.support.texts import read_text
+from fusionlib.support.paths import user_path
+from fusionlib.support.texts import load_yaml, read_text
 
 Entry = TypeVar("Entry", bound=BaseModel)
 
@@ -34,7 +35,7 @@ def read_entries(
             entry by number and key.
     """
     try:
-        listed = yaml.safe_load(read_text(path))
+        listed = load_yaml(read_text(user_path(path)))
     except (OSError, FusionError, yaml.YAMLError) as error:
         raise FusionError(f"The {kind}s in {path} cannot be read: {error}.") from error
     if not isinstance(listed, list) or not listed:

@@ -72,12 +72,15 @@ def load_people(
     folder = user_path(folder)
     try:
         with io.StringIO(read_text(folder / "index.csv"), newline="") as file:
+            reader = csv.DictReader(file)
             rows = [
-                (same_name(row["person"]), int(row["view"]), row["file"])
-                for row in csv.DictReader(file)
+                _view(row, reader.line_num)
+                for row in reader
                 if all(row[column] == value for column, value in (only or {}).items())
             ]
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            if not reader.fieldnames:
+                raise FusionError("it is empty")
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, csv.Error) as error:
         wanted = ", ".join(["person", "view", "file", *(only or {})])
         raise FusionError(
             f"{folder} needs a file index.csv with the columns {wanted}: {error}."
@@ -85,7 +88,16 @@ def load_people(
     people = []
     rows.sort(key=lambda row: (natural_order(row[0]), row[1]))
     for name, views in groupby(rows, key=lambda row: row[0]):
-        paths = tuple(find_file(folder, file) or folder / file for _, _, file in views)
+        listed = [(view, file) for _, view, file in views]
+        if len({view for view, _ in listed}) < len(listed):
+            raise FusionError(f"{folder / 'index.csv'} lists a view of {name!r} twice.")
+        found = [find_file(folder, file) for _, file in listed]
+        if None in found:
+            gone = listed[found.index(None)][1]
+            raise FusionError(
+                f"{folder / 'index.csv'} lists {gone}, which does not lie in {folder}."
+            )
+        paths = tuple(path for path in found if path)
         if len(paths) >= references + others:
             people.append(Person(name, paths[:references], paths[references:]))
     if count is not None and count > len(people):
@@ -94,6 +106,14 @@ def load_people(
             f"more, fewer than the {count} asked for."
         )
     return people[:count]
+
+
+def _view(row: Mapping[str, str | None], line: int) -> tuple[str, int, str]:
+    """Person, number and file of a view, as a row of the index gives them."""
+    person, view, file = same_name(row["person"] or ""), int(row["view"] or ""), row["file"] or ""
+    if not person or not file.strip() or view < 0:
+        raise FusionError(f"line {line} lacks a person, a view from 0 on, or a file")
+    return person, view, file
 
 
 def natural_order(name: str) -> tuple[int, int | str]:

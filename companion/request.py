@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fusionlib import __version__
 from fusionlib.errors import FusionError
+from fusionlib.support.paths import is_text
 from fusionlib.support.provenance import git_commit, package_versions, sha256_file
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ class Request:
         """
         if not self.prompt.strip():
             raise FusionError("The prompt is empty: say what to paint.")
+        if not is_text(self.prompt):
+            raise FusionError("The prompt is not UTF-8 text: check the terminal's encoding.")
         if not 0 <= self.seed < 2**63:
             raise FusionError(f"The seed {self.seed} is not a number from 0 to 2^63 - 1.")
         for strength in self.strengths:

@@ -288,6 +288,7 @@ def _read_references(tensors: Mapping[str, Tensor], count: int) -> tuple[LayerKe
             index, layer = entry.removesuffix(".key").split(".", 1)
             value = tensors[f"{index}.{layer}.value"]
             sound = key.ndim == 3 and key.shape == value.shape
+            sound = sound and key.is_floating_point() and value.is_floating_point()
             if not (sound and key.isfinite().all() and value.isfinite().all()):
                 raise ValueError(entry)
             references.setdefault(int(index), {})[layer] = (key, value)

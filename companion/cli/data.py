@@ -1,5 +1,6 @@
 """``fusionlib people`` and ``fusionlib data``: synthetic people, and photographs to train on."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,9 @@ import typer
 
 from companion.cli.options import ProfileOption, one_sentence, option
 from fusionlib.errors import FusionError
+
+LARGEST = 8192
+"""Largest side of a picture that is rendered or cut out, in pixels."""
 
 people_app = typer.Typer(no_args_is_help=True, help="Synthetic people: render a data set of faces.")
 data_app = typer.Typer(no_args_is_help=True, help="Photographs to train on: select and count them.")
@@ -45,6 +49,10 @@ def render(
     larger by the same command with more `--people`. Needs the extra packages of
     `pip install "fusionlib[people]"`.
     """
+    if min(seed, first_person) < 0:
+        raise FusionError("--seed and --first-person must be 0 or more.")
+    if not 16 <= size <= LARGEST:
+        raise FusionError(f"The size must be from 16 to {LARGEST} pixels, not {size}.")
     from companion.people.dataset import export_files, export_groups, render_dataset
 
     numbers = {"people": people, "seed": seed, "size": size, "first_person": first_person}
@@ -82,8 +90,10 @@ def prepare(
     Writes webdataset shards that `fusionlib train adapter` reads with `crop: face`. The pictures
     are copied as they are. A run that was stopped goes on.
     """
-    if min(max_faces, workers, pairs or 1) < 1:
+    if min(max_faces, workers, 1 if pairs is None else pairs) < 1:
         raise FusionError("--max-faces, --workers and --pairs must be 1 or more.")
+    if min(min_face, min_side) < 0 or not math.isfinite(min_score):
+        raise FusionError("--min-face, --min-side and --min-score must be numbers of 0 or more.")
     from fusionlib.training.prepare import Selection, prepare_shards
 
     selection = Selection(max_faces, min_face, min_side, min_score)
@@ -108,8 +118,8 @@ def people(
     Each face is found, turned level and cropped. Pictures of no face or of several are left out and
     named. The folder gets an index.csv with the columns person, view, file and style.
     """
-    if size < 64:
-        raise FusionError(f"The size must be 64 pixels or more, not {size}.")
+    if not 64 <= size <= LARGEST:
+        raise FusionError(f"The size must be from 64 to {LARGEST} pixels, not {size}.")
     from companion.person import frame_people, passed_over
     from fusionlib.support.paths import summary
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MOST = 100_000
+"""Most pictures of one command."""
+
 EMBEDDED_NOTE = (
     "The embedded model was trained on rendered, synthetic people only: it knows nothing of "
     "photographs. For those, give --base-model and --adapter (see fusionlib generate --help)."
@@ -151,6 +154,13 @@ def generate(
         raise FusionError("The prompt is empty: say with --prompt what to paint.")
     if count < 1:
         raise FusionError(f"--count must be 1 or more, not {count}.")
+    if count > MOST:
+        raise FusionError(
+            f"--count must be {MOST:,} or less, not {count}: begin again with --seed."
+        )
+    for name, model in (("base-model", base_model), ("adapter", adapter)):
+        if model is not None and not model.strip():
+            raise FusionError(f"--{name} is empty: name a model, or leave the option out.")
     for name, side in (("height", height), ("width", width)):
         if side is not None and side < 1:
             raise FusionError(f"--{name} must be a number of pixels, not {side}.")

@@ -131,7 +131,7 @@ def _share(option: str | None) -> "tuple[Share, str | None]":
             raise FusionError(f"The share {option!r} must be like 1/3, 2/3 or 3/3.")
         return Share(int(number) - 1, int(count)), None
     place = {
-        what: next((int(os.environ[name]) for name in names if name in os.environ), None)
+        what: next((_whole(name) for name in names if name in os.environ), None)
         for what, names in LAUNCHED.items()
     }
     if (place["count"] or 1) == 1:
@@ -141,6 +141,14 @@ def _share(option: str | None) -> "tuple[Share, str | None]":
     # The processes have nothing to tell each other, so they form no group.
     device = f"cuda:{place['gpu'] or 0}" if torch.cuda.is_available() else "cpu"
     return Share(place["number"] or 0, place["count"] or 1), device
+
+
+def _whole(variable: str) -> int:
+    """The number in an environment variable of a launcher."""
+    value = os.environ[variable]
+    if not value.isdecimal():
+        raise FusionError(f"{variable}={value!r} is no number of a process: unset it, or mend it.")
+    return int(value)
 
 
 def _run_workers(count: int, arguments: list[str], device: str | None) -> None:

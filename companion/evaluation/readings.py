@@ -113,7 +113,13 @@ def observe(
                     if table is not None:
                         table.append({"image": digest, "value": value})
 
-    unreadable = [problems.get(digest) for digest in hashes]
+    # Files of equal content, such as empty ones, have a problem in common, and are named each.
+    unreadable = [
+        problems[digest].replace(str(todo.get(digest, path)), str(path))
+        if digest in problems
+        else None
+        for digest, path in zip(hashes, paths, strict=True)
+    ]
     if strict and problems:
         raise FusionError(next(iter(problems.values())))
     eyes, *stacked = (

@@ -11,6 +11,7 @@ from PIL import Image
 
 from companion.methods import Method, Models
 from companion.methods.common import as_recorded, paint, pipeline_key
+from fusionlib.checks import check_strengths
 from fusionlib.errors import FusionError
 from fusionlib.support.provenance import sha256_modules
 
@@ -59,7 +60,8 @@ def fused(
             so.
         settings: Arguments of the pipeline's call, such as ``num_inference_steps``.
     """
-    weights = [float(strength) for strength in strengths]
+    count = len(strengths) if isinstance(strengths, Sequence) else 1
+    weights = [float(strength) for strength in check_strengths(strengths, count, None)]
     return _method(
         name, pipeline, weights, threads, reference_prompt, settings, citation="mohamed2024fusion"
     )

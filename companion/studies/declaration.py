@@ -18,6 +18,7 @@ from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -33,14 +34,20 @@ from companion.studies.prompts import read_pairs
 from companion.studies.study import Study
 from fusionlib.checks import check_sampling
 from fusionlib.errors import FusionError, explain_validation
-from fusionlib.profiles import load_profile, resolve
+from fusionlib.profiles import FolderName, Settings, load_profile, resolve
 from fusionlib.profiles.loading import check_picture_size
 from fusionlib.support.paths import user_path
-from fusionlib.support.texts import read_text
+from fusionlib.support.texts import load_yaml, read_text
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+def _filled(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the text is empty: leave it out, or write something")
+    return text
+
+
+Filled = Annotated[str, AfterValidator(_filled)]
+"""A name or a prompt, which says something."""
 
 
 class MethodChoice(BaseModel):
@@ -72,7 +79,7 @@ def _by_name(entry: Any) -> Any:
     return {"method": entry} if isinstance(entry, str) else entry
 
 
-class PeopleChoice(_Strict):
+class PeopleChoice(Settings):
     """The people to make pictures of: see `companion.person.load_people`.
 
     Attributes:
@@ -89,10 +96,10 @@ class PeopleChoice(_Strict):
     references: int = Field(default=1, ge=0)
     others: int = Field(default=1, ge=0)
     only: dict[str, str] = Field(default_factory=dict)
-    names: list[str] = Field(default_factory=list)
+    names: list[Filled] = Field(default_factory=list)
 
 
-class Declaration(_Strict):
+class Declaration(Settings):
     """A study as its file declares it.
 
     Attributes:
@@ -109,12 +116,12 @@ class Declaration(_Strict):
             they make the same pictures.
     """
 
-    name: str
+    name: FolderName
     profile: str = "embedded"
     methods: list[Annotated[MethodChoice, BeforeValidator(_by_name)]] = Field(min_length=1)
     people: PeopleChoice = Field(default_factory=PeopleChoice)
-    prompts: str | list[str] = Field(min_length=1)
-    seeds: int | list[int] = 1
+    prompts: str | list[Filled] = Field(min_length=1)
+    seeds: Annotated[int, Field(ge=1, le=100_000)] | Annotated[list[int], Field(min_length=1)] = 1
     sampling: dict[str, Any] = Field(default_factory=dict)
     dtype: str = "float32"
     threads: int = Field(default=1, ge=1)
@@ -260,7 +267,7 @@ def load_declaration(path: str | Path) -> Declaration:
     """
     path = user_path(path)
     try:
-        content = yaml.safe_load(read_text(path))
+        content = load_yaml(read_text(path))
         return Declaration.model_validate(content)
     except OSError as error:
         raise FusionError(f"There is no study file {path} ({error.strerror}).") from error

@@ -185,7 +185,7 @@ def _read_index(folder: Path) -> pd.DataFrame:
     if "seed" not in index:
         index["seed"] = index.groupby(["method", "person", "prompt"]).cumcount()
     whole = pd.to_numeric(index["seed"], errors="coerce")
-    wrong = whole.isna() | (whole % 1 != 0)
+    wrong = whole.isna() | (whole % 1 != 0) | (whole.abs() >= 2**53)  # inf, too
     if wrong.any():
         raise FusionError(f"{path} has no whole number as seed in line {int(wrong.argmax()) + 2}.")
     index["seed"] = whole.astype(int)

@@ -6,15 +6,24 @@ published checkpoints from the hub and needs a GPU.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from fusionlib.errors import FusionError, explain_validation
 from fusionlib.support.paths import user_path
-from fusionlib.support.texts import read_text
+from fusionlib.support.texts import load_yaml, read_text
 
 ROOT = Path(__file__).resolve().parents[2]
 """Folder of the repository, to which paths in a profile are relative."""
@@ -22,11 +31,35 @@ ROOT = Path(__file__).resolve().parents[2]
 _FOLDER = Path(__file__).resolve().parent
 
 
-class _Strict(BaseModel):
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.+ -]*", name):
+        raise ValueError(
+            f"the name {name!r} names a folder: use letters, digits, '-' and '_', from a letter on"
+        )
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+"""A name that also is that of a folder in which results are kept."""
+
+
+class Settings(BaseModel):
+    """Settings of a file: no other entries, and no ``true`` or ``yes`` where a number is wanted."""
+
     model_config = ConfigDict(extra="forbid")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        whether = cls.model_fields[info.field_name or ""].annotation is bool
+        if not whether and any(
+            type(each) is bool for each in (value if type(value) is list else [value])
+        ):
+            raise ValueError("a yes or no is no number: give a number")
+        return value
 
-class Recipe(_Strict):
+
+class Recipe(Settings):
     """How one model is trained.
 
     Attributes:
@@ -65,7 +98,7 @@ class Recipe(_Strict):
     attention: Literal["auto", "plain"] = "auto"
 
 
-class Training(_Strict):
+class Training(Settings):
     """Data and recipes of ``fusionlib train``.
 
     Attributes:
@@ -116,9 +149,9 @@ class Training(_Strict):
     init: Literal["self_attention", "zero_value", "random"] = "self_attention"
     layers: list[Literal["down", "mid", "up"] | int] | None = None
     people_share: float = Field(default=1.0, gt=0, le=1)
-    text_dropout: float = 0.05
-    reference_dropout: float = 0.05
-    both_dropout: float = 0.05
+    text_dropout: float = Field(default=0.05, ge=0, le=1)
+    reference_dropout: float = Field(default=0.05, ge=0, le=1)
+    both_dropout: float = Field(default=0.05, ge=0, le=1)
     timestep_power: float = Field(default=1.0, gt=0)
     min_snr_gamma: float | None = Field(default=None, gt=0)
     sample_every: int = Field(default=0, ge=0)
@@ -139,7 +172,7 @@ class Training(_Strict):
     adapter: Recipe
 
 
-class Profile(_Strict):
+class Profile(Settings):
     """One named set of weights, sizes and settings.
 
     Attributes:
@@ -169,15 +202,15 @@ class Profile(_Strict):
         architecture: Constructor arguments of the models that are trained from scratch.
     """
 
-    name: str
+    name: FolderName
     base_model: str
     adapter: str
     counterparts: str | None = None
     clip_model: str
-    resolution: int
-    num_inference_steps: int
-    guidance_scale: float
-    recognisers: list[str]
+    resolution: int = Field(gt=0, le=16384)
+    num_inference_steps: int = Field(gt=0, le=1000)
+    guidance_scale: float = Field(ge=0, allow_inf_nan=False)
+    recognisers: list[str] = Field(min_length=1)
     classifier: str | None = None
     traits: list[str] = Field(default_factory=list)
     detector: str
@@ -277,7 +310,7 @@ def _path(name_or_path: str | Path) -> Path:
 def _read(path: Path, *extended: Path) -> dict[str, Any]:
     """A profile's settings, merged over those of the profile that it extends."""
     try:
-        settings = yaml.safe_load(read_text(path))
+        settings = load_yaml(read_text(path))
     except (yaml.YAMLError, FusionError) as error:
         raise FusionError(f"the profile {path} is not YAML: {error}") from error
     if not isinstance(settings, dict) or "extends" not in settings:

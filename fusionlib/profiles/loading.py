@@ -119,8 +119,18 @@ def load_pipeline(
         with _clear_errors("model", f"{base_model} and {adapter}"):
             fusion = FusionAdapter.from_pretrained(adapter, dtype=torch_dtype)
             pipeline = FusionPipeline.from_pretrained(base_model, adapter=fusion, dtype=torch_dtype)
+        _check_words(pipeline.tokenizer, base_model)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(target)
+
+
+def _check_words(tokenizer: Any, base_model: str) -> None:
+    """Refuse a tokenizer that was made of lost files: it knows not even the bytes of a text."""
+    if tokenizer is not None and len(tokenizer) < 256:
+        raise FusionError(
+            f"The tokenizer of {base_model} has only {len(tokenizer)} words: its files are lost or "
+            "damaged; get a whole copy of the checkpoint."
+        )
 
 
 def adapter_of(profile: Profile, base_model: str | None = None) -> str:

@@ -98,7 +98,13 @@ def check_writable(path: str | Path, *marks: str) -> Path:
     path = Path(path)
     if path.is_dir():
         raise FusionError(f"The output {path} is a folder: give the name of a file.")
-    _check_folder(path.resolve().parent, path)
+    try:
+        folder = path.resolve().parent
+    except (OSError, RuntimeError) as error:
+        raise FusionError(f"The output {path} links to itself: give another name.") from error
+    if path.exists() and not path.is_file():
+        raise FusionError(f"The output {path} is no ordinary file: give another name.")
+    _check_folder(folder, path)
     if path.exists():
         if marks and path.stat().st_size and not holds(path, *marks):
             raise FusionError(
@@ -237,6 +243,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: The disk is full, for example, whatever error the function raised.
     """
     path = path.resolve()
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a file would take its place
+        raise OSError(errno.EEXIST, "a device or a pipe is there", str(path))
     temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         with _told(path):
@@ -299,8 +307,8 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno and not error.filename:
-            error.filename = str(path)
+        if error.errno and (not error.filename or str(error.filename).endswith(".partial")):
+            error.filename, error.filename2 = str(path), None
         raise
     except Exception as error:
         cause: BaseException | None = error

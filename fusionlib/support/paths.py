@@ -134,7 +134,7 @@ def summary(passed_over: Mapping[str, str]) -> str:
 def find_file(folder: Path, name: str) -> Path | None:
     """The file of a folder that a list names, in whatever spelling of Unicode and case; or None."""
     path = folder / name
-    if path.exists():
+    if path.is_file():
         return path
     place = folder
     for part in PurePath(name.replace("\\", "/")).parts:
