@@ -165,25 +165,3 @@ class Place:
         else:  # typer draws a box around what it says
             assert_says(done.stderr.replace("│", " "), case.says)
         return done.output
-
-
-def pipe(name: str) -> Path:
-    """A named pipe that nobody writes to."""
-    os.mkfifo(name)
-    return Path(name)
-
-
-def written(name: str, content: bytes | str = b"") -> Path:
-    """A file in the current folder, its folders made as needed; text is written as UTF-8."""
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def linked(name: str, target: str) -> Path:
-    """A symbolic link in the current folder."""
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.symlink_to(target)
-    return path

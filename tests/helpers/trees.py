@@ -1,4 +1,4 @@
-"""A folder's whole content, to compare before and after."""
+"""Files and folders that tests make, and a folder's whole content to compare."""
 
 import os
 from pathlib import Path
@@ -24,3 +24,25 @@ def write_tree(root: Path, files: dict[str, str | bytes]) -> Path:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     root.mkdir(parents=True, exist_ok=True)
     return root
+
+
+def pipe(name: str) -> Path:
+    """A named pipe that nobody writes to."""
+    os.mkfifo(name)
+    return Path(name)
+
+
+def written(name: str, content: bytes | str = b"") -> Path:
+    """A file in the current folder, its folders made as needed; text is written as UTF-8."""
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def linked(name: str, target: str) -> Path:
+    """A symbolic link in the current folder."""
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+    return path

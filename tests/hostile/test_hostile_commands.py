@@ -13,18 +13,9 @@ from PIL import Image
 
 from fusionlib.inputs.images import read_metadata
 from fusionlib.profiles import ROOT
-from tests.helpers.hostile import (
-    Case,
-    Place,
-    linked,
-    nothing_lost,
-    pipe,
-    refused,
-    table,
-    used,
-    written,
-)
+from tests.helpers.hostile import Case, Place, nothing_lost, refused, table, used
 from tests.helpers.training_data import write_set
+from tests.helpers.trees import linked, pipe, written
 
 Given = Callable[[], list[Any]]
 

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fusionlib import FusionAdapter, FusionPipeline, ReferenceCache, encode_references
-from tests.helpers.hostile import Case, Place, linked, pipe, refused, table, used, written
+from tests.helpers.hostile import Case, Place, refused, table, used
 from tests.helpers.tiny import tiny_unet
+from tests.helpers.trees import linked, pipe, written
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 Given = Callable[[], Any]

@@ -16,17 +16,8 @@ from PIL import Image
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
 from fusionlib.inputs.photos import find_faces, prepare_photo
-from tests.helpers.hostile import (
-    Case,
-    Place,
-    linked,
-    nothing_lost,
-    pipe,
-    refused,
-    table,
-    used,
-    written,
-)
+from tests.helpers.hostile import Case, Place, nothing_lost, refused, table, used
+from tests.helpers.trees import linked, pipe, written
 
 SIZE = (48, 40)
 RED = (204, 0, 51)  # which palettes of the web hold

@@ -15,9 +15,10 @@ from PIL import Image
 
 from fusionlib.inputs.images import read_metadata
 from tests.helpers import hostile_process as process
-from tests.helpers.hostile import Place, nothing_lost, written
+from tests.helpers.hostile import Place, nothing_lost
 from tests.helpers.hostile_process import Ended, start
 from tests.helpers.training_data import write_set
+from tests.helpers.trees import written
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs signals")
 

@@ -15,17 +15,9 @@ from fusionlib.errors import FusionError
 from fusionlib.training.pictures import load_pictures
 from fusionlib.training.prepare import statistics
 from fusionlib.training.shards import SampleSet, index_samples
-from tests.helpers.hostile import (
-    Case,
-    Place,
-    linked,
-    nothing_lost,
-    pipe,
-    refused,
-    table,
-    written,
-)
+from tests.helpers.hostile import Case, Place, nothing_lost, refused, table
 from tests.helpers.training_data import disc, encoded, sample, write_tar
+from tests.helpers.trees import linked, pipe, written
 
 Given = Callable[[], Any]
 Files = dict[str, bytes]

@@ -18,7 +18,8 @@ from companion.studies.picture_folder import read_folder
 from companion.studies.prompts import read_pairs
 from fusionlib.profiles import load_profile
 from fusionlib.support.texts import same_name
-from tests.helpers.hostile import Case, Place, linked, pipe, refused, table, used, written
+from tests.helpers.hostile import Case, Place, refused, table, used
+from tests.helpers.trees import linked, pipe, written
 
 Content = bytes | str
 Given = Callable[[], Any]

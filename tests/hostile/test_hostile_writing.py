@@ -24,18 +24,10 @@ from fusionlib.inputs.images import save_png
 from fusionlib.profiles import ROOT
 from fusionlib.support.files import write_text
 from fusionlib.training.prepare import prepare_shards
-from tests.helpers.hostile import (
-    Case,
-    Place,
-    assert_says,
-    linked,
-    nothing_lost,
-    pipe,
-    refused,
-    written,
-)
+from tests.helpers.hostile import Case, Place, assert_says, nothing_lost, refused
 from tests.helpers.tiny import tiny_unet
 from tests.helpers.training_data import write_profile, write_set
+from tests.helpers.trees import linked, pipe, written
 
 HELDOUT = ROOT / "data" / "heldout"
 
