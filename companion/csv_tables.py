@@ -32,7 +32,7 @@ def read_table(path: str | Path, columns: Sequence[str] = ()) -> pd.DataFrame:
         separator = max(",;\t", key=heading.count)
         names = [name.strip() for name in next(csv.reader([heading], delimiter=separator), [])]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise FusionError(f"{path} has the column {twice[0]!r} twice: give each its own name.")
+            raise FusionError(f"the column {twice[0]!r} is there twice")
         table = pd.read_csv(
             io.StringIO(text),
             sep=separator,
@@ -43,8 +43,6 @@ def read_table(path: str | Path, columns: Sequence[str] = ()) -> pd.DataFrame:
         )
     except OSError as error:
         raise FusionError(f"{path} cannot be read ({error.strerror}): check the path.") from error
-    except FusionError:
-        raise
     except ValueError as error:
         raise FusionError(
             f"{path} is not a table of comma-separated values: {first_line(error)}."
