@@ -3,6 +3,7 @@
 import errno
 import functools
 import io
+import os
 import re
 import sys
 import unicodedata
@@ -81,9 +82,18 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
             named = f"{error.filename}: " if error.filename is not None else ""
             kept = " What was there before is still whole." if error.errno in FULL else ""
             typer.echo(f"Error: {named}{error.strerror}.{kept}", err=True)
+            _give_up_printing()
         raise typer.Exit(1)
 
     return wrapped
+
+
+def _give_up_printing() -> None:
+    """Drop what cannot be printed, or Python fails on it again, with a traceback, when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _opened(value: Any) -> Any:

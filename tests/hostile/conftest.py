@@ -39,8 +39,9 @@ def no_hanging() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def deepface_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A home for DeepFace's links to weights, outside of the folders that are compared."""
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Homes for DeepFace's links and Matplotlib's fonts, outside of what is compared."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPFACE_HOME", str(tmp_path_factory.mktemp("deepface")))
+        patch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))
         yield
