@@ -1,11 +1,18 @@
 """Fixtures for every test file."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the hub for something is a bug
+
+# Ignored under nohup and in a shell's background, of which tests of signals must know nothing.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        default = signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(_number, default)
 
 
 @pytest.fixture(scope="session")
