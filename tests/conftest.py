@@ -2,6 +2,7 @@
 
 import os
 import signal
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,17 @@ for _number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:
         default = signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL
         signal.signal(_number, default)
+
+
+@pytest.fixture(autouse=True)
+def a_living_fork_server() -> None:
+    """Forget a fork server that a test of signals has ended, as it ends all children."""
+    import psutil
+
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    if server._forkserver_pid is not None and not psutil.pid_exists(server._forkserver_pid):
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,8 @@ def test_a_dry_run_says_what_would_be_run_and_what_is_missing(
     (people / "index.csv").write_text(
         "person,view,file,style\nada,0,a,photo\nada,1,b,photo\nbob,0,c,photo\n"
     )
+    for name in "abc":
+        (people / name).touch()
     profile = Path(own_profile(tmp_path, a={"number": 5}, gone="no use"))
     settings = yaml.safe_load(profile.read_text())
     settings |= {"heldout": str(people), "recognisers": ["Dlib"], "detector": "dlib"}

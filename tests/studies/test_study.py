@@ -459,6 +459,8 @@ def test_people_are_read_in_order_from_an_index(tmp_path: Path) -> None:
         "person,view,file,style\n10,1,d.png,photo\n2,1,b.png,noir\n2,0,a.png,photo\n"
         "10,0,c.png,photo\n2,2,e.png,photo\n3,0,f.png,photo\n"
     )
+    for name in "abcdef":
+        (tmp_path / f"{name}.png").touch()
     people = load_people(tmp_path)
     assert [person.name for person in people] == ["2", "10"]
     assert people[0].references == (tmp_path / "a.png",)
@@ -701,7 +703,7 @@ BAD_FILES = {
     "too many people": ({"people": {"count": 500}}, "fewer than the 500"),
     "people elsewhere": ({"people": {"folder": "nowhere"}}, "nowhere needs a file index.csv"),
     "two of a name": ({"methods": ["fused", "fused"]}, "method 'fused' twice"),
-    "no seeds": ({"seeds": 0}, "no seed"),
+    "no seeds": ({"seeds": 0}, "than or equal to 1"),
 }
 
 
