@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from fusionlib.errors import FusionError, explain_validation
 from fusionlib.support.paths import user_path
-from fusionlib.support.texts import load_yaml, read_text
+from fusionlib.support.texts import read_text
+from fusionlib.support.yaml_text import load_yaml
 
 Entry = TypeVar("Entry", bound=BaseModel)
 

@@ -166,7 +166,7 @@ def measure(
         )
     if scorer:
         columns["clip_score"] = scorer.scores(made.values["clip_score"], list(index["prompt"]))
-        columns["clip_score"][~(index["prompt"].str.strip() != "").to_numpy()] = np.nan
+        columns["clip_score"][(index["prompt"].str.strip() == "").to_numpy()] = np.nan
     if quality:
         columns |= _quality(paths, made, firsts, references, whose, progress)
     for what, teller in tellers.items():

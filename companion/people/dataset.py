@@ -52,7 +52,7 @@ from fusionlib.support.files import (
     write_text,
 )
 from fusionlib.support.provenance import package_versions
-from fusionlib.support.signals import worker_pool
+from fusionlib.support.workers import worker_pool
 
 SAMPLES_PER_SHARD = 400
 WORDINGS = 4  # captions for each picture; the first is also the .txt file

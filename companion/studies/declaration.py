@@ -37,7 +37,8 @@ from fusionlib.errors import FusionError, explain_validation
 from fusionlib.profiles import FolderName, Settings, load_profile, resolve
 from fusionlib.profiles.loading import check_picture_size
 from fusionlib.support.paths import user_path
-from fusionlib.support.texts import load_yaml, read_text
+from fusionlib.support.texts import read_text
+from fusionlib.support.yaml_text import load_yaml
 
 
 def _filled(text: str) -> str:

@@ -23,7 +23,8 @@ from pydantic import (
 
 from fusionlib.errors import FusionError, explain_validation
 from fusionlib.support.paths import user_path
-from fusionlib.support.texts import load_yaml, read_text
+from fusionlib.support.texts import read_text
+from fusionlib.support.yaml_text import load_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 """Folder of the repository, to which paths in a profile are relative."""
@@ -55,7 +56,9 @@ class Settings(BaseModel):
         if not whether and any(
             type(each) is bool for each in (value if type(value) is list else [value])
         ):
-            raise ValueError("a yes or no is no number: give a number")
+            raise ValueError(
+                "true and false, or yes and no, do not fit here: give a number or a text"
+            )
         return value
 
 

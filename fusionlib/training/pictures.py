@@ -158,7 +158,7 @@ def load_pictures(folder: str | Path, size: int, *, depth: bool = False) -> Pict
 
 
 def _samples(shard: Path) -> dict[str, dict[str, bytes]]:
-    """The files of a shard by sample key and extension ."""
+    """The files of a shard by sample key and extension."""
     samples: dict[str, dict[str, bytes]] = defaultdict(dict)
     try:
         with tarfile.open(shard) as archive:

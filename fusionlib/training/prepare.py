@@ -33,7 +33,8 @@ from fusionlib.support.files import (
     write_text,
 )
 from fusionlib.support.paths import user_path
-from fusionlib.support.signals import Stopped, received, worker_pool
+from fusionlib.support.signals import Stopped, received
+from fusionlib.support.workers import worker_pool
 from fusionlib.training.crops import face_record, recorded_face
 from fusionlib.training.shards import PICTURES, Sample, find_shards, index_samples, scan_shard
 

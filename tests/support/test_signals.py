@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fusionlib.support.signals import NAMES, Stopped, deferred, obeyed, received, worker_pool
+from fusionlib.support.signals import NAMES, Stopped, deferred, obeyed, received
+from fusionlib.support.workers import worker_pool
 
 WAITS = """
 import sys, time
@@ -24,7 +25,8 @@ with obeyed(), deferred() as asked:
 
 POOL = """
 import os, sys, time
-from fusionlib.support.signals import obeyed, worker_pool
+from fusionlib.support.signals import obeyed
+from fusionlib.support.workers import worker_pool
 from tests.support.test_signals import sleep
 if __name__ == "__main__":
     with obeyed(), worker_pool(2) as pool:
