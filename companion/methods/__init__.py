@@ -93,6 +93,9 @@ Factory = Callable[..., Method]
 KNOWN = {
     "text-only": "companion.methods.fusion:build_text_only",
     "fused": "companion.methods.fusion:build_fused",
+    "covered": "companion.methods.covered:build_covered",
+    "reference": "companion.methods.anchors:build_reference",
+    "restored": "companion.methods.anchors:build_restored",
     "ip-adapter": "companion.methods.ip_adapter:build_ip_adapter",
     "ip-adapter-plus": "companion.methods.ip_adapter:build_ip_adapter_plus",
     "faceid": "companion.methods.ip_adapter_faceid:build_faceid",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from companion.claims.claims import Evidence, record_claim, record_claims
+from companion.claims.evidence import Evidence, record_claim, record_claims
 from companion.evaluation.comparison import (
     Estimate,
     IdentityScores,
@@ -148,33 +148,30 @@ class Experiment:
             found: The number, or one value for each person.
         """
         number = estimate_of(found) if isinstance(found, Sequence) else found
-        return record_claim(self.out, claim, number, profile=self.profile.name, run=self.label)
+        about = {"profile": self.profile.name, "run": self.label, "study": self.study.name}
+        return record_claim(self.out, claim, number, **about)
 
     def record_claims(
         self,
         *claims: str,
         measured: pd.DataFrame | None = None,
-        beside: Experiment | None = None,
         page: str | None = None,
     ) -> list[Evidence]:
-        """Record what the study says of claims: see `companion.claims.claims.record_claims`.
+        """Record what the study says of claims: see `companion.claims.evidence.record_claims`.
 
         Args:
             claims: Ids of the claims.
             measured: A table of what was measured otherwise, by default of what is measured here.
-            beside: An experiment on the same people, whose methods are compared with these.
             page: Name of the notebook, where other notebooks test some of the claims.
         """
         about: dict[str, Any] = {
             "profile": self.profile.name,
-            "run": (beside or self).run,
+            "run": self.run,
+            "study": self.study.name,
             "page": page,
         }
-        if measured is not None:
-            return record_claims(self.out, claims, measured, **about)
-        images = [self.images] if beside is None else [beside.images, self.images]
-        joined = replace(self.measured, images=pd.concat(images, ignore_index=True))
-        return record_claims(self.out, claims, joined, **about)
+        found = self.measured if measured is None else measured
+        return record_claims(self.out, claims, found, **about)
 
 
 def experiment(
@@ -195,6 +192,7 @@ def experiment(
     traits: bool = False,
     quality: bool = False,
     over: str = "people",
+    record: bool = False,
     **sampling: Any,
 ) -> Experiment:
     """Run a study at the size of a notebook, and say what is to be measured of it.
@@ -219,6 +217,7 @@ def experiment(
         traits: Whether the classifier looks for the person's traits.
         quality: Whether to compare face regions.
         over: What each person of the study stands for, in the plural.
+        record: Whether a study without a file may have a record, as one of a file has.
         sampling: Arguments of the pipeline's call.
 
     Raises:
@@ -256,5 +255,5 @@ def experiment(
         "traits": settings.traits if traits else (),
         "quality": quality,
     }
-    records = RECORDS / settings.name if from_file else None
+    records = RECORDS / settings.name if from_file or record else None
     return Experiment(settings, declared, missing, index, Path(out), looked_for, records, over)
