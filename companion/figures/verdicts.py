@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from companion.claims.claims import Claim
+from companion.claims.claims import Claim, read_effects
 from companion.claims.decide import Part, part_answer
 from companion.claims.evidence import STATUSES, Evidence, Status, after_holm, status
 from companion.evaluation.comparison import PairedDifference
@@ -196,8 +196,8 @@ def verdict_plot(evidence: Sequence[Evidence] | Mapping[str, Evidence]) -> Panel
 
     The dashed line in the middle is what the number is compared with, the shaded band around it the
     smallest effect of interest. Thick: the complete cases; thin: the bounds of what pictures
-    without a face could make of it. Units differ, so every claim has a scale of its own: what can be read
-    off is the side on which the interval lies, and whether it reaches the line or the band.
+    without a face could make of it. Units differ, so every claim has a scale of its own: what can
+    be read off is the side on which the interval lies, and whether it reaches the line or the band.
 
     Args:
         evidence: Evidence of `companion.claims.evidence.record_claim` or `read_evidence`.
@@ -264,6 +264,15 @@ def verdict_table(
     )
     frame = pd.DataFrame(cells, columns=["claim", "decided by", "found"]).set_index("claim")
     return Panel(html, "\n".join(lines), caption, table_files(frame, caption))
+
+
+def effects_table() -> Styler:
+    """Lay out the smallest effects of interest: the unit, the effect, and why this one."""
+    rows = {}
+    for effect in read_effects().values():
+        of = " of the way from another person to the person" if effect.of else ""
+        rows[effect.unit] = f"{effect.smallest:g}{of}: {effect.because}"
+    return facts_table(rows, "Smallest effects of interest, by the unit of a claim's number.")
 
 
 def claim_table(found: Evidence, **more: object) -> Styler:
