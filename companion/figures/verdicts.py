@@ -17,7 +17,7 @@ from companion.claims.claims import Claim, read_effects
 from companion.claims.decide import Part, part_answer
 from companion.claims.evidence import STATUSES, Evidence, Status, after_holm, status
 from companion.evaluation.comparison import PairedDifference
-from companion.evaluation.statistics import MIN_PEOPLE
+from companion.evaluation.statistics import MIN_PEOPLE, Interval
 from companion.figures.tables import facts_table, table_files
 
 MARKS: dict[Status, str] = {
@@ -189,6 +189,53 @@ def verdict_summary(
     text = "\n".join(f"{name}: {words}" for name, words in sentences)
     items = "".join(f"<li><b>{name}:</b> {escape(words)}</li>" for name, words in sentences)
     return Panel(f"<ul>{items}</ul>", text)
+
+
+def headline(evidence: Mapping[str, Evidence]) -> Panel:
+    """Three sentences for who reads no more: the likeness, its price, and the design.
+
+    Args:
+        evidence: Evidence of `companion.claims.evidence.read_evidence`; a sentence whose claims are
+            not measured is left out.
+    """
+    found = {name: one.found.interval for name, one in evidence.items()}
+    sentences = []
+    if near := evidence.get("accurate-identity"):
+        others = "".join(
+            f", or {_percent(part.found.interval)} by the {part.recogniser} network"
+            for part in near.beside
+        )
+        sentences.append(
+            "From one reference, two trained layers take a picture "
+            f"{_percent(near.found.interval)} of the way from another person to the person, by "
+            f"{near.part.recogniser}{others}."
+        )
+    if {"faces-kept", "alignment-kept"} <= found.keys():
+        sentences.append(
+            f"Beside the same model without a reference, {_points(found['faces-kept'])} of pictures "
+            f"more show a face, and {_points(found['alignment-kept'])} more show a face and "
+            "everything that the prompt asks for."
+        )
+    if {"concatenation", "encoding-gap"} <= found.keys():
+        one, other = evidence["concatenation"], evidence["encoding-gap"]
+        sentences.append(
+            "That one softmax over text and face brings more likeness than a second attention: "
+            f"{one.verdict}; that the UNet's own features carry more than CLIP's: {other.verdict}; "
+            "both said of one training each."
+        )
+    items = "".join(f"<li>{escape(text)}</li>" for text in sentences)
+    return Panel(f"<ul>{items}</ul>", "\n".join(sentences) or "Nothing was measured yet.")
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.estimate:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
+
+
+def _points(interval: Interval) -> str:
+    """A difference of shares with its interval, in percentage points with their signs."""
+    values = (interval.estimate, interval.low, interval.high)
+    middle, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in values)
+    return f"{middle} [{low}, {high}] in a hundred"
 
 
 def verdict_plot(evidence: Sequence[Evidence] | Mapping[str, Evidence]) -> Panel:
