@@ -212,9 +212,9 @@ def headline(evidence: Mapping[str, Evidence]) -> Panel:
         )
     if {"faces-kept", "alignment-kept"} <= found.keys():
         sentences.append(
-            f"Beside the same model without a reference, {_points(found['faces-kept'])} of pictures "
-            f"more show a face, and {_points(found['alignment-kept'])} more show a face and "
-            "everything that the prompt asks for."
+            "Beside the same model without a reference, pictures with a face change by "
+            f"{_points(found['faces-kept'])}, and those with a face and everything that the prompt "
+            f"asks for by {_points(found['alignment-kept'])}."
         )
     if {"concatenation", "encoding-gap"} <= found.keys():
         one, other = evidence["concatenation"], evidence["encoding-gap"]
