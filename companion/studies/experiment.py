@@ -127,7 +127,7 @@ class Experiment:
         return {
             **{f"nearer ({one.recogniser})": (one, "distance") for one in self.scores},
             "CLIP score": (self.images, "clip_score"),
-            "prompt followed": (with_prompt_followed(self.images), "followed"),
+            "face and prompt": (with_prompt_followed(self.images), "followed"),
         }
 
     def recovery(self, method: str) -> Interval:

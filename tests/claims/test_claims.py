@@ -856,11 +856,16 @@ def test_status_prefers_the_obstacle(tmp_path: Path, path: Path) -> None:
 
 def test_the_front_page_has_no_number_but_from_the_claims_page() -> None:
     page = (ROOT / "book" / "intro.md").read_text()
-    source = "\n".join(cell.source for cell in nbformat.read(NOTEBOOK, 4).cells)
-    wanted = re.findall(r"claims\.ipynb::(\w+):s", page) + re.findall(r"\{glue\} (\w+)", page)
-    assert {"verdict_strip", "verdict_plot", "training_hours"} <= set(wanted)
-    for key in wanted:
-        assert f'"{key}"' in source, f"the claims page glues no {key}"
+    wanted = [("claims", key) for key in re.findall(r"claims\.ipynb::(\w+):s", page)]
+    drawn = re.findall(r"\{glue\} (\w+)\n:doc: \.\./notebooks/(\w+)\.ipynb", page)
+    wanted += [(notebook, key) for key, notebook in drawn]
+    assert {"headline", "verdict_strip", "verdict_plot", "training_hours"} <= {
+        key for _, key in wanted
+    }
+    for notebook, key in wanted:
+        cells = nbformat.read(NOTEBOOK.with_stem(notebook), 4).cells
+        source = "\n".join(cell.source for cell in cells)
+        assert f'"{key}"' in source, f"the page {notebook} glues no {key}"
     prose = re.sub(r"```.*?```|\{glue:text\}`[^`]*`|\{\w+:?\w*\}`[^`]*`", "", page, flags=re.S)
     names = r"Python 3\.11|V4\.0|Stable Diffusion 1\.5|Table \d|Figure \d|Facenet512|95% interval"
     names += r"|abs/2409\.19111|Apache License 2\.0"
