@@ -192,7 +192,6 @@ def experiment(
     traits: bool = False,
     quality: bool = False,
     over: str = "people",
-    record: bool = False,
     **sampling: Any,
 ) -> Experiment:
     """Run a study at the size of a notebook, and say what is to be measured of it.
@@ -217,7 +216,6 @@ def experiment(
         traits: Whether the classifier looks for the person's traits.
         quality: Whether to compare face regions.
         over: What each person of the study stands for, in the plural.
-        record: Whether a study without a file may have a record, as one of a file has.
         sampling: Arguments of the pipeline's call.
 
     Raises:
@@ -255,5 +253,5 @@ def experiment(
         "traits": settings.traits if traits else (),
         "quality": quality,
     }
-    records = RECORDS / settings.name if from_file or record else None
+    records = RECORDS / settings.name if from_file else None
     return Experiment(settings, declared, missing, index, Path(out), looked_for, records, over)

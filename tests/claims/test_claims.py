@@ -781,7 +781,7 @@ def test_claims_of_a_table_are_decided_by_that_tables_study() -> None:
             if named == {number} and "embedded" not in claim.obstacle:
                 assert claim.decided_on("embedded") == f"table{number}", claim.id
     files = (ROOT / "data" / "studies").glob("*.yaml")
-    names = {yaml.safe_load(file.read_text())["name"] for file in files} | {"controlnet"}
+    names = {yaml.safe_load(file.read_text())["name"] for file in files} 
     assert {claim.decided_on("embedded") for claim in read_claims().values()} - {None} <= names
 
 
