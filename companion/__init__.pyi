@@ -68,6 +68,8 @@ from .figures.tables import (
 )
 from .figures.verdicts import (
     claim_table as claim_table,
+    effects_table as effects_table,
+    headline as headline,
     verdict_plot as verdict_plot,
     verdict_strip as verdict_strip,
     verdict_summary as verdict_summary,

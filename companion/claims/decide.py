@@ -17,6 +17,7 @@ from companion.evaluation.comparison import (
     estimate_change,
     estimate_mean,
     estimate_recovery,
+    has_threshold,
     paired_difference,
     with_a_face,
     with_accepted,
@@ -179,7 +180,7 @@ def _comparisons(
     if isinstance(images, Measurements):
         images = images.images
     images = _with_metric(claim, _of_prompts(claim, images), scores, measured, judge)
-    if claim.metric != "recovery" and claim.metric not in images:
+    if scores is None if claim.metric == "recovery" else claim.metric not in images:
         return
     table: IdentityScores | pd.DataFrame = images
     if scores is not None:
@@ -223,7 +224,7 @@ def _with_metric(
         return images.assign(face=images["face"].astype(float))
     if metric == "spread":
         return with_spread(images)
-    if metric == "accepted" and scores:
+    if metric == "accepted" and scores and has_threshold(scores.recogniser):
         return with_accepted(replace(scores, images=images))
     if metric == "likeness" and images.columns.str.endswith("_kept").any():
         return with_likeness_kept(images, claim.traits)

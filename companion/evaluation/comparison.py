@@ -443,6 +443,13 @@ def with_likeness_kept(images: pd.DataFrame, traits: Sequence[str] | None = None
     return images.assign(likeness=images[list(kept)].mean(axis=1))
 
 
+def has_threshold(recogniser: str) -> bool:
+    """Whether DeepFace has a distance below which this recogniser takes two faces for one."""
+    from deepface.config.threshold import thresholds
+
+    return recogniser in thresholds
+
+
 def with_accepted(scores: IdentityScores) -> pd.DataFrame:
     """Add the column ``accepted``: 1 where the recogniser takes a picture for the person's.
 
@@ -453,7 +460,7 @@ def with_accepted(scores: IdentityScores) -> pd.DataFrame:
     """
     from deepface.config.threshold import thresholds
 
-    if scores.recogniser not in thresholds:
+    if not has_threshold(scores.recogniser):
         raise FusionError(
             f"DeepFace has no threshold for {scores.recogniser!r}: use one of its own recognisers."
         )

@@ -26,7 +26,7 @@ from companion.evaluation.quality import (
     ssim,
 )
 from companion.evaluation.readings import Readings, observe
-from companion.faces.aligned import align_faces
+from companion.faces.aligned import align_faces, detector_in_words
 from companion.faces.recognisers import Instrument, load_recognisers
 from companion.person import Person
 from fusionlib.errors import FusionError
@@ -247,7 +247,7 @@ def count_faces(index: pd.DataFrame, *, detector: str = "dlib") -> dict[str, int
     """The number of pictures, and of those in which a face is found, for a table of facts."""
     faces = align_faces(map(load_image, index["image"]), detector)
     found = sum(face is not None for face in faces)
-    return {"pictures": len(faces), f"with a face for DeepFace's {detector} detector": found}
+    return {"pictures": len(faces), f"with a face for {detector_in_words(detector)}": found}
 
 
 def check_scale(people: Sequence[Person], against: Target = "reference") -> None:

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from companion.claims.claims import Claim
+from companion.claims.claims import Claim, read_effects
 from companion.claims.decide import Part, part_answer
 from companion.claims.evidence import STATUSES, Evidence, Status, after_holm, status
 from companion.evaluation.comparison import PairedDifference
-from companion.evaluation.statistics import MIN_PEOPLE
+from companion.evaluation.statistics import MIN_PEOPLE, Interval
 from companion.figures.tables import facts_table, table_files
 
 MARKS: dict[Status, str] = {
@@ -191,13 +191,60 @@ def verdict_summary(
     return Panel(f"<ul>{items}</ul>", text)
 
 
+def headline(evidence: Mapping[str, Evidence]) -> Panel:
+    """Three sentences for who reads no more: the likeness, its price, and the design.
+
+    Args:
+        evidence: Evidence of `companion.claims.evidence.read_evidence`; a sentence whose claims are
+            not measured is left out.
+    """
+    found = {name: one.found.interval for name, one in evidence.items()}
+    sentences = []
+    if near := evidence.get("accurate-identity"):
+        others = "".join(
+            f", or {_percent(part.found.interval)} by the {part.recogniser} network"
+            for part in near.beside
+        )
+        sentences.append(
+            "From one reference, two trained layers take a picture "
+            f"{_percent(near.found.interval)} of the way from another person to the person, by "
+            f"{near.part.recogniser}{others}."
+        )
+    if {"faces-kept", "alignment-kept"} <= found.keys():
+        sentences.append(
+            "Beside the same model without a reference, pictures with a face change by "
+            f"{_points(found['faces-kept'])}, and those with a face and everything that the prompt "
+            f"asks for by {_points(found['alignment-kept'])}."
+        )
+    if {"concatenation", "encoding-gap"} <= found.keys():
+        one, other = evidence["concatenation"], evidence["encoding-gap"]
+        sentences.append(
+            "That one softmax over text and face brings more likeness than a second attention: "
+            f"{one.verdict}; that the UNet's own features carry more than CLIP's: {other.verdict}; "
+            "both said of one training each."
+        )
+    items = "".join(f"<li>{escape(text)}</li>" for text in sentences)
+    return Panel(f"<ul>{items}</ul>", "\n".join(sentences) or "Nothing was measured yet.")
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.estimate:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
+
+
+def _points(interval: Interval) -> str:
+    """A difference of shares with its interval, in percentage points with their signs."""
+    values = (interval.estimate, interval.low, interval.high)
+    middle, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in values)
+    return f"{middle} [{low}, {high}] in a hundred"
+
+
 def verdict_plot(evidence: Sequence[Evidence] | Mapping[str, Evidence]) -> Panel:
     """Draw tested claims: each number with its interval beside what it has to exceed.
 
     The dashed line in the middle is what the number is compared with, the shaded band around it the
     smallest effect of interest. Thick: the complete cases; thin: the bounds of what pictures
-    without a face could make of it. Units differ, so every claim has a scale of its own: what can be read
-    off is the side on which the interval lies, and whether it reaches the line or the band.
+    without a face could make of it. Units differ, so every claim has a scale of its own: what can
+    be read off is the side on which the interval lies, and whether it reaches the line or the band.
 
     Args:
         evidence: Evidence of `companion.claims.evidence.record_claim` or `read_evidence`.
@@ -264,6 +311,15 @@ def verdict_table(
     )
     frame = pd.DataFrame(cells, columns=["claim", "decided by", "found"]).set_index("claim")
     return Panel(html, "\n".join(lines), caption, table_files(frame, caption))
+
+
+def effects_table() -> Styler:
+    """Lay out the smallest effects of interest: the unit, the effect, and why this one."""
+    rows = {}
+    for effect in read_effects().values():
+        of = " of the way from another person to the person" if effect.of else ""
+        rows[effect.unit] = f"{effect.smallest:g}{of}: {effect.because}"
+    return facts_table(rows, "Smallest effects of interest, by the unit of a claim's number.")
 
 
 def claim_table(found: Evidence, **more: object) -> Styler:

@@ -333,8 +333,8 @@ def test_a_picture_is_looked_at_once_for_all_instruments_and_never_again(
 def test_a_face_found_by_another_detector_is_looked_at_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crop = AlignedFace(np.zeros((8, 8, 3)), ((1.0, 2.0), (3.0, 2.0)))
-    monkeypatch.setattr(observe, "find_face", lambda *_: crop)
+    crop = AlignedFace(np.zeros((8, 8, 3)), ((1.0, 2.0), (3.0, 2.0)), "dlib")
+    monkeypatch.setattr(observe, "find_face", lambda _, by: replace(crop, found_by=by))
     path = save_png(Image.new("RGB", (64, 64)), tmp_path / "a.png")
     face, whole = Counting("face", needs_face=True), Counting("whole", needs_face=False)
     for detector in ("dlib", "retinaface", "dlib"):
@@ -634,7 +634,8 @@ def angles(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         found = np.array([known[str(path)] for path in paths], dtype=np.float64)
         values = np.stack([np.cos(found), np.sin(found)], axis=-1)
         faces, eyes = ~np.isnan(found), np.full((len(found), 2, 2), np.nan)
-        return Readings(dict.fromkeys(instruments or {}, values), faces, eyes, [None] * len(found))
+        nothing = [None] * len(found)
+        return Readings(dict.fromkeys(instruments or {}, values), faces, eyes, nothing, nothing)
 
     known: dict[str, float] = {}
     monkeypatch.setattr("companion.evaluation.measure.observe", look)
