@@ -116,6 +116,7 @@ from .pages.data_and_model_cards import (
     sampled_attributes as sampled_attributes,
     view_rows as view_rows,
 )
+from .pages.designs import designs_table as designs_table
 from .pages.judging_judges import recogniser_separation as recogniser_separation
 from .pages.model_card import (
     choose_suite_prompts as choose_suite_prompts,

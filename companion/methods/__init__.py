@@ -124,12 +124,16 @@ def build_method(kind: str, models: Models, **options: Any) -> Method:
     Args:
         kind: One of `KNOWN`, or ``module:function`` of a `Factory` of your own.
         models: What it is built from.
-        options: Options of the method.
+        options: Options of the method. One that `companion.methods.counterpart_training` trains
+            takes ``trained`` as well, the folder of such weights, in place of the profile's own.
 
     Raises:
         FusionError: There is no such method or option, or an option's value does not fit.
     """
-    options = trained_options(kind, models.profile, options) | options
+    own = trained_options(kind, models.profile, options)
+    if own:  # they say where the trained weights are
+        options.pop("trained", None)
+    options = own | options
     check_sampling({**(models.sampling or {}), **options}, f"the method {kind!r}")
     place = KNOWN.get(kind, kind)
     module, _, function = place.partition(":")
