@@ -91,8 +91,9 @@ def trade_off_line_plot(table1: pd.DataFrame, table2: pd.DataFrame) -> Image.Ima
             place = ((distance[name], low), (5, 5), "data", "offset points")
             axes.annotate(f"{name}: no score", *place, ha="left", fontsize=8, color=QUIET)
         off = ", ".join(f"{name} {_signed(line[name])}" for name in OURS)
-        axes.set_title(str(recogniser), loc="left", fontsize=10, color=INK)
-        axes.set_title(f"CLIP points off the line: {off}", loc="right", fontsize=9, color=QUOTED)
+        named = f"{recogniser}: rank correlation {line['spearman']:.2f}"
+        axes.set_title(named, loc="left", fontsize=9, color=INK)
+        axes.set_title(f"off the line: {off}", loc="right", fontsize=9, color=QUOTED)
         axes.set_xlim(*ends)
         axes.set_ylim(low, high)
         axes.tick_params(colors=QUIET)
