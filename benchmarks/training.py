@@ -33,6 +33,7 @@ Step = Callable[[int], Tensor]
 """The loss of the step of this number."""
 
 ENCODED, CACHED = "fused, encoded in every step", "fused, latents and text cached"
+WHOLE_UNET = "the whole UNet, without references"
 KEPT, IP_CACHED = "fused, latents, text and h_f cached", "IP-Adapter, latents and CLIP cached"
 
 
@@ -51,6 +52,7 @@ def systems(setting: Setting) -> dict[str, Callable[[], Call]]:
         ENCODED: lambda: _whole(setting, *_fusion(Models(setting))),
         CACHED: lambda: _whole(setting, *_fusion(Models(setting), cached=True)),
         KEPT: lambda: _whole(setting, *_fusion(Models(setting), cached=True, states=True)),
+        WHOLE_UNET: lambda: _whole(setting, *_everything(Models(setting))),
     }
 
 
@@ -149,3 +151,16 @@ def _ip_adapter(models: Models, *, cached: bool = False) -> tuple[Step, nn.Modul
         return diffusion_loss(prediction, goal, torch.ones_like(goal[:, :1]))["loss"]
 
     return step, network
+
+
+def _everything(models: Models) -> tuple[Step, nn.Module]:
+    """The step of fine-tuning all weights of the UNet, on a picture and its text."""
+    unet = models.unet.float().requires_grad_(True).train()
+
+    def step(number: int) -> Tensor:
+        latents, text = _latents(models, number, 1), _text(models)
+        noisy, timesteps, goal = noised(models.scheduler, latents, step_generator(1, number))
+        prediction = unet(noisy, timesteps, text.float()).sample
+        return diffusion_loss(prediction, goal, torch.ones_like(goal[:, :1]))["loss"]
+
+    return step, unet

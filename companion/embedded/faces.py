@@ -63,7 +63,7 @@ def load_faces(shards: str | Path, size: int, cache: Path, *, detector: str = "d
             known person, and those that cannot be read, are left out.
         size: Side of the faces in pixels, at most `CACHED_SIDE`.
         cache: Folder with a file for every `BLOCK` pictures.
-        detector: DeepFace's name of the face detector.
+        detector: Name of the face detector, or several: see `companion.faces.aligned.align_faces`.
 
     Raises:
         FusionError: There is no training set, or no face of a known person in it.

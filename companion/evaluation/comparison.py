@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,16 +25,17 @@ from companion.evaluation.statistics import (
     effect_size,
     verdict,
 )
+from companion.evaluation.treatments import (
+    DECILES,
+    LOWER_IS_BETTER,
+    Filling,
+    Treated,
+    filling,
+    treat,
+)
 from fusionlib.errors import FusionError
 
-MIN_PAIRED = 0.9
-"""Share of the pictures that must show a face under both methods for a verdict to be given:
-with fewer, those left out could turn it."""
-
 Target = Literal["reference", "others"]
-
-LOWER_IS_BETTER = ("distance",)
-"""Beginnings of the names of columns in which a lower number is better."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class PairedDifference:
 
     Attributes:
         metric: The column that is compared.
-        interval: Mean improvement over people, with its interval: positive where this one is
-            better.
+        interval: Mean improvement over people, with its interval, among the cells in which both
+            were measured: positive where this one is better.
         effect: That mean in units of its spread between people, with its interval: see
             `companion.evaluation.statistics.effect_size`.
         ahead: Share of people where this one is better.
@@ -77,7 +79,11 @@ class PairedDifference:
         cells: Pictures that either method made. One that the other did not make, as of a person
             that it left out, is a pair without a number.
         people: People with at least one such pair.
-        verdict: Verdict on the claim that this one is better.
+        verdict: Verdict on the claim that this one is better, if all three treatments of missing
+            numbers give it (`companion.evaluation.treatments`); else "undecided".
+        composite: The same improvement with pictures without a face counted as strangers'.
+        bounds: What it can be at the worst and at the best, whatever those pictures might show.
+        values: The composite's improvement of each person.
     """
 
     metric: str
@@ -89,6 +95,9 @@ class PairedDifference:
     cells: int
     people: int
     verdict: Verdict
+    composite: Interval | None = None
+    bounds: Interval | None = None
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,16 +105,22 @@ class Estimate:
     """A number that stands for itself, where a claim is not about two methods.
 
     Attributes:
-        interval: Mean over people, with its interval.
+        interval: Mean over people, with its interval, over what could be measured.
         pairs: Pictures (or pairs of them) that were measured.
         cells: All pictures.
         people: People with at least one measured picture.
+        composite: See `PairedDifference`.
+        bounds: See `PairedDifference`.
+        values: See `PairedDifference`.
     """
 
     interval: Interval
     pairs: int
     cells: int
     people: int
+    composite: Interval | None = None
+    bounds: Interval | None = None
+    values: tuple[float, ...] = ()
 
 
 def by_person(images: pd.DataFrame, metric: str, method: str) -> pd.Series[float]:
@@ -148,43 +163,73 @@ def means_by_method(images: pd.DataFrame, metrics: Mapping[str, str]) -> pd.Data
 
 
 def paired_difference(
-    scores: IdentityScores | pd.DataFrame, method: str, other: str, metric: str = "distance"
+    scores: IdentityScores | pd.DataFrame,
+    method: str,
+    other: str,
+    metric: str = "distance",
+    level: float = 0.95,
 ) -> PairedDifference:
     """Compare two methods of a study cell by cell.
 
-    Cells without a number under either method (no face, or no picture) are left out and counted; if
-    more than a tenth are, or there are fewer than five people, the verdict is "undecided" whatever
-    the interval. Prompts that ask for nothing that a classifier reads are no cells of it.
+    Cells without a number under either method (no face, or no picture) are counted, left out of
+    `interval`, and treated as `companion.evaluation.treatments` says for the others. With fewer
+    than five people the verdict is "undecided" whatever the interval. Prompts that ask for nothing
+    that a classifier reads are no cells of it.
 
     Args:
         scores: Scores of `companion.evaluation.measure`, or their table of images.
         method: The method that might be better.
         other: The method it is compared with.
         metric: A column of the table.
+        level: Level of the intervals.
 
     Raises:
         FusionError: The study lacks a method.
     """
     cells = _cells(scores, (method, other), metric)
-    sign = -1 if metric.startswith(LOWER_IS_BETTER) else 1
-    gain = (sign * (cells[method] - cells[other])).replace([np.inf, -np.inf], np.nan).dropna()
-    people = gain.groupby("person").mean().to_numpy()
-    interval = bootstrap(people)
-    enough = len(gain) >= MIN_PAIRED * len(cells)
+    sign = -1.0 if metric.startswith(LOWER_IS_BETTER) else 1.0
+    found = _treated(scores, cells, {method: sign, other: -sign}, metric, level)
+    people = found.measured.to_numpy()
+    answers = {verdict(interval) for interval in found.each.values()}
+    gain = sign * (cells[method] - cells[other]).replace([np.inf, -np.inf], np.nan).dropna()
     return PairedDifference(
         metric=metric,
-        interval=interval,
+        interval=found.complete,
         effect=bootstrap(people, statistic=effect_size),
         ahead=float(np.mean(people > 0)) if len(people) else float("nan"),
         by_seed={
             int(str(seed)): float(values.groupby("person").mean().mean())
             for seed, values in gain.groupby("seed")
         },
-        pairs=len(gain),
-        cells=len(cells),
+        pairs=found.pairs,
+        cells=found.cells,
         people=len(people),
-        verdict=verdict(interval) if enough else "undecided",
+        verdict=answers.pop() if len(answers) == 1 else "undecided",
+        composite=found.composite,
+        bounds=found.bounds,
+        values=tuple(found.values),
     )
+
+
+def _treated(
+    scores: IdentityScores | pd.DataFrame,
+    cells: pd.DataFrame,
+    weights: Mapping[str, float],
+    metric: str,
+    level: float,
+) -> Treated:
+    """A weighted sum of methods' numbers under each treatment of missing ones."""
+    return treat(cells, weights, _filling(scores, metric), partial(_mean, level=level))
+
+
+def _mean(values: pd.Series[float], level: float) -> Interval:
+    return bootstrap(values.to_numpy(), level=level)
+
+
+def _filling(scores: IdentityScores | pd.DataFrame, metric: str) -> Filling:
+    if isinstance(scores, IdentityScores):
+        return filling(metric, scores.images, scores.scale)
+    return filling(metric, scores)
 
 
 def _cells(
@@ -205,7 +250,7 @@ def _cells(
 
 def _asked(images: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The pictures whose prompt asks for what a metric reads, an expression for example."""
-    if metric != "followed" and not metric.endswith("_correct"):
+    if metric not in ("followed", "shown") and not metric.endswith("_correct"):
         return images
     return images[images.groupby("prompt")[metric].transform("count") > 0]
 
@@ -216,51 +261,76 @@ def method_recovery(scores: IdentityScores, method: str) -> Interval:
     Where distances lead to a person's other pictures, a person with only one has no scale. With too
     few people left for an interval there is no R: all of it is NaN.
     """
-    generated = scores.of(method).rename("generated")
-    joined = scores.scale.join(generated, how="inner").dropna()
-    if len(joined) < min(len(generated), MIN_PEOPLE):
+    return _recovery(scores.of(method), scores.scale, 0.95)
+
+
+def _recovery(generated: pd.Series[float], scale: pd.DataFrame, level: float) -> Interval:
+    """R of distances by person, on the scale of those people."""
+    joined = scale[["genuine", "impostor"]].join(generated.rename("generated"), how="inner")
+    joined = joined.dropna()
+    if len(joined) < MIN_PEOPLE:
         return Interval(np.nan, np.nan, np.nan)
     return bootstrap(
         joined["generated"].to_numpy(),
         joined["genuine"].to_numpy(),
         joined["impostor"].to_numpy(),
         statistic=identity_recovery,
+        level=level,
     )
 
 
 def estimate_of(
-    values: Sequence[float] | NDArray[np.floating[Any]], cells: int | None = None
+    values: Sequence[float] | NDArray[np.floating[Any]],
 ) -> Estimate:
     """The mean of one value for each person (or pair of people), with its interval.
 
+    A value that could not be measured counts, in the composite, as the worst tenth of the others,
+    and within the bounds as anything from there to the best tenth.
+
     Args:
-        values: Values that could be measured.
-        cells: Number of values that there should be, if some are missing.
+        values: Values, NaN where one could not be measured.
     """
-    numbers = np.asarray(values, dtype=np.float64)
-    count = len(numbers) if cells is None else cells
-    return Estimate(bootstrap(numbers), len(numbers), count, len(numbers))
+    numbers = pd.DataFrame({"": np.asarray(values, dtype=np.float64)})
+    numbers.index = pd.Index(range(len(numbers)), name="person")
+    low, high = numbers[""].quantile(DECILES)
+    ends = [pd.Series(value, index=numbers.index) for value in (low, low, high)]
+    return _estimate(treat(numbers, {"": 1.0}, Filling(*ends), partial(_mean, level=0.95)))
 
 
-def estimate_mean(images: pd.DataFrame, metric: str, method: str) -> Estimate:
+def estimate_mean(
+    scores: IdentityScores | pd.DataFrame, metric: str, method: str, level: float = 0.95
+) -> Estimate:
     """Mean of a metric over the people of a method's pictures, with what it was measured on.
+
+    Args:
+        scores: See `paired_difference`.
+        metric: A column of the table.
+        method: The method.
+        level: Level of the intervals.
 
     Raises:
         FusionError: There is no such method.
     """
-    values = by_person(images, metric, method)
-    shown = _asked(images[images["method"] == method], metric)[metric]
-    return Estimate(bootstrap(values.to_numpy()), int(shown.count()), len(shown), len(values))
+    cells = _cells(scores, (method,), metric)
+    return _estimate(_treated(scores, cells, {method: 1.0}, metric, level))
 
 
-def estimate_recovery(scores: IdentityScores, method: str) -> Estimate:
+def estimate_recovery(scores: IdentityScores, method: str, level: float = 0.95) -> Estimate:
     """Identity recovery R of a method, as `method_recovery` has it, with what it was measured on.
 
     Raises:
         FusionError: There is no such method.
     """
-    counted = estimate_mean(scores.images, "distance", method)
-    return replace(counted, interval=method_recovery(scores, method))
+    cells = _cells(scores, (method,), "distance")
+    recovery = partial(_recovery, scale=scores.scale, level=level)
+    fill = _filling(scores, "distance")
+    found = treat(cells, {method: 1.0}, fill, recovery)
+    # A ratio of means has no value for each person; its linear part has (the delta method).
+    ends = scores.scale.reindex(found.values.index)
+    gap = ends["impostor"] - ends["genuine"]
+    ratio = found.composite.estimate
+    single = ratio + (ends["impostor"] - found.values - ratio * gap) / gap.mean()
+    return replace(_estimate(found), values=tuple(single.dropna()))
 
 
 def estimate_change(
@@ -268,6 +338,7 @@ def estimate_change(
     change: tuple[str, str],
     baseline: tuple[str, str],
     metric: str = "distance",
+    level: float = 0.95,
 ) -> Estimate:
     """How much more a number changes from one method to another than between two others.
 
@@ -276,6 +347,7 @@ def estimate_change(
         change: Two methods; the number of the second is subtracted from that of the first.
         baseline: Two methods likewise, whose difference is subtracted.
         metric: A column of the table.
+        level: Level of the intervals.
 
     Returns:
         The mean over people of (a - b) - (c - d), over those pictures (person, prompt, seed) for
@@ -285,29 +357,24 @@ def estimate_change(
         FusionError: There is no such method.
     """
     cells = _cells(scores, (*change, *baseline), metric)
-    a, b, c, d = (cells[name] for name in (*change, *baseline))
-    changed = ((a - b) - (c - d)).dropna()
-    people = changed.groupby("person").mean().to_numpy()
-    return Estimate(bootstrap(people), len(changed), len(cells), len(people))
+    weights = dict(zip((*change, *baseline), (1.0, -1.0, -1.0, 1.0), strict=True))
+    return _estimate(_treated(scores, cells, weights, metric, level))
 
 
-def best_of(images: pd.DataFrame, metric: str, methods: Sequence[str]) -> str:
-    """The method with the best mean over people; no name if the study lacks one of them.
-
-    Args:
-        images: Measured pictures.
-        metric: A column of them; only cells count for which all methods have a number.
-        methods: Methods to choose from.
-    """
-    if not set(methods) <= set(images["method"]):
-        return ""
-    means = _cells(images, methods, metric).dropna().groupby("person").mean().mean()
-    sign = -1 if metric.startswith(LOWER_IS_BETTER) else 1
-    return "" if means.empty or means.isna().all() else str((sign * means).idxmax())
+def _estimate(found: Treated) -> Estimate:
+    return Estimate(
+        interval=found.complete,
+        pairs=found.pairs,
+        cells=found.cells,
+        people=len(found.measured),
+        composite=found.composite,
+        bounds=found.bounds,
+        values=tuple(found.values),
+    )
 
 
 def with_prompt_followed(images: pd.DataFrame) -> pd.DataFrame:
-    """Add the column ``followed``: 1 where a picture shows everything that its prompt asks for.
+    """Add the column ``followed``: 1 where a picture shows a face and all that its prompt asks for.
 
     Args:
         images: Measured pictures, with a column ``HEAD_correct`` for each head of a classifier; of
@@ -321,7 +388,39 @@ def with_prompt_followed(images: pd.DataFrame) -> pd.DataFrame:
         raise FusionError(
             "No classifier told what the pictures show: pass `classifiers` to `measure`."
         )
-    return images.assign(followed=images[read].min(axis=1))
+    return images.assign(followed=with_a_face(images, images[read].min(axis=1)))
+
+
+def with_a_face(images: pd.DataFrame, shown: pd.Series[float]) -> pd.Series[float]:
+    """What pictures show, 1 or 0, where it counts only beside a face; NaN stays NaN."""
+    faces = images["face"].astype(float) if "face" in images else 1.0
+    return shown * faces
+
+
+def with_person_shown(scores: IdentityScores, strangers: pd.Series[float]) -> pd.DataFrame:
+    """Add the column ``shown``: ``followed``, and the face is nearer to the person than to others.
+
+    Args:
+        scores: Distances to the person.
+        strangers: Mean distance of each picture to other people's references.
+    """
+    images = with_prompt_followed(scores.images)
+    nearer = (images["distance"] < strangers).astype(float)  # False without a face
+    return images.assign(shown=images["followed"] * nearer)
+
+
+def with_spread(images: pd.DataFrame) -> pd.DataFrame:
+    """How much a person's pictures differ in likeness: a row for each person and method.
+
+    Args:
+        images: Measured pictures with a column ``distance``.
+
+    Returns:
+        Columns method, person, prompt, seed (of no meaning) and ``spread``, the standard deviation
+        of the distances; NaN with fewer than two faces.
+    """
+    spread = images.groupby(["method", "person"], sort=False)["distance"].std().rename("spread")
+    return spread.reset_index().assign(prompt="all", seed=0)
 
 
 def with_likeness_kept(images: pd.DataFrame, traits: Sequence[str] | None = None) -> pd.DataFrame:
@@ -344,6 +443,13 @@ def with_likeness_kept(images: pd.DataFrame, traits: Sequence[str] | None = None
     return images.assign(likeness=images[list(kept)].mean(axis=1))
 
 
+def has_threshold(recogniser: str) -> bool:
+    """Whether DeepFace has a distance below which this recogniser takes two faces for one."""
+    from deepface.config.threshold import thresholds
+
+    return recogniser in thresholds
+
+
 def with_accepted(scores: IdentityScores) -> pd.DataFrame:
     """Add the column ``accepted``: 1 where the recogniser takes a picture for the person's.
 
@@ -354,7 +460,7 @@ def with_accepted(scores: IdentityScores) -> pd.DataFrame:
     """
     from deepface.config.threshold import thresholds
 
-    if scores.recogniser not in thresholds:
+    if not has_threshold(scores.recogniser):
         raise FusionError(
             f"DeepFace has no threshold for {scores.recogniser!r}: use one of its own recognisers."
         )

@@ -18,9 +18,15 @@ from tqdm import tqdm
 
 from companion.evaluation.alignment import Classifier, ClipScorer
 from companion.evaluation.comparison import IdentityScores, Target
-from companion.evaluation.quality import face_region, psnr, psnr_8bit_overflow, ssim
+from companion.evaluation.quality import (
+    face_region,
+    psnr,
+    psnr_8bit_overflow,
+    skin_difference,
+    ssim,
+)
 from companion.evaluation.readings import Readings, observe
-from companion.faces.aligned import align_faces
+from companion.faces.aligned import align_faces, detector_in_words
 from companion.faces.recognisers import Instrument, load_recognisers
 from companion.person import Person
 from fusionlib.errors import FusionError
@@ -33,13 +39,15 @@ class Measurements:
 
     Attributes:
         images: The index with a row for each picture and these further columns: ``unreadable``,
-            what is wrong with a file or None; ``face``, whether one was found; ``distance NAME``
-            for each recogniser; ``clip_score``; ``ssim``, ``psnr`` and ``psnr_8bit_overflow`` of
-            the face region against the reference's; ``HEAD_correct`` for what classifiers tell and
-            something is asked of, ``expression_correct`` for example, 1 or 0; ``HEAD_kept`` for
-            traits, 1 where the classifier sees the same as in the person's reference. NaN where
-            something could not be measured.
-        scales: For each recogniser, what `IdentityScores` calls ``scale``.
+            what is wrong with a file or None; ``face``, whether one was found, and ``found_by``,
+            which detector did; for each recogniser ``distance NAME``, and the further distances of
+            `_further_distances`; ``clip_score``; ``ssim``, ``psnr``, ``psnr_8bit_overflow`` and
+            ``skin_difference`` of the face region against the reference's; ``HEAD_correct`` for
+            what classifiers tell and something is asked of, ``expression_correct`` for example, 1
+            or 0; ``HEAD_kept`` for traits, 1 where the classifier sees the same as in the person's
+            reference. NaN where something could not be measured.
+        scales: For each recogniser, what `IdentityScores` calls ``scale``; beside it, for the
+            distances to pictures that no method saw, ``unseen_genuine`` and ``unseen_impostor``.
         detector: Name of the detector in DeepFace.
         against: What the distances lead to.
     """
@@ -52,7 +60,7 @@ class Measurements:
     @property
     def metrics(self) -> list[str]:
         """The columns of numbers."""
-        kinds = ("distance ", "clip_score", "ssim", "psnr")
+        kinds = ("distance ", "clip_score", "ssim", "psnr", "skin_difference")
         return [
             column
             for column in self.images.columns
@@ -65,6 +73,19 @@ class Measurements:
         return IdentityScores(
             recogniser, self.detector, self.against, images, self.scales[recogniser]
         )
+
+    def unseen(self, recogniser: str) -> IdentityScores | None:
+        """The distances to pictures of the person that no method saw, under one recogniser.
+
+        On their scale another person's reference stands at 0 and the person's own at 1, so a system
+        that copies its reference gets 1 and no more. None in records that lack them.
+        """
+        if f"unseen {recogniser}" not in self.images:
+            return None
+        scale = self.scales[recogniser]
+        ends = {end: scale[f"unseen_{end}"] for end in ("genuine", "impostor")}
+        images = self.images.assign(distance=self.images[f"unseen {recogniser}"])
+        return IdentityScores(recogniser, self.detector, "others", images, pd.DataFrame(ends))
 
 
 def measure(
@@ -146,6 +167,8 @@ def measure(
     number = {person.name: position for position, person in enumerate(people)}
     whose = np.array([number[name] for name in index["person"]], dtype=int)
     columns: dict[str, Any] = {"unreadable": made.unreadable, "face": made.faces}
+    columns["found_by"] = made.found_by
+    alike = _alike(tellers, references.values)
     scales = {}
     for name in judges:
         rest = _unit(others.values[name])
@@ -160,10 +183,11 @@ def measure(
         # Rounding alone could make the distance of a picture to itself negative.
         distance = np.clip(1 - (generated * centres[whose]).sum(axis=1), 0, 2)
         columns[f"distance {name}"] = distance
-        scales[name] = pd.DataFrame(
-            _scale(centres, rest, owners, itself=against == "others"),
-            index=[person.name for person in people],
-        )
+        scale = _scale(centres, rest, owners, itself=against == "others")
+        shown = _unit(references.values[name])
+        distances, ends = _further_distances(generated, whose, shown, rest, owners, alike)
+        columns |= {f"{what} {name}": values for what, values in distances.items()}
+        scales[name] = pd.DataFrame(scale | ends, index=[person.name for person in people])
     if scorer:
         columns["clip_score"] = scorer.scores(made.values["clip_score"], list(index["prompt"]))
         columns["clip_score"][(index["prompt"].str.strip() == "").to_numpy()] = np.nan
@@ -223,7 +247,7 @@ def count_faces(index: pd.DataFrame, *, detector: str = "dlib") -> dict[str, int
     """The number of pictures, and of those in which a face is found, for a table of facts."""
     faces = align_faces(map(load_image, index["image"]), detector)
     found = sum(face is not None for face in faces)
-    return {"pictures": len(faces), f"with a face for DeepFace's {detector} detector": found}
+    return {"pictures": len(faces), f"with a face for {detector_in_words(detector)}": found}
 
 
 def check_scale(people: Sequence[Person], against: Target = "reference") -> None:
@@ -291,6 +315,86 @@ def _scale(
     return {"genuine": genuine, "impostor": impostor}
 
 
+def _further_distances(
+    generated: NDArray[np.float64],
+    whose: NDArray[np.intp],
+    references: NDArray[np.float64],
+    others: NDArray[np.float64],
+    owners: NDArray[np.intp],
+    alike: NDArray[np.intp] | None,
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """Distances of each picture to what nobody showed the method, and to other people.
+
+    Args:
+        generated: Unit vectors ``(images, dimension)``.
+        whose: Person of each.
+        references: Unit vectors of the first references, ``(people, dimension)``.
+        others: Unit vectors of the other pictures of all people.
+        owners: Person of each of them.
+        alike: Another person of like gender and age for each person, -1 where there is none.
+
+    Returns:
+        For each picture ``unseen``, the mean distance to the person's other pictures;
+        ``strangers``, that to all other people's references; ``rank``, the place of the own
+        reference among all of them, from 1; and ``swapped``, the distance to the reference of a
+        person of like gender and age. NaN where there is no face, or no such picture. And the ends
+        of the scale of ``unseen`` for each person: where the own reference stands, and other
+        people's on average.
+    """
+    people = len(references)
+    sums, counts = _sums(others, owners, people)
+    first_sums, known = _sums(references, np.arange(people), people)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        unseen = sums / counts[:, None]
+        strangers = (first_sums.sum(axis=0) - first_sums) / (known.sum() - known)[:, None]
+        own = (generated * references[whose]).sum(axis=1)
+        every = generated @ np.nan_to_num(references).T
+        every[:, known == 0] = -np.inf  # where no face was found, nobody is near
+        rank = np.where(np.isnan(own), np.nan, 1.0 + (every > own[:, None] + 1e-12).sum(axis=1))
+        columns = {
+            "unseen": np.clip(1 - (generated * unseen[whose]).sum(axis=1), 0, 2),
+            "strangers": np.clip(1 - (generated * strangers[whose]).sum(axis=1), 0, 2),
+            "rank": rank,
+        }
+        if alike is not None:
+            other = np.where((alike >= 0)[:, None], references[alike], np.nan)
+            columns["swapped"] = np.clip(1 - (generated * other[whose]).sum(axis=1), 0, 2)
+        ends = {
+            "unseen_genuine": 1 - (references * unseen).sum(axis=1),
+            "unseen_impostor": 1 - (strangers * unseen).sum(axis=1),
+        }
+    return columns, ends
+
+
+def _alike(
+    tellers: Mapping[str, Classifier], read: Mapping[str, NDArray[np.float32]]
+) -> NDArray[np.intp] | None:
+    """For each person the next one in whom a classifier sees the same gender and age; -1: nobody.
+
+    None where no classifier tells both.
+    """
+    for what, teller in tellers.items():
+        if not {"gender", "age_word"} <= set(teller.heads) or f"traits {what}" not in read:
+            continue
+        seen = [teller.seen(head, read[f"traits {what}"]) for head in ("gender", "age_word")]
+        kinds = list(zip(*seen, strict=True))
+        count = len(kinds)
+        return np.array(
+            [
+                next(
+                    (
+                        other % count
+                        for other in range(person + 1, person + count)
+                        if kinds[other % count] == kinds[person]
+                    ),
+                    -1,
+                )
+                for person in range(count)
+            ]
+        )
+    return None
+
+
 def _quality(
     paths: Sequence[Path],
     made: Readings,
@@ -300,9 +404,8 @@ def _quality(
     progress: bool | None,
 ) -> dict[str, NDArray[np.float64]]:
     """The face region of each picture against that of its person's first reference."""
-    columns = {
-        metric.__name__: np.full(len(paths), np.nan) for metric in (ssim, psnr, psnr_8bit_overflow)
-    }
+    metrics = (ssim, psnr, psnr_8bit_overflow, skin_difference)
+    columns = {metric.__name__: np.full(len(paths), np.nan) for metric in metrics}
     regions: dict[int, NDArray[np.uint8]] = {}
     disable = None if progress is None else not progress
     for row, path in enumerate(tqdm(paths, desc="comparing", unit="image", disable=disable)):
@@ -312,6 +415,6 @@ def _quality(
         if person not in regions:
             regions[person] = face_region(load_image(firsts[person]), references.eyes[person])
         region = face_region(load_image(path), made.eyes[row])
-        for metric in (ssim, psnr, psnr_8bit_overflow):
+        for metric in metrics:
             columns[metric.__name__][row] = metric(region, regions[person])
     return columns

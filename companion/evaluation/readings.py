@@ -39,12 +39,14 @@ class Readings:
         faces: Array ``(pictures,)``: whether a face was found.
         eyes: Array ``(pictures, 2, 2)``: x and y of the eye on the left and of that on the right,
             NaN where there is no face.
+        found_by: For each picture the detector that found the face, or None.
         unreadable: For each picture the problem with its file, or None.
     """
 
     values: Mapping[str, NDArray[np.float32]]
     faces: NDArray[np.bool_]
     eyes: NDArray[np.float32]
+    found_by: list[str | None]
     unreadable: list[str | None]
 
 
@@ -62,7 +64,8 @@ def observe(
     Args:
         paths: Image files.
         instruments: Instruments by name; whether there is a face is always read.
-        detector: Name of the detector in DeepFace.
+        detector: Name of the detector, or several joined by ``+``: see
+            `companion.faces.aligned.align_faces`.
         cache: Folder in which everything that was read is kept, also if the process is killed;
             several processes may share it.
         strict: Whether a file that is no image is an error, or noted and passed over.
@@ -122,13 +125,18 @@ def observe(
     ]
     if strict and problems:
         raise FusionError(next(iter(problems.values())))
-    eyes, *stacked = (
+    found, *stacked = (
         _stack(values, hashes, instrument.dimension)
         for instrument, values in zip(everything, known, strict=True)
     )
     faces = np.array([known[0].get(digest) is not None for digest in hashes], dtype=bool)
+    eyes = found[:, :4].reshape(-1, 2, 2)
+    found_by = [
+        finder.detectors[int(row[4])] if face else None
+        for row, face in zip(found, faces, strict=True)
+    ]
     by_name = dict(zip(instruments, stacked, strict=True))
-    return Readings(by_name, faces, eyes.reshape(-1, 2, 2), unreadable)
+    return Readings(by_name, faces, eyes, found_by, unreadable)
 
 
 def _table(

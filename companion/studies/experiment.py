@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from companion.claims.claims import Evidence, record_claim, record_claims
+from companion.claims.evidence import Evidence, record_claim, record_claims
 from companion.evaluation.comparison import (
     Estimate,
     IdentityScores,
@@ -127,7 +127,7 @@ class Experiment:
         return {
             **{f"nearer ({one.recogniser})": (one, "distance") for one in self.scores},
             "CLIP score": (self.images, "clip_score"),
-            "prompt followed": (with_prompt_followed(self.images), "followed"),
+            "face and prompt": (with_prompt_followed(self.images), "followed"),
         }
 
     def recovery(self, method: str) -> Interval:
@@ -148,33 +148,30 @@ class Experiment:
             found: The number, or one value for each person.
         """
         number = estimate_of(found) if isinstance(found, Sequence) else found
-        return record_claim(self.out, claim, number, profile=self.profile.name, run=self.label)
+        about = {"profile": self.profile.name, "run": self.label, "study": self.study.name}
+        return record_claim(self.out, claim, number, **about)
 
     def record_claims(
         self,
         *claims: str,
         measured: pd.DataFrame | None = None,
-        beside: Experiment | None = None,
         page: str | None = None,
     ) -> list[Evidence]:
-        """Record what the study says of claims: see `companion.claims.claims.record_claims`.
+        """Record what the study says of claims: see `companion.claims.evidence.record_claims`.
 
         Args:
             claims: Ids of the claims.
             measured: A table of what was measured otherwise, by default of what is measured here.
-            beside: An experiment on the same people, whose methods are compared with these.
             page: Name of the notebook, where other notebooks test some of the claims.
         """
         about: dict[str, Any] = {
             "profile": self.profile.name,
-            "run": (beside or self).run,
+            "run": self.run,
+            "study": self.study.name,
             "page": page,
         }
-        if measured is not None:
-            return record_claims(self.out, claims, measured, **about)
-        images = [self.images] if beside is None else [beside.images, self.images]
-        joined = replace(self.measured, images=pd.concat(images, ignore_index=True))
-        return record_claims(self.out, claims, joined, **about)
+        found = self.measured if measured is None else measured
+        return record_claims(self.out, claims, found, **about)
 
 
 def experiment(

