@@ -102,6 +102,13 @@ class Experiment:
         return self._record.run if self._record else self.label
 
     @property
+    def weights(self) -> Mapping[str, Mapping[str, str]]:
+        """Hashes of the weights of each method, of the record where one is kept."""
+        if self._record:
+            return self._record.weights
+        return {method.name: method.settings["weights"] for method in self.study.methods}
+
+    @property
     def label(self) -> str:
         """One sentence that names the study as it was run here."""
         return run_label(self.profile.name, self.study, self.over)
@@ -168,6 +175,7 @@ class Experiment:
             "profile": self.profile.name,
             "run": self.run,
             "study": self.study.name,
+            "weights": self.weights,
             "page": page,
         }
         found = self.measured if measured is None else measured
