@@ -1,0 +1,1 @@
+"""Checks of the book's numbers that share no line with the code that computes them."""
