@@ -84,7 +84,6 @@ from .methods.fusion import fused as fused
 from .methods.groups import (
     fused_group as fused_group,
     load_groups as load_groups,
-    posed_like_the_next as posed_like_the_next,
 )
 from .pages.benchmark_plots import benchmark_plot as benchmark_plot
 from .pages.benchmark_records import every_result as every_result
