@@ -116,6 +116,7 @@ from .pages.data_and_model_cards import (
     sampled_attributes as sampled_attributes,
     view_rows as view_rows,
 )
+from .pages.designs import designs_table as designs_table
 from .pages.judging_judges import recogniser_separation as recogniser_separation
 from .pages.model_card import (
     choose_suite_prompts as choose_suite_prompts,
@@ -126,10 +127,26 @@ from .pages.morphing import (
     morph_gains as morph_gains,
     people_pairs as people_pairs,
 )
+from .pages.paired_faces import paired_regions as paired_regions
+from .pages.paper_numbers import (
+    observation_table as observation_table,
+    open_keys_table as open_keys_table,
+)
+from .pages.paper_plots import (
+    threshold_plot as threshold_plot,
+    trade_off_line_plot as trade_off_line_plot,
+)
 from .pages.psnr_audit import (
+    order_facts as order_facts,
     overflow_facts as overflow_facts,
     picture_pairs as picture_pairs,
 )
+from .pages.psnr_inversion import (
+    inversion_plot as inversion_plot,
+    inversion_table as inversion_table,
+    other_reading_facts as other_reading_facts,
+)
+from .pages.psnr_snippets import snippet_table as snippet_table
 from .pages.reference_gains import reference_gains as reference_gains
 from .pages.reference_order import (
     order_effect as order_effect,

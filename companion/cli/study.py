@@ -466,7 +466,7 @@ def _print_measurements(title: str, measured: "Measurements", people: int, basel
     for method in methods:
         if method != baseline:
             for metric in measured.metrics:
-                if metric == "psnr_8bit_overflow":  # means nothing, so a better one neither
+                if metric == "psnr_8bit_overflow":  # no PSNR: by how much it differs means nothing
                     continue
                 found = paired_difference(measured.images, method, baseline, metric)
                 what = "nearer" if metric.startswith("distance ") else "better"

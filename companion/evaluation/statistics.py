@@ -23,7 +23,9 @@ eight, by chance alone."""
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the interval that holds the true value in 95% of studies like this one.
+    """An estimate with the interval that aims to hold the true value in 95% of studies like this.
+
+    How close to that it comes is simulated: ``book/records/coverage.csv``.
 
     All three are NaN where there was nothing to estimate from, and the two ends alone where there
     are fewer than `MIN_PEOPLE`, or the statistic of some resamples is no number.
@@ -43,10 +45,8 @@ class Interval:
 
     def _digits(self) -> int:
         """Three digits after the point, or so many more that no end's sign is hidden by zeros."""
-        ends = [end for end in (self.low, self.high) if end]
-        return next(
-            (digits for digits in range(3, 9) if all(round(end, digits) for end in ends)), 9
-        )
+        ends = [end for end in (self.low, self.high) if abs(end) >= 5e-7]  # below: rounding
+        return next(digits for digits in range(3, 8) if all(round(end, digits) for end in ends))
 
     def excludes(self, value: float) -> bool:
         """Whether the interval lies wholly on one side of `value`."""

@@ -74,7 +74,8 @@ def training_table(checkpoint: str | Path, folders: Mapping[str, str] = FOLDERS)
         folders: Runs to show, each with the folder of its model in the checkpoint.
 
     Returns:
-        Indexed by run: parameters in millions, file in megabytes (the three runs of the autoencoder
+        Indexed by run: parameters in millions, of which some may be frozen zeros, those that were
+        trained, where the run recorded it, file in megabytes (the three runs of the autoencoder
         end in one file), samples, samples that the weights it began with had seen, steps, minutes,
         and the loss as the mean over the last tenth of the run. The caption names the machine.
 
@@ -88,6 +89,7 @@ def training_table(checkpoint: str | Path, folders: Mapping[str, str] = FOLDERS)
         files = sorted((Path(checkpoint) / folder).rglob("*.safetensors"))
         rows[model] = {
             "parameters, M": f"{sum(_parameters(file) for file in files) / 1e6:.2f}",
+            "trained, M": f"{run['parameters'] / 1e6:.2f}" if "parameters" in run else "–",
             "file, MB": f"{sum(file.stat().st_size for file in files) / 1e6:.1f}",
             "samples": run["samples"],
             "samples before": run.get("samples_before", 0),

@@ -89,7 +89,7 @@ def test_a_declared_study_becomes_scores(
     assert told["classifiers"] == {"classifier": found.profile.classifier}
     assert told["recognisers"] == found.profile.recognisers
     assert told["cache"] == tmp_path / "out" / "observations"
-    assert set(found.by_prompt) == {"nearer (Dlib)", "CLIP score", "prompt followed"}
+    assert set(found.by_prompt) == {"nearer (Dlib)", "CLIP score", "face and prompt"}
 
 
 def test_pictures_are_chosen_by_prompt_and_by_method(people: list[Person], tmp_path: Path) -> None:
@@ -141,26 +141,15 @@ def test_an_experiment_records_claims(
 ) -> None:
     methods = [named(name) for name in ("fused", "decoupled")]
     told: dict[str, Any] = {"people": people, "prompts": ["a", "b"]}
-    found = experiment("own", "embedded", tmp_path, methods=methods, **told)
-    made = found.record_claims("concatenation", "no-conflict", "v2-over-v1")
-    assert [one.claim.id for one in made] == ["concatenation", "no-conflict"]
+    name = "concatenated-or-decoupled"
+    found = experiment(name, "embedded", tmp_path, methods=methods, **told)
+    made = found.record_claims("concatenation", "consistency", "no-conflict", "v2-over-v1")
+    assert [one.claim.id for one in made] == ["concatenation", "consistency"]
+    assert {one.study for one in made} == {name}
     assert found.record_claims("concatenation", page="table1_identity") == []
     record = json.loads((tmp_path / "claims" / "concatenation.json").read_text())
-    assert record["run"] == found.run and record["found"]["pairs"] == 12
+    assert record["run"] == found.run and record["parts"][0]["found"]["pairs"] == 12
     table = found.images.assign(distance=[0.1] * 12 + [0.3] * 12)
     (other,) = found.record_claims("concatenation", measured=table)
     assert other.found.interval.estimate == pytest.approx(0.2)
     assert found.record_claim("order-matters", [0.0] * 5).verdict == "not supported"
-
-
-def test_experiments_on_the_same_people_are_compared(
-    people: list[Person], tmp_path: Path, asked: list[dict[str, Any]]
-) -> None:
-    told: dict[str, Any] = {"people": people, "prompts": ["a"]}
-    counts = ("1 reference", "3 references")
-    one = experiment("one", "embedded", tmp_path, methods=[named(n) for n in counts], **told)
-    covered = [named(f"covered, {n}") for n in counts]
-    other = experiment("other", "embedded", tmp_path, methods=covered, **told)
-    assert other.record_claims("occlusion") == []
-    (found,) = other.record_claims("occlusion", beside=one)
-    assert found.run == one.run and found.found.interval.estimate == 0
