@@ -1,4 +1,4 @@
-"""What systems are compared with: the reference itself, what is left of it, another person's pose."""
+"""Controls of systems: the reference itself, what is left of it, and another person's pose."""
 
 from dataclasses import replace
 from pathlib import Path
