@@ -168,6 +168,13 @@ from .pages.training_records import (
     training_hours as training_hours,
     training_table as training_table,
 )
+from .pages.two_detectors import (
+    crops_sheet as crops_sheet,
+    found_table as found_table,
+    look_twice as look_twice,
+    people_not_fitted as people_not_fitted,
+    same_distances_table as same_distances_table,
+)
 from .person import (
     Person as Person,
     load_people as load_people,

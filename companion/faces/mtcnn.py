@@ -8,6 +8,7 @@ files and needs nothing but OpenCV. Its faces are framed as dlib's are, see
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 from deepface.models.Detector import Detector, FacialAreaRegion
@@ -34,6 +35,29 @@ def settings() -> str:
     return f"{THRESHOLDS} {SMALL} {SMALLEST} {framing.MTCNN}"
 
 
+@dataclass(frozen=True)
+class FoundPoints:
+    """A face as MTCNN sees it, in the picture's pixels.
+
+    Attributes:
+        width: Width of MTCNN's own box.
+        score: Score of the last network, from 0 to 1.
+        left_eye: ``(x, y)`` of the eye on the picture's left.
+        right_eye: The same of the eye on its right.
+        nose: The same of the tip of the nose.
+        mouth_left: The same of the corner of the mouth on the picture's left.
+        mouth_right: The same of the one on its right.
+    """
+
+    width: float
+    score: float
+    left_eye: NDArray[np.float64]
+    right_eye: NDArray[np.float64]
+    nose: NDArray[np.float64]
+    mouth_left: NDArray[np.float64]
+    mouth_right: NDArray[np.float64]
+
+
 class MtcnnOpenCv(Detector):
     """The detector ``mtcnn-opencv``, as DeepFace builds and calls its detectors.
 
@@ -58,15 +82,9 @@ class MtcnnOpenCv(Detector):
             the points, in whole pixels. Eyes and corners of the mouth are called left and right as
             the person would.
         """
-        rgb = Image.fromarray(np.ascontiguousarray(img[:, :, ::-1]))
-        scale = 2 if max(rgb.size) < SMALL else 1
-        if scale > 1:
-            rgb = rgb.resize((rgb.width * scale, rgb.height * scale), Image.Resampling.BILINEAR)
         regions = []
-        for face in self._networks.detect_faces(np.asarray(rgb)):
-            points = {name: np.array(at) / scale for name, at in face["keypoints"].items()}
-            # The package names left and right as they are seen; the person's are the others.
-            box, eyes = framing.MTCNN.frame(points["left_eye"], points["right_eye"], points["nose"])
+        for face in self.find_points(img):
+            box, eyes = framing.MTCNN.frame(face.left_eye, face.right_eye, face.nose)
             if box[2] < SMALLEST:
                 continue
             x, y = max(0, box[0]), max(0, box[1])
@@ -80,15 +98,30 @@ class MtcnnOpenCv(Detector):
                     y=y,
                     w=width,
                     h=height,
-                    left_eye=eyes[1],
+                    left_eye=eyes[1],  # the person's left is the picture's right
                     right_eye=eyes[0],
-                    confidence=float(face["confidence"]),
-                    nose=_whole(points["nose"]),
-                    mouth_left=_whole(points["mouth_right"]),
-                    mouth_right=_whole(points["mouth_left"]),
+                    confidence=face.score,
+                    nose=_whole(face.nose),
+                    mouth_left=_whole(face.mouth_right),
+                    mouth_right=_whole(face.mouth_left),
                 )
             )
         return regions
+
+    def find_points(self, img: NDArray[np.uint8]) -> list[FoundPoints]:
+        """Find faces as MTCNN sees them: see `detect_faces`."""
+        rgb = Image.fromarray(np.ascontiguousarray(img[:, :, ::-1]))
+        scale = 2 if max(rgb.size) < SMALL else 1
+        if scale > 1:
+            rgb = rgb.resize((rgb.width * scale, rgb.height * scale), Image.Resampling.BILINEAR)
+        return [
+            FoundPoints(
+                width=face["box"][2] / scale,
+                score=float(face["confidence"]),
+                **{name: np.array(at) / scale for name, at in face["keypoints"].items()},
+            )
+            for face in self._networks.detect_faces(np.asarray(rgb))
+        ]
 
 
 def _whole(point: NDArray[np.float64]) -> tuple[int, int]:
