@@ -125,6 +125,7 @@ from .pages.model_card import (
     judge_suite as judge_suite,
     restored_rows as restored_rows,
 )
+from .pages.front_page import recorded_trade_off as recorded_trade_off
 from .pages.morphing import (
     morph_gains as morph_gains,
     people_pairs as people_pairs,
