@@ -49,7 +49,7 @@ from .figures.grids import (
     study_grid as study_grid,
 )
 from .figures.plots import (
-    distance_plot as distance_plot,
+    identity_plot as identity_plot,
     paired_plot as paired_plot,
     psnr_plot as psnr_plot,
     trade_off as trade_off,
@@ -58,13 +58,16 @@ from .figures.plots import (
 from .figures.tables import (
     alignment_table as alignment_table,
     classification_table as classification_table,
+    faces_table as faces_table,
     facts_table as facts_table,
     measured_table as measured_table,
     prompts_table as prompts_table,
     quoted_table as quoted_table,
     recognition_table as recognition_table,
+    reference_table as reference_table,
     side_by_side as side_by_side,
     summary_table as summary_table,
+    traits_table as traits_table,
 )
 from .figures.verdicts import (
     claim_table as claim_table,
