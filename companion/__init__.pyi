@@ -87,7 +87,6 @@ from .methods.fusion import fused as fused
 from .methods.groups import (
     fused_group as fused_group,
     load_groups as load_groups,
-    posed_like_the_next as posed_like_the_next,
 )
 from .pages.benchmark_plots import benchmark_plot as benchmark_plot
 from .pages.benchmark_records import every_result as every_result
@@ -119,6 +118,7 @@ from .pages.data_and_model_cards import (
     sampled_attributes as sampled_attributes,
     view_rows as view_rows,
 )
+from .pages.designs import designs_table as designs_table
 from .pages.judging_judges import recogniser_separation as recogniser_separation
 from .pages.model_card import (
     choose_suite_prompts as choose_suite_prompts,
@@ -129,10 +129,26 @@ from .pages.morphing import (
     morph_gains as morph_gains,
     people_pairs as people_pairs,
 )
+from .pages.paired_faces import paired_regions as paired_regions
+from .pages.paper_numbers import (
+    observation_table as observation_table,
+    open_keys_table as open_keys_table,
+)
+from .pages.paper_plots import (
+    threshold_plot as threshold_plot,
+    trade_off_line_plot as trade_off_line_plot,
+)
 from .pages.psnr_audit import (
+    order_facts as order_facts,
     overflow_facts as overflow_facts,
     picture_pairs as picture_pairs,
 )
+from .pages.psnr_inversion import (
+    inversion_plot as inversion_plot,
+    inversion_table as inversion_table,
+    other_reading_facts as other_reading_facts,
+)
+from .pages.psnr_snippets import snippet_table as snippet_table
 from .pages.reference_gains import reference_gains as reference_gains
 from .pages.reference_order import (
     order_effect as order_effect,
@@ -154,6 +170,13 @@ from .pages.training_records import (
     trained_methods as trained_methods,
     training_hours as training_hours,
     training_table as training_table,
+)
+from .pages.two_detectors import (
+    crops_sheet as crops_sheet,
+    found_table as found_table,
+    look_twice as look_twice,
+    people_not_fitted as people_not_fitted,
+    same_distances_table as same_distances_table,
 )
 from .person import (
     Person as Person,

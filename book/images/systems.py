@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
@@ -39,10 +38,9 @@ from companion.figures.diagrams import (
     softmax,
     squares,
 )
-from fusionlib.adapter import FusionAdapter
+from companion.methods.published_sizes import published_weights
 from fusionlib.inputs.images import load_image
 from fusionlib.profiles import Profile, load_profile
-from fusionlib.unet_layers import cross_attention_layers
 
 FOLDER = Path(__file__).with_name("systems")
 PERSON = "0014"  # a held-out person
@@ -65,7 +63,7 @@ class System:
         projection: Trained modules between the readers and the keys.
         face_keys: Number of keys of one reference, in words.
         squares: Number of face keys that are drawn.
-        count: Name in `counts` of the number of trained weights; None if nothing is trained.
+        count: Name in `published_weights`; None if nothing is trained.
         base: Base model of the published weights.
         unet: State of the UNet: frozen, with a trained LoRA, or trained as a whole.
         encoder_trained: Whether the text encoder is trained.
@@ -182,89 +180,6 @@ SYSTEMS = {
     ),
 }
 """The systems by their names in `fusionlib train method`, with _ for -."""
-
-
-# ------------------------------------------------------------------------- numbers of weights
-
-
-SDXL_UNET: dict[str, Any] = dict(
-    sample_size=128,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    block_out_channels=(320, 640, 1280),
-    transformer_layers_per_block=(1, 2, 10),
-    attention_head_dim=(5, 10, 20),
-    cross_attention_dim=2048,
-    use_linear_projection=True,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=256,
-    projection_class_embeddings_input_dim=2816,
-)
-"""SDXL's published UNet, as diffusers' ``UNet2DConditionModel`` takes it."""
-
-
-def counts() -> dict[str, int]:
-    """Count the weights that each system trains at its published size, on the meta device."""
-    from diffusers import ControlNetModel, UNet2DConditionModel
-    from diffusers.models import embeddings as made
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-        larger = UNet2DConditionModel(**SDXL_UNET)
-        project = {
-            "ip-adapter": made.ImageProjection(1024, 768, num_image_text_embeds=4),
-            "ip-adapter-plus": made.IPAdapterPlusImageProjection(
-                embed_dims=1280, output_dims=768, hidden_dims=768, heads=12, num_queries=16
-            ),
-            "faceid": made.IPAdapterFaceIDImageProjection(512, 768, mult=2, num_tokens=4),
-            "faceid-portrait": made.IPAdapterFaceIDImageProjection(512, 768, mult=2, num_tokens=16),
-            "faceid-plus": made.IPAdapterFaceIDPlusImageProjection(
-                embed_dims=768, output_dims=768, hidden_dims=1280, id_embeddings_dim=512, heads=12
-            ),
-            "instantid": made.IPAdapterPlusImageProjection(
-                embed_dims=512, output_dims=2048, hidden_dims=1280, heads=20, num_queries=16
-            ),
-        }
-        identity_net = ControlNetModel.from_unet(larger, load_weights_from_unet=False)
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768,
-                intermediate_size=3072,
-                num_hidden_layers=12,
-                num_attention_heads=12,
-            )
-        )
-        fused = FusionAdapter.from_unet(unet, init="random")
-    found = {
-        name: _weights(module) + _new_keys_and_values(larger if name == "instantid" else unet)
-        for name, module in project.items()
-    }
-    for name in ("faceid", "faceid-plus"):
-        found[name] += _lora(unet, rank=128)
-    found["instantid"] += _weights(identity_net)
-    return found | {
-        "fused": _weights(fused),
-        "arc2face": _weights(unet) + _weights(text_encoder),
-        "dreambooth": _lora(unet, rank=16),
-    }
-
-
-def _weights(module: Any) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _new_keys_and_values(unet: Any) -> int:
-    """Count the weights of W'_k and W'_v, from the text's width to each layer's."""
-    layers = cross_attention_layers(unet).values()
-    return sum(2 * layer.inner_dim * layer.cross_attention_dim for layer in layers)
-
-
-def _lora(unet: Any, rank: int) -> int:
-    """Count a LoRA's weights on queries, keys, values and outputs of every attention layer."""
-    layers = [module for module in unet.modules() if hasattr(module, "to_q")]
-    linears = [part for a in layers for part in (a.to_q, a.to_k, a.to_v, a.to_out[0])]
-    return sum(rank * (linear.in_features + linear.out_features) for linear in linears)
 
 
 # ------------------------------------------------------------------------------ one drawing
@@ -524,7 +439,7 @@ def trained_here(profile: Profile) -> dict[str, int]:
 
 def drawings(profile: Profile) -> dict[str, Callable[[], Figure]]:
     """Return a function for each drawing, by the name of its file."""
-    published, small = counts(), trained_here(profile)
+    published, small = published_weights(), trained_here(profile)
     folder = Path(profile.heldout or "")
     faces = [load_image(folder / f"{PERSON}_{view}.jpg").resize((96, 96)) for view in range(5)]
 

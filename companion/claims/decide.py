@@ -99,6 +99,13 @@ def decide(
     return parts, beside
 
 
+def methods_of(claim: Claim, profile: str) -> list[str]:
+    """Names of the methods that a claim compares under a profile."""
+    first, others = under(profile, claim.pair) or (claim.mean_of, [])
+    named = [first, *([others] if isinstance(others, str) else others), *(claim.baseline or ())]
+    return [name for name in named if name]
+
+
 def computed(claim: Claim, found: Found, effects: Mapping[str, Effect]) -> list[Part]:
     """A number that the experiment computed itself, as the only part of a claim."""
     smallest = _smallest(claim, None, effects)

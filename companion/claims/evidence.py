@@ -14,13 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from companion.claims.claims import (
-    CLAIMS,
-    Claim,
-    find_claim,
-    read_claims,
-    read_effects,
-)
+from companion.claims.claims import CLAIMS, Claim, find_claim, read_claims, read_effects
 from companion.claims.decide import (
     Found,
     Part,
@@ -28,10 +22,12 @@ from companion.claims.decide import (
     decide,
     deciding_part,
     judge,
+    methods_of,
     part_answer,
 )
 from companion.claims.rule import Answer, differing, holm, people_needed
 from companion.evaluation.comparison import Estimate, PairedDifference
+from companion.evaluation.designs import one_training_note
 from companion.evaluation.measure import Measurements
 from companion.evaluation.statistics import Interval
 from fusionlib.errors import FusionError
@@ -202,7 +198,7 @@ def record_claims(
     profile: str,
     run: str,
     study: str = "",
-    note: str = "",
+    weights: Mapping[str, Mapping[str, str]] | None = None,
     page: str | None = None,
     path: str | Path = CLAIMS,
 ) -> list[Evidence]:
@@ -217,7 +213,8 @@ def record_claims(
         profile: Name of the profile.
         run: Name of the run, see `companion.studies.study.run_label`.
         study: Name of the study, if it was one of a file.
-        note: What limits verdicts on designs.
+        weights: Hashes of the weights of each method, by which a verdict on designs is limited to
+            the networks that were trained.
         page: Name of the notebook; claims that another one tests under the profile are passed over.
         path: File of the claims.
 
@@ -232,9 +229,10 @@ def record_claims(
             continue
         found = decide(claim, measured, profile, effects)
         if found is not None:
-            limits = note if claim.designs else ""
             about: dict[str, Any] = {"profile": profile, "run": run, "study": study}
-            recorded.append(record_claim(out, name, found, note=limits, path=path, **about))
+            if claim.designs and weights:
+                about["note"] = one_training_note(weights, methods_of(claim, profile))
+            recorded.append(record_claim(out, name, found, path=path, **about))
     return recorded
 
 

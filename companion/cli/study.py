@@ -496,7 +496,7 @@ def _print_measurements(
                     found = paired_difference(scale.scores, method, base)
                     _print_difference(console, method, base, metric, "nearer", found)
         for metric in more:
-            if metric != "psnr_8bit_overflow":  # means nothing, so a better one neither
+            if metric != "psnr_8bit_overflow":  # no PSNR: its difference means nothing
                 found = paired_difference(images, method, base, metric)
                 _print_difference(console, method, base, metric, "better", found)
 

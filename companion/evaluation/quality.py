@@ -8,7 +8,7 @@ beyond the picture's edge is black. Then:
 - SSIM with the Gaussian window of its authors (Wang et al. 2004: sigma 1.5, K1 = 0.01, K2 = 0.03),
   the mean over the three channels;
 - PSNR over all pixels and channels, in floating point;
-- and, under a name that says what it is, the PSNR that careless 8-bit arithmetic gives.
+- and, under a name that says what it is, the value that 8-bit arithmetic gives in its place.
 
 The data range is 255 throughout.
 """
@@ -84,8 +84,10 @@ def psnr(image: ArrayLike, reference: ArrayLike) -> float:
 def psnr_8bit_overflow(image: ArrayLike, reference: ArrayLike) -> float:
     """What "PSNR" becomes if differences and their squares stay in 8 bits and wrap modulo 256.
 
-    Not a measure of anything: where differences are spread evenly, the mean of d*d mod 256 is 105.5
-    and the result 27.90 dB, whatever the pictures show.
+    The value is no PSNR and cannot be compared with one: where differences are spread evenly, the
+    mean of d*d mod 256 is 105.5 and the result 27.90 dB, and faces of different people come near
+    that. Squares of differences below 16 do not wrap, so the order of values still says which
+    pictures are more alike.
     """
     difference = np.asarray(reference, dtype=np.uint8) - np.asarray(image, dtype=np.uint8)
     error = float((difference * difference).mean())  # uint8 times uint8 is uint8

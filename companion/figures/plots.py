@@ -351,7 +351,7 @@ def identity_plot(measured: Measurements, *, names: Mapping[str, str] | None = N
     panels[-1].set_xlabel(f"{first.in_words}\nin distances to {first.target}", color=INK)
     left, right = panels[-1].get_xlim()
     panels[-1].set_xlim(min(left, -0.3), max(right, 1.0) + 0.35)
-    hollow = {"color": MEASURED, "markerfacecolor": "none", "markersize": 8}
+    hollow: dict[str, Any] = {"color": MEASURED, "markerfacecolor": "none", "markersize": 8}
     marks = {
         "lost faces as strangers'": Line2D([], [], marker="o", color=MEASURED, markersize=8),
         "of faces found": Line2D([], [], linestyle="", marker="o", **hollow),

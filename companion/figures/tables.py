@@ -365,9 +365,9 @@ def _places_table(
                 alike = swapped_recovery(measured, scale.recogniser, str(name))
                 row["R for somebody alike"] = "" if end else alike
             rows[scale.recogniser, names.get(str(name), _as_html(name))] = row
-    frame = pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(list(rows)))
-    if len(scales) == 1:
-        frame.index = frame.index.droplevel(0)
+    index = pd.MultiIndex.from_tuples(list(rows))
+    called = [name for _, name in rows]
+    frame = pd.DataFrame(list(rows.values()), index=index if len(scales) > 1 else called)
     first = scales[0]
     text = (
         f"Measured here by {' and '.join(scale.recogniser for scale in scales)}, on faces found by "

@@ -86,16 +86,28 @@ class Models:
 
         return load_pipeline(self.profile, device=self.device, dtype=self.dtype)
 
+    @cached_property
+    def controlled(self) -> Any:
+        """The pipeline with the profile's ControlNet."""
+        from fusionlib.profiles.loading import load_controlled
+
+        return load_controlled(self.profile, self.pipeline)
+
 
 Factory = Callable[..., Method]
 """``factory(models, **options)``, with the options that stand in a study's file."""
 
+CONTROLS = {
+    "covered": "companion.methods.covered:build_covered",
+    "posed": "companion.methods.groups:build_posed",
+    "reference": "companion.methods.anchors:build_reference",
+    "restored": "companion.methods.anchors:build_restored",
+}
+"""What systems are compared with and is none itself: other references, another pose, no model."""
+
 KNOWN = {
     "text-only": "companion.methods.fusion:build_text_only",
     "fused": "companion.methods.fusion:build_fused",
-    "covered": "companion.methods.covered:build_covered",
-    "reference": "companion.methods.anchors:build_reference",
-    "restored": "companion.methods.anchors:build_restored",
     "ip-adapter": "companion.methods.ip_adapter:build_ip_adapter",
     "ip-adapter-plus": "companion.methods.ip_adapter:build_ip_adapter_plus",
     "faceid": "companion.methods.ip_adapter_faceid:build_faceid",
@@ -105,6 +117,7 @@ KNOWN = {
     "instantid": "companion.methods.instantid:build_instantid",
     "arc2face": "companion.methods.arc2face:build_arc2face",
     "dreambooth": "companion.methods.dreambooth:build_dreambooth",
+    **CONTROLS,
     **dict.fromkeys(ABLATIONS, "companion.methods.fusion:build_fused"),
 }
 """Methods by the name in a study's file, each as ``module:function`` of a `Factory`."""
@@ -116,12 +129,16 @@ def build_method(kind: str, models: Models, **options: Any) -> Method:
     Args:
         kind: One of `KNOWN`, or ``module:function`` of a `Factory` of your own.
         models: What it is built from.
-        options: Options of the method.
+        options: Options of the method. One that `companion.methods.counterpart_training` trains
+            takes ``trained`` as well, the folder of such weights, in place of the profile's own.
 
     Raises:
         FusionError: There is no such method or option, or an option's value does not fit.
     """
-    options = trained_options(kind, models.profile, options) | options
+    own = trained_options(kind, models.profile, options)
+    if own:  # they say where the trained weights are
+        options.pop("trained", None)
+    options = own | options
     check_sampling({**(models.sampling or {}), **options}, f"the method {kind!r}")
     place = KNOWN.get(kind, kind)
     module, _, function = place.partition(":")

@@ -429,23 +429,39 @@ def changed(profile: Profile, name: str) -> Profile:
 
     Args:
         profile: Profile of the adapter.
-        name: Name in `ABLATIONS`.
+        name: Name in `ABLATIONS`, or ``fused``, of which only the recipe is copied.
     """
-    changes = dict(ABLATIONS[name])
+    changes = dict(ABLATIONS.get(name, {}))
     recipe = profile.recipe("adapter")
     share = changes.pop("steps_share", 1.0)
     changes["adapter"] = recipe.model_copy(update={"steps": max(1, round(share * recipe.steps))})
     return profile.model_copy(update={"training": profile.training.model_copy(update=changes)})
 
 
-def train_method(profile: Profile, name: str, options: RunOptions = DEFAULTS) -> Run:
+def train_method(
+    profile: Profile,
+    name: str,
+    options: RunOptions = DEFAULTS,
+    *,
+    seed: int | None = None,
+    run_name: str | None = None,
+) -> Run:
     """Train a counterpart or an ablation, and write its folder.
+
+    The seed draws which samples a run sees and in which order, the pair of pictures and the wording
+    of each, its noise, its timestep and its dropouts; and the first weights of layers that do not
+    begin as copies: IP-Adapter's projection, for example, but nothing of ``fused`` and
+    ``decoupled`` under the profile's ``init: self_attention``. Two methods that are trained from
+    one seed see the same samples under the same noise.
 
     Args:
         profile: Base model, the adapter's recipe, and shards.
-        name: One of `NAMES`.
+        name: One of `NAMES`; or ``fused``, the profile's own adapter, from another seed.
         options: Options of the run, which begins with the first weights of its method. Its folder
             is by default that of its name in ``profile.counterparts``.
+        seed: Seed of the training, by default the profile's.
+        run_name: Name of the run, of its folder and of its records; by default the method's, with
+            ``-seed-N`` where the seed is not the profile's.
 
     Raises:
         FusionError: There is no such method, the profile names no folder for it, a model or shard
@@ -458,31 +474,47 @@ def train_method(profile: Profile, name: str, options: RunOptions = DEFAULTS) ->
             "dreambooth learns each person by itself, when a study makes pictures of that person: "
             "there is nothing to train before."
         )
-    if name not in NAMES:
+    other_seed = seed is not None and seed != profile.seed
+    if name == "fused" and run_name is None and not other_seed:
+        raise FusionError(
+            "fused is the profile's own adapter: `fusionlib train adapter` trains it from seed "
+            f"{profile.seed}. Give --seed another number to train it from that."
+        )
+    if name not in ("fused", *NAMES):
         raise FusionError(f"There is no method {name!r} to train: use one of {', '.join(NAMES)}.")
     if options.out is None and profile.counterparts is None:
         raise FusionError(
             f"The profile {profile.name!r} names no folder for it: give --out, or counterparts: in "
             "the profile."
         )
-    made = ADAPTER if name in ABLATIONS else MADE
-    folder = own_folder(options.out or Path(str(profile.counterparts)) / name, made, name)
-    check_runs(profile, name)
-    if name in ABLATIONS:
+    run_name = run_name or (f"{name}-seed-{seed}" if other_seed else name)
+    if seed is not None:
+        profile = profile.model_copy(update={"seed": seed})
+    ours = name == "fused" or name in ABLATIONS
+    place = options.out or Path(str(profile.counterparts)) / run_name
+    folder = own_folder(place, ADAPTER if ours else MADE, run_name)
+    check_runs(profile, run_name)
+    if ours:
         options = replace(options, out=folder)
-        return fused.train(changed(profile, name), options, name=name, make_monitor=make_monitor)
+        return fused.train(
+            changed(profile, name), options, name=run_name, make_monitor=make_monitor
+        )
     task = prepare(profile, name)
     recipe = profile.recipe("adapter")
-    run = train_network(task.network, task.loss, profile, name, options, recipe=recipe)
+    run = train_network(task.network, task.loss, profile, run_name, options, recipe=recipe)
     state = PartialState()
     if state.is_main_process:
-        _save(task.network, name, folder, profile, run)
+        facts = {"seed": seed} if other_seed else {}
+        _save(task.network, name, folder, profile, run, facts)
+        copy_record(folder, run_folder(profile, run_name))
     state.wait_for_everyone()
     return run
 
 
-def _save(network: Counterpart, name: str, folder: Path, profile: Profile, run: Run) -> None:
-    """Write a counterpart's folder as a whole, and its record beside it."""
+def _save(
+    network: Counterpart, name: str, folder: Path, profile: Profile, run: Run, more: dict[str, Any]
+) -> None:
+    """Write a counterpart's folder as a whole, with more facts in its configuration."""
     facts = {
         "method": name,
         "profile": profile.name,
@@ -494,8 +526,7 @@ def _save(network: Counterpart, name: str, folder: Path, profile: Profile, run: 
     with replacing(folder, MADE) as partial:
         partial.mkdir(parents=True)
         network.save(partial)
-        (partial / "config.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-    copy_record(folder, run_folder(profile, name))
+        (partial / "config.json").write_text(json.dumps(facts | more, indent=2) + "\n", "utf-8")
 
 
 def budgets(profile: Profile) -> pd.DataFrame:

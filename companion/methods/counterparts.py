@@ -98,13 +98,17 @@ def trained_options(kind: str, profile: Profile, given: Mapping[str, Any]) -> di
     Args:
         kind: A name in `companion.methods.KNOWN`.
         profile: Profile with the folder of trained weights.
-        given: Options of the study's file; weights that it names are used as they are.
+        given: Options of the study's file; weights that it names are used as they are. ``trained``
+            is a folder that `companion.methods.counterpart_training.train_method` wrote, to be used
+            in place of the profile's own.
 
     Raises:
         FusionError: The method was not trained yet, or it is an ablation, and there is neither a
             folder of counterparts nor an adapter given.
     """
     ablation = kind in ABLATIONS
+    if kind == "fused" and "trained" in given:
+        return {"adapter": str(_trained_folder(kind, profile, given))}
     if not (ablation or kind in COUNTERPARTS or kind == "dreambooth"):
         return {}
     own: dict[str, Any] = {"name": kind}
@@ -116,7 +120,7 @@ def trained_options(kind: str, profile: Profile, given: Mapping[str, Any]) -> di
             own["reference_prompt"] = SENTENCE
     if given.get("weights") or given.get("adapter"):
         return own if ablation else {}
-    if profile.counterparts is None:
+    if profile.counterparts is None and "trained" not in given:
         if not ablation:
             return {}
         raise FusionError(
@@ -125,13 +129,7 @@ def trained_options(kind: str, profile: Profile, given: Mapping[str, Any]) -> di
         )
     if kind == "dreambooth":
         return {"learning_rate": DREAMBOOTH_RATE}
-    folder = Path(profile.counterparts) / kind
-    if not (folder / "config.json").is_file():
-        raise FusionError(
-            f"The method {kind!r} has not been trained under the profile {profile.name!r}: run "
-            f"`fusionlib train method {kind} --profile {profile.name}`, or give the study's file "
-            f"{'adapter' if ablation else 'weights'}: the folder of its weights."
-        )
+    folder = _trained_folder(kind, profile, given)
     if ablation:
         return own | {"adapter": str(folder)}
     own |= COUNTERPARTS[kind] | {"weights": str(folder)}
@@ -141,3 +139,27 @@ def trained_options(kind: str, profile: Profile, given: Mapping[str, Any]) -> di
     if kind in ("instantid", "arc2face"):  # in the others the profile's is the default
         own["base_model"] = profile.base_model
     return own
+
+
+def _trained_folder(kind: str, profile: Profile, given: Mapping[str, Any]) -> Path:
+    """The folder of a method's trained weights, which has to be there."""
+    if "trained" in given:
+        from fusionlib.profiles import resolve
+
+        folder = Path(resolve(str(given["trained"])))
+        missing = (
+            f"There are no weights of {kind!r} in {folder}: `fusionlib train designs` trains those "
+            f"of data/studies/trainings.yaml, and `fusionlib train method {kind} --seed N --out "
+            "FOLDER` a single one."
+        )
+    else:
+        folder = Path(str(profile.counterparts)) / kind
+        what = "adapter" if kind in ABLATIONS else "weights"
+        missing = (
+            f"The method {kind!r} has not been trained under the profile {profile.name!r}: run "
+            f"`fusionlib train method {kind} --profile {profile.name}`, or give the study's file "
+            f"{what}: the folder of its weights."
+        )
+    if not (folder / "config.json").is_file():
+        raise FusionError(missing)
+    return folder

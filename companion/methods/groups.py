@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from companion.csv_tables import read_table
-from companion.methods import Method
+from companion.methods import Method, Models
 from companion.methods.common import as_recorded, paint
 from companion.methods.fusion import fusion_key
 from companion.person import Person, load_people
@@ -83,6 +83,18 @@ def fused_group(
         prepare=prepare,
         citation="mohamed2024fusion",
     )
+
+
+def build_posed(models: Models, *, depth: float = 1.0, **options: Any) -> Method:
+    """One person in the pose of another, whose depth map a ControlNet follows, for a study's file.
+
+    Args:
+        models: Profile, device and what a study's methods share; its people are `posed`.
+        depth: Scale of the ControlNet.
+        options: Options of `fused_group`.
+    """
+    settings = {"threads": models.threads, **(models.sampling or {}), **options}
+    return fused_group(models.controlled, 1, masked=False, depth=depth, **settings)
 
 
 def load_groups(

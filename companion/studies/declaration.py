@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from companion.methods import Method, Models, build_method
+from companion.methods.groups import posed_like_the_next
 from companion.person import Person, load_people
 from companion.studies.prompts import read_pairs
 from companion.studies.study import Study
@@ -89,6 +90,8 @@ class PeopleChoice(Settings):
         references: Number of pictures of each that a method may see.
         others: Least number of further pictures of each, to measure against.
         only: Values that pictures must have in the folder's ``index.csv``.
+        posed: Whether each person is posed like the next one, whose depth map lies beside the
+            reference: see `companion.methods.groups.posed_like_the_next`.
         names: Names of people without pictures, in place of a folder.
     """
 
@@ -97,6 +100,7 @@ class PeopleChoice(Settings):
     references: int = Field(default=1, ge=0)
     others: int = Field(default=1, ge=0)
     only: dict[str, str] = Field(default_factory=dict)
+    posed: bool = False
     names: list[Filled] = Field(default_factory=list)
 
 
@@ -208,13 +212,14 @@ class Declaration(Settings):
                 f"The profile {self.profile!r} brings no people: give the study's file "
                 "people: {folder: ...}, a folder with an index.csv."
             )
-        return load_people(
+        people = load_people(
             folder,
             chosen.count if isinstance(self.prompts, list) else None,
             references=chosen.references,
             others=chosen.others,
             only=chosen.only or None,
         )
+        return posed_like_the_next(people) if chosen.posed else people
 
 
 def load_models(profile: str | Path, **sampling: Any) -> Models:

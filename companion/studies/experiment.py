@@ -103,6 +103,13 @@ class Experiment:
         return self._record.run if self._record else self.label
 
     @property
+    def weights(self) -> Mapping[str, Mapping[str, str]]:
+        """Hashes of the weights of each method, of the record where one is kept."""
+        if self._record:
+            return self._record.weights
+        return {method.name: method.settings["weights"] for method in self.study.methods}
+
+    @property
     def label(self) -> str:
         """One sentence that names the study as it was run here."""
         return run_label(self.profile.name, self.study, self.over)
@@ -176,6 +183,7 @@ class Experiment:
             "profile": self.profile.name,
             "run": self.run,
             "study": self.study.name,
+            "weights": self.weights,
             "page": page,
         }
         found = self.measured if measured is None else measured
@@ -200,7 +208,6 @@ def experiment(
     traits: bool = False,
     quality: bool = False,
     over: str = "people",
-    record: bool = False,
     **sampling: Any,
 ) -> Experiment:
     """Run a study at the size of a notebook, and say what is to be measured of it.
@@ -225,7 +232,6 @@ def experiment(
         traits: Whether the classifier looks for the person's traits.
         quality: Whether to compare face regions.
         over: What each person of the study stands for, in the plural.
-        record: Whether a study without a file may have a record, as one of a file has.
         sampling: Arguments of the pipeline's call.
 
     Raises:
@@ -263,5 +269,5 @@ def experiment(
         "traits": settings.traits if traits else (),
         "quality": quality,
     }
-    records = RECORDS / settings.name if from_file or record else None
+    records = RECORDS / settings.name if from_file else None
     return Experiment(settings, declared, missing, index, Path(out), looked_for, records, over)

@@ -36,6 +36,7 @@ from companion.claims.evidence import (
     record_claims,
     status,
 )
+from companion.claims.quoted import read_quoted
 from companion.embedded.recogniser import MARGIN, SCALE
 from companion.embedded.vae import SIDES
 from companion.evaluation.comparison import (
@@ -781,8 +782,48 @@ def test_claims_of_a_table_are_decided_by_that_tables_study() -> None:
             if named == {number} and "embedded" not in claim.obstacle:
                 assert claim.decided_on("embedded") == f"table{number}", claim.id
     files = (ROOT / "data" / "studies").glob("*.yaml")
-    names = {yaml.safe_load(file.read_text())["name"] for file in files} | {"controlnet"}
+    names = {yaml.safe_load(file.read_text())["name"] for file in files}
     assert {claim.decided_on("embedded") for claim in read_claims().values()} - {None} <= names
+
+
+def test_traits_that_decide_are_those_that_the_quoted_words_name() -> None:
+    """F3 of the review: a claim on gender and age was decided by hair."""
+    words = {"gender": "gender", "age_word": "age", "hair_style": "hair", "hair_color": "hair"}
+    judged = [claim for claim in read_claims().values() if claim.metric == "likeness"]
+    assert judged
+    for claim in judged:
+        assert claim.traits, f"{claim.id} would average every trait"
+        for trait, word in words.items():
+            assert (word in claim.text) == (trait in claim.traits), (claim.id, trait)
+            assert trait not in claim.traits or word in claim.title.lower(), claim.id
+
+
+def test_a_claim_to_be_best_of_a_table_is_compared_with_every_system_in_it() -> None:
+    """F4 of the review: a system that scores higher was left out."""
+    systems = {
+        "IPA-FaceID": "faceid", "IPA-FaceID-Plus": "faceid-plus", "InstantID": "instantid",
+        "Ours v1": "fused-v1", "Ours v2": "fused",
+    }  # fmt: skip
+    table = read_quoted(ROOT / "data" / "paper" / "table2.csv").dropna(subset="value")
+    claims = read_claims()
+    ours = {"fused", "fused-v1"}
+    for name, column in (("clip-order", "CLIP Score"), ("face-quality", "PSNR"),
+                         ("face-similarity", "SSIM")):  # fmt: skip
+        there = {systems[row] for row in table[table["column"] == column]["row"]}
+        best, others = claims[name].pair  # type: ignore[misc]
+        left_out = there - {best, *others}
+        assert left_out <= (ours if best in ours else set()), name
+        assert set(others) <= there, "and with no system that is not in it"
+
+
+def test_notebooks_keep_their_results_in_one_place() -> None:
+    """F6 of the review: a page that wrote elsewhere left a claim "not measured yet"."""
+    folders = set()
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(notebook, 4).cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                folders |= set(re.findall(r'^out = "(.*)"$', cell.source, re.M))
+    assert folders == {"../build/small"}
 
 
 def test_what_is_expected_of_a_claim_is_expected_of_people_who_are_there() -> None:

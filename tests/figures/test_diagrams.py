@@ -28,6 +28,7 @@ from companion.figures.diagrams import (
     short_count,
 )
 from companion.figures.display import VectorFigure
+from companion.methods.published_sizes import published_weights
 from companion.pages.reference_order import order_effect, reversal_effect, zero_strength_effect
 from fusionlib import FusionPipeline
 from fusionlib.errors import FusionError
@@ -166,7 +167,7 @@ def systems() -> Any:
 
 
 def test_weights_are_counted_as_published(systems: Any) -> None:
-    found = systems.counts()
+    found = published_weights()
     widths = {320: 5, 640: 5, 1280: 6}  # of the cross-attention layers of Stable Diffusion 1.5
     assert found["fused"] == sum(2 * width**2 * layers for width, layers in widths.items())
     new = sum(2 * width * 768 * layers for width, layers in widths.items())
@@ -181,6 +182,10 @@ def test_weights_are_counted_as_published(systems: Any) -> None:
     assert patches(drawing, systems.FACE, least=100) == 1 + sum(  # one in the legend
         system.squares for system in systems.SYSTEMS.values()
     )
+    few = ["fused", "ip-adapter"]
+    assert published_weights(few) == {name: found[name] for name in few}
+    with pytest.raises(FusionError, match="'arcface' is not known: there are ip-adapter, "):
+        published_weights(["fused", "arcface"])
 
 
 def test_the_drawings_of_the_book_are_of_the_models_at_hand(systems: Any, tmp_path: Path) -> None:

@@ -27,13 +27,13 @@ from diffusers import (
 from test_pipeline import face, generate, same
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from companion.methods.published_sizes import SDXL_UNET
 from fusionlib import FusionAdapter
 from fusionlib.pipeline import FusionPipeline
 from fusionlib.pipeline_variants import FusionXLPipeline
 from fusionlib.profiles import load_profile
 from fusionlib.support.provenance import sha256_modules
 from fusionlib.training import adapter as training
-from tests.helpers.scripts import import_script
 from tests.helpers.single_file import write_single_file
 from tests.helpers.tiny import NOISE, write_tiny_tokenizer
 from tests.helpers.training_data import disc, encoded, sample, write_profile, write_tar
@@ -119,7 +119,7 @@ def sdxl(folder: Path) -> StableDiffusionXLPipeline:
         text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, **second)),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        unet=UNet2DConditionModel(**import_script("book/images/systems.py").SDXL_UNET),
+        unet=UNet2DConditionModel(**SDXL_UNET),
         scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading", steps_offset=1),
     )
 

@@ -1,0 +1,1 @@
+"""Code that checks the book's numbers and shares no line with it."""
