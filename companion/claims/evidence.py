@@ -93,6 +93,8 @@ class Evidence:
     def p(self) -> float:
         """The p value of the verdict among all comparisons that it rests on."""
         every = [part.p for part in self.parts]
+        if self.verdict == "undecided":
+            return 1.0
         if self.verdict == "supported":
             return max(every)
         return min(1.0, len(every) * self.part.p)

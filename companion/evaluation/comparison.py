@@ -37,6 +37,9 @@ from fusionlib.errors import FusionError
 
 Target = Literal["reference", "others"]
 
+ROUNDING = 1e-12
+"""A difference below this is none: sums of equal numbers in another order differ by less."""
+
 
 @dataclass(frozen=True)
 class IdentityScores:
@@ -196,7 +199,7 @@ def paired_difference(
         metric=metric,
         interval=found.complete,
         effect=bootstrap(people, statistic=effect_size),
-        ahead=float(np.mean(people > 0)) if len(people) else float("nan"),
+        ahead=float(np.mean(people > ROUNDING)) if len(people) else float("nan"),
         by_seed={
             int(str(seed)): float(values.groupby("person").mean().mean())
             for seed, values in gain.groupby("seed")

@@ -1,1 +1,1 @@
-"""Code that checks the book's numbers and shares no line with it."""
+"""Checks of the book's numbers that share no line with the code that computes them."""
