@@ -199,18 +199,40 @@ def swapped_recovery(measured: Measurements, recogniser: str, method: str) -> In
     return method_recovery(replace(unseen, images=images), method)
 
 
-def faces_found(measured: Measurements, method: str) -> Interval:
-    """Share of a method's pictures in which a face is found, as a mean over people."""
-    return mean_over_people(_with_faces(measured.images), "face", method)
+def faces_found(measured: Measurements, method: str, by: str | None = None) -> Interval:
+    """Share of a method's pictures in which a face is found, as a mean over people.
+
+    Args:
+        measured: Measurements of the study.
+        method: The method.
+        by: The only detector that counts; by default any.
+    """
+    return mean_over_people(_with_faces(measured.images, by), "face", method)
 
 
-def faces_gained(measured: Measurements, method: str, baseline: str) -> PairedDifference:
-    """How many more of a method's pictures show a face than another's, cell by cell."""
-    return paired_difference(_with_faces(measured.images), method, baseline, "face")
+def faces_gained(
+    measured: Measurements, method: str, baseline: str, by: str | None = None
+) -> PairedDifference:
+    """How many more of a method's pictures show a face than another's, cell by cell.
+
+    Args:
+        measured: Measurements of the study.
+        method: The method.
+        baseline: The method it is compared with.
+        by: The only detector that counts; by default any.
+    """
+    return paired_difference(_with_faces(measured.images, by), method, baseline, "face")
 
 
-def _with_faces(images: pd.DataFrame) -> pd.DataFrame:
-    return images.assign(face=images["face"].astype(float))
+def _with_faces(images: pd.DataFrame, by: str | None) -> pd.DataFrame:
+    found = images["face"] if by is None else images["found_by"].eq(by)
+    return images.assign(face=found.astype(float))
+
+
+def first_detector(measured: Measurements) -> str | None:
+    """The detector that looks first, where another one looks after it and it is known who found."""
+    first, *others = measured.detector.split("+")
+    return first if others and "found_by" in measured.images else None
 
 
 def nearest_share(measured: Measurements, recogniser: str, method: str) -> Interval:

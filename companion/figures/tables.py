@@ -25,6 +25,7 @@ from companion.evaluation.scale import (
     baseline_of,
     faces_found,
     faces_gained,
+    first_detector,
     main_scale,
     nearest_share,
     places,
@@ -278,12 +279,18 @@ def faces_table(
     called = names or {}
     more = f"more than {called.get(base, _as_html(base))}"
     ranked = [name for name in measured.scales if f"rank {name}" in images]
+    first = first_detector(measured)
     rows: dict[str, dict[str, object]] = {}
     for method in methods:
         row: dict[str, object] = {"faces found ↑": faces_found(measured, method)}
         if len(methods) > 1:
             gained = faces_gained(measured, method, base).interval if method != base else None
             row[more] = "–" if gained is None else gained
+        if first:
+            row[f"by {first} alone ↑"] = faces_found(measured, method, first)
+            if len(methods) > 1:
+                alone = faces_gained(measured, method, base, first) if method != base else None
+                row[f"{more} "] = "–" if alone is None else alone.interval
         for judge in ranked:
             row[f"recognised ({judge}) ↑"] = nearest_share(measured, judge, method)
         rows[called.get(method, _as_html(method))] = row
@@ -291,6 +298,8 @@ def faces_table(
         f"Measured here: share of pictures in which {detector_in_words(measured.detector)} finds "
         f"a face, and by how much it is more than {called.get(base, base)}'s, from the same noise."
     )
+    if first:
+        text += f" {first} is the stricter of them: the others accept smeared faces, too."
     if ranked:
         among = {ranked_people(measured, name) for name in ranked}
         counts = " or ".join(map(str, sorted(among)))
