@@ -60,9 +60,12 @@ def anchors_of(images: pd.DataFrame) -> list[str]:
 
 
 def baseline_of(images: pd.DataFrame, baseline: str | None = None) -> str:
-    """The method that others are compared with: the one asked for, `WITHOUT`, or the first."""
-    methods = systems_of(images) or list(map(str, images["method"].unique()))
-    return baseline or (WITHOUT if WITHOUT in methods else methods[0])
+    """The method that others are compared with.
+
+    It is the one asked for, `WITHOUT`, or the first: whichever of these the study has.
+    """
+    methods = [*systems_of(images), *anchors_of(images)]
+    return next(name for name in (baseline, WITHOUT, methods[0]) if name in methods)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def draw_interval(
     """
     at_x, at_y = (end.estimate if isinstance(end, Interval) else end for end in (x, y))
     look: dict[str, Any] = {"color": colour, "linewidth": width, "alpha": alpha}
+    look["solid_capstyle"] = "butt"  # a cap beyond the end could cross zero where the end does not
     if isinstance(x, Interval):
         axes.plot([x.low, x.high], [at_y, at_y], **look)
     if isinstance(y, Interval):

@@ -270,8 +270,8 @@ def faces_table(
     Args:
         measured: Measurements of the study.
         run: The profile, the weights and the pictures, see `run_label`.
-        baseline: Method that the others are compared with, by default the text alone or, where the
-            study lacks it, the first one.
+        baseline: Method that the others are compared with; where it is none, or the study lacks
+            it, the text alone or else the first one.
         names: What to call the methods, if not by their own names.
     """
     images = measured.images

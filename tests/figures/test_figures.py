@@ -1,5 +1,6 @@
 """Figures are sharp, tables say where their numbers come from."""
 
+import inspect
 import re
 from dataclasses import replace
 from itertools import product
@@ -13,7 +14,7 @@ from PIL import Image
 from companion.claims.quoted import read_quoted
 from companion.evaluation.comparison import IdentityScores
 from companion.evaluation.measure import Measurements
-from companion.evaluation.scale import REFERENCE, RESTORED
+from companion.evaluation.scale import REFERENCE, RESTORED, baseline_of
 from companion.evaluation.separation import Separation
 from companion.evaluation.statistics import Interval
 from companion.figures.grids import WIDEST, pairs_grid, picture_grid, prompt_grid, study_grid
@@ -33,10 +34,12 @@ from companion.figures.tables import (
     traits_table,
 )
 from companion.methods import Method
+from companion.methods.anchors import build_reference, build_restored
 from companion.person import Person
+from companion.studies.costs import cost_table
 from companion.studies.study import Study, run_label, run_study
 from fusionlib.errors import FusionError
-from fusionlib.profiles import ROOT
+from fusionlib.profiles import ROOT, load_profile
 
 PAPER = ROOT / "data" / "paper"
 RED, GREEN, BLUE, GREY = "#ff0000", "#00ff00", "#0000ff", "#808080"
@@ -491,3 +494,35 @@ def test_headings_do_not_run_into_each_other() -> None:
     pitch = (grid.width + 8) // 10  # a picture and the gap of 8 pixels
     between = np.concatenate([np.arange(pitch * n - 8, pitch * n) for n in range(1, 10)])
     assert ink.any() and not ink[between].any()
+
+
+def test_anchors_are_left_out_of_grids_and_costs_and_have_the_names_that_studies_give(
+    tmp_path: Path,
+) -> None:
+    for build, name in ((build_restored, RESTORED), (build_reference, REFERENCE)):
+        assert inspect.signature(build).parameters["name"].default == name
+    plain(RED).save(tmp_path / "ada.png")
+    ada = Person("ada", (tmp_path / "ada.png",))
+
+    def paint(prompt, references, seed):  # type: ignore[no-untyped-def]
+        return plain(GREEN)
+
+    def copy(prompt, references, seed):  # type: ignore[no-untyped-def]
+        return plain(BLUE)
+
+    methods = [Method("fused", paint, {"v": 1}), Method(REFERENCE, copy, {"v": 2})]
+    index = run_study(Study("few", methods, [ada], ["a face"]), tmp_path / "store", progress=False)
+    for grid in (study_grid(index, [ada], prompts=["a face"]), pairs_grid(index, [ada])):
+        assert "fused" in grid.info["alt"] and REFERENCE not in grid.info["alt"]
+        assert where(grid, GREEN)[2] and not (np.asarray(grid) == [0, 0, 255]).all(-1).any()
+    costs = cost_table(load_profile("embedded"), methods, [plain(RED)], repeats=1)
+    assert list(costs.index) == ["fused"]
+
+
+def test_a_baseline_that_a_study_lacks_gives_way() -> None:
+    images = study().images
+    assert baseline_of(images) == baseline_of(images, "not trained") == "text-only"
+    assert baseline_of(images, "fused") == "fused"
+    some = images[images["method"] != "text-only"]
+    assert baseline_of(some) == "fused"
+    assert baseline_of(images[images["method"] == REFERENCE]) == REFERENCE
