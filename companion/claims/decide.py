@@ -28,6 +28,7 @@ from companion.evaluation.comparison import (
 )
 from companion.evaluation.measure import Measurements
 from companion.evaluation.statistics import Interval
+from companion.evaluation.treatments import LOWER_IS_BETTER
 
 Found = Estimate | PairedDifference
 
@@ -261,7 +262,9 @@ def _pair(
     claim: Claim, table: IdentityScores | pd.DataFrame, method: str, other: str, level: float
 ) -> Found:
     if claim.baseline:
-        change, baseline = (other, method), claim.baseline[::-1]
+        change, baseline = (method, other), claim.baseline
+        if claim.metric.startswith(LOWER_IS_BETTER):  # the gain is what the better one has less of
+            change, baseline = change[::-1], baseline[::-1]
         return estimate_change(table, change, baseline, claim.metric, level)
     return paired_difference(table, method, other, claim.metric, level)
 

@@ -91,7 +91,9 @@ class Evidence:
 
     @property
     def p(self) -> float:
-        """The p value of the verdict among all comparisons that it rests on."""
+        """The p value of the verdict among all comparisons that it rests on; 1 if undecided."""
+        if self.verdict == "undecided":
+            return 1.0
         every = [part.p for part in self.parts]
         if self.verdict == "undecided":
             return 1.0

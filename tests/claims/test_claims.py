@@ -26,7 +26,7 @@ from companion.claims.claims import (
     read_claims,
     read_effects,
 )
-from companion.claims.decide import decide, part_answer
+from companion.claims.decide import Part, decide, part_answer
 from companion.claims.evidence import (
     after_holm,
     changed_verdicts,
@@ -691,6 +691,10 @@ def measured_faces() -> Measurements:
         ({"pair": {"embedded": ["far", "near"], "paper": ["near", "far"]}}, -0.3),
         ({"pair": ["near", ["far", "farther"]], "metric": "clip_score"}, -5),
         ({"pair": ["near", "far"], "baseline": ["farther", "farthest"]}, 0.1),
+        (
+            {"pair": ["far", "near"], "baseline": ["farther", "farthest"], "metric": "clip_score"},
+            (25 - 20) - (22 - 21),
+        ),
         ({"pair": ["near", "far"], "metric": "followed"}, 1),
         ({"pair": ["far", "near"], "metric": "likeness"}, 0.5),
         ({"pair": ["far", "near"], "metric": "likeness", "traits": ["hair"]}, 1),
@@ -752,6 +756,23 @@ def test_better_than_several_needs_each_and_each_recogniser(tmp_path: Path) -> N
     }  # fmt: skip
     assert read["each"].part.against == each.part.against
     assert after_holm(read)["helps"] < 0.05
+
+
+def test_a_claim_that_several_comparisons_leave_open_has_no_small_p(tmp_path: Path) -> None:
+    """One fails by its own interval and not by the widened one: nothing has been excluded."""
+    claim = Claim.model_validate(SMALL | {"pair": ["near", ["far", "farther"]]})
+    fails, wide = about(-0.01, -0.03, -0.001), about(-0.01, -0.05, 0.02)
+    parts = [
+        Part("far", "Dlib", fails, 0.01, 1e-9, wide),
+        Part("farther", "Dlib", GAIN, 0.01, 1e-9, GAIN),
+    ]
+    path = write(tmp_path / "claims.yaml", [SMALL | {"pair": ["near", ["far", "farther"]]}])
+    told = {"profile": "embedded", "run": "run", "path": path}
+    made = record_claim(tmp_path, claim.id, (parts, []), **told)
+    assert made.verdict == "undecided" and made.p == 1
+    failed = [replace(parts[0], corrected=fails), parts[1]]
+    made = record_claim(tmp_path, claim.id, (failed, []), **told)
+    assert made.verdict == "not supported" and made.p == 2e-9
 
 
 def test_the_smallest_effect_of_a_distance_is_a_share_of_the_way_to_the_person() -> None:

@@ -805,6 +805,19 @@ def test_every_person_counts_once_for_each_seed_too() -> None:
     assert difference.ahead == 0.5, "ben's two are alike, which is not better"
 
 
+def test_nobody_is_ahead_by_rounding() -> None:
+    """0.1 + 0.2 - 0.3 is not 0 in floating point: shares of three traits cancel like that."""
+    rows = [
+        {"method": method, "person": str(person), "prompt": str(cell), "seed": 0, "ssim": value}
+        for method, values in (("a", (0.1, 0.2, 0.0)), ("b", (0.0, 0.0, 0.3)))
+        for cell, value in enumerate(values)
+        for person in range(6)
+    ]
+    found = paired_difference(pd.DataFrame(rows), "a", "b", "ssim")
+    assert found.interval.estimate != 0 and abs(found.interval.estimate) < 1e-15
+    assert found.ahead == 0
+
+
 @pytest.mark.parametrize("metric", ["style_correct", "followed"])
 def test_what_a_prompt_does_not_ask_for_is_no_cell(metric: str) -> None:
     told = [1.0, np.nan, 0.0, 1.0, 0.0, np.nan, np.nan, 0.0]
