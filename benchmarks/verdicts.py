@@ -32,7 +32,7 @@ Intervals = Callable[[Values], list[Interval]]
 """From values by study and person to an interval for each study."""
 
 SMALLEST = 0.05
-"""Smallest effect of interest of a distance, in gaps, and of a share: ``data/paper/claims.yaml``."""
+"""Smallest effect of interest of a distance, in gaps, and of a share, as claims.yaml has it."""
 
 SIZES: dict[str, Size] = {
     "100 people × 2 prompts × 2 seeds": (100, 2, 2),
@@ -75,8 +75,8 @@ class Spread:
 # `between` and `within` are medians over ten pairs of trained systems, by an analysis of variance
 # of the cells that both have: fused with faceid, faceid-plus, instantid and fused-v1 in
 # table1.parquet, with decoupled in concatenated-or-decoupled.parquet, and fused-short with the five
-# adapters of some layers in choices.parquet. The rest is of fused in table1.parquet. The records are
-# those of commit c3c9b7c9, which the present rule did not judge.
+# adapters of some layers in choices.parquet. The rest is of fused in table1.parquet. The records
+# are those of commit c3c9b7c9, which the present rule did not judge.
 SPREADS = {
     "dlib": Spread(0.06, 0.24, 0.71, 0.14, 0.25, 0.14, 0.14, 0.0, 0.05, 0.55),
     "identity network": Spread(0.14, 0.22, 0.35, 0.24, 0.21, 0.13, 0.39, 0.55, 0.53, 0.60),
