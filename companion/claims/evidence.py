@@ -95,8 +95,6 @@ class Evidence:
         if self.verdict == "undecided":
             return 1.0
         every = [part.p for part in self.parts]
-        if self.verdict == "undecided":
-            return 1.0
         if self.verdict == "supported":
             return max(every)
         return min(1.0, len(every) * self.part.p)
