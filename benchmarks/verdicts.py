@@ -32,7 +32,7 @@ Intervals = Callable[[Values], list[Interval]]
 """From values by study and person to an interval for each study."""
 
 SMALLEST = 0.05
-"""Smallest effect of interest of a distance, in gaps, and of a share, as in ``claims.yaml``."""
+"""Smallest effect of interest of a distance, in gaps, and of a share, as claims.yaml has it."""
 
 SIZES: dict[str, Size] = {
     "100 people × 2 prompts × 2 seeds": (100, 2, 2),
@@ -313,7 +313,7 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
         shown.append(pivot.map("{:.1%}".format).assign(counted=what))
     joined = pd.concat(shown).reset_index()
     order = ["simulated", "counted", *[size for size in SIZES if size in joined]]
-    return joined[order].replace({"found": "supported"})
+    return joined[order]
 
 
 def agreement(

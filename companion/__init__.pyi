@@ -49,7 +49,7 @@ from .figures.grids import (
     study_grid as study_grid,
 )
 from .figures.plots import (
-    distance_plot as distance_plot,
+    identity_plot as identity_plot,
     paired_plot as paired_plot,
     psnr_plot as psnr_plot,
     trade_off as trade_off,
@@ -58,13 +58,16 @@ from .figures.plots import (
 from .figures.tables import (
     alignment_table as alignment_table,
     classification_table as classification_table,
+    faces_table as faces_table,
     facts_table as facts_table,
     measured_table as measured_table,
     prompts_table as prompts_table,
     quoted_table as quoted_table,
     recognition_table as recognition_table,
+    reference_table as reference_table,
     side_by_side as side_by_side,
     summary_table as summary_table,
+    traits_table as traits_table,
 )
 from .figures.verdicts import (
     claim_table as claim_table,
@@ -84,7 +87,6 @@ from .methods.fusion import fused as fused
 from .methods.groups import (
     fused_group as fused_group,
     load_groups as load_groups,
-    posed_like_the_next as posed_like_the_next,
 )
 from .pages.benchmark_plots import benchmark_plot as benchmark_plot
 from .pages.benchmark_records import every_result as every_result
@@ -123,6 +125,7 @@ from .pages.model_card import (
     judge_suite as judge_suite,
     restored_rows as restored_rows,
 )
+from .pages.front_page import recorded_trade_off as recorded_trade_off
 from .pages.morphing import (
     morph_gains as morph_gains,
     people_pairs as people_pairs,
@@ -168,6 +171,13 @@ from .pages.training_records import (
     trained_methods as trained_methods,
     training_hours as training_hours,
     training_table as training_table,
+)
+from .pages.two_detectors import (
+    crops_sheet as crops_sheet,
+    found_table as found_table,
+    look_twice as look_twice,
+    people_not_fitted as people_not_fitted,
+    same_distances_table as same_distances_table,
 )
 from .person import (
     Person as Person,

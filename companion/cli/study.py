@@ -14,7 +14,12 @@ from fusionlib.errors import FusionError
 from fusionlib.support.signals import PATIENCE, deferred
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from companion.evaluation.comparison import PairedDifference
     from companion.evaluation.measure import Measurements
+    from companion.evaluation.scale import Scale
     from companion.studies.study import Share
 
 app = typer.Typer(no_args_is_help=True, help="Studies: run, look at, export.")
@@ -270,7 +275,7 @@ def evaluate(
     ],
     baseline: Annotated[
         str | None,
-        option("The method that the others are compared with.", shown="the first"),
+        option("The method that the others are compared with.", shown="text-only, or the first"),
     ] = None,
     profile: ProfileOption = "embedded",
     recogniser: Annotated[
@@ -326,10 +331,13 @@ def evaluate(
 ) -> None:
     """Print how good pictures are: whom they show, what the prompt asked for, and face quality.
 
-    Distances are cosine distances between face embeddings, and R says where they lie between
-    another person (0) and another picture of the same person (1). SSIM and PSNR compare the face
-    with the reference's. Each number comes with the 95% interval over people. Pictures without a
-    face, and files that cannot be read, are counted, never scored.
+    How many pictures show a face comes first. R says where cosine distances between faces lie.
+    Where people have other pictures, which no method was shown, R in distances to these goes from
+    another person (0) to the reference itself (1), once with a lost face counted as a stranger's.
+    In distances to the reference it goes from another person (0) to another picture of the person
+    (1), and rewards copies. SSIM and PSNR compare the face with the reference's. Each number comes
+    with the 95% interval over people; of fewer than five people there is no interval, and no R.
+    Files that cannot be read are counted, never scored.
 
     Any folder of pictures and references can be judged:
 
@@ -385,7 +393,7 @@ def evaluate(
         cache=cache,
         strict=False,
     )
-    _print_measurements(folder.name, measured, len(people), baseline or methods[0])
+    _print_measurements(folder.name, measured, len(people), baseline)
     skipped = measured.images["unreadable"].dropna()
     for problem in skipped:
         typer.echo(f"Skipped: {problem}{remedy}", err=True)
@@ -428,53 +436,105 @@ def _classifier(text: str) -> tuple[str, str]:
     return what, resolve(folder)
 
 
-def _print_measurements(title: str, measured: "Measurements", people: int, baseline: str) -> None:
+def _print_measurements(
+    title: str, measured: "Measurements", people: int, baseline: str | None
+) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from companion.evaluation.comparison import identity_table, mean_over_people, paired_difference
+    from companion.evaluation import scale as scales
+    from companion.evaluation.comparison import mean_over_people, paired_difference
 
     console = Console()
+    images, base = measured.images, scales.baseline_of(measured.images, baseline)
+    systems, anchors = scales.systems_of(images), scales.anchors_of(images)
     whom = f"{people} {'person' if people == 1 else 'people'}"
+    table = Table(title=Text(f"{title}: {whom}, faces found ({measured.detector} detector)"))
+    for column in ("", "faces found", f"share more than {base}"):
+        table.add_column(column, justify="right" if column else "left")
+    for method in [*systems, *anchors]:
+        faces = images.loc[images["method"] == method, "face"]
+        count = f"{int(faces.sum())} of {len(faces)}"
+        gained = scales.faces_gained(measured, method, base).interval if method != base else "–"
+        table.add_row(Text(method), count, str(gained))
+    console.print(table)
+
     for recogniser in measured.scales:
-        scores = measured.identity(recogniser)
-        table = Table(title=Text(f"{title}: {whom}, {recogniser} ({scores.detector} detector)"))
-        for column in ("", "cosine distance", "recovery R", "faces found"):
-            table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
-        for name, row in identity_table(scores).iterrows():
-            scale = row["images"] is None or row["images"] != row["images"]
-            table.add_row(
-                Text(str(name).replace("another picture of the ", "")),
-                str(row["distance"]),
-                f"{row['recovery'].estimate:.0f}" if scale else str(row["recovery"]),
-                "" if scale else f"{row['found']:.0f} of {row['images']:.0f}",
-            )
-        console.print(table)
-    methods = list(measured.images["method"].unique())
+        main, target = (
+            scales.main_scale(measured, recogniser),
+            scales.reference_scale(measured, recogniser),
+        )
+        columns = {"R, lost faces count": "composite", "R of faces found": "complete"}
+        if main.one != target.one:  # else there are no distances to unseen pictures
+            console.print(_places(f"{recogniser}: {main.target}", main, columns))
+        columns = {"cosine distance": "distance", "R of faces found": "complete"}
+        console.print(_places(f"{recogniser}: distance to {target.target}", target, columns))
+
     more = [metric for metric in measured.metrics if not metric.startswith("distance ")]
     table = Table(title=Text(f"{title}: prompt and face quality"))
     for column in ("method", "metric", "mean over people", "pictures"):
         table.add_column(column, justify="left" if column in ("method", "metric") else "right")
-    for method in methods:
+    for method in systems:
         for metric in more:
-            values = measured.images.loc[measured.images["method"] == method, metric]
-            mean = mean_over_people(measured.images, metric, method)
+            values = images.loc[images["method"] == method, metric]
+            mean = mean_over_people(images, metric, method)
             count = f"{values.notna().sum()} of {len(values)}"
             table.add_row(Text(method), metric.replace("_", " "), str(mean), count)
     console.print(table)
-    for method in methods:
-        if method != baseline:
-            for metric in measured.metrics:
-                if metric == "psnr_8bit_overflow":  # no PSNR: by how much it differs means nothing
-                    continue
-                found = paired_difference(measured.images, method, baseline, metric)
-                what = "nearer" if metric.startswith("distance ") else "better"
-                console.print(
-                    f"{method} against {baseline}, {metric.replace('_', ' ')} (above 0 is {what}): "
-                    f"{found.interval} ({found.pairs} of {found.cells} pairs of pictures, "
-                    f"{found.people} people): {found.verdict}",
-                    markup=False,
-                    emoji=False,
-                    highlight=False,
-                )
+    for method in systems:
+        if method == base:
+            continue
+        for name in measured.scales:
+            each = {
+                f"unseen {name}": scales.main_scale(measured, name),
+                f"distance {name}": scales.reference_scale(measured, name),
+            }
+            for metric, scale in each.items():
+                known = {method, base} <= set(scale.scores.images["method"])
+                if known and not (metric.startswith("unseen") and not scale.unseen):
+                    found = paired_difference(scale.scores, method, base)
+                    _print_difference(console, method, base, metric, "nearer", found)
+        for metric in more:
+            if metric != "psnr_8bit_overflow":  # no PSNR: its difference means nothing
+                found = paired_difference(images, method, base, metric)
+                _print_difference(console, method, base, metric, "better", found)
+
+
+def _places(title: str, scale: "Scale", columns: dict[str, str]) -> "Table":
+    """A table of every method's place on a scale."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from companion.evaluation.scale import places
+
+    table = Table(title=Text(title))
+    for column in ("", *columns):
+        table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
+    for name, place in places(scale).iterrows():
+        told = [
+            f"{place[column].estimate:.0f}"
+            if place["end"] and column != "distance"
+            else str(place[column])
+            for column in columns.values()
+        ]
+        table.add_row(Text(str(name).replace("another picture of the ", "")), *told)
+    return table
+
+
+def _print_difference(
+    console: "Console",
+    method: str,
+    baseline: str,
+    metric: str,
+    what: str,
+    found: "PairedDifference",
+) -> None:
+    console.print(
+        f"{method} against {baseline}, {metric.replace('_', ' ')} (above 0 is {what}): "
+        f"{found.interval} ({found.pairs} of {found.cells} pairs of pictures, "
+        f"{found.people} people): {found.verdict}",
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )

@@ -37,6 +37,9 @@ from fusionlib.errors import FusionError
 
 Target = Literal["reference", "others"]
 
+ROUNDING = 1e-12
+"""A difference below this is none: sums of equal numbers in another order differ by less."""
+
 
 @dataclass(frozen=True)
 class IdentityScores:
@@ -196,8 +199,7 @@ def paired_difference(
         metric=metric,
         interval=found.complete,
         effect=bootstrap(people, statistic=effect_size),
-        # Means of thirds that cancel differ from 0 by rounding, which puts nobody ahead.
-        ahead=float(np.mean(people > 1e-12)) if len(people) else float("nan"),
+        ahead=float(np.mean(people > ROUNDING)) if len(people) else float("nan"),
         by_seed={
             int(str(seed)): float(values.groupby("person").mean().mean())
             for seed, values in gain.groupby("seed")
@@ -468,33 +470,3 @@ def with_accepted(scores: IdentityScores) -> pd.DataFrame:
     distance = scores.images["distance"]
     accepted = (distance <= thresholds[scores.recogniser]["cosine"]).astype(float)
     return scores.images.assign(accepted=accepted.where(distance.notna()))
-
-
-def identity_table(scores: IdentityScores) -> pd.DataFrame:
-    """The table of a study: one row for each method, between the two ends of the scale.
-
-    Returns:
-        Indexed by what was measured; columns ``distance`` and ``recovery`` (`Interval`), ``found``
-        and ``images`` (counts; ``None`` on the rows of the scale).
-    """
-    rows: dict[str, dict[str, object]] = {}
-
-    def end_of_scale(column: Literal["genuine", "impostor"], value: float) -> dict[str, object]:
-        return {
-            "distance": bootstrap(scores.scale[column].dropna().to_numpy()),
-            "recovery": Interval(value, value, value),
-            "found": None,
-            "images": None,
-        }
-
-    rows["another person"] = end_of_scale("impostor", 0.0)
-    for method in scores.images["method"].unique():
-        pictures = scores.images[scores.images["method"] == method]
-        rows[method] = {
-            "distance": bootstrap(scores.of(method).to_numpy()),
-            "recovery": method_recovery(scores, method),
-            "found": int(pictures["distance"].notna().sum()),
-            "images": len(pictures),
-        }
-    rows["another picture of the same person"] = end_of_scale("genuine", 1.0)
-    return pd.DataFrame.from_dict(rows, orient="index")

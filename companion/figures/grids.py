@@ -12,6 +12,7 @@ import matplotlib
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from companion.evaluation.scale import systems_of, without_anchors
 from companion.figures.display import with_alt_text
 from companion.figures.style import INK, QUIET
 from companion.person import Person
@@ -163,6 +164,7 @@ def study_grid(
 ) -> Image.Image:
     """Show a study: a row for each person, the references first, then every prompt and method.
 
+    The anchors of the scale (`companion.evaluation.scale.ANCHORS`) are no methods, and left out.
     Where that makes more than `WIDEST` pictures, each method has a row of its own and each prompt a
     column; with several references each prompt has a band of its own, and with one prompt the
     methods stand in several. Pictures of several sizes are all shown as large as the largest; where
@@ -185,12 +187,13 @@ def study_grid(
     if unknown:
         raise FusionError(f"The study has no pictures of {', '.join(map(repr, sorted(unknown)))}.")
     images = of_seed.set_index(["method", "person", "prompt"])["image"]
-    methods = list(of_seed["method"].unique())
+    methods = systems_of(of_seed)
     heads = list(called) or [
         f"reference {n}" if references > 1 else "reference" for n in range(1, references + 1)
     ]
 
-    firsts = [load_image(path) for path in of_seed.drop_duplicates("method")["image"]]
+    made_once = without_anchors(of_seed).drop_duplicates("method")
+    firsts = [load_image(path) for path in made_once["image"]]
     largest = max((image.size for image in firsts), key=lambda size: size[0])
 
     def row(person: Person, cells: Sequence[tuple[str, str]], first: bool) -> list[Any]:
@@ -287,16 +290,18 @@ def prompt_grid(index: pd.DataFrame, *, columns: int = 8) -> Image.Image:
 def pairs_grid(index: pd.DataFrame, people: Sequence[Person]) -> Image.Image:
     """Show a study in which each person has their own prompt: the reference, then each method.
 
+    The anchors of the scale are left out, as `study_grid` does.
+
     Args:
         index: Index of the study; of several prompts or seeds of a person the first is shown.
         people: People to show.
     """
-    methods = list(index["method"].unique())
+    methods = systems_of(index)
     rows, labels = [], []
     for person in people:
         mine = index[index["person"] == person.name].drop_duplicates("method").set_index("method")
         paths = mine["image"].to_dict()
-        if not paths:
+        if not set(paths) & set(methods):
             continue  # no method has this person
         made = [load_image(paths[name]) if name in paths else None for name in methods]
         size = next(image.size for image in made if image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,18 +10,28 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from companion.evaluation.comparison import (
     IdentityScores,
-    identity_table,
     mean_over_people,
-    method_recovery,
     paired_difference,
     with_prompt_followed,
 )
 from companion.evaluation.measure import Measurements
+from companion.evaluation.scale import (
+    ANCHORS,
+    WITHOUT,
+    anchors_of,
+    faces_found,
+    main_scale,
+    place_of,
+    shown_in_words,
+    swapped_recovery,
+    systems_of,
+)
 from companion.evaluation.statistics import Interval
 from companion.figures.display import VectorFigure, with_alt_text
 from companion.figures.style import INK, MEASURED, QUIET, QUOTED, WORSE
@@ -51,6 +62,7 @@ def draw_interval(
     """
     at_x, at_y = (end.estimate if isinstance(end, Interval) else end for end in (x, y))
     look: dict[str, Any] = {"color": colour, "linewidth": width, "alpha": alpha}
+    look["solid_capstyle"] = "butt"  # a cap beyond the end could cross zero where the end does not
     if isinstance(x, Interval):
         axes.plot([x.low, x.high], [at_y, at_y], **look)
     if isinstance(y, Interval):
@@ -71,54 +83,81 @@ def interval_axes(axes: Axes, names: Sequence[str], label: str, *, fontsize: flo
 
 
 def trade_off(measured: Measurements, recogniser: str) -> pd.DataFrame:
-    """Identity and prompt of methods that are named by a system and a number, ``fused 0.5``.
+    """Identity, prompt and faces of methods that are named by a system and a number, ``fused 0.5``.
 
     Args:
         measured: Measurements of a study, with classifiers.
         recogniser: Recogniser that judges identity.
 
     Returns:
-        A row for each method: ``system``, ``number``, ``identity`` (recovery R) and ``prompt`` (the
-        share of pictures that show everything the prompt asks for), the last two as `Interval`.
+        A row for each method: ``system``, ``number``, ``identity`` (R with lost faces counted as
+        strangers'), ``of_faces`` (R of the pictures with a face), ``prompt`` (the share of pictures
+        that show a face and everything the prompt asks for) and ``found`` (the share with a face),
+        as `Interval`. A method without a number is a line to compare with: its number is NaN.
+        ``attrs["scale"]`` says in words what R is measured by.
     """
-    scores = measured.identity(recogniser)
+    scale = main_scale(measured, recogniser)
     followed = with_prompt_followed(measured.images)
     rows = []
-    for method in measured.images["method"].unique():
-        system, _, number = str(method).rpartition(" ")
+    for method in [*systems_of(measured.images), *anchors_of(measured.images)]:
+        system, number = _numbered(method)
+        place = place_of(scale.scores, method)
         rows.append(
             {
                 "system": system,
-                "number": float(number),
-                "identity": method_recovery(scores, method),
+                "number": number,
+                "identity": place.composite,
+                "of_faces": place.complete,
                 "prompt": mean_over_people(followed, "followed", method),
+                "found": faces_found(measured, method),
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs["scale"] = (
+        f"{scale.in_words}\nby {scale.recogniser}, in distances to {scale.target}"
+    )
+    return table
+
+
+def _numbered(method: str) -> tuple[str, float]:
+    """The system and the number of a method's name; NaN where it has none."""
+    system, _, number = method.rpartition(" ")
+    try:
+        return (system, float(number)) if system else (method, float("nan"))
+    except ValueError:
+        return method, float("nan")
 
 
 def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
-    """Draw identity against prompt, a path for each system: right and high is better.
+    """Draw identity against prompt, a path for each system, and below it the faces that are found.
+
+    Above, right and high is better: marks on the paths count a lost face as a stranger's, faint
+    ones leave it out. Methods without a number, and another person at 0, are vertical lines.
 
     Args:
         table: Result of `trade_off`.
         number: What the numbers beside the marks are.
     """
-    figure = Figure(figsize=(8.5, 5.6), layout="constrained", dpi=150)
-    axes = figure.subplots()
+    figure = Figure(figsize=(6.6, 7.4), layout="constrained", dpi=150)
+    axes, below = figure.subplots(2, 1, height_ratios=(2.6, 1))
     words: list[str] = []
     labels: list[tuple[str, tuple[float, float], str]] = []
+    paths = table[table["number"].notna()]
     for (system, rows), colour, marker in zip(
-        table.groupby("system", sort=False), COLOURS, MARKERS, strict=False
+        paths.groupby("system", sort=False), COLOURS, MARKERS, strict=False
     ):
         rows = rows.sort_values("number")
         x = [interval.estimate for interval in rows["identity"]]
         y = [interval.estimate for interval in rows["prompt"]]
+        found = [interval.estimate for interval in rows["found"]]
         axes.plot(x, y, color=colour, linewidth=1.4, alpha=0.6)
-        for identity, prompt in zip(rows["identity"], rows["prompt"], strict=True):
-            draw_interval(
-                axes, identity, prompt, colour=colour, marker=marker, size=7, width=1, alpha=0.35
-            )
+        for _, row in rows.iterrows():
+            look: dict[str, Any] = {"colour": colour, "marker": marker, "alpha": 0.35}
+            draw_interval(axes, row["identity"], row["prompt"], size=7, width=1, **look)
+            draw_interval(below, row["number"], row["found"], size=6, width=1.5, **look)
+            faint = {"color": colour, "markersize": 6, "markerfacecolor": "none", "alpha": 0.45}
+            axes.plot(row["of_faces"].estimate, row["prompt"].estimate, marker, **faint)
+        below.plot(rows["number"], found, color=colour, linewidth=1.4, alpha=0.6)
         axes.plot([], [], marker, color=colour, markersize=7, label=system)
         labels += [
             (f"{value:g}", (at, share), colour)
@@ -126,27 +165,90 @@ def trade_off_plot(table: pd.DataFrame, number: str) -> Image.Image:
             if np.isfinite([at, share]).all()
         ]
         first, last = (
-            f"{_place(x[end], y[end])} at {rows['number'].iloc[end]:g}" for end in (0, -1)
+            f"{_place(x[end], y[end], found[end])} at {rows['number'].iloc[end]:g}"
+            for end in (0, -1)
         )
         words.append(f"{system} from {first} to {last}")
-    axes.set_xlabel("identity recovery R: 0 a stranger, 1 another picture of the person", color=INK)
-    axes.set_ylabel("pictures that show all that is asked for", color=INK)
+    lines = {"another person": 0.0} | {
+        str(row["system"]): row["identity"].estimate
+        for _, row in table[table["number"].isna()].iterrows()
+    }
+    axes.set_xlabel(table.attrs.get("scale", "identity recovery R"), color=INK)
+    axes.set_ylabel("a face, and all that is asked for", color=INK)
+    _share_axis(axes)
+    words += _draw_ends(axes, lines)
+    axes.plot([], [], "o", color=QUIET, markerfacecolor="none", label="without lost faces")
+    axes.legend(frameon=False, title=number, fontsize=9)
+    below.set_xlabel(number, color=INK)
+    below.set_ylabel("faces found", color=INK)
+    _share_axis(below)
+    for each in (axes, below):
+        each.tick_params(colors=QUIET)
+        each.spines[["top", "right"]].set_visible(False)
+        each.grid(alpha=0.25)
+    figure.draw_without_rendering()  # the layout decides where marks are
+    _annotate(axes, labels)
+    return with_alt_text(
+        VectorFigure(figure),
+        f"Identity against prompt, by {number}, lost faces counted as strangers': "
+        f"{'; '.join(words)}.",
+    )
+
+
+def _share_axis(axes: Axes) -> None:
+    """Set the y axis up for shares, in whole percents."""
     low, high = axes.get_ylim()
     low = min(low, SHARE_AXIS_START)
     high = min(high, 1 + 0.15 * (1 - low))  # no share is above 1: room for marks there
     axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # whole percents
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, 1)])
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.tick_params(colors=QUIET)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, title=number)
-    figure.draw_without_rendering()  # the layout decides where marks are
-    _annotate(axes, labels)
-    return with_alt_text(
-        VectorFigure(figure), f"Identity against prompt, by {number}: {'; '.join(words)}."
+
+
+LINES = {
+    "text-only": "text alone",
+    "the reference, restored": "restored",
+    "the reference itself": "the reference",
+    "another picture of the same person": "another picture",
+}
+"""Short names of the places to compare with."""
+
+
+def _draw_ends(axes: Axes, lines: Mapping[str, float]) -> list[str]:
+    """Draw places to compare with as thin vertical lines, with their names above the axes.
+
+    Args:
+        axes: Axes with R along x.
+        lines: R by name; what is no number is left out.
+
+    Returns:
+        Each line in words.
+    """
+    shown = sorted(
+        ((at, LINES.get(name, name)) for name, at in lines.items() if np.isfinite(at)),
+        key=lambda line: line[0],
     )
+    for number, (at, name) in enumerate(shown):
+        fixed = at in (0.0, 1.0)
+        look: dict[str, Any] = {"color": QUIET, "linewidth": 1, "zorder": 0}
+        axes.axvline(at, linestyle="-" if fixed else (0, (4, 3)), **look)
+        before = shown[number - 1][0] if number else -np.inf
+        after = shown[number + 1][0] if number + 1 < len(shown) else np.inf
+        # A name stands on the side where more room is left; the outer ones stand outside.
+        left = at - before > after - at
+        axes.annotate(
+            f"{name} " if left else f" {name}",
+            (at, 1),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            xytext=(0, 3),
+            ha="right" if left else "left",
+            va="bottom",
+            fontsize=9,
+            color=QUIET,
+        )
+    return [f"{name} at {at:.2f}" for at, name in shown]
 
 
 def _annotate(axes: Axes, labels: Sequence[tuple[str, tuple[float, float], str]]) -> None:
@@ -181,90 +283,110 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return max(wide, 0.0) * max(high, 0.0)
 
 
-def _place(identity: float, prompt: float) -> str:
-    """The place of a mark in words; an estimate is NaN where it rests on fewer than two people."""
-    likeness = f"R {identity:.2f}" if np.isfinite(identity) else "too few faces found"
+def _place(identity: float, prompt: float, found: float) -> str:
+    """The place of a mark in words; an estimate is NaN where it rests on too few people."""
+    likeness = f"R {identity:.2f}" if np.isfinite(identity) else "R of too few people"
     shown = f"{prompt:.0%} of prompts" if np.isfinite(prompt) else "too few people"
-    return f"{likeness} and {shown}"
+    return f"{likeness}, {shown} and {found:.0%} of faces"
 
 
-def distance_plot(scores: IdentityScores, *, names: Mapping[str, str] | None = None) -> Image.Image:
-    """Draw each person's distance to the reference, method by method, with means and intervals.
+def identity_plot(measured: Measurements, *, names: Mapping[str, str] | None = None) -> Image.Image:
+    """Draw the main result of a study: R of each method, and how often it shows a face.
 
-    The two ends of the scale stand above and below: pictures of other people, and other pictures of
-    the same person. The dashed line is the distance below which DeepFace takes two pictures for one
-    person.
+    A panel for each recogniser, a row for each method. A mark with its interval counts a picture
+    without a face as a stranger's; the hollow mark beside it is R of the faces that came out. A
+    faint tick is R of the same pictures for another person of the same gender and age. Thin lines
+    are another person, the text alone, the reference after the autoencoder and the reference
+    itself. Where a record lacks the distances to pictures that no system was shown, those to the
+    reference are drawn, and the axis says so.
 
     Args:
-        scores: Scores of the study.
+        measured: Measurements of the study.
         names: What to call the methods, if not by their own names.
     """
-    from deepface.config.threshold import thresholds
-
-    table = identity_table(scores)
-    figure = Figure(figsize=(8, 0.75 * len(table) + 1), layout="constrained", dpi=150)
-    axes = figure.subplots()
-    jitter = np.random.default_rng(0)
-    called = [(names or {}).get(str(name), str(name)) for name in table.index]
+    methods = systems_of(measured.images)
+    found = {method: faces_found(measured, method).estimate for method in methods}
+    scales = [main_scale(measured, name) for name in measured.scales]
+    size = (6.6, len(scales) * (0.36 * max(len(methods), 2) + 0.75) + 0.6)
+    figure = Figure(figsize=size, layout="constrained", dpi=150)
+    panels = figure.subplots(len(scales), 1, sharex=True, squeeze=False)[:, 0]
+    called = [(names or {}).get(method, method) for method in methods]
     words = []
-    for position, (name, row) in enumerate(table[::-1].iterrows()):
-        if row["images"] is None or np.isnan(row["images"]):
-            column = "impostor" if row["recovery"].estimate == 0 else "genuine"
-            values, colour = scores.scale[column].dropna(), QUIET
-        else:
-            values, colour = scores.of(str(name)), MEASURED
-        if values.empty:
-            continue
-        height = position + jitter.uniform(-0.22, 0.22, len(values))
-        axes.scatter(values, height, s=14, color=colour, alpha=0.35, linewidths=0)
-        interval = row["distance"]
-        words.append(f"{called[-1 - position]} {interval}")
-        draw_interval(axes, interval, position, colour=colour, size=9)
-        axes.annotate(
-            f"{interval.estimate:.3f}",
-            (interval.estimate, position + 0.28),
-            ha="center",
-            va="bottom",
-            fontsize=10,
-            color=colour,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
-    if scores.recogniser in thresholds:
-        threshold = thresholds[scores.recogniser]["cosine"]
-        axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, zorder=0)
-        axes.annotate(
-            " DeepFace: same person",
-            (threshold, len(table) - 0.45),
-            color=INK,
-            fontsize=9,
-            va="center",
-        )
-    label = f"cosine distance to the {_target(scores)} ({scores.recogniser})"
-    interval_axes(axes, called, label)
-    axes.set_ylim(-0.5, len(table) - 0.25)
-    axes.set_xlim(left=0)
-    alt = f"A dot for each person in {len(words)} rows over the {label}. Means: "
-    return with_alt_text(VectorFigure(figure), f"{alt}{'; '.join(words[::-1])}.")
+    for axes, scale in zip(panels, scales, strict=True):
+        told = []
+        for position, method in enumerate(reversed(methods)):
+            place = place_of(scale.scores, method)
+            quiet = method == WITHOUT
+            look: dict[str, Any] = {"colour": QUIET if quiet else MEASURED, "size": 8}
+            draw_interval(axes, place.composite, position, **look)
+            axes.plot(
+                place.complete.estimate, position, "o", color=look["colour"], markersize=8,
+                markerfacecolor="none", markeredgewidth=1,
+            )  # fmt: skip
+            alike = swapped_recovery(measured, scale.recogniser, method).estimate
+            axes.plot(alike, position, "|", color=INK, markersize=13, alpha=0.5)
+            share = f"{found[method]:.0%} faces" if np.isfinite(found[method]) else "–"
+            axes.annotate(
+                share if np.isfinite(place.composite.estimate) else f"{share}, too few people",
+                (1, position),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="center",
+                fontsize=9,
+                color=QUIET,
+            )
+            name = called[-1 - position]
+            told.append(f"{name} {place.composite} ({place.complete} of the {share} found)")
+        interval_axes(axes, called, "")
+        lines = {"another person": 0.0, scale.one: 1.0}
+        for name in (WITHOUT, *ANCHORS):
+            if name in set(measured.images["method"]) and name != scale.one:
+                lines[name] = place_of(scale.scores, name).composite.estimate
+        ends = _draw_ends(axes, lines)
+        title = f"{scale.recogniser}, {shown_in_words(scale.recogniser, methods)}".rstrip(", ")
+        axes.set_title(textwrap.fill(title, 80), fontsize=10, color=INK, loc="left", pad=18)
+        axes.tick_params(axis="x", colors=QUIET)
+        axes.grid(axis="x", alpha=0.25)
+        words.append(f"By {title}: {'; '.join([*told[::-1], *ends])}")
+    first = scales[0]
+    panels[-1].set_xlabel(f"{first.in_words}\nin distances to {first.target}", color=INK)
+    left, right = panels[-1].get_xlim()
+    panels[-1].set_xlim(min(left, -0.3), max(right, 1.0) + 0.35)
+    hollow: dict[str, Any] = {"color": MEASURED, "markerfacecolor": "none", "markersize": 8}
+    marks = {
+        "lost faces as strangers'": Line2D([], [], marker="o", color=MEASURED, markersize=8),
+        "of faces found": Line2D([], [], linestyle="", marker="o", **hollow),
+        "for somebody alike": Line2D([], [], linestyle="", marker="|", color=INK, markersize=13),
+    }
+    ticked = any(f"swapped {scale.recogniser}" in measured.images for scale in scales)
+    shown = list(marks)[: 3 if ticked else 2]
+    figure.legend(
+        [marks[name] for name in shown], shown, loc="outside lower center", ncols=3, frameon=False,
+        fontsize=9,
+    )  # fmt: skip
+    alt = f"A row for each method over {first.in_words}, in distances to {first.target}. "
+    return with_alt_text(VectorFigure(figure), f"{alt}{'. '.join(words)}.")
 
 
 def paired_plot(scores: Sequence[IdentityScores], baseline: str) -> Image.Image:
-    """Draw how much nearer to the reference each method is than one of them, picture by picture.
+    """Draw how much nearer to the person each method is than one of them, picture by picture.
 
     A row for each method, a panel for each recogniser: to the right is nearer. The unit is the
     distance between another person's pictures and the person's own, so that recognisers can be
-    compared. A difference that the interval decides is coloured; one that it leaves open, or that
-    rests on too few pairs or people, is grey.
+    compared. A mark with its interval counts a lost face as a stranger's, the hollow one beside it
+    leaves such pairs out. A difference that is decided however lost faces are treated is coloured;
+    one that is left open, or that rests on too few people, is grey.
 
     Args:
         scores: Scores of one study, under one recogniser or more.
         baseline: Method that the others are compared with. Where a study lacks it, the picture
             says so.
     """
-    methods = [str(name) for name in scores[0].images["method"].unique()]
+    methods = systems_of(scores[0].images)
     others = [name for name in methods if name != baseline] if baseline in methods else []
-    size = (9, 0.42 * max(len(others), 2) + 1)
+    size = (6.6, len(scores) * (0.36 * max(len(others), 2) + 0.8))
     figure = Figure(figsize=size, layout="constrained", dpi=150)
-    panels = figure.subplots(1, len(scores), sharex=True, sharey=True, squeeze=False)[0]
+    panels = figure.subplots(len(scores), 1, sharex=True, squeeze=False)[:, 0]
     words = []
     for axes, score in zip(panels, scores, strict=True):
         found_words = []
@@ -272,12 +394,17 @@ def paired_plot(scores: Sequence[IdentityScores], baseline: str) -> Image.Image:
         axes.axvline(0, color=INK, linewidth=1, zorder=0)
         for position, name in enumerate(reversed(others)):
             found = paired_difference(score, name, baseline)
-            interval = Interval(*(float(end) / way for end in vars(found.interval).values()))
-            if not np.isfinite([interval.low, interval.high]).all():
+            whole, some = (
+                Interval(*(float(end) / way for end in vars(each).values()))
+                for each in (found.composite or found.interval, found.interval)
+            )
+            if not np.isfinite([whole.low, whole.high]).all():
                 continue
             colour = {"supported": MEASURED, "not supported": WORSE}.get(found.verdict, QUIET)
-            draw_interval(axes, interval, position, colour=colour)
-            found_words.append(f"{name} {interval}, {found.pairs} of {found.cells} pairs")
+            draw_interval(axes, whole, position, colour=colour)
+            hollow = {"color": colour, "markersize": 8, "markerfacecolor": "none"}
+            axes.plot(some.estimate, position, "o", **hollow)
+            found_words.append(f"{name} {whole}, {found.pairs} of {found.cells} pairs with faces")
         interval_axes(axes, others, f"gain in identity recovery R ({score.recogniser})")
         axes.xaxis.label.set_color(INK)
         axes.tick_params(axis="x", colors=QUIET)

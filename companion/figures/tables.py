@@ -14,12 +14,30 @@ import pandas as pd
 from companion.claims.quoted import as_printed, read_quoted
 from companion.evaluation.comparison import (
     IdentityScores,
-    identity_table,
     means_by_method,
     paired_difference,
+    with_prompt_followed,
+)
+from companion.evaluation.measure import Measurements
+from companion.evaluation.scale import (
+    Scale,
+    anchors_of,
+    baseline_of,
+    faces_found,
+    faces_gained,
+    first_detector,
+    main_scale,
+    nearest_share,
+    places,
+    ranked_people,
+    reference_scale,
+    swapped_recovery,
+    systems_of,
+    without_anchors,
 )
 from companion.faces.aligned import detector_in_words
 from companion.figures.style import MEASURED, QUOTED
+from fusionlib.errors import FusionError
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -240,40 +258,139 @@ def side_by_side(quoted: pd.DataFrame, measured: pd.DataFrame, run: str) -> Styl
     return styler.set_table_styles(styles, overwrite=False, axis=0)
 
 
-def measured_table(
-    scores: IdentityScores | Sequence[IdentityScores],
+def faces_table(
+    measured: Measurements,
     run: str,
     *,
+    baseline: str | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Styler:
-    """Lay out the identity table of a study, marked as measured here.
+    """Lay out what every picture has: a face or none, and the nearest of all references.
 
     Args:
-        scores: Scores of the study, under one recogniser or several.
+        measured: Measurements of the study.
+        run: The profile, the weights and the pictures, see `run_label`.
+        baseline: Method that the others are compared with; where it is none, or the study lacks
+            it, the text alone or else the first one.
+        names: What to call the methods, if not by their own names.
+    """
+    images = measured.images
+    methods, base = [*systems_of(images), *anchors_of(images)], baseline_of(images, baseline)
+    called = names or {}
+    more = f"more than {called.get(base, _as_html(base))}"
+    ranked = [name for name in measured.scales if f"rank {name}" in images]
+    first = first_detector(measured)
+    rows: dict[str, dict[str, object]] = {}
+    for method in methods:
+        row: dict[str, object] = {"faces found ↑": faces_found(measured, method)}
+        if len(methods) > 1:
+            gained = faces_gained(measured, method, base).interval if method != base else None
+            row[more] = "–" if gained is None else gained
+        if first:
+            row[f"by {first} alone ↑"] = faces_found(measured, method, first)
+            if len(methods) > 1:
+                alone = faces_gained(measured, method, base, first) if method != base else None
+                row[f"{more} "] = "–" if alone is None else alone.interval
+        for judge in ranked:
+            row[f"recognised ({judge}) ↑"] = nearest_share(measured, judge, method)
+        rows[called.get(method, _as_html(method))] = row
+    text = (
+        f"Measured here: share of pictures in which {detector_in_words(measured.detector)} finds "
+        f"a face, and by how much it is more than {called.get(base, base)}'s, from the same noise."
+    )
+    if first:
+        text += f" {first} is the stricter of them: the others accept smeared faces, too."
+    if ranked:
+        among = {ranked_people(measured, name) for name in ranked}
+        counts = " or ".join(map(str, sorted(among)))
+        text += (
+            f" Recognised is a picture to which, of {counts} people's references, the person's own "
+            "is the nearest; one without a face is not."
+        )
+    text += f" 95% intervals over people. {run}"
+    return marked_table(pd.DataFrame.from_dict(rows, orient="index"), text)
+
+
+LOST = "R, lost faces count ↑"
+"""Heading of R with a picture without a face counted as a stranger's."""
+
+
+def measured_table(
+    measured: Measurements, run: str, *, names: Mapping[str, str] | None = None
+) -> Styler:
+    """Lay out how near each method comes to the person, in pictures that no system was shown.
+
+    Args:
+        measured: Measurements of the study. Where a record lacks the distances to unseen pictures,
+            those to the reference stand here, and the caption says so.
         run: The profile, the weights and the pictures, see `run_label`.
         names: What to call the methods, if not by their own names.
     """
-    judges = [scores] if isinstance(scores, IdentityScores) else list(scores)
-    shown: dict[str, list[str]] = {}
-    for judge in judges:
-        table = identity_table(judge)
-        scale = table["images"].isna()
-        which = f" ({judge.recogniser})" if len(judges) > 1 else ""
-        shown[f"cosine distance{which} ↓"] = list(table["distance"].map(str))
-        shown[f"identity recovery R{which} ↑"] = [
-            f"{interval.estimate:.0f} (by definition)" if end else str(interval)
-            for interval, end in zip(table["recovery"], scale, strict=True)
-        ]
-        shown["faces found"] = [  # the same for all: faces are found once
-            "" if end else f"{row.found:.0f} of {row.images:.0f}"
-            for row, end in zip(table.itertuples(), scale, strict=True)
-        ]
-    called = [(names or {}).get(str(name), _as_html(name)) for name in table.index]
+    scales = [main_scale(measured, name) for name in measured.scales]
+    return _places_table(scales, measured, run, names or {})
+
+
+def reference_table(
+    measured: Measurements, run: str, *, names: Mapping[str, str] | None = None
+) -> Styler:
+    """Lay out how near each method comes to the very reference, and to somebody like the person.
+
+    The reference was shown, so this rewards copies of it: `measured_table` comes first.
+
+    Args:
+        measured: Measurements of the study.
+        run: The profile, the weights and the pictures, see `run_label`.
+        names: What to call the methods, if not by their own names.
+
+    Raises:
+        FusionError: The study was measured against other pictures than the reference.
+    """
+    if measured.against == "others":
+        raise FusionError(
+            "This study was measured against people's other pictures, not against the reference: "
+            "show `measured_table`."
+        )
+    scales = [reference_scale(measured, name) for name in measured.scales]
+    return _places_table(scales, measured, run, names or {}, swapped=True)
+
+
+def _places_table(
+    scales: Sequence[Scale],
+    measured: Measurements,
+    run: str,
+    names: Mapping[str, str],
+    *,
+    swapped: bool = False,
+) -> Styler:
+    """One row for each method and recogniser, between the ends of the scale."""
+    swapped = swapped and any(f"swapped {scale.recogniser}" in measured.images for scale in scales)
+    rows: dict[tuple[str, str], dict[str, object]] = {}
+    for scale in scales:
+        for name, place in places(scale).to_dict("index").items():
+            end = f"{place['complete'].estimate:.0f} (by definition)" if place["end"] else None
+            row = {"distance ↓": place["distance"], LOST: end or place["composite"]}
+            row["R of faces found ↑"] = end or place["complete"]
+            if swapped:
+                alike = swapped_recovery(measured, scale.recogniser, str(name))
+                row["R for somebody alike"] = "" if end else alike
+            rows[scale.recogniser, names.get(str(name), _as_html(name))] = row
+    index = pd.MultiIndex.from_tuples(list(rows))
+    called = [name for _, name in rows]
+    frame = pd.DataFrame(list(rows.values()), index=index if len(scales) > 1 else called)
+    first = scales[0]
     text = (
-        f"Measured here by {' and '.join(judge.recogniser for judge in judges)}, on faces found by "
-        f"{detector_in_words(judges[0].detector)}, with 95% intervals over people. {run}"
+        f"Measured here by {' and '.join(scale.recogniser for scale in scales)}, on faces found by "
+        f"{detector_in_words(measured.detector)}: cosine distance to {first.target}, and "
+        f"{first.in_words}, once with a lost face counted as a stranger's. "
     )
-    return marked_table(pd.DataFrame(shown, index=called), text)
+    if not first.unseen and not swapped:
+        text += "Distances to pictures that no system was shown are not on record. "
+    if swapped:
+        text += (
+            "The last column is R of the same pictures for another person of the same gender and "
+            "age. "
+        )
+    return marked_table(frame, f"{text}95% intervals over people. {run}")
 
 
 def alignment_table(
@@ -283,23 +400,52 @@ def alignment_table(
 
     Args:
         images: Pictures of `companion.evaluation.measure.Measurements`. Shown are the CLIP score,
-            the accuracy of each attribute that a classifier reads, and how often it reads a
-            person's traits as in the reference, where they were measured.
+            the accuracy of each attribute that a classifier reads, face or no face, and the share
+            that shows a face and everything that was asked for.
         run: The run, see `run_label`.
         names: What to call the methods, if not by their own names.
     """
+    images = without_anchors(images)  # no prompt changes them
     metrics = {"CLIP score ↑": "clip_score"} if "clip_score" in images else {}
-    for column in images.columns:
-        head, _, kind = column.replace("_", " ").rpartition(" ")
-        if kind in ("correct", "kept"):
-            metrics[f"{head} {'accuracy' if kind == 'correct' else kind} ↑"] = column
+    heads = [column for column in images.columns if column.endswith("_correct")]
+    metrics |= {f"{_head(column)} accuracy ↑": column for column in heads}
+    if heads and "face" in images:
+        images = with_prompt_followed(images)
+        metrics["face and all asked for ↑"] = "followed"
+    return _means_table(images, metrics, run, names or {})
+
+
+def traits_table(
+    images: pd.DataFrame, run: str, *, names: Mapping[str, str] | None = None
+) -> Styler:
+    """Lay out how often a classifier reads a person's traits as in the reference.
+
+    Args:
+        images: Pictures of `companion.evaluation.measure.Measurements`, measured with traits.
+        run: The run, see `run_label`.
+        names: What to call the methods, if not by their own names.
+    """
+    kept = [column for column in images.columns if column.endswith("_kept")]
+    metrics = {f"{_head(column)} kept ↑": column for column in kept}
+    text = f"Of the pictures with a face. {run}"
+    return _means_table(without_anchors(images), metrics, text, names or {})
+
+
+def _head(column: str) -> str:
+    """What a classifier reads, from the column's name."""
+    return column.rpartition("_")[0].replace("_", " ")
+
+
+def _means_table(
+    images: pd.DataFrame, metrics: Mapping[str, str], run: str, names: Mapping[str, str]
+) -> Styler:
+    """Means over people of some columns, a row for each method."""
     table = means_by_method(images, metrics).map(str)
     for name, column in metrics.items():
         asked = images.groupby("method")[column].count()
         if asked.sum() < len(images):  # of some pictures nothing is asked
             table[name] += [f" ({asked[method]} pictures)" for method in table.index]
-    called = [(names or {}).get(str(name), _as_html(name)) for name in table.index]
-    table.index = pd.Index(called)
+    table.index = pd.Index([names.get(str(name), _as_html(name)) for name in table.index])
     return marked_table(table, f"Measured here, with 95% intervals over people. {run}")
 
 

@@ -17,6 +17,7 @@ from companion.claims.claims import Claim, read_effects
 from companion.claims.decide import Part, part_answer
 from companion.claims.evidence import STATUSES, Evidence, Status, after_holm, status
 from companion.evaluation.comparison import PairedDifference
+from companion.evaluation.scale import SHOWN_VECTORS
 from companion.evaluation.statistics import MIN_PEOPLE, Interval
 from companion.figures.tables import facts_table, table_files
 
@@ -431,10 +432,12 @@ def _remarks(one: Evidence) -> str:
     for part in one.beside:
         said = part_answer(one.claim, part)[0]
         against = f" against {part.against}" if len(one.beside) > 1 else ""
+        if part.recogniser == "Dlib" and part.against in SHOWN_VECTORS:
+            against += f", whose vector {part.against} was shown"
         contrary = "but " if said not in (one.verdict, "undecided") else ""
         lines.append(f"By {part.recogniser}{against}: {contrary}{part.found.interval}, {said}.")
     if one.note:
-        lines.append(one.note)
+        lines.append(f"{one.note[0].upper()}{one.note[1:]}.")
     return "".join(f"<br>{escape(line)}" for line in lines).replace("-0.", "−0.")
 
 

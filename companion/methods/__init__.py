@@ -97,13 +97,17 @@ class Models:
 Factory = Callable[..., Method]
 """``factory(models, **options)``, with the options that stand in a study's file."""
 
-KNOWN = {
-    "text-only": "companion.methods.fusion:build_text_only",
-    "fused": "companion.methods.fusion:build_fused",
+CONTROLS = {
     "covered": "companion.methods.covered:build_covered",
     "posed": "companion.methods.groups:build_posed",
     "reference": "companion.methods.anchors:build_reference",
     "restored": "companion.methods.anchors:build_restored",
+}
+"""What systems are compared with and is none itself: other references, another pose, no model."""
+
+KNOWN = {
+    "text-only": "companion.methods.fusion:build_text_only",
+    "fused": "companion.methods.fusion:build_fused",
     "ip-adapter": "companion.methods.ip_adapter:build_ip_adapter",
     "ip-adapter-plus": "companion.methods.ip_adapter:build_ip_adapter_plus",
     "faceid": "companion.methods.ip_adapter_faceid:build_faceid",
@@ -113,6 +117,7 @@ KNOWN = {
     "instantid": "companion.methods.instantid:build_instantid",
     "arc2face": "companion.methods.arc2face:build_arc2face",
     "dreambooth": "companion.methods.dreambooth:build_dreambooth",
+    **CONTROLS,
     **dict.fromkeys(ABLATIONS, "companion.methods.fusion:build_fused"),
 }
 """Methods by the name in a study's file, each as ``module:function`` of a `Factory`."""

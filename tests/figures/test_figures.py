@@ -1,5 +1,6 @@
 """Figures are sharp, tables say where their numbers come from."""
 
+import inspect
 import re
 from dataclasses import replace
 from itertools import product
@@ -11,26 +12,34 @@ import pytest
 from PIL import Image
 
 from companion.claims.quoted import read_quoted
-from companion.evaluation.comparison import IdentityScores, identity_table
+from companion.evaluation.comparison import IdentityScores
+from companion.evaluation.measure import Measurements
+from companion.evaluation.scale import REFERENCE, RESTORED, baseline_of
 from companion.evaluation.separation import Separation
 from companion.evaluation.statistics import Interval
 from companion.figures.grids import WIDEST, pairs_grid, picture_grid, prompt_grid, study_grid
-from companion.figures.plots import distance_plot, paired_plot, psnr_plot
+from companion.figures.plots import identity_plot, paired_plot, psnr_plot, trade_off, trade_off_plot
 from companion.figures.tables import (
     alignment_table,
     classification_table,
+    faces_table,
     measured_table,
     prompts_table,
     quoted_table,
     recognition_table,
+    reference_table,
     side_by_side,
     summary_table,
+    table_files,
+    traits_table,
 )
 from companion.methods import Method
+from companion.methods.anchors import build_reference, build_restored
 from companion.person import Person
+from companion.studies.costs import cost_table
 from companion.studies.study import Study, run_label, run_study
 from fusionlib.errors import FusionError
-from fusionlib.profiles import ROOT
+from fusionlib.profiles import ROOT, load_profile
 
 PAPER = ROOT / "data" / "paper"
 RED, GREEN, BLUE, GREY = "#ff0000", "#00ff00", "#0000ff", "#808080"
@@ -105,23 +114,127 @@ def scores() -> IdentityScores:
     )
 
 
-def test_measured_numbers_are_marked_and_faces_counted(scores: IdentityScores) -> None:
-    styler = measured_table(scores, "Profile tiny.", names={"fused": "with the reference"})
-    html = styler.to_html()
-    assert "Measured here" in html and "Profile tiny." in html and "Quoted" not in html
-    assert styler.data.loc["text-only", "faces found"] == "11 of 12"
-    assert styler.data.loc["with the reference", "faces found"] == "12 of 12"
-    assert styler.data.iloc[0, 1] == "0 (by definition)"
+def study(people: int = 12) -> Measurements:
+    """Two systems and the anchors; three quarters of the faces of one come out, four a person.
 
-
-def test_several_recognisers_stand_in_one_table(scores: IdentityScores) -> None:
-    other = replace(scores, recogniser="ArcFace")
-    styler = measured_table([scores, other], "Profile tiny.")
-    assert list(styler.data.columns) == [
-        "cosine distance (Dlib) ↓", "identity recovery R (Dlib) ↑", "faces found",
-        "cosine distance (ArcFace) ↓", "identity recovery R (ArcFace) ↑",
+    On the scale from 0.5 to 0.1, R is 0.1 for the text alone, 0.6 for a face of `fused`.
+    """
+    distance = {"text-only": 0.46, "fused": 0.26, RESTORED: 0.14, REFERENCE: 0.1}
+    rows = [
+        {"method": method, "person": f"p{person}", "prompt": "a face", "seed": seed, "image": "x",
+         "face": method != "fused" or seed != person % 4, "unseen": away}
+        for method, away in distance.items() for person in range(people) for seed in range(4)
     ]  # fmt: skip
-    assert "by Dlib and ArcFace" in styler.to_html()
+    images = pd.DataFrame(rows)
+    away = images.pop("unseen").where(images["face"])
+    copied = images["method"].eq(REFERENCE)
+    for name in ("Dlib", "identity"):
+        images[f"unseen {name}"] = away
+        images[f"distance {name}"] = away.mask(copied, 0.0)
+        images[f"swapped {name}"] = (away * 0 + 0.46).where(images["face"])
+        images[f"rank {name}"] = images["method"].map({"text-only": 3.0}).fillna(1.0)
+        images.loc[~images["face"], f"rank {name}"] = np.nan
+    images = images.assign(clip_score=20.0, style_correct=1.0, gender_kept=1.0)
+    scale = pd.DataFrame(
+        {"genuine": 0.1, "impostor": 0.5, "unseen_genuine": 0.1, "unseen_impostor": 0.5},
+        index=[f"p{person}" for person in range(people)],
+    )
+    return Measurements(images, {"Dlib": scale, "identity": scale}, "dlib", "reference")
+
+
+def numbered(measured: Measurements) -> Measurements:
+    """The two systems as one at two strengths."""
+    names = {"text-only": "fused 0", "fused": "fused 1"}
+    return replace(
+        measured, images=measured.images.assign(method=measured.images["method"].replace(names))
+    )
+
+
+def test_measured_numbers_are_marked_and_lost_faces_count_in_them() -> None:
+    """Twelve people: one in four of the faces of the system is lost, and none of the others."""
+    styler = measured_table(study(), "Profile tiny.", names={"fused": "with the reference"})
+    html, table = styler.to_html(), styler.data
+    assert "Measured here" in html and "Profile tiny." in html and "Quoted" not in html
+    assert "by Dlib and identity" in html and "pictures of the person that no system" in html
+    assert list(table.index.get_level_values(0).unique()) == ["Dlib", "identity"]
+    assert list(table.loc["Dlib"].index) == [
+        "another person", "text-only", "with the reference", RESTORED, REFERENCE
+    ]  # fmt: skip
+    composite, complete = table.loc["Dlib"].loc["with the reference"].iloc[1:]
+    # R is 0.6 where there is a face, and lost faces are strangers: 3/4 of it.
+    assert composite.startswith("0.450 [") and complete == "0.600 [0.600, 0.600]"
+    assert list(table.loc["Dlib"].loc[RESTORED])[1] == "0.900 [0.900, 0.900]"
+    assert list(table.loc["Dlib"].iloc[0])[1] == "0 (by definition)"
+    assert list(table.loc["Dlib"].loc[REFERENCE])[2] == "1 (by definition)"
+    files = table_files(table, "A caption.")
+    assert "Dlib,text-only" in files["text/csv"] and "toprule" in files["text/latex"]
+
+
+def test_a_record_without_unseen_pictures_falls_back_and_says_so() -> None:
+    whole = study()
+    further = ("unseen", "rank", "swapped")
+    images = whole.images[[c for c in whole.images if not c.startswith(further)]]
+    old = replace(whole, images=images)
+    styler = measured_table(old, "Profile tiny.")
+    assert "cosine distance to the reference" in styler.caption
+    assert "no system was shown are not on record" in styler.caption
+    rows = list(styler.data.loc["Dlib"].index)
+    assert rows[-3:] == ["another picture of the same person", RESTORED, REFERENCE]
+    assert not [name for name in faces_table(old, "").data if name.startswith("recognised")]
+    assert "in distances to the reference" in identity_plot(old).info["alt"]
+    assert "R for somebody alike" not in reference_table(old, "").data
+
+
+def test_faces_are_compared_in_pairs_and_lost_ones_are_not_recognised() -> None:
+    styler = faces_table(study(), "Profile tiny.")
+    table = styler.data
+    assert list(table.columns) == [
+        "faces found ↑", "more than text-only", "recognised (Dlib) ↑", "recognised (identity) ↑"
+    ]  # fmt: skip
+    assert table.loc["fused", "faces found ↑"].startswith("0.750 [")
+    assert table.loc["fused", "more than text-only"].startswith("-0.250 [-0.")
+    assert table.loc["text-only", "more than text-only"] == "–"
+    assert table.loc["fused", "recognised (Dlib) ↑"].startswith("0.750 [")
+    assert table.loc["text-only", "recognised (Dlib) ↑"] == "0.000 [0.000, 0.000]"
+    assert table.loc[REFERENCE, "recognised (Dlib) ↑"] == "1.000 [1.000, 1.000]"
+    assert "of 12 people's references" in styler.caption
+    assert "more than fused" in faces_table(study(), "", baseline="fused").data
+
+
+def test_the_reference_and_somebody_alike_come_second() -> None:
+    table = reference_table(study(), "Profile tiny.").data.loc["Dlib"]
+    # 0.1 of 0.1 to 0.5 is where a copy stands: more than another picture of the person.
+    assert table.loc[REFERENCE, "R of faces found ↑"] == "1.250 [1.250, 1.250]"
+    assert table.loc["fused", "R for somebody alike"] == "0.100 [0.100, 0.100]"
+    with pytest.raises(FusionError, match="other pictures, not against the reference"):
+        reference_table(replace(study(), against="others"), "")
+
+
+def test_of_four_people_there_is_no_r_and_no_interval() -> None:
+    """One statistic of too few people is as wrong in a table as in a figure or a claim."""
+    few = study(people=4)
+    cells = measured_table(few, "").data.loc[("Dlib", "fused")]
+    assert cells.iloc[0].count("[") == 0 and list(cells.iloc[1:]) == ["–", "–"]
+    alike = reference_table(few, "").data.loc[("Dlib", "fused")]
+    assert list(alike.iloc[1:]) == ["–", "–", "–"]
+    for cell in faces_table(few, "").data.to_numpy().ravel():
+        assert "[" not in cell
+    alt = identity_plot(few).info["alt"]
+    assert "fused – (–" in alt and "[" not in alt
+    curve = trade_off_plot(trade_off(numbered(few), "Dlib"), "strength").info["alt"]
+    assert "R of too few people" in curve
+    five = measured_table(study(people=5), "").data.loc[("Dlib", "fused")]
+    assert all("[" in cell for cell in five)
+
+
+def test_anchors_are_no_systems() -> None:
+    whole = study()
+    assert list(alignment_table(whole.images, "").data.index) == ["text-only", "fused"]
+    assert list(traits_table(whole.images, "").data.index) == ["text-only", "fused"]
+    scores = whole.unseen("Dlib")
+    assert scores is not None
+    alt = paired_plot([scores], "text-only").info["alt"]
+    assert "fused" in alt and RESTORED not in alt
 
 
 def test_prompts_are_compared_one_by_one(scores: IdentityScores) -> None:
@@ -191,14 +304,43 @@ def test_the_audit_is_drawn_with_the_quoted_numbers() -> None:
     assert picture.width >= 1000 and purple.sum() > 100
 
 
-def test_the_plot_shows_every_method(scores: IdentityScores) -> None:
-    picture = distance_plot(scores, names={"fused": "the fused one"})
-    assert picture.width >= 1000
-    distance = identity_table(scores).loc["fused", "distance"]
-    assert f"the fused one {distance}" in picture.info["alt"]
-    fewer = replace(scores, images=scores.images[scores.images["method"] == "fused"])
-    assert distance_plot(fewer).height < picture.height
-    distance_plot(replace(scores, recogniser="a network of one's own"))  # has no threshold
+def test_the_plot_shows_every_method_between_the_anchors() -> None:
+    whole = study()
+    picture = identity_plot(whole, names={"fused": "the fused one"})
+    alt = picture.info["alt"]
+    assert picture.width >= 900 and "the fused one 0.450 [" in alt and "75% faces found" in alt
+    assert (
+        "another person at 0.00; text alone at 0.10; restored at 0.90; the reference at 1.00"
+        in (alt)
+    )
+    one = replace(whole, images=whole.images[whole.images["method"] != "text-only"])
+    assert "text alone" not in identity_plot(one).info["alt"]
+    assert identity_plot(replace(whole, scales={"Dlib": whole.scales["Dlib"]})).height < (
+        picture.height
+    )
+
+
+def test_the_plot_says_who_was_shown_what_a_recogniser_sees() -> None:
+    whole = study()
+    renamed = whole.images["method"].replace({"fused": "faceid-plus"})
+    alt = identity_plot(replace(whole, images=whole.images.assign(method=renamed))).info["alt"]
+    assert "By Dlib, whose vector of the face faceid-plus was shown:" in alt
+    assert "By identity, of which no system was shown anything:" in alt
+    assert "shown:" not in identity_plot(whole).info["alt"]
+
+
+def test_the_curve_shows_lost_faces_and_the_anchors() -> None:
+    """R falls with the faces that are lost, although those that are left are as near."""
+    whole = numbered(study())
+    table = trade_off(whole, "Dlib").set_index("system")
+    assert table.loc["fused", "number"].tolist() == [0, 1]
+    assert [x.estimate for x in table.loc["fused", "identity"]] == pytest.approx([0.1, 0.45])
+    assert [x.estimate for x in table.loc["fused", "of_faces"]] == pytest.approx([0.1, 0.6])
+    assert [x.estimate for x in table.loc["fused", "found"]] == pytest.approx([1, 0.75])
+    assert np.isnan(table.loc[RESTORED, "number"])
+    alt = trade_off_plot(table.reset_index(), "strength").info["alt"]
+    assert "to R 0.45, 75% of prompts and 75% of faces at 1" in alt
+    assert "restored at 0.90" in alt and "the reference at 1.00" in alt
 
 
 def test_the_paired_plot_shows_what_the_intervals_decide() -> None:
@@ -352,3 +494,35 @@ def test_headings_do_not_run_into_each_other() -> None:
     pitch = (grid.width + 8) // 10  # a picture and the gap of 8 pixels
     between = np.concatenate([np.arange(pitch * n - 8, pitch * n) for n in range(1, 10)])
     assert ink.any() and not ink[between].any()
+
+
+def test_anchors_are_left_out_of_grids_and_costs_and_have_the_names_that_studies_give(
+    tmp_path: Path,
+) -> None:
+    for build, name in ((build_restored, RESTORED), (build_reference, REFERENCE)):
+        assert inspect.signature(build).parameters["name"].default == name
+    plain(RED).save(tmp_path / "ada.png")
+    ada = Person("ada", (tmp_path / "ada.png",))
+
+    def paint(prompt, references, seed):  # type: ignore[no-untyped-def]
+        return plain(GREEN)
+
+    def copy(prompt, references, seed):  # type: ignore[no-untyped-def]
+        return plain(BLUE)
+
+    methods = [Method("fused", paint, {"v": 1}), Method(REFERENCE, copy, {"v": 2})]
+    index = run_study(Study("few", methods, [ada], ["a face"]), tmp_path / "store", progress=False)
+    for grid in (study_grid(index, [ada], prompts=["a face"]), pairs_grid(index, [ada])):
+        assert "fused" in grid.info["alt"] and REFERENCE not in grid.info["alt"]
+        assert where(grid, GREEN)[2] and not (np.asarray(grid) == [0, 0, 255]).all(-1).any()
+    costs = cost_table(load_profile("embedded"), methods, [plain(RED)], repeats=1)
+    assert list(costs.index) == ["fused"]
+
+
+def test_a_baseline_that_a_study_lacks_gives_way() -> None:
+    images = study().images
+    assert baseline_of(images) == baseline_of(images, "not trained") == "text-only"
+    assert baseline_of(images, "fused") == "fused"
+    some = images[images["method"] != "text-only"]
+    assert baseline_of(some) == "fused"
+    assert baseline_of(images[images["method"] == REFERENCE]) == REFERENCE

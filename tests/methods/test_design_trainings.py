@@ -179,6 +179,18 @@ def test_one_command_trains_all_passes_over_what_is_finished_and_goes_on(
         assert weights_of(tmp_path / "parts" / name) == networks[name], "as if never cut off"
 
 
+def test_the_command_says_what_is_left(profile: Profile, tmp_path: Path) -> None:
+    command = ["train", "designs", "fused", "--profile", str(tmp_path / "small.yaml")]
+    command += ["--steps", "1", "--out", str(tmp_path / "all")]
+    result = CliRunner().invoke(app, [*command, "--minutes", "0.000000001"])
+    assert result.exit_code == 0, result.output
+    assert "Not finished: fused, 1 steps, seed 3." in result.output
+    assert "5 trainings are left" in result.output
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0 and "left" not in result.output, result.output
+    assert len(list((tmp_path / "all" / "training").glob("*.json"))) == 5
+
+
 def test_trainings_over_another_base_or_by_another_recipe_are_not_mixed(
     profile: Profile, tmp_path: Path
 ) -> None:

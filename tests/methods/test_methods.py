@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from companion.faces.arcface import FaceEmbedder, align
-from companion.methods import KNOWN, Method, Models, build_method
+from companion.methods import CONTROLS, KNOWN, Method, Models, build_method
 from companion.methods.common import pipeline_key, read_adapter
 from companion.methods.counterparts import ABLATIONS
 from companion.methods.dreambooth import FineTuning, Student
@@ -43,7 +43,7 @@ from tests.helpers.published import write_arc2face, write_faceid, write_instanti
 from tests.helpers.tiny import write_tiny_checkpoint, write_tiny_xl_checkpoint
 
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 64, "width": 64}
-SYSTEMS = [kind for kind in KNOWN if kind not in ("text-only", "fused", *ABLATIONS)]
+SYSTEMS = [kind for kind in KNOWN if kind not in ("text-only", "fused", *CONTROLS, *ABLATIONS)]
 each = pytest.mark.parametrize("kind", SYSTEMS)
 
 

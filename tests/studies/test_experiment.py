@@ -60,7 +60,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         distance = np.where(index["method"] == "near", 0.2, 0.5)
         scale = pd.DataFrame({"genuine": 0.1, "impostor": 0.6}, index=[one.name for one in people])
         images = index.assign(**{"distance Dlib": distance, "style_correct": 1.0})
-        images = images.assign(clip_score=20.0)
+        images = images.assign(clip_score=20.0, face=True)
         return Measurements(images, {"Dlib": scale}, "dlib", "reference")
 
     monkeypatch.setattr(module, "measure", fake)
@@ -89,7 +89,10 @@ def test_a_declared_study_becomes_scores(
     assert told["classifiers"] == {"classifier": found.profile.classifier}
     assert told["recognisers"] == found.profile.recognisers
     assert told["cache"] == tmp_path / "out" / "observations"
-    assert set(found.by_prompt) == {"nearer (Dlib)", "CLIP score", "face and prompt"}
+    asked_of_prompts = {"face found", "nearer (Dlib)", "CLIP score", "face and prompt"}
+    assert set(found.by_prompt) == asked_of_prompts
+    (main,) = found.main_scores
+    assert main.of("near").eq(0.2).all(), "to the reference, as nothing else was measured"
 
 
 def test_pictures_are_chosen_by_prompt_and_by_method(people: list[Person], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from companion.publishing.notebooks import find_notebooks, fit_parameters
 from companion.publishing.preflight import PICTURES
 from companion.publishing.reproduce import reproduce
 from companion.publishing.toc import prune_toc, toc_pages, unlink
+from companion.studies.declaration import load_declaration
 from fusionlib.errors import FusionError
 from fusionlib.profiles import ROOT, load_profile
 from tests.helpers.tiny_book import make_repository, write_notebook
@@ -186,6 +187,15 @@ def test_a_profile_speaks_of_notebooks_and_parameters_that_exist(name: str) -> N
         }
 
 
+def _asked_by(study: ast.expr) -> dict[str, int]:
+    """How many pictures of a person a study's file asks for; nothing, if it has no file."""
+    name = study.value if isinstance(study, ast.Constant) else ""
+    if not str(name).endswith(".yaml"):
+        return {}
+    people = load_declaration(ROOT / "notebooks" / str(name)).people
+    return {"references": people.references, "others": people.others}
+
+
 def test_notebooks_say_how_many_pictures_of_a_person_they_ask_for() -> None:
     """What ``--dry-run`` counts is what `load_people` and `experiment` will be asked for."""
     counted = 0
@@ -200,8 +210,8 @@ def test_notebooks_say_how_many_pictures_of_a_person_they_ask_for() -> None:
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "load_people"
             if any(getattr(argument, "id", "") == "num_people" for argument in call.args)
         ]
-        asked += [  # `experiment` asks for as many as `load_people` does by default
-            {}
+        asked += [  # `experiment` asks for as many as its study's file, or `load_people`, does
+            _asked_by(call.args[0])
             for tree in trees
             for call in ast.walk(tree)
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "experiment"

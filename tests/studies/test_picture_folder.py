@@ -127,12 +127,19 @@ def test_an_exported_study_is_judged_as_the_study_itself(
     study, numbers = store / "studies" / "mirror", tmp_path / "numbers.csv"
     done = evaluate(study, observations, "--out", numbers)
     assert done.exit_code == 0, done.output
-    (row,) = [line for line in done.output.splitlines() if line.startswith("│ copy ")][:1]
-    assert "0.000 [0.000, 0.000]" in row and "5 of 5" in row
+    rows = [line for line in done.output.splitlines() if line.startswith("│ copy ")]
+    faces, unseen, shown = rows[:3]
+    assert "5 of 5" in faces and "0.000 [0.000, 0.000]" in faces, "no more faces than a stranger"
+    # A copy is the reference itself on the main scale, and nearer than another picture of the
+    # person in distances to the reference.
+    assert unseen.count(" 1.000 ") == 2, "whoever is drawn again, so that there is no interval"
+    assert "0.000 [0.000, 0.000]" in shown and re.search(r" 1\.[1-9]\d\d \[1\.", shown)
     text = " ".join(done.output.split())
     (line,) = re.findall(r"copy against a stranger, distance Dlib .*?supported", text)
     assert line.startswith("copy against a stranger, distance Dlib (above 0 is nearer): 0.")
     assert line.endswith("] (5 of 5 pairs of pictures, 5 people): supported")
+    assert "copy against a stranger, unseen Dlib (above 0 is nearer): 0." in text
+    assert "│ picky │ – │ – │" in text, "of four people there is no R"
     assert "picky against a stranger, ssim (above 0 is better): " in text
     assert "is better than" not in text, "which is wrong of what is below 0"
     assert "│ copy │ ssim │ 1.000 [1.000, 1.000] │ 5 of 5 │" in text
