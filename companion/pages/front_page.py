@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from companion.figures.display import as_html
 from companion.figures.plots import trade_off, trade_off_plot
 from companion.figures.verdicts import Panel
 from companion.studies.experiment import RECORDS
@@ -21,11 +22,12 @@ def recorded_trade_off(profile: Profile) -> Any:
         profile: Profile whose record is drawn, by its first recogniser.
 
     Returns:
-        The figure; a sentence, where the profile has no such record.
+        The figure as HTML, which keeps its alternative text on another page; a sentence, where the
+        profile has no such record.
     """
     file = RECORDS / profile.name / f"{STUDY}.parquet"
     if not file.is_file():
         text = f"The study {STUDY} has not been measured under the profile {profile.name} yet."
         return Panel(f"<p>{text}</p>", text)
     measured = read_record(file).measured
-    return trade_off_plot(trade_off(measured, next(iter(measured.scales))), "strength")
+    return as_html(trade_off_plot(trade_off(measured, next(iter(measured.scales))), "strength"))
