@@ -417,8 +417,9 @@ def test_a_folder_to_judge_is_read_or_refused(place: Place, case: Case) -> None:
 @table(
     *[refused(name, text(content), "a.yaml") for name, content in NO_YAML],
     *[refused(name, given, named) for name, given, named in NO_FILE],
-    refused("an entry of nothing", text("- \n"), "a.yaml", "1"),
-    refused("an entry that does not fit", text("- {id: x}\n"), "a.yaml", "Claim 1 (x)"),
+    refused("an entry of nothing", text("claims:\n- \n"), "a.yaml", "1"),
+    refused("an entry that does not fit", text("claims:\n- {id: x}\n"), "a.yaml", "Claim 1 (x)"),
+    refused("a list without its name", text("- {id: x}\n"), "a.yaml", "`claims:`"),
 )
 def test_a_list_of_claims_is_refused(place: Place, case: Case) -> None:
     place.read(case, read_claims)

@@ -190,8 +190,9 @@ def test_a_cell_that_breaks_names_the_claims_that_rest_on_it() -> None:
     other = module.broken(nbformat.v4.new_code_cell("x = 1"), "fig3_references")
     assert "'one-image'" in other and "rests on fig3_references" in other
     pairs = nbformat.v4.new_code_cell('systems.record_claims("identity-faceid")')
-    assert module.broken(pairs, "systems").startswith("The claim 'identity-faceid' (")
-    assert "'identity-instantid'" in module.broken(nbformat.v4.new_code_cell("x = 1"), "systems")
+    page = "table1_identity"
+    assert module.broken(pairs, page).startswith("The claim 'identity-faceid' (")
+    assert "'identity-instantid'" in module.broken(nbformat.v4.new_code_cell("x = 1"), page)
     assert "No claim" in module.broken(nbformat.v4.new_code_cell("x = 1"), "data_card")
 
 
